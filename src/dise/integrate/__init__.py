@@ -1,0 +1,24 @@
+"""How an initial value problem is solved."""
+
+from dise.integrate.integrators import RK4, Adaptive, Dopri5, Euler, FixedStep, Integrator, RungeKutta
+from dise.integrate.solution import Solution, SolveError, State, Status
+from dise.integrate.solve import solve
+from dise.integrate.step import Step
+from dise.integrate.tableau import ButcherTableau
+
+__all__ = [
+    "RK4",
+    "Adaptive",
+    "ButcherTableau",
+    "Dopri5",
+    "Euler",
+    "FixedStep",
+    "Integrator",
+    "RungeKutta",
+    "Solution",
+    "SolveError",
+    "State",
+    "Status",
+    "Step",
+    "solve",
+]

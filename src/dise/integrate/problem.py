@@ -1,0 +1,151 @@
+"""Initial value problems in the solver's own layout, and how an integrator asks for evaluations of f.
+
+Inside the solver a state is one [n, F] tensor and an integration is a coroutine: it yields a `Request` for each
+evaluation of f that it needs and receives the values. Whoever runs it answers. That is what lets one loop serve a
+single integrator, and a batch whose samples have different ones: `merge` runs several integrations in lockstep and
+asks for all their evaluations in one call of f.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dise.integrate.solution import State
+
+
+class Request(NamedTuple):
+    """A wish for f(t, y) of some samples."""
+
+    rows: Tensor | None  # [n] indices into the problem's samples; None: all of them, in order
+    t: Tensor  # [n]
+    y: Tensor  # [n, F]
+
+
+class Result(NamedTuple):
+    """The end of an integration, a row a sample; fields as in `Solution`."""
+
+    y: Tensor  # [n, F]
+    t: Tensor
+    nfe: Tensor
+    n_steps: Tensor
+    n_accepted: Tensor
+    error: Tensor
+    status: Tensor
+    dt: Tensor
+    accumulated: Tensor
+    choice: Tensor | None = None
+
+
+Integration = Generator[Request, Tensor, Result]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the user's state lies in the solver's [n, F] tensor.
+
+    A batch of B samples is n = B rows. With batched=False the whole state is one system: n = 1.
+    """
+
+    shapes: tuple[torch.Size, ...]  # of the state's tensors, without the batch dimension if batched
+    is_tuple: bool
+    batched: bool
+
+    @classmethod
+    def of(cls, y: State, *, batched: bool) -> "Layout":
+        """Layout of a state whose tensors are [B, ...]."""
+        leaves = y if isinstance(y, tuple) else (y,)
+        shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in leaves)
+        return cls(shapes, isinstance(y, tuple), batched)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Features of each tensor of the state."""
+        return [shape.numel() for shape in self.shapes]
+
+    def pack(self, y: State) -> Tensor:
+        """User's state → [n, F]."""
+        leaves = y if isinstance(y, tuple) else (y,)
+        rows = [leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(leaves, self.sizes, strict=True)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def unpack(self, y: Tensor) -> State:
+        """[n, F] → user's state of n samples."""
+        batch = (len(y),) if self.batched else ()
+        parts = y.split(self.sizes, dim=1) if len(self.sizes) > 1 else (y,)
+        leaves = tuple(part.reshape(*batch, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return leaves if self.is_tuple else leaves[0]
+
+    def time(self, t: Tensor) -> Tensor:
+        """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
+        return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
+
+    def norm(self, x: Tensor) -> Tensor:
+        """[n, F] → [n] root mean square over features; of a tuple state the largest of its tensors' (as torchdiffeq)."""
+        parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
+        # vector_norm has gradient 0 at 0, where sqrt(mean(x²)) has NaN
+        norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).amax(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """n initial value problems y' = f(t, y), y(t0) = y0, wanted at t1, and how they are to be solved."""
+
+    y0: Tensor  # [n, F]
+    t0: Tensor  # [n]
+    t1: Tensor  # [n]
+    layout: Layout
+    k1: Tensor | None = None  # [n, F] f(t0, y0), where somebody evaluated it already
+    compact: bool = False
+    through_control: bool = False
+    accumulate: Callable | None = None
+
+    def __len__(self) -> int:
+        return len(self.y0)
+
+    def first_stage(self) -> Generator[Request, Tensor, Tensor]:
+        """f(t0, y0) [n, F], asked for unless known."""
+        if self.k1 is not None:
+            return self.k1
+        return (yield Request(None, self.t0, self.y0))
+
+    def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
+        """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
+        k1 = None if k1 is None else k1[rows]
+        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1)
+
+
+def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
+    """Run integrations of disjoint samples in lockstep: their n-th evaluations of f are one call.
+
+    Batch calls are thus the maximum over the parts, not the sum.
+
+    Args:
+        parts: pairs of the rows [n_i] that a part integrates and its integration.
+
+    Returns:
+        the parts' results, in their order.
+    """
+    results: list[Result | None] = [None] * len(parts)
+    answers: dict[int, Tensor | None] = dict.fromkeys(range(len(parts)))
+    while True:
+        requests: dict[int, Request] = {}
+        for i, answer in answers.items():
+            rows, integration = parts[i]
+            try:
+                request = next(integration) if answer is None else integration.send(answer)
+            except StopIteration as stop:
+                results[i] = stop.value
+            else:
+                requests[i] = request._replace(rows=rows if request.rows is None else rows[request.rows])
+        if not requests:
+            return [result for result in results if result is not None]
+        if len(requests) == 1:
+            ((i, request),) = requests.items()
+            answers = {i: (yield request)}
+        else:
+            values = yield Request(*(torch.cat(field) for field in zip(*requests.values(), strict=True)))
+            answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))

@@ -1,0 +1,197 @@
+"""`solve`: the door to integration. Checks the arguments, answers the integrator's requests, returns a Solution."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dise.integrate.integrators import Integrator
+from dise.integrate.problem import Integration, Layout, Problem, Request, Result, merge
+from dise.integrate.solution import Solution, State, Status
+from dise.integrate.step import Step
+
+
+def solve(
+    f: Callable[..., State],
+    y0: State,
+    t0: float | Tensor,
+    t1: float | Tensor,
+    integrator: Integrator,
+    *,
+    args: Sequence[Any] = (),
+    sample_args: Sequence[Tensor] = (),
+    batched: bool = True,
+    compact: bool | None = None,
+    accumulate: Callable[[Step], Tensor] | None = None,
+    through_control: bool = False,
+    throw: bool = True,
+) -> Solution:
+    """Solve y' = f(t, y), y(t0) = y0 for every sample of a batch, each on its own.
+
+    Args:
+        f: vector field, called as f(t, y, *args, *sample_args) with t [n, 1, …, 1] and y [n, ...] of the n ≤ B
+            samples that need an evaluation; returns dy/dt in y's structure and shapes. With batched=False t is [].
+        y0: [B, ...] initial state, or a tuple of such tensors (of one dtype and device); float32 or float64.
+        t0, t1: start and end, numbers or [B] tensors. Forwards, backwards and zero length may be mixed in a batch.
+        integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
+        args: passed on to f as they are.
+        sample_args: tensors [B, ...] of which f gets the rows that it is called on (labels, conditions, …).
+        batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
+        compact: let finished samples leave the batch, so that f sees only rows that still run. Default: when
+            gradients are off (`torch.no_grad`).
+        accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
+            into `Solution.accumulated` (what regularizers are made of).
+        through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
+        throw: raise if a sample fails; False returns each sample's status and last good state. Gradients of
+            parameters are not usable where a failed sample was part of the batch.
+
+    Returns:
+        the `Solution`; gradients flow by backpropagation through the accepted steps to y0, f's parameters, args,
+        sample_args, t0 and t1.
+
+    Raises:
+        TypeError, ValueError: an argument (named in the message) is not as described.
+        SolveError: a sample failed and throw is True.
+    """
+    _check_state(y0, batched=batched)
+    if not isinstance(integrator, Integrator):
+        raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+    layout = Layout.of(y0, batched=batched)
+    packed = layout.pack(y0)
+    problem = Problem(
+        y0=packed,
+        t0=_times("t0", t0, packed, batched=batched),
+        t1=_times("t1", t1, packed, batched=batched),
+        layout=layout,
+        compact=not torch.is_grad_enabled() if compact is None else compact,
+        through_control=through_control,
+        accumulate=accumulate,
+    )
+    field = _Field(f, layout, tuple(args), _check_sample_args(sample_args, packed, batched=batched))
+    result = _drive(_integrate_moving(integrator, problem), field)
+    solution = _solution(result, layout, field.calls, accumulated=accumulate is not None)
+    return solution.raise_for_status() if throw else solution
+
+
+class _Field:
+    """The user's f on the solver's layout: answers requests, checks what comes back, counts calls."""
+
+    def __init__(self, f: Callable[..., State], layout: Layout, args: tuple, sample_args: tuple[Tensor, ...]) -> None:
+        self.f, self.layout, self.args, self.sample_args = f, layout, args, sample_args
+        self.calls = 0
+
+    def __call__(self, request: Request) -> Tensor:
+        rows = request.rows
+        y = self.layout.unpack(request.y)
+        own = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
+        self.calls += 1
+        try:
+            value = self.f(self.layout.time(request.t), y, *self.args, *own)
+        except RuntimeError as error:
+            if rows is not None:
+                error.add_note(_PARTIAL)
+            raise
+        self._check(value, y, partial=rows is not None)
+        return self.layout.pack(value).to(request.y.dtype)
+
+    def _check(self, value: object, y: State, *, partial: bool) -> None:
+        if _shapes(value) == _shapes(y):
+            return
+        note = f" {_PARTIAL}" if partial else ""
+        raise ValueError(f"f: expected dy/dt of shape {_shapes(y)} like y, got {_shapes(value)}.{note}")
+
+
+_PARTIAL = (
+    "f was called on some of the samples only. Tensors with a row a sample belong in sample_args=, "
+    "not in a closure; or pass compact=False."
+)
+
+
+def _shapes(value: object) -> object:
+    """What to compare and to show of a state: its tensors' shapes, or its type if it is none."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple):
+        return [_shapes(part) for part in value]
+    return type(value).__name__
+
+
+def _drive(integration: Integration, field: _Field) -> Result:
+    """Run an integration to its end, answering each request by one call of f."""
+    answer = None
+    while True:
+        try:
+            request = next(integration) if answer is None else integration.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = field(request)
+
+
+def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
+    """Integrate the samples whose span has a length; the others are at their end and need no evaluation of f."""
+    moving = problem.t0 != problem.t1
+    rows = moving.nonzero().flatten()
+    if len(rows) == len(problem) > 0:
+        return (yield from integrator.integrate(problem))
+    none = torch.zeros_like(problem.t0, dtype=torch.int64)
+    zero = torch.zeros_like(problem.t0)
+    still = Result(problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero)
+    if len(rows) == 0:
+        return still
+    (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows)))])
+    if moved.choice is not None:
+        still = still._replace(choice=none - 1)
+    fields = zip(still, moved, strict=True)
+    return Result(*(None if old is None else old.index_put((rows,), new) for old, new in fields))
+
+
+def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:
+    values = result._asdict()
+    if not accumulated:
+        values["accumulated"] = None
+    if not layout.batched:
+        values |= {name: x.reshape(()) for name, x in values.items() if name != "y" and x is not None}
+    return Solution(**(values | {"y": layout.unpack(result.y), "calls": calls}))
+
+
+def _check_state(y0: object, *, batched: bool) -> None:
+    leaves = y0 if isinstance(y0, tuple) else (y0,)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {_shapes(y0)}")
+    first = leaves[0]
+    for leaf in leaves:
+        if leaf.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"y0: expected float32 or float64, got {leaf.dtype}")
+        if (leaf.dtype, leaf.device) != (first.dtype, first.device):
+            raise TypeError(
+                "y0: expected tensors of one dtype and device, got "
+                f"{first.dtype} on {first.device} and {leaf.dtype} on {leaf.device}"
+            )
+        if batched and (leaf.ndim == 0 or first.ndim == 0 or len(leaf) != len(first)):
+            raise ValueError(
+                "y0: expected tensors [B, ...] with the same number of samples B first (batched=False takes "
+                f"any shape), got {_shapes(y0)}"
+            )
+
+
+def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
+    for i, arg in enumerate(sample_args):
+        if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or len(arg) != len(y0))):
+            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {_shapes(arg)}")
+    return tuple(sample_args)
+
+
+def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool) -> Tensor:
+    """[n] times in the state's dtype and on its device."""
+    if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
+        raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
+    if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
+        raise TypeError(f"{name}: expected real times, got {t.dtype}")
+    time = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
+    if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
+        expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
+        raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
+    if not time.isfinite().all():
+        raise ValueError(f"{name}: expected finite times, got {t}")
+    return time.expand(len(y0))

@@ -1,0 +1,96 @@
+"""Explicit Runge–Kutta methods as data."""
+
+import math
+from dataclasses import dataclass
+
+_ROUNDING = 1e-12  # coefficients are quotients of small integers in double precision
+
+
+@dataclass(frozen=True)
+class ButcherTableau:
+    r"""Coefficients of an explicit Runge–Kutta method, checked when it is made.
+
+        c | a          k_i = f(t + c_i dt, y + dt Σ_j a_ij k_j)
+        --+----        y_next = y + dt Σ_i b_i k_i
+          | b          error  = dt Σ_i b_err_i k_i     (b minus the embedded method's weights)
+
+    Args:
+        c: nodes, one a stage, the first 0.
+        a: rows of the strictly lower triangle: row i (from 0) holds i numbers.
+        b: weights of the solution.
+        order: order of the solution.
+        b_err: weights of the error estimate; None if no method is embedded.
+
+    Raises:
+        ValueError: coefficients of the wrong number, a_i that do not sum to c_i, b not to 1, b_err not to 0.
+
+    Source: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, II.1 and II.4.
+    """
+
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int
+    b_err: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        rows = {"a": self.a, "b": self.b} | ({} if self.b_err is None else {"b_err": self.b_err})
+        for name, row in rows.items():
+            if len(row) != self.stages:
+                raise ValueError(f"{name}: expected {self.stages} entries as c has, got {len(row)}")
+        for i, (row, c) in enumerate(zip(self.a, self.c, strict=True)):
+            if len(row) != i:
+                raise ValueError(f"a: row {i} of an explicit method has {i} entries, got {len(row)}")
+            if not math.isclose(sum(row), c, abs_tol=_ROUNDING):
+                raise ValueError(f"a: row {i} sums to {sum(row)}, but c[{i}] is {c}")
+        if not math.isclose(sum(self.b), 1.0, abs_tol=_ROUNDING):
+            raise ValueError(f"b: must sum to 1, sums to {sum(self.b)}")
+        if self.b_err is not None and abs(sum(self.b_err)) > _ROUNDING:
+            raise ValueError(f"b_err: must sum to 0, sums to {sum(self.b_err)}")
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.c)
+
+    @property
+    def fsal(self) -> bool:
+        """First same as last: the last stage is f at the step's end, hence the next step's first stage."""
+        return self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+
+
+EULER = ButcherTableau(c=(0.0,), a=((),), b=(1.0,), order=1)
+
+# The classical method: Kutta 1901; Hairer, Nørsett, Wanner, Table II.1.2, left (the "3/8 rule" is its right).
+RK4 = ButcherTableau(
+    c=(0.0, 1 / 2, 1 / 2, 1.0),
+    a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    order=4,
+)
+
+# Dormand, Prince 1980, RK5(4)7M; Hairer, Nørsett, Wanner, Table II.5.2. The embedded fourth-order weights are
+# Shampine's (Some practical Runge-Kutta formulas, Math. Comp. 46, 1986), as in torchdiffeq, torchode and diffrax;; Dormand and Prince's own differ, hence so do step counts.
+DOPRI5 = ButcherTableau(
+    c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    a=(
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    order=5,
+    b_err=(
+        35 / 384 - 1951 / 21600,
+        0.0,
+        500 / 1113 - 22642 / 50085,
+        125 / 192 - 451 / 720,
+        -2187 / 6784 + 12231 / 42400,
+        11 / 84 - 649 / 6300,
+        -1 / 60,
+    ),
+)
