@@ -17,6 +17,7 @@ class NeuralODE(nn.Module):
         integrator: how to solve; assign to `block.integrator` to change it.
         t0, t1: span of the integration.
         batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
+        compact: False calls f on all samples always (see `dise.solve`).
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class NeuralODE(nn.Module):
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
         batched: bool = True,
+        compact: bool = True,
     ) -> None:
         super().__init__()
-        self.f, self.integrator, self.t0, self.t1, self.batched = f, integrator, t0, t1, batched
+        self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
+        self.batched, self.compact = batched, compact
         self._record: list[Solution] | None = None
 
     def solve(
@@ -50,6 +53,7 @@ class NeuralODE(nn.Module):
             args=args,
             sample_args=sample_args,
             batched=self.batched,
+            compact=self.compact,
             accumulate=accumulate,
         )
         if self._record is not None:

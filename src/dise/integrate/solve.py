@@ -22,7 +22,7 @@ def solve(
     args: Sequence[Any] = (),
     sample_args: Sequence[Tensor] = (),
     batched: bool = True,
-    compact: bool | None = None,
+    compact: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
     through_control: bool = False,
     throw: bool = True,
@@ -38,8 +38,8 @@ def solve(
         args: passed on to f as they are.
         sample_args: tensors [B, ...] of which f gets the rows that it is called on (labels, conditions, …).
         batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
-        compact: let finished samples leave the batch, so that f sees only rows that still run. Default: when
-            gradients are off (`torch.no_grad`).
+        compact: let finished samples leave the batch, so that f sees only rows that still run, in training as well.
+            False: f always gets all samples (for an f that mixes samples, such as batch normalization in training).
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
             into `Solution.accumulated` (what regularizers are made of).
         through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
@@ -64,7 +64,7 @@ def solve(
         t0=_times("t0", t0, packed, batched=batched),
         t1=_times("t1", t1, packed, batched=batched),
         layout=layout,
-        compact=not torch.is_grad_enabled() if compact is None else compact,
+        compact=compact,
         through_control=through_control,
         accumulate=accumulate,
     )

@@ -1,0 +1,1 @@
+"""Running the paper's experiments: train, select, evaluate, report."""

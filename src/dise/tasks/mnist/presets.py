@@ -1,0 +1,34 @@
+"""Settings of the MNIST experiments."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Preset(BaseModel):
+    """How a model is trained and its selector fitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Literal["sample", "full"] = Field(description="the images shipped with the package, or all of MNIST")
+    epochs: int = Field(ge=1)
+    schedule: Literal["one-cycle", "steps"]
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(0.1, gt=0, description="peak rate for a batch of 128; scales with the batch size")
+    monitored: int = Field(1000, ge=1, description="held-out images on which accuracy is logged each epoch")
+
+
+PRESETS = {
+    # fast enough for a demo on two cores
+    "sample": Preset(data="sample", epochs=2, schedule="one-cycle"),
+    # about a quarter of an hour a model on two cores
+    "cpu": Preset(data="full", epochs=3, schedule="one-cycle"),
+    # the paper's: torchdiffeq's examples/odenet_mnist.py, ×{0.1, 0.01, 0.001} at epochs {60, 100, 140}
+    "paper": Preset(data="full", epochs=160, schedule="steps", monitored=5000),
+}
+
+# λ of Eq. 3, from the paper's section 4.1
+WEIGHTS = {"none": 0.0, "kinetic": 0.01, "l1": 1e-4, "l2": 1e-4, "error": 5e-3, "raw-error": 5e-3}
+
+# α and M of Eq. 4, from the paper's section 4.1
+ALPHA, PENALTY = 0.3, 1000.0
