@@ -2,11 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator, Solution, State, Step, solve
+
+
+class Record(NamedTuple):
+    """One integration of a block: where it started and what came of it."""
+
+    y0: State
+    solution: Solution
 
 
 class NeuralODE(nn.Module):
@@ -33,7 +41,7 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.batched, self.compact = batched, compact
-        self._record: list[Solution] | None = None
+        self._records: list[Record] | None = None
 
     def solve(
         self,
@@ -56,29 +64,34 @@ class NeuralODE(nn.Module):
             compact=self.compact,
             accumulate=accumulate,
         )
-        if self._record is not None:
-            self._record.append(solution)
+        if self._records is not None:
+            self._records.append(Record(y0, solution))
         return solution
 
     def forward(self, y0: State) -> State:
         """State at t1, shaped like y0 [B, ...]."""
         return self.solve(y0).y
 
+    def first_stage(self, y0: Tensor) -> Tensor:
+        """k1 = f(t0, y0), shaped like y0 [B, ...]: what every integrator evaluates first."""
+        t0 = torch.as_tensor(self.t0, dtype=y0.dtype, device=y0.device).expand(len(y0))
+        return self.f(t0.reshape(-1, *(1 for _ in y0.shape[1:])), y0)
+
     @contextmanager
-    def recording(self) -> Iterator[list[Solution]]:
-        """Within the context, every solve's Solution is appended to the list that it gives.
+    def recording(self) -> Iterator[list[Record]]:
+        """Within the context, every solve's start and Solution are appended to the list that it gives.
 
         It is how NFE, errors and choices are read from a model that calls its block somewhere inside:
 
-            with block.recording() as solutions:
+            with block.recording() as records:
                 model(x)
-            solutions[0].nfe
+            records[0].solution.nfe
         """
-        outer, self._record = self._record, []
+        outer, self._records = self._records, []
         try:
-            yield self._record
+            yield self._records
         finally:
-            self._record = outer
+            self._records = outer
 
     @contextmanager
     def using(self, integrator: Integrator, *, batched: bool | None = None) -> Iterator[None]:
