@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
+from dise.tasks.errors import UserError
 from dise.tasks.registry import TASKS
 from dise.tasks.task import Task
 
@@ -19,7 +20,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 }
 
 
-class ExperimentError(ValueError):
+class ExperimentError(UserError):
     """A wrong setting or run directory; the message is one line that says what to do."""
 
 
@@ -38,7 +39,14 @@ class RunConfig(BaseModel):
 
     @classmethod
     def of(
-        cls, task: str, preset: str, *, model: str | None = None, reg: str = "none", weight: float | None = None, seed: int = 0
+        cls,
+        task: str,
+        preset: str,
+        *,
+        model: str | None = None,
+        reg: str = "none",
+        weight: float | None = None,
+        seed: int = 0,
     ) -> "RunConfig":
         """The run that these names mean; λ is the paper's unless given.
 

@@ -44,8 +44,10 @@ def claim_run(path: Path, config: RunConfig) -> None:
     if (path / CONFIG).exists():
         there = open_run(path)
         if there != config:
-            raise ExperimentError(f"{path} holds a run with other settings ({_difference(there, config)}); "
-                                  "choose another --out, or move it away")
+            raise ExperimentError(
+                f"{path} holds a run with other settings ({_difference(there, config)}); "
+                "choose another --out, or move it away"
+            )
         return
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / CONFIG, config.model_dump_json(indent=2) + "\n")
@@ -54,7 +56,9 @@ def claim_run(path: Path, config: RunConfig) -> None:
 def _difference(there: RunConfig, wanted: RunConfig) -> str:
     flat = [{**c.model_dump(exclude={"settings"}), **c.settings} for c in (there, wanted)]
     keys = dict.fromkeys([*flat[0], *flat[1]])
-    return ", ".join(f"{k}: {flat[0].get(k)} there, {flat[1].get(k)} wanted" for k in keys if flat[0].get(k) != flat[1].get(k))
+    return ", ".join(
+        f"{k}: {flat[0].get(k)} there, {flat[1].get(k)} wanted" for k in keys if flat[0].get(k) != flat[1].get(k)
+    )
 
 
 def load_model(path: Path, config: RunConfig) -> nn.Module:
@@ -87,7 +91,9 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 def save_weights(module: nn.Module, file: Path) -> None:
     """Write a module's parameters and buffers as safetensors; the file appears whole or not at all."""
-    tensors: dict[str, Tensor] = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    tensors: dict[str, Tensor] = {
+        name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
+    }
     partial = file.with_suffix(".partial")
     save_file(tensors, partial)
     os.replace(partial, file)

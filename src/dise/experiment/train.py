@@ -1,5 +1,6 @@
 """Training one run with Lightning: L = L_task + λ·R (Eq. 3)."""
 
+import csv
 import sys
 import time
 import warnings
@@ -41,7 +42,10 @@ class Training(L.LightningModule):
     def _log(self, part: str, loss: Loss, values: dict[str, torch.Tensor]) -> None:
         values = {name: value.detach() for name, value in (values | loss.metrics).items()}
         if loss.solution is not None:
-            values |= {"nfe": loss.solution.nfe.float().mean(), "nfe_batch": torch.tensor(float(loss.solution.calls))}
+            values |= {
+                "nfe": loss.solution.nfe.float().mean(),
+                "nfe_batch": torch.tensor(float(loss.solution.calls)),
+            }
             values |= {"error": loss.solution.error.detach().mean()}
         batch_size = 1 if loss.solution is None else loss.solution.nfe.numel()
         for name, value in values.items():
@@ -73,7 +77,9 @@ class EpochLine(Callback):
             sys.stderr.write(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}\n")
 
 
-def train(config: RunConfig, path: Path, *, data_dir: Path | None = None, device: str = "auto", resume: bool = True) -> bool:
+def train(
+    config: RunConfig, path: Path, *, data_dir: Path | None = None, device: str = "auto", resume: bool = True
+) -> bool:
     """Train a run to its end: continue if it was interrupted, do nothing if it is done.
 
     Interrupted runs go on from the last whole epoch, to the same result as if they had not been.
@@ -136,6 +142,21 @@ class _Clock(Callback):
         self.seconds += time.perf_counter() - self._since
 
 
+def _new_version(logs: Path, name: str) -> str:
+    """A resumed run logs beside its earlier logs: Lightning's CSV logger would delete them."""
+    taken = len(list(logs.glob(f"{name}*")))
+    return f"{name}-{taken}" if taken else name
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The training log of a run, a row a logged step: `step`, `train/loss`, `train/penalty`, `train/nfe`, …"""
+    rows = []
+    for file in sorted((path / "logs").glob("csv*/metrics.csv")):
+        with file.open() as lines:
+            rows += [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+    return sorted((row for row in rows if "train/loss" in row), key=lambda row: row["step"])
+
+
 def _trainer(path: Path, epochs: int, device: str, clock: Callback) -> L.Trainer:
     terminal = sys.stderr.isatty()
     return L.Trainer(
@@ -147,7 +168,10 @@ def _trainer(path: Path, epochs: int, device: str, clock: Callback) -> L.Trainer
             RichProgressBar() if terminal else EpochLine(),
             ModelCheckpoint(dirpath=path / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1),
         ],
-        logger=[CSVLogger(path, name="logs", version="csv"), TensorBoardLogger(path, name="logs", version="tensorboard")],
+        logger=[
+            CSVLogger(path, name="logs", version=_new_version(path / "logs", "csv")),
+            TensorBoardLogger(path, name="logs", version="tensorboard"),
+        ],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,8 +31,15 @@ FirstStep = Generator[Request, Tensor, tuple[Tensor, int]]
 class Controller(Protocol):
     """What the loop asks of step-size control."""
 
-    rounds: int | None  # number of steps if it is known before
-    max_steps: int | None
+    @property
+    def rounds(self) -> int | None:
+        """Number of steps, if it is known before."""
+        ...
+
+    @property
+    def max_steps(self) -> int | None:
+        """Attempted steps after which a sample gives up."""
+        ...
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
         """[n] signed first step, and the number of evaluations of f that choosing it took."""
@@ -52,8 +59,7 @@ class FixedSteps:
     """`rounds` steps of equal length, all accepted while finite."""
 
     rounds: int
-
-    max_steps: ClassVar[None] = None
+    max_steps: None = None
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
         """The span's `rounds`-th part."""
@@ -87,8 +93,7 @@ class ErrorControl:
     initial: str | float
     max_steps: int | None
     order: int
-
-    rounds: ClassVar[None] = None
+    rounds: None = None
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
         """The span, a given number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""

@@ -7,7 +7,8 @@ from typing import ClassVar
 from dise.integrate.control import Controller, ErrorControl, FixedSteps
 from dise.integrate.loop import integrate
 from dise.integrate.problem import Integration, Problem
-from dise.integrate.tableau import DOPRI5, EULER, RK4 as CLASSICAL, ButcherTableau
+from dise.integrate.tableau import DOPRI5, EULER, ButcherTableau
+from dise.integrate.tableau import RK4 as CLASSICAL
 
 
 class Integrator(ABC):

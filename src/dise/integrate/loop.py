@@ -16,7 +16,7 @@ from dise.integrate.tableau import ButcherTableau
 class _Rows(NamedTuple):
     """The samples in the loop, a row each."""
 
-    index: Tensor  # which of the problem's samples
+    sample: Tensor  # which of the problem's samples
     t0: Tensor
     t1: Tensor
     k1: Tensor  # f(t, y)
@@ -45,7 +45,7 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     rows = _start(problem, k1, dt, nfe=1 + evaluations)
     everyone, finished = True, []
     for index in count() if control.rounds is None else range(control.rounds):
-        subset = None if everyone else rows.index
+        subset = None if everyone else rows.sample
         if index > 0 and not tableau.fsal:
             rows = _refresh(rows, (yield Request(subset, rows.t, rows.y)))
         running = rows.status == Status.RUNNING
@@ -68,7 +68,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> _Rows:
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     finite = problem.layout.norm(k1).isfinite() & problem.layout.norm(problem.y0).isfinite()
     return _Rows(
-        index=torch.arange(len(problem), device=zero.device),
+        sample=torch.arange(len(problem), device=zero.device),
         t0=problem.t0,
         t1=problem.t1,
         k1=k1,
@@ -121,5 +121,5 @@ def _collect(parts: list[_Rows]) -> Result:
     rows = parts[0]
     if len(parts) > 1:
         rows = _Rows(*(torch.cat(field) for field in zip(*parts, strict=True)))
-        rows = rows.take(rows.index.argsort())
+        rows = rows.take(rows.sample.argsort())
     return Result(**{name: getattr(rows, name) for name in Result._fields if name in _Rows._fields})

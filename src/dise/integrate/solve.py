@@ -142,8 +142,8 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
     (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows)))])
     if moved.choice is not None:
         still = still._replace(choice=none - 1)
-    fields = zip(still, moved, strict=True)
-    return Result(*(None if old is None else old.index_put((rows,), new) for old, new in fields))
+    pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
+    return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
 
 def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:

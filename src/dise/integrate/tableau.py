@@ -70,7 +70,8 @@ RK4 = ButcherTableau(
 )
 
 # Dormand, Prince 1980, RK5(4)7M; Hairer, Nørsett, Wanner, Table II.5.2. The embedded fourth-order weights are
-# Shampine's (Some practical Runge-Kutta formulas, Math. Comp. 46, 1986), as in torchdiffeq, torchode and diffrax;; Dormand and Prince's own differ, hence so do step counts.
+# Shampine's (Some practical Runge-Kutta formulas, Math. Comp. 46, 1986), as in torchdiffeq, torchode and diffrax;
+# Dormand and Prince's own give another error estimate, hence other step counts.
 DOPRI5 = ButcherTableau(
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
     a=(

@@ -1,7 +1,7 @@
 """What each candidate costs on each sample: running them all, and Eq. 4."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,11 @@ class Costs:
         adequate = rule.adequate(outcomes.output, outcomes.target)
         cost = rule(outcomes.nfe, adequate)
         return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, adequate, cost, rule)
+
+    def first(self, number: int) -> "Costs":
+        """The costs of the first `number` candidates alone."""
+        columns = {name: getattr(self, name)[:, :number] for name in ("nfe", "adequate", "cost")}
+        return replace(self, candidates=self.candidates[:number], **columns)
 
     def __len__(self) -> int:
         return len(self.cost)

@@ -50,5 +50,8 @@ def _compare(costs: Costs, winner: int, other: int) -> str:
     if cheaper == winner and ratio > bound:
         return text + f" (M={penalty:g} or alpha={alpha:g} too small to pay for the rest: raise M, or alpha)"
     if cheaper == other and ratio < bound:
-        return text + f" (M={penalty:g} or alpha={alpha:g} so large that one error outweighs the saving: lower M, or alpha)"
+        return (
+            text
+            + f" (M={penalty:g} or alpha={alpha:g} so large that one error outweighs the saving: lower M, or alpha)"
+        )
     return text + " (data: the selector cannot tell the samples apart; more held-out data or another network)"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Problem, Request, Result, merge
 
-Selector = Callable[[Tensor, Tensor], Tensor]
+Selector = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ def integrate_chosen(
         if len(rows)
     ]
     results = yield from merge(parts)
+    # the last field is `choice`, which is known
     back = order.argsort()
-    fields = zip(*(result._replace(choice=None)[:-1] for result in results), strict=True)
-    return Result(*(torch.cat(field)[back] for field in fields), choice=choice)
+    columns = zip(*(result[:-1] for result in results), strict=True)
+    return Result(*(torch.cat(column)[back] for column in columns))._replace(choice=choice)

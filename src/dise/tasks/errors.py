@@ -1,9 +1,12 @@
-"""What can go wrong with a task's data."""
+"""Errors whose message alone tells a user what to do."""
 
 
-class DataError(ValueError):
+class UserError(ValueError):
+    """Something that the user of an experiment can mend: the command line prints the message without a traceback."""
+
+
+class DataError(UserError):
     """A task's data are missing, damaged or cannot be fetched.
 
-    The message stands alone: it names the file, what was expected, what was found and what to do,
-    so that a command line can print it without a traceback.
+    The message names the file, what was expected, what was found and what to do.
     """

@@ -108,8 +108,7 @@ def load_mnist_sample() -> MnistSplits:
     """
     with np.load(SAMPLE_FILE) as arrays:
         train, held_out, test = (
-            _images(arrays[f"{split}_images"], arrays[f"{split}_labels"])
-            for split in ("train", "held_out", "test")
+            _images(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "held_out", "test")
         )
     return MnistSplits(train, held_out, test)
 

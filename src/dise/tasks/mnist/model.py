@@ -27,9 +27,7 @@ class ImageClassifier(nn.Module):
         """Logits [B, 10]."""
         return self.head(self.block(self.stem(x)))
 
-    def solve(
-        self, x: Tensor, *, accumulate: Callable[[Step], Tensor] | None = None
-    ) -> tuple[Tensor, Solution | None]:
+    def solve(self, x: Tensor, *, accumulate: Callable[[Step], Tensor] | None = None) -> tuple[Tensor, Solution | None]:
         """Logits [B, 10] and the block's solution; None for a model without an ODE."""
         if not isinstance(self.block, NeuralODE):
             return self(x), None

@@ -13,16 +13,18 @@ class Preset(BaseModel):
     data: Literal["sample", "full"] = Field(description="the images shipped with the package, or all of MNIST")
     epochs: int = Field(ge=1)
     schedule: Literal["one-cycle", "steps"]
-    batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(0.1, gt=0, description="peak rate for a batch of 128; scales with the batch size")
-    monitored: int = Field(1000, ge=1, description="held-out images on which accuracy is logged each epoch")
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(
+        default=0.1, gt=0, description="peak rate for a batch of 128; scales with the batch size"
+    )
+    monitored: int = Field(default=1000, ge=1, description="held-out images on which accuracy is logged each epoch")
 
 
 PRESETS = {
     # fast enough for a demo on two cores
-    "sample": Preset(data="sample", epochs=2, schedule="one-cycle"),
+    "sample": Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=32, learning_rate=0.4),
     # about a quarter of an hour a model on two cores
-    "cpu": Preset(data="full", epochs=3, schedule="one-cycle"),
+    "cpu": Preset(data="full", epochs=2, schedule="one-cycle", batch_size=64, learning_rate=0.2),
     # the paper's: torchdiffeq's examples/odenet_mnist.py, ×{0.1, 0.01, 0.001} at epochs {60, 100, 140}
     "paper": Preset(data="full", epochs=160, schedule="steps", monitored=5000),
 }

@@ -1,27 +1,39 @@
 """MNIST classification as a task: what training needs to know of it."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dise.integrate import RK4, Dopri5, Euler
+from dise.select import ClassificationCost, PooledNetwork
 from dise.tasks.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
-from dise.tasks.mnist.model import ImageClassifier, odenet, resnet, rknet
-from dise.tasks.mnist.presets import PRESETS, WEIGHTS, Preset
-from dise.tasks.task import Loss
+from dise.tasks.mnist.model import CHANNELS, ImageClassifier, odenet, resnet, rknet
+from dise.tasks.mnist.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
+from dise.tasks.mnist.selector import PaperNetwork
+from dise.tasks.task import Loss, Task
 
 _DECAY_EPOCHS = (60, 100, 140)
+TEST_BATCH = 100
 
 
-class MnistTask:
+class MnistTask(Task):
     """See `dise.tasks.task.Task`."""
 
     name = "mnist"
     presets = PRESETS
     weights = WEIGHTS
-    models = {"odenet": odenet, "rknet": rknet, "resnet": resnet}
+    models: ClassVar = {"odenet": odenet, "rknet": rknet, "resnet": resnet}
+    candidates = (Euler(steps=1), RK4(steps=1), Dopri5(rtol=1e-3, atol=1e-3))
+    baselines = (Dopri5(rtol=1e-3, atol=1e-3, first_step="span"),)
+    selectors: ClassVar = {"paper": PaperNetwork, "pooled": partial(PooledNetwork, CHANNELS)}
+
+    def rule(self, alpha: float | None, penalty: float | None) -> ClassificationCost:
+        """Eq. 4."""
+        return ClassificationCost(alpha=ALPHA if alpha is None else alpha, M=PENALTY if penalty is None else penalty)
 
     def load(self, preset: Preset, data_dir: Path | None) -> MnistSplits:
         """The preset's images."""
@@ -33,7 +45,16 @@ class MnistTask:
 
     def monitored_batches(self, splits: MnistSplits, preset: Preset) -> Batches:
         """Held-out images whose accuracy is logged while training; nothing is chosen by it."""
-        return Batches.evaluation(splits.held_out[: preset.monitored], batch_size=100)
+        return Batches.evaluation(splits.held_out[: preset.monitored], batch_size=TEST_BATCH)
+
+    def selection_batches(self, splits: MnistSplits, *, on: str) -> Batches:
+        """The held-out images, or as many of the training images."""
+        images = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]
+        return Batches.evaluation(images, batch_size=TEST_BATCH)
+
+    def test_batches(self, splits: MnistSplits) -> Batches:
+        """Batches of 100, as in the paper."""
+        return Batches.evaluation(splits.test, batch_size=TEST_BATCH)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], accumulate: Any) -> Loss:
         """Cross-entropy and accuracy."""

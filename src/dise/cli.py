@@ -1,0 +1,244 @@
+"""The command line: `dise run`, and its parts `dise train | select | evaluate | report`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError as error:  # the core is installed without the extra
+    raise SystemExit("dise's command line needs the extra `tasks`: pip install 'dise[tasks]'") from error
+
+if TYPE_CHECKING:
+    from dise.experiment.report import Table
+
+# The heavy imports are inside the commands: `dise --help` should not wait for Lightning.
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+console = Console()
+errors = Console(stderr=True)
+
+
+class Data(StrEnum):
+    """What a selector is fitted to."""
+
+    held_out = "held-out"
+    train = "train"
+
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist.")]
+Preset = Annotated[
+    str,
+    typer.Option(help="Size of the experiment: sample (minutes), cpu (about a quarter of an hour a model) or paper."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and crops.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="DISE_DATA", help="Folder that holds mnist/*.gz. Without it, the images are downloaded and checked."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
+Out = Annotated[Path, typer.Option(help="Where run directories are made.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")]
+Resume = Annotated[bool, typer.Option(help="Continue an interrupted run and reuse a finished one; otherwise refuse.")]
+Weight = Annotated[float | None, typer.Option(min=0.0, help="λ of the regularizer; the paper's by default.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, made by `dise train`.")]
+Alpha = Annotated[float | None, typer.Option(help="Exponent α of Eq. 4; the paper's by default.")]
+Penalty = Annotated[float | None, typer.Option("--penalty", "-M", help="Penalty M of Eq. 4; the paper's by default.")]
+On = Annotated[Data, typer.Option(help="Collect costs on held-out data, or on training data as the paper does.")]
+Timing = Annotated[bool, typer.Option(help="Measure wall-clock too; let nothing else run meanwhile.")]
+
+
+@app.callback()
+def about() -> None:
+    """Neural ODEs that are fast at inference: train, regularize, select integrators, evaluate.
+
+    [bold]dise run mnist[/bold] does everything; the other commands do its parts on a run directory. A command that is
+    given again continues or reuses what is there and never overwrites it.
+    """
+
+
+@app.command()
+def run(
+    task: TaskName,
+    preset: Preset = "sample",
+    reg: Annotated[
+        list[str], typer.Option(help="Regularizer: none, kinetic, l1, l2, error, raw-error. Repeatable.")
+    ] = ["none", "error"],  # noqa: B006
+    model: Annotated[
+        list[str],
+        typer.Option(help="Model: odenet, rknet, resnet. Repeatable; the baselines only without regularizer."),
+    ] = ["odenet"],  # noqa: B006
+    weight: Weight = None,
+    seed: Seed = 0,
+    alpha: Alpha = None,
+    penalty: Penalty = None,
+    on: On = Data.held_out,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Out = Path("runs"),
+    threads: Threads = None,
+    resume: Resume = True,
+    timing: Timing = True,
+) -> None:
+    """Train every model, fit its selectors, evaluate, and print the paper's tables beside the results."""
+    from dise.experiment.config import RunConfig
+    from dise.experiment.evaluate import evaluate as evaluate_run
+    from dise.experiment.select import select as select_run
+    from dise.experiment.train import train as train_run
+
+    accelerator = _start(device, threads)
+    configs = [
+        RunConfig.of(task, preset, model=m, reg=r, weight=weight, seed=seed)
+        for m in model
+        for r in reg
+        if m == "odenet" or r == "none"
+    ]
+    for config in configs:
+        path = config.directory(out)
+        _say(f"training {config.name} in {path}")
+        trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
+        _say("trained" if trained else "was trained before: reused")
+    for config in configs:
+        path = config.directory(out)
+        if config.model != "resnet":
+            select_run(path, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=_say)
+    for config in configs:
+        evaluate_run(config.directory(out), data_dir=data_dir, device=accelerator, timing=timing, log=_say)
+    _report(out / task / preset)
+
+
+@app.command()
+def train(
+    task: TaskName,
+    preset: Preset = "sample",
+    reg: Annotated[str, typer.Option(help="Regularizer: none, kinetic, l1, l2, error, raw-error.")] = "none",
+    model: Annotated[str, typer.Option(help="Model: odenet, rknet, resnet.")] = "odenet",
+    weight: Weight = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    out: Out = Path("runs"),
+    threads: Threads = None,
+    resume: Resume = True,
+) -> None:
+    """Train one model; prints its run directory."""
+    from dise.experiment.config import RunConfig
+    from dise.experiment.train import train as train_run
+
+    _start(device, threads)
+    config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, seed=seed)
+    path = config.directory(out)
+    trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
+    _say("trained" if trained else "was trained before: reused")
+    console.print(str(path), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def select(
+    run_dir: RunDir,
+    alpha: Alpha = None,
+    penalty: Penalty = None,
+    on: On = Data.held_out,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Fit the integrator selectors of a trained run."""
+    from dise.experiment.report import selection_table
+    from dise.experiment.select import select as select_run
+
+    accelerator = _start(device, threads)
+    result = select_run(
+        run_dir, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=_say
+    )
+    _print(selection_table(result))
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    timing: Timing = True,
+) -> None:
+    """Evaluate a run on the test set: every policy, its accuracy, NFE and wall-clock."""
+    from dise.experiment.evaluate import evaluate as evaluate_run
+    from dise.experiment.report import Run, policies, wall_clock
+
+    accelerator = _start(device, threads)
+    evaluate_run(run_dir, data_dir=data_dir, device=accelerator, timing=timing, log=_say)
+    result = Run.read(run_dir)
+    _print(policies(result))
+    if result.timing:
+        _print(wall_clock(result))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A preset's folder, such as runs/mnist/cpu.")],
+) -> None:
+    """Print and write the report of all evaluated runs below a folder."""
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    from dise.experiment.report import read_runs, table_1, table_3, write_report
+
+    runs = read_runs(folder)
+    for table in (table_1(runs), table_3(runs)):
+        _print(table)
+    _say(f"report: {write_report(folder, runs)}")
+
+
+def _start(device: str, threads: int | None) -> str:
+    """Set torch up; the torch device that Lightning's accelerator name means."""
+    import torch
+
+    from dise.experiment.config import ExperimentError
+
+    if device not in ("auto", "cpu", "gpu"):
+        raise ExperimentError(f"device: there is no {device!r}; choose one of auto, cpu, gpu")
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ExperimentError("device: no GPU that torch can use was found; use --device cpu")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _say(line: str) -> None:
+    errors.print(line, style="dim", highlight=False, soft_wrap=True)
+
+
+def _print(table: "Table") -> None:
+    from rich.table import Table as RichTable
+
+    shown = RichTable(title=table.title, title_justify="left", header_style="bold")
+    for i, name in enumerate(table.header):
+        shown.add_column(name, justify="left" if i == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    if table.note:
+        console.print(table.note, style="dim")
+    console.print()
+
+
+def main() -> None:
+    """Run the command line; expected errors are one line and exit code 2."""
+    from dise.tasks.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[bold red]error:[/bold red] {error!s}", soft_wrap=True, highlight=False)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _say("interrupted; the same command continues")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
