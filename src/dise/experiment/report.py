@@ -7,7 +7,9 @@ from typing import Any
 
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.evaluate import METRICS, TIMING
+from dise.experiment.plots import accuracy_against_nfe, training_curves
 from dise.experiment.rundir import CONFIG, TRAINING, open_run, read_json, write_text
+from dise.experiment.train import read_log
 from dise.tasks.mnist.paper import TABLE_1, TABLE_3, Row
 
 REPORT = "report.md"
@@ -197,16 +199,25 @@ def wall_clock(run: Run) -> Table:
 def write_report(folder: Path, runs: Iterable[Run], *, command: str = "") -> Path:
     """Write `report.md` into a preset's folder."""
     runs = list(runs)
+    plots = [file for run in runs for file in _plot(folder / run.config.name, run)]
     text = [f"# {runs[0].config.task}, preset {runs[0].config.preset}\n"]
     if command:
         text.append(f"Made by `{command}`.\n")
     text += [table.markdown() for table in [*tables(runs), _training(runs)]]
-    text.append(
-        "".join(f"![accuracy and NFE]({file.relative_to(folder)})\n" for file in sorted(folder.glob("*/*.png")))
-    )
+    text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in plots))
     file = folder / REPORT
     write_text(file, "\n".join(text))
     return file
+
+
+def _plot(path: Path, run: Run) -> list[Path]:
+    """The run's plots, in its directory."""
+    curves, front = path / "training.png", path / "accuracy-nfe.png"
+    training_curves(read_log(path), run.config.name, curves)
+    if "nfe" not in run.own:  # no ODE
+        return [curves]
+    accuracy_against_nfe(run.policies(), run.config.name, front)
+    return [curves, front]
 
 
 def _training(runs: Sequence[Run]) -> Table:

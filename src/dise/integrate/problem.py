@@ -85,7 +85,7 @@ class Layout:
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
 
     def norm(self, x: Tensor) -> Tensor:
-        """[n, F] → [n] root mean square over features; for a tuple state the largest of its tensors', as torchdiffeq."""
+        """[n, F] → [n] root mean square over features; of a tuple the largest of its tensors', as torchdiffeq."""
         parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
         # vector_norm has gradient 0 at 0, where sqrt(mean(x²)) has NaN
         norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]
