@@ -17,6 +17,16 @@ from dise.integrate import (
 )
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
+from dise.select import (
+    ClassificationCost,
+    Costs,
+    CostSelector,
+    Dynamic,
+    PooledNetwork,
+    collect_costs,
+    diagnose,
+    run_candidates,
+)
 
 __all__ = [
     "L1",
@@ -24,7 +34,11 @@ __all__ = [
     "RK4",
     "Adaptive",
     "ButcherTableau",
+    "ClassificationCost",
+    "CostSelector",
+    "Costs",
     "Dopri5",
+    "Dynamic",
     "ErrorEstimate",
     "Euler",
     "FixedStep",
@@ -32,6 +46,7 @@ __all__ = [
     "KineticEnergy",
     "NeuralODE",
     "NoRegularizer",
+    "PooledNetwork",
     "RawErrorEstimate",
     "Regularizer",
     "RungeKutta",
@@ -39,6 +54,9 @@ __all__ = [
     "SolveError",
     "Status",
     "Step",
+    "collect_costs",
+    "diagnose",
+    "run_candidates",
     "solve",
 ]
 __version__ = "0.1.0"

@@ -101,7 +101,8 @@ def _fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = task.selectors[name](len(costs.candidates))
-    selector, fit = CostSelector.fit(network, costs, seed=config.seed, log=log)
+    selector = CostSelector.fit(network, costs, seed=config.seed, log=log)
+    fit = selector.history
     save_weights(selector, _file(path, name))
     with torch.no_grad():
         scores = [selector(h0, k1) for h0, k1 in zip(costs.h0.split(500), costs.k1.split(500), strict=True)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import nan
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,7 @@ class CostSelector(nn.Module):
     def __init__(self, network: nn.Module, *, candidates: int) -> None:
         super().__init__()
         self.network = network
+        self.history = Fit(initial=nan)
         self.register_buffer("mean", torch.zeros(candidates))
         self.register_buffer("scale", torch.ones(candidates))
 
@@ -82,7 +84,7 @@ class CostSelector(nn.Module):
         weight_decay: float = 1e-2,
         seed: int = 0,
         log: Callable[[str], None] = lambda line: None,
-    ) -> tuple["CostSelector", "Fit"]:
+    ) -> "CostSelector":
         """Regress the costs (mean squared error of standardised targets), stopping early.
 
         Args:
@@ -96,7 +98,7 @@ class CostSelector(nn.Module):
             log: gets a line every ten epochs.
 
         Returns:
-            the selector, in evaluation mode, and how the fit went.
+            the selector, in evaluation mode; `selector.history` tells how the fit went.
 
         Raises:
             ValueError: too few samples to split, or `validation` not in (0, 1).
@@ -125,7 +127,8 @@ class CostSelector(nn.Module):
             elif epoch - fit.best_epoch >= patience:
                 break
         selector.load_state_dict(best)
-        return selector.eval(), fit
+        selector.history = fit
+        return selector.eval()
 
     @torch.no_grad()
     def _standardise(self, costs: Costs, rows: Tensor) -> None:
@@ -144,7 +147,7 @@ class CostSelector(nn.Module):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss) * len(part)
+            total += float(loss.detach()) * len(part)
         return total / len(rows)
 
     @torch.no_grad()

@@ -1,0 +1,38 @@
+# `make demo` and `make test` set everything up themselves; only Python 3.11 or newer and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint types bench docs clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks,bench,dev]'
+	touch $@
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+demo: setup  ## trains, regularizes, selects and evaluates on real digits; the table takes about five minutes
+	$(BIN)/dise run mnist --preset sample
+
+test: setup
+	$(BIN)/pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/parity.py
+
+docs: .venv/docs-installed
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv site build src/*.egg-info

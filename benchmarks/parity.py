@@ -1,0 +1,92 @@
+"""Does the per-sample solver do what torchdiffeq's dopri5 does on one sample at a time?
+
+    python benchmarks/parity.py RUN [--data-dir DIR] [--images 200] [--out FILE.json]
+
+Solves the first test images of a trained run (made by `dise train mnist`), each alone with torchdiffeq and all
+together with dise, at the same tolerance and the same first-step heuristic. torchdiffeq steps beyond t1 and
+interpolates; `step_t=[t1]` makes it end there, as dise does, so that both take the same steps. Both ways are shown.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torchdiffeq import odeint
+
+import dise
+from dise.experiment.rundir import load_model, open_run
+from dise.tasks.mnist.data import to_input
+
+
+class Counter(torch.nn.Module):
+    """A vector field that counts its calls."""
+
+    def __init__(self, f: torch.nn.Module) -> None:
+        super().__init__()
+        self.f, self.calls = f, 0
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.f(t, y)
+
+
+@torch.no_grad()
+def compare(f: torch.nn.Module, h0: torch.Tensor, tol: float) -> dict[str, float]:
+    """Equal step counts and largest differences over the samples of h0 [B, ...] in its dtype."""
+    ours = dise.solve(f, h0, 0.0, 1.0, dise.Dopri5(rtol=tol, atol=tol))
+    span = torch.tensor([0.0, 1.0], dtype=h0.dtype)
+    rows = []
+    for i in range(len(h0)):
+        found = {}
+        for name, options in {"same end": {"step_t": span[1:]}, "default": {}}.items():
+            counter = Counter(f)
+            y = odeint(counter, h0[i : i + 1], span, rtol=tol, atol=tol, method="dopri5", options=options)[-1]
+            found[name] = (counter.calls, float((y - ours.y[i]).abs().max()))
+        rows.append((int(ours.nfe[i]), found))
+    return {
+        "samples": len(rows),
+        "tolerance": tol,
+        "dtype": str(h0.dtype),
+        "same NFE and steps": sum(nfe == found["same end"][0] for nfe, found in rows),
+        "largest state difference": max(found["same end"][1] for _, found in rows),
+        "same NFE, torchdiffeq's default end": sum(nfe == found["default"][0] for nfe, found in rows),
+        "largest state difference, default end": max(found["default"][1] for _, found in rows),
+        "mean NFE": sum(nfe for nfe, _ in rows) / len(rows),
+        "mean NFE, torchdiffeq": sum(found["same end"][0] for _, found in rows) / len(rows),
+        "mean NFE, torchdiffeq's default end": sum(found["default"][0] for _, found in rows) / len(rows),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory of an ODE-Net")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    config = open_run(args.run)
+    task, settings = config.found
+    model = load_model(args.run, config)
+    x = task.load(settings, args.data_dir).test[: args.images].images
+    with torch.no_grad():
+        h0 = model.stem(to_input(x))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        model = model.to(dtype)
+        results += [compare(model.block.f, h0.to(dtype), tol) for tol in (1e-3, 1e-5)]
+    table = Table(title=f"dise against torchdiffeq at batch size 1: {config.name}")
+    table.add_column("")
+    for result in results:
+        table.add_column(f"{result['dtype'][6:]}, {result['tolerance']:g}", justify="right")
+    for key in results[0]:
+        table.add_row(key, *(f"{r[key]:.3g}" if isinstance(r[key], float) else str(r[key]) for r in results))
+    Console().print(table)
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
