@@ -1,0 +1,67 @@
+"""Shared by all tests. Test modules are imported by path (importlib mode), so what they share comes as fixtures."""
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+class Recorder:
+    """A vector field that remembers each of its calls: [n] times and n rows."""
+
+    def __init__(self, f):
+        self.f, self.times = f, []
+
+    def __call__(self, t, y, *args):
+        self.times.append(torch.as_tensor(t).detach().flatten())
+        return self.f(t, y, *args)
+
+    @property
+    def calls(self):
+        return len(self.times)
+
+    @property
+    def rows(self):
+        return sum(len(t) for t in self.times)
+
+
+class TanhField(nn.Module):
+    """dy/dt = tanh(W y + b + c t), y [n, size]; rows are computed alike whatever stands beside them."""
+
+    def __init__(self, size=3, *, scale=2.0, seed=0, dtype=torch.float64):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.W, self.b, self.c = (
+            nn.Parameter(scale * torch.randn(*shape, generator=draw, dtype=dtype))
+            for shape in ((size, size), (size,), (size,))
+        )
+
+    def forward(self, t, y):
+        return torch.tanh((y[:, None, :] * self.W).sum(2) + self.b + self.c * t)
+
+
+@pytest.fixture(scope="session")
+def record():
+    """record(f): f, with its calls counted."""
+    return Recorder
+
+
+@pytest.fixture(scope="session")
+def tanh_field():
+    """tanh_field(size, scale=, seed=, dtype=): a nonlinear, time-dependent field."""
+    return TanhField
+
+
+@pytest.fixture(scope="session")
+def starts():
+    """starts(B, ..., seed=, dtype=): initial states of samples that need different numbers of steps."""
+
+    def draw(*shape, seed=0, dtype=torch.float64):
+        y0 = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        return y0 * torch.logspace(-1, 1, shape[0], dtype=dtype).view(-1, *(1 for _ in shape[1:]))
+
+    return draw

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from dise import RK4, Dopri5, Dynamic, Euler, NeuralODE
+from dise.experiment import timing
+from dise.experiment.timing import TorchdiffeqBlock, count_macs, time_policies, time_side_by_side, with_torchdiffeq
+from dise.select import find_block
+from dise.tasks.mnist.data import load_mnist_sample, to_input
+from dise.tasks.mnist.model import odenet, resnet
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return odenet().eval()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return to_input(load_mnist_sample().test.images[:3])
+
+
+# ---- multiply–adds
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
+        (nn.Linear(5, 7, bias=False), (3, 5), 3 * 5 * 7),
+        (nn.Conv2d(2, 4, 3, padding=1), (1, 2, 8, 8), 4 * 2 * 9 * 64),
+        (nn.Conv2d(2, 4, 4, stride=2, padding=1), (5, 2, 8, 8), 5 * 4 * 2 * 16 * 16),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)), (1, 3), 3 * 2 + 2),
+        (nn.ReLU(), (4, 4), 0),
+    ],
+)
+def test_count_macs(layer, shape, macs):
+    assert count_macs(lambda: layer(torch.zeros(shape))) == macs
+
+
+# ---- wall-clock, on a clock that the calls themselves turn
+
+
+class Clock:
+    def __init__(self):
+        self.now, self.order = 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def takes(self, name, milliseconds):
+        """A call that takes as long as its input says."""
+
+        def call(x):
+            self.order.append((name, int(x)))
+            self.now += milliseconds[int(x)] / 1e3
+
+        return call
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(timing.time, "perf_counter", clock.perf_counter)
+    return clock
+
+
+def test_medians_of_each_call(clock):
+    calls = {"a": clock.takes("a", [9, 2, 3]), "b": clock.takes("b", [10, 30, 20])}
+    result = time_side_by_side(calls, [torch.tensor(i) for i in range(3)])
+    assert result == pytest.approx({"a": 3.0, "b": 20.0})
+
+
+def test_calls_take_turns_after_one_to_warm_up(clock):
+    calls = {name: clock.takes(name, [1, 1]) for name in "ab"}
+    time_side_by_side(calls, [torch.tensor(0), torch.tensor(1)])
+    assert clock.order == [("a", 0), ("b", 0), *[(name, i) for i in range(2) for name in "ab"]]
+
+
+def test_policies_are_all_timed(model, digits, assign):
+    dynamic = Dynamic((Euler(), RK4()), assign([0, 1, 0], 2))
+    result = time_policies(model, (Euler(), Dopri5()), {"v": dynamic}, [digits, digits])
+    assert list(result["ode_ms"]) == list(result["model_ms"]) == ["torchdiffeq dopri5", "Euler", "Dopri5", "DISE (v)"]
+    assert list(result["parts_ms"]) == ["f", "v"]
+    assert (result["batch"], result["batches"], result["threads"], result["device"]) == (3, 2, 1, "cpu")
+    assert find_block(model).integrator == Dopri5()
+
+
+@pytest.fixture
+def assign():
+    return lambda choice, K: lambda h0, k1: -nn.functional.one_hot(torch.tensor(choice), K).float()
+
+
+# ---- torchdiffeq's block
+
+
+@torch.no_grad()
+def test_torchdiffeqs_logits_are_ours_within_the_tolerance(model, digits):
+    # one sample a batch, where a step size for the batch is one for the sample; both are within about 1e-3 of the ODE
+    exact = NeuralODE(model.block.f, Dopri5(rtol=1e-6, atol=1e-6))(model.stem(digits[:1]))
+    other = with_torchdiffeq(model)
+    assert_close(other(digits[:1]), model.head(exact.clone()), rtol=5e-3, atol=5e-3)
+    assert_close(other(digits[:1]), model(digits[:1]), rtol=5e-3, atol=5e-3)
+
+
+def test_the_original_is_left_as_it_was(model, digits):
+    before, block = {name: value.clone() for name, value in model.state_dict().items()}, model.block
+    other = with_torchdiffeq(model)
+    assert model.block is block
+    assert isinstance(block, NeuralODE)
+    assert isinstance(other.block, TorchdiffeqBlock)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_tolerance_and_span_are_the_blocks(decay):
+    # y' = -y from 0.5 to 2
+    block = NeuralODE(decay, Dopri5(), t0=0.5, t1=2.0)
+    y = TorchdiffeqBlock(block, rtol=1e-7, atol=1e-9)(torch.ones(1, 1, dtype=torch.float64))
+    assert_close(y, torch.full((1, 1), -1.5, dtype=torch.float64).exp(), rtol=1e-6, atol=0)
+
+
+@pytest.fixture
+def decay():
+    class Decay(nn.Module):
+        def forward(self, t, y):
+            return -y
+
+    return Decay()
+
+
+def test_a_model_without_a_block_has_nothing_to_replace():
+    with pytest.raises(ValueError, match=r"expected one dise.NeuralODE inside, found 0"):
+        with_torchdiffeq(resnet())

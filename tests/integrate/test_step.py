@@ -1,0 +1,80 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dise import RK4, Dopri5, Euler, Step, solve
+from dise.integrate.step import combine
+from dise.integrate.tableau import DOPRI5
+from dise.integrate.tableau import EULER as EULER_TABLEAU
+
+ONE_STEP = Dopri5(rtol=0, atol=1e6, first_step="span")  # accepts whatever it tries; the error's scale is constant
+SIZES = [0.2 / 2**i for i in range(4)]
+
+
+def slope(values):
+    """Order of convergence: the mean slope of log(values) over log(SIZES)."""
+    return np.polyfit(np.log(SIZES), np.log(np.abs(values)), 1)[0]
+
+
+def one_step(h, integrator):
+    """y' = −t y² from y(0.3) = 1, nonlinear and time-dependent; y = 1 / (1 + (t² − 0.3²) / 2)."""
+    y0 = torch.ones(1, 1, dtype=torch.float64)
+    return solve(lambda t, y: -t * y**2, y0, 0.3, 0.3 + h, integrator)
+
+
+@pytest.mark.parametrize(("integrator", "order"), [(Euler(), 1), (RK4(), 4), (ONE_STEP, 5)], ids=str)
+def test_local_error_is_of_order_p_plus_1(integrator, order):
+    errors = [one_step(h, integrator).y.item() - 1 / (1 + ((0.3 + h) ** 2 - 0.09) / 2) for h in SIZES]
+    assert slope(errors) == pytest.approx(order + 1, abs=0.3)
+
+
+@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (RK4, 4)])
+def test_global_error_is_of_order_p(method, order):
+    """y' = y on [0, 1]; the slope in 1/steps."""
+    y0 = torch.ones(1, 1, dtype=torch.float64)
+    errors = [solve(lambda t, y: y, y0, 0.0, 1.0, method(round(1 / h))).y.item() - math.e for h in SIZES]
+    assert slope(errors) == pytest.approx(order, abs=0.3)
+
+
+def test_error_estimate_is_of_order_5():
+    assert slope([one_step(h, ONE_STEP).error.item() for h in SIZES]) == pytest.approx(5, abs=0.3)
+
+
+def capture(f, y0, t1, integrator):
+    """The attempted steps of a solve, as `accumulate` sees them."""
+    steps = []
+    solve(f, y0, 0.0, t1, integrator, accumulate=lambda step: steps.append(step) or torch.zeros_like(step.t))
+    return steps
+
+
+def test_error_estimate_is_the_difference_of_the_two_methods():
+    """On y' = λy a method multiplies y by R(z) = 1 + z bᵀ (I − zA)⁻¹ 1, z = λh (Hairer, Wanner, IV.3.2)."""
+    A, b_err = np.zeros((7, 7)), np.array(DOPRI5.b_err)
+    for i, row in enumerate(DOPRI5.a):
+        A[i, :i] = row
+    z = np.array([-2.0, 0.5, 1.0]) * 0.8
+    expected = [zi * b_err @ np.linalg.solve(np.eye(7) - zi * A, np.ones(7)) for zi in z]
+    (step,) = capture(lambda t, y: y * torch.tensor(z) / 0.8, torch.ones(2, 3, dtype=torch.float64), 0.8, ONE_STEP)
+    np.testing.assert_allclose(step.error(), [expected, expected], rtol=1e-9)
+
+
+def test_a_step_holds_its_stages():
+    (step,) = capture(lambda t, y: t + 0 * y, torch.zeros(2, 1, dtype=torch.float64), 2.0, ONE_STEP)
+    stages = torch.cat(step.stages, dim=1)
+    torch.testing.assert_close(stages, 2 * torch.tensor([DOPRI5.c] * 2, dtype=torch.float64))  # k_i = t + c_i dt
+    torch.testing.assert_close(step.y_next, torch.full((2, 1), 2.0, dtype=torch.float64))  # ∫ t = t²/2
+    assert step.dt.tolist() == [2, 2]
+
+
+def test_a_method_without_error_estimate_says_so():
+    one = torch.ones(1)
+    step = Step(one, one, one[:, None], one[:, None], (one[:, None],), EULER_TABLEAU)
+    with pytest.raises(ValueError, match=r"no embedded error estimate; use one that has, e\.g\. Dopri5"):
+        step.error()
+
+
+def test_combine_does_not_read_stages_of_weight_0():
+    nan = torch.tensor(math.nan)
+    assert combine((0.0, 2.0, 0.0, -1.0), (nan, torch.tensor(3.0), nan, torch.tensor(4.0))) == 2

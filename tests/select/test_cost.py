@@ -1,0 +1,195 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from dise import RK4, Dopri5, Euler, NeuralODE, solve
+from dise.select import ClassificationCost, Costs, collect_costs, find_block, run_candidates
+
+# ---- Eq. 4
+
+
+@pytest.mark.parametrize(
+    ("alpha", "M", "nfe", "right", "expected"),
+    [
+        (0.5, 100.0, 4, True, 2.0),
+        (0.5, 100.0, 9, True, 3.0),
+        (0.5, 100.0, 4, False, 10.0),
+        (1.0, 50.0, 7, True, 7.0),
+        (1.0, 50.0, 7, False, 50.0),
+        # the paper's α and M: 14^0.3, 1^0.3, 1000^0.3
+        (0.3, 1000.0, 14, True, 2.20719),
+        (0.3, 1000.0, 1, True, 1.0),
+        (0.3, 1000.0, 1, False, 7.94328),
+    ],
+)
+def test_eq4_by_hand(alpha, M, nfe, right, expected):
+    cost = ClassificationCost(alpha=alpha, M=M)(torch.tensor([[nfe]]), torch.tensor([[right]]))
+    assert cost.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_eq4_is_taken_entry_by_entry():
+    nfe = torch.tensor([[1, 4, 16], [1, 4, 25]])
+    right = torch.tensor([[True, True, False], [False, False, True]])
+    expected = torch.tensor([[1.0, 2.0, 30.0], [30.0, 30.0, 5.0]])
+    assert_close(ClassificationCost(alpha=0.5, M=900)(nfe, right), expected)
+
+
+@pytest.mark.parametrize(("M", "largest"), [(14, 14), (10, 14), (2, 3)])
+def test_penalty_below_an_nfe_is_refused(M, largest):
+    with pytest.raises(ValueError, match=rf"M: expected more than the largest NFE, {largest}, got {M}"):
+        ClassificationCost(M=M)(torch.tensor([[1, largest]]), torch.tensor([[True, True]]))
+
+
+@pytest.mark.parametrize("name", ["alpha", "M"])
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan])
+def test_alpha_and_penalty_are_positive_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected a positive number"):
+        ClassificationCost(**{name: value})
+
+
+def test_defaults_are_the_papers():
+    assert ClassificationCost() == ClassificationCost(alpha=0.3, M=1000)
+
+
+def test_no_samples_cost_nothing():
+    nfe = torch.zeros(0, 3, dtype=torch.int64)
+    assert ClassificationCost()(nfe, nfe.bool()).shape == (0, 3)
+
+
+def test_adequate_compares_every_candidates_prediction_with_the_label():
+    logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[3.0, 2.0], [2.0, 3.0]]])
+    expected = torch.tensor([[True, False], [True, False]])
+    assert torch.equal(ClassificationCost().adequate(logits, torch.tensor([1, 0])), expected)
+
+
+# ---- running the candidates
+
+CANDIDATES = (Euler(1), Euler(2), RK4(1))
+
+
+def batches(*sizes):
+    """Batches of x [n, 2] that count upwards, and labels that alternate."""
+    x = torch.arange(1.0, 1 + 2 * sum(sizes)).reshape(-1, 2)
+    y = torch.arange(sum(sizes)) % 2
+    return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+@pytest.mark.parametrize("sizes", [(5,), (2, 3), (2, 2, 1)])
+def test_outcomes_of_a_model_worked_out_by_hand(toy_model, sizes):
+    x = torch.arange(1.0, 11.0).reshape(5, 2)
+    outcomes = run_candidates(toy_model, batches(*sizes), CANDIDATES)
+    assert len(outcomes) == 5
+    assert outcomes.candidates == CANDIDATES
+    assert_close(outcomes.h0, 2 * x)
+    assert_close(outcomes.k1, -2 * x)
+    assert outcomes.nfe.tolist() == [[1, 2, 4]] * 5
+    assert_close(outcomes.output, torch.stack([0 * x, 6 * x / 4, 6 * x * 0.375], 1))
+    assert outcomes.target.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_nfe_and_output_of_dopri_are_those_of_solving_alone(toy_model):
+    (x, y), candidate = batches(3)[0], Dopri5(rtol=1e-6, atol=1e-6)
+    outcomes = run_candidates(toy_model, [(x, y)], [Euler(), candidate])
+    alone = solve(lambda t, y: -y, 2 * x, 0.0, 1.0, candidate)
+    assert torch.equal(outcomes.nfe[:, 1], alone.nfe)
+    assert_close(outcomes.output[:, 1], 6 * x / math.e, rtol=1e-5, atol=0)
+
+
+def test_running_candidates_leaves_the_model_as_it_was(toy_model):
+    run_candidates(toy_model, batches(2), CANDIDATES)
+    assert find_block(toy_model).integrator == Euler()
+
+
+def test_outcomes_need_no_gradient(toy_model):
+    outcomes = run_candidates(toy_model, batches(2), CANDIDATES)
+    assert not any(x.requires_grad for x in (outcomes.output, outcomes.h0, outcomes.k1))
+
+
+def test_costs_of_a_model_worked_out_by_hand(toy_model):
+    # the second of two growing features is always larger where it is scaled by a positive number: prediction 1;
+    # one Euler step gives zeros: prediction 0
+    costs = collect_costs(toy_model, batches(2, 2), CANDIDATES, ClassificationCost(alpha=0.5, M=100))
+    assert costs.adequate.tolist() == [[True, False, False], [False, True, True]] * 2
+    assert_close(costs.cost, torch.tensor([[1, 10, 10], [10, 2**0.5, 2]] * 2))
+    assert costs.rule == ClassificationCost(alpha=0.5, M=100)
+    assert len(costs) == 4
+
+
+def test_costs_are_eq4s_with_the_papers_settings_by_default(toy_model):
+    outcomes = run_candidates(toy_model, batches(3), CANDIDATES)
+    costs = collect_costs(toy_model, batches(3), CANDIDATES)
+    assert_close(costs.cost, Costs.of(outcomes, ClassificationCost(alpha=0.3, M=1000)).cost)
+    assert costs.rule == ClassificationCost()
+
+
+def test_first_keeps_the_first_candidates_and_everything_a_selector_sees(toy_model):
+    costs = collect_costs(toy_model, batches(3), CANDIDATES)
+    first = costs.first(2)
+    assert first.candidates == CANDIDATES[:2]
+    for name in ("nfe", "adequate", "cost"):
+        assert torch.equal(getattr(first, name), getattr(costs, name)[:, :2])
+    assert first.h0 is costs.h0
+    assert first.k1 is costs.k1
+    assert first.rule == costs.rule
+
+
+# ---- errors
+
+
+def test_no_candidates(toy_model):
+    with pytest.raises(ValueError, match="candidates: expected at least one integrator"):
+        run_candidates(toy_model, batches(1), [])
+
+
+def test_no_data(toy_model):
+    with pytest.raises(ValueError, match="data: expected batches"):
+        run_candidates(toy_model, [], CANDIDATES)
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_a_model_has_one_block(decay, blocks):
+    model = nn.Sequential(nn.Linear(2, 2), *(NeuralODE(decay(), Euler()) for _ in range(blocks)))
+    with pytest.raises(ValueError, match=f"expected one dise.NeuralODE inside, found {blocks}"):
+        run_candidates(model, batches(1), CANDIDATES)
+
+
+class Twice(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return self.block(self.block(x))
+
+
+def test_a_block_called_twice_is_refused(decay):
+    with pytest.raises(ValueError, match="expected one integration a forward pass, got 2"):
+        run_candidates(Twice(NeuralODE(decay(), Euler())), batches(1), CANDIDATES)
+
+
+class Pair(nn.Module):
+    """A field of a tuple state."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, t, y):
+        return tuple(-self.scale * part for part in y)
+
+
+class PairModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = NeuralODE(Pair(), Euler())
+
+    def forward(self, x):
+        return self.block((x, x))[0]
+
+
+def test_a_tuple_state_is_refused():
+    with pytest.raises(TypeError, match="takes a state that is one tensor, got a tuple"):
+        run_candidates(PairModel(), batches(1), CANDIDATES)

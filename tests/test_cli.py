@@ -1,0 +1,303 @@
+"""The command line on 64 training, 40 held-out and 40 test images."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dise import cli
+from dise.tasks.mnist import task as mnist_task
+from dise.tasks.mnist.data import MnistSplits, load_mnist_sample
+from dise.tasks.mnist.presets import PRESETS, Preset
+
+TINY = Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=8, learning_rate=1.6, monitored=20)
+COMMANDS = ("run", "train", "select", "evaluate", "report")
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    sample = load_mnist_sample()
+    splits = MnistSplits(sample.train[:64], sample.held_out[:40], sample.test[:40])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "sample", TINY)
+        patch.setattr(mnist_task, "load_mnist_sample", lambda: splits)
+        patch.delenv("DISE_DATA", raising=False)
+        patch.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """OUT of `dise run`, and what it printed."""
+    out = tmp_path_factory.mktemp("out")
+    result = runner.invoke(
+        cli.app, ["run", "mnist", "--reg", "error", "--device", "cpu", "--threads", "1", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+@pytest.fixture
+def ran(finished, tmp_path):
+    """A copy of the run directory."""
+    shutil.copytree(finished[0], tmp_path / "out")
+    return tmp_path / "out" / "mnist" / "sample" / "odenet-error-seed0"
+
+
+@pytest.fixture
+def dise(monkeypatch, capsys):
+    """dise(*arguments): what main() did, as (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dise", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refusal(dise):
+    """refusal(*arguments): the one line with which they are refused, after whatever was said of the progress."""
+
+    def run(*arguments):
+        code, out, err = dise(*arguments)
+        assert code == 2
+        assert out == ""
+        assert "Traceback" not in err
+        (line,) = [line for line in err.splitlines() if "error" in line.split(" ")[0]]
+        assert err.endswith(f"{line}\n")
+        assert line.startswith("error: ")
+        return line
+
+    return run
+
+
+# ---- help
+
+
+def test_help_names_every_command(dise):
+    code, out, _ = dise("--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("run", "--preset --reg --model --weight --seed --alpha --penalty --on --data-dir --device --out --no-timing"),
+        ("train", "--preset --reg --model --weight --seed --data-dir --device --out --threads --no-resume"),
+        ("select", "RUN --alpha --penalty --on --data-dir --device"),
+        ("evaluate", "RUN --data-dir --device --no-timing"),
+        ("report", "FOLDER"),
+    ],
+)
+def test_help_of_commands(dise, command, options):
+    code, out, _ = dise(command, "--help")
+    assert code == 0
+    assert [option for option in options.split() if option not in out] == []
+
+
+def test_as_a_program():
+    result = subprocess.run(
+        [sys.executable, "-m", "dise.cli", "train", "mnist", "--preset", "huge"], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: preset: there is no 'huge'; choose one of sample, cpu, paper\n"
+
+
+def test_neither_the_library_nor_help_waits_for_what_training_needs():
+    heavy = {"lightning", "matplotlib", "scipy", "tensorboard", "torchdiffeq", "torchmetrics"}
+    code = f"import sys, dise, dise.cli; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+# ---- end to end
+
+
+def test_run_prints_the_papers_tables_and_writes_everything(finished):
+    out, result = finished
+    for text in ("Table 1", "Table 3", "Our reg. & DISE", "5.79", "11.36", "37%", "odenet-error-seed0"):
+        assert text in result.stdout
+    path = out / "mnist" / "sample" / "odenet-error-seed0"
+    names = {file.name for file in path.iterdir()}
+    assert names >= {
+        "config.json", "model.safetensors", "training.json", "selection.json", "selector-paper.safetensors",
+        "selector-pooled.safetensors", "metrics.json", "timing.json", "training.png", "accuracy-nfe.png",
+    }  # fmt: skip
+    assert (path.parent / "report.md").read_text().startswith("# mnist, preset sample")
+    assert f"report: {path.parent / 'report.md'}" in result.stderr
+
+
+def test_run_again_reuses_everything(finished, ran, dise):
+    names = ("model.safetensors", "selection.json", "metrics.json", "timing.json", "training.json")
+    before = {name: (ran / name).stat().st_mtime_ns for name in names}
+    code, out, err = dise("run", "mnist", "--reg", "error", "--out", ran.parents[2])
+    assert code == 0
+    assert "was trained before: reused" in err
+    assert {name: (ran / name).stat().st_mtime_ns for name in names} == before
+    assert out == finished[1].stdout
+
+
+def test_train_prints_the_run_directory_alone(finished, dise, tmp_path, ran):
+    code, out, err = dise("train", "mnist", "--reg", "error", "--out", ran.parents[2])
+    assert (code, out) == (0, f"{ran}\n")
+    assert "reused" in err
+
+
+def test_select_prints_the_candidates(ran, dise):
+    code, out, _ = dise("select", ran)
+    assert code == 0
+    assert "Selection on 40 held-out samples, α = 0.3, M = 1000" in out
+    assert re.search(r"RK4 .* 4\.00", out)
+
+
+def test_evaluate_prints_every_policy(ran, dise):
+    code, out, _ = dise("evaluate", ran)
+    assert code == 0
+    for policy in ("Euler", "RK4", "Dopri5", "oracle", "DISE (pooled)", "random, mix of paper", "torchdiffeq dopri5"):
+        assert policy in out
+
+
+def test_report_prints_and_writes(ran, dise):
+    code, out, err = dise("report", ran.parent)
+    assert code == 0
+    assert "Table 1" in out
+    assert "report.md" in err
+
+
+def test_threads(finished, ran, dise):
+    before = torch.get_num_threads()
+    try:
+        dise("select", ran, "--threads", 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- one line and exit code 2
+
+
+@pytest.mark.parametrize("command", ["run", "train"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cifar"], "task: there is no 'cifar'; choose one of mnist"),
+        (["mnist", "--preset", "huge"], "preset: there is no 'huge'; choose one of sample, cpu, paper"),
+        (["mnist", "--reg", "l3"], "reg: there is no 'l3'"),
+        (["mnist", "--model", "vgg", "--reg", "none"], "model: there is no 'vgg'; choose one of odenet, rknet, resnet"),
+        (["mnist", "--device", "tpu"], "device: there is no 'tpu'; choose one of auto, cpu, gpu"),
+        (["mnist", "--preset", "cpu", "--data-dir", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_names(refusal, tmp_path, command, arguments, message):
+    assert message in refusal(command, *arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("model", "reg"), [("resnet", "error"), ("resnet", "kinetic"), ("rknet", "error")])
+def test_models_that_cannot_have_the_regularizer(refusal, tmp_path, model, reg):
+    assert f"reg: '{reg}' needs" in refusal("train", "mnist", "--model", model, "--reg", reg, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [("--model", "rknet", "--reg", "l2"), ("--model", "resnet", "--reg", "l3")])
+def test_run_says_that_it_would_run_nothing(refusal, tmp_path, arguments):
+    # `run` leaves out baselines with a regularizer; when nothing is left, "`dise run` makes them" is no help
+    message = refusal("run", "mnist", *arguments, "--out", tmp_path)
+    assert "holds no evaluated run" not in message
+    assert "reg" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(refusal):
+    assert "no GPU that torch can use" in refusal("train", "mnist", "--device", "gpu")
+
+
+@pytest.mark.parametrize("command", ["select", "evaluate"])
+def test_no_run_directory(refusal, tmp_path, command):
+    assert "is no run directory (config.json is missing)" in refusal(command, tmp_path / "none")
+
+
+def test_no_runs_to_report(refusal, tmp_path):
+    assert "holds no evaluated run" in refusal("report", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("evaluate", "model.safetensors", "does not hold the weights of ImageClassifier"),
+        ("evaluate", "selector-paper.safetensors", "does not hold the weights of CostSelector"),
+        ("evaluate", "metrics.json", "not JSON"),
+        ("evaluate", "config.json", "config.json"),
+        ("select", "selection.json", "not JSON"),
+    ],
+)
+def test_damaged_files(refusal, ran, command, name, message):
+    content = (ran / name).read_bytes()
+    (ran / name).write_bytes(content[: len(content) // 2])
+    assert message in refusal(command, ran)
+
+
+def test_a_damaged_checkpoint_of_an_unfinished_training(refusal, ran):
+    (ran / "model.safetensors").unlink()
+    (ran / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    arguments = ("train", "mnist", "--reg", "error", "--device", "cpu", "--out", ran.parents[2])
+    assert "last.ckpt" in refusal(*arguments)
+
+
+def test_other_settings_of_a_selection(refusal, ran):
+    assert "move it away to fit another selection" in refusal("select", ran, "--alpha", 0.2)
+
+
+def test_no_resume(refusal, ran):
+    arguments = ("train", "mnist", "--reg", "error", "--no-resume", "--out", ran.parents[2])
+    assert f"{ran} exists" in refusal(*arguments)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--alpha", 0), ("--penalty", -3), ("-M", 2)])
+def test_unusable_settings_of_eq4(refusal, ran, option, value):
+    (ran / "selection.json").unlink()
+    assert "expected" in refusal("select", ran, option, value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seed", -1), ("--weight", -0.5), ("--weight", "nan"), ("--threads", 0), ("--on", "test")]
+)
+def test_numbers_out_of_range_are_refused_with_the_usage(dise, option, value):
+    code, _, err = dise("run", "mnist", option, value)
+    assert code == 2
+    assert "Traceback" not in err
+    assert option in err
+
+
+@pytest.mark.parametrize("name", ["runs[tasks]", "[bold]", "a[/b]"])
+def test_brackets_in_a_message_are_printed(refusal, tmp_path, name):
+    # rich takes [...] for markup; a path is to be printed as it is
+    assert str(tmp_path / name) in refusal("select", tmp_path / name)
+
+
+def test_brackets_in_the_run_directory_are_printed(finished, dise, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "x[red]")
+    code, out, _ = dise("train", "mnist", "--reg", "error", "--out", tmp_path / "x[red]")
+    assert (code, out) == (0, f"{tmp_path / 'x[red]' / 'mnist' / 'sample' / 'odenet-error-seed0'}\n")
+
+
+# ---- Ctrl-C
+
+
+def test_an_interrupted_command_says_how_to_continue(dise, monkeypatch, tmp_path):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dise.experiment.train.train", interrupted)
+    code, _, err = dise("train", "mnist", "--out", tmp_path)
+    assert code == 130
+    assert "the same command continues" in err

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch import nn
+
+from dise import RK4, Dopri5, Euler, NeuralODE, SolveError, solve
+
+
+@pytest.fixture
+def block(tanh_field):
+    return NeuralODE(tanh_field(3), Dopri5(), t0=0.5, t1=2.0)
+
+
+@pytest.fixture
+def y0(starts):
+    return starts(4, 3)
+
+
+def test_forward_is_the_solution_of_the_same_problem(block, y0):
+    expected = solve(block.f, y0, 0.5, 2.0, Dopri5()).y
+    assert torch.equal(block(y0), expected)
+    assert torch.equal(block.solve(y0).y, expected)
+
+
+def test_the_span_is_0_to_1_by_default(tanh_field, y0):
+    f = tanh_field(3)
+    assert torch.equal(NeuralODE(f, RK4())(y0), solve(f, y0, 0.0, 1.0, RK4()).y)
+
+
+def test_solve_passes_its_arguments_on(y0):
+    class Field(nn.Module):
+        def forward(self, t, y, gain, rate):
+            return gain * rate * y
+
+    rate = torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64)
+    block = NeuralODE(Field(), Dopri5(rtol=1e-9, atol=1e-9))
+    solution = block.solve(y0, args=(-0.5,), sample_args=(rate,), accumulate=lambda step: step.dt)
+    torch.testing.assert_close(solution.y, y0 * torch.exp(-0.5 * rate), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(solution.accumulated, torch.ones(4, dtype=torch.float64))
+
+
+def test_the_integrator_can_be_exchanged(block, y0):
+    block.integrator = Euler(3)
+    assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, Euler(3)).y)
+
+
+def test_unbatched_treats_the_batch_as_one_system(tanh_field, y0):
+    block = NeuralODE(tanh_field(3), Dopri5(), batched=False)
+    assert block.solve(y0).nfe.shape == ()
+    assert torch.equal(block(y0), solve(block.f, y0, 0.0, 1.0, Dopri5(), batched=False).y)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_compact_is_passed_on(tanh_field, record, y0, compact):
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = record(tanh_field(3))
+
+        def forward(self, t, y):
+            return self.count(t, y)
+
+    block = NeuralODE(Counted(), Dopri5(rtol=1e-6, atol=1e-6), compact=compact)
+    solution = block.solve(y0)
+    assert block.f.count.rows == (solution.nfe.sum() if compact else 4 * solution.calls)
+
+
+def test_the_first_stage_is_f_at_the_start(block, y0):
+    seen = []
+    k1 = block.first_stage(y0)
+    assert torch.equal(k1, block.f(torch.full((4, 1), 0.5, dtype=y0.dtype), y0))
+    block.solve(y0, accumulate=lambda step: seen.append(step) or step.dt)
+    assert torch.equal(seen[0].stages[0], k1)
+
+
+def test_the_state_dict_holds_f_alone(block):
+    assert list(block.state_dict()) == ["f.W", "f.b", "f.c"]
+    assert {name for name, _ in block.named_parameters()} == {"f.W", "f.b", "f.c"}
+
+
+def test_gradients_reach_the_parameters(block, y0):
+    block(y0).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in block.parameters())
+
+
+def test_the_text_names_integrator_and_span(block):
+    assert "integrator=Dopri5, t0=0.5, t1=2.0" in str(block)
+    assert "batched" not in str(block)
+    block.batched = False
+    assert "batched=False" in str(block)
+
+
+# ---- recording
+
+
+def test_recording_gives_start_and_solution_of_each_solve(block, y0):
+    model = nn.Sequential(nn.Identity(), block, block)
+    with block.recording() as records:
+        model(y0)
+    assert [type(r.solution.nfe) for r in records] == [torch.Tensor] * 2
+    assert torch.equal(records[0].y0, y0)
+    assert torch.equal(records[1].y0, records[0].solution.y)
+    block(y0)
+    assert len(records) == 2  # the context is over
+
+
+def test_an_inner_recording_is_its_own(block, y0):
+    with block.recording() as outer:
+        block(y0)
+        with block.recording() as inner:
+            block(y0)
+            block(y0)
+        block(y0)
+    assert (len(outer), len(inner)) == (2, 2)
+
+
+def test_recording_ends_with_an_exception(block, y0):
+    block.integrator = Dopri5(max_steps=1)
+    with pytest.raises(SolveError), block.recording() as records:
+        block(y0)
+    block.integrator = Dopri5()
+    block(y0)
+    assert records == []
+
+
+# ---- using
+
+
+def test_using_another_integrator_for_a_while(block, y0):
+    before = block(y0)
+    with block.using(RK4(2)):
+        assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, RK4(2)).y)
+        assert block.batched
+        with block.using(Euler(), batched=False):
+            assert block.solve(y0).nfe.shape == ()
+        assert block.integrator == RK4(2)
+        assert block.batched
+    assert block.integrator == Dopri5()
+    assert torch.equal(block(y0), before)
+
+
+def test_using_ends_with_an_exception(block, y0):
+    failing = Dopri5(rtol=1e-9, atol=1e-9, max_steps=1)
+    with pytest.raises(SolveError), block.using(failing, batched=False):
+        block(y0)
+    assert block.integrator == Dopri5()
+    assert block.batched
