@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
 except ImportError as error:  # the core is installed without the extra
     raise SystemExit("dise's command line needs the extra `tasks`: pip install 'dise[tasks]'") from error
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 console = Console()
 errors = Console(stderr=True)
+_INTERRUPTED = 130
 
 
 class Data(StrEnum):
@@ -90,10 +92,8 @@ def run(
 
     accelerator = _start(device, threads)
     configs = [
-        RunConfig.of(task, preset, model=m, reg=r, weight=weight, seed=seed)
-        for m in model
-        for r in reg
-        if m == "odenet" or r == "none"
+        RunConfig.of(task, preset, model=m, reg=r, weight=weight if r != "none" else None, seed=seed)
+        for m, r in _combinations(model, reg)
     ]
     for config in configs:
         path = config.directory(out)
@@ -132,7 +132,7 @@ def train(
     path = config.directory(out)
     trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
     _say("trained" if trained else "was trained before: reused")
-    console.print(str(path), soft_wrap=True, highlight=False)
+    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -184,6 +184,18 @@ def report(
     _report(folder)
 
 
+def _combinations(models: list[str], regs: list[str]) -> list[tuple[str, str]]:
+    """Models and regularizers to run: ODE-Net with each regularizer, a baseline without."""
+    from dise.experiment.config import REGULARIZERS, ExperimentError, choose
+
+    for reg in regs:
+        choose("reg", reg, REGULARIZERS)
+    for model in models:
+        if model != "odenet" and "none" not in regs:
+            raise ExperimentError(f"reg: model {model!r} is a baseline, run without regularizer; add --reg none")
+    return [(model, reg) for model in models for reg in regs if model == "odenet" or reg == "none"]
+
+
 def _report(folder: Path) -> None:
     from dise.experiment.report import read_runs, table_1, table_3, write_report
 
@@ -209,20 +221,20 @@ def _start(device: str, threads: int | None) -> str:
 
 
 def _say(line: str) -> None:
-    errors.print(line, style="dim", highlight=False, soft_wrap=True)
+    errors.print(line, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print(table: "Table") -> None:
     from rich.table import Table as RichTable
 
-    shown = RichTable(title=table.title, title_justify="left", header_style="bold")
+    shown = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
     for i, name in enumerate(table.header):
         shown.add_column(name, justify="left" if i == 0 else "right")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*(escape(cell) for cell in row))
     console.print(shown)
     if table.note:
-        console.print(table.note, style="dim")
+        console.print(table.note, style="dim", markup=False)
     console.print()
 
 
@@ -233,11 +245,12 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        errors.print(f"[bold red]error:[/bold red] {error!s}", soft_wrap=True, highlight=False)
+        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _say("interrupted; the same command continues")
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # how typer ends on Ctrl-C
+            _say("interrupted; the same command continues")
+        raise
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dise.experiment.config import ExperimentError
 from dise.experiment.rundir import load_model, open_run, read_json, write_json
-from dise.experiment.select import load_dynamic
+from dise.experiment.select import SELECTION, load_dynamic
 from dise.experiment.statistics import mcnemar
 from dise.experiment.timing import count_macs, time_policies
-from dise.integrate import Integrator
+from dise.integrate import FixedStep, Integrator
 from dise.nn import NeuralODE
 from dise.select import Costs, Dynamic, PolicyScore, find_block, oracle, random_mix, run_candidates, single
 from dise.tasks.task import Task
@@ -50,11 +51,18 @@ def evaluate(
     results = {name: read_json(path / name) for name in (METRICS, TIMING) if (path / name).exists()}
     model = load_model(path, config).to(device)
     dynamics = _dynamics(model, path, task, device)
+    selection = _selection(path) if dynamics else {}
+    if METRICS in results and results[METRICS]["selection"] != selection:
+        raise ExperimentError(
+            f"{path / METRICS} is of a selection with {results[METRICS]['selection']}, the one here has {selection}; "
+            f"move {METRICS} and {TIMING} away to evaluate again"
+        )
     splits = None
     if METRICS not in results:
         log(f"evaluating {config.name} on the test set")
         splits = task.load(settings, data_dir)
-        results[METRICS] = _metrics(model, task, dynamics, task.test_batches(splits))
+        metrics = _metrics(model, task, dynamics, task.test_batches(splits))
+        results[METRICS] = {"selection": selection} | metrics
         write_json(path / METRICS, results[METRICS])
     if timing and dynamics and TIMING not in results:
         log(f"timing {config.name}")
@@ -63,6 +71,12 @@ def evaluate(
         results[TIMING] = time_policies(model, (*task.candidates, *task.baselines), dynamics, inputs)
         write_json(path / TIMING, results[TIMING])
     return results[METRICS] | {"timing": results.get(TIMING)}
+
+
+def _selection(path: Path) -> dict[str, Any]:
+    """What the fitted selectors depend on."""
+    selection = read_json(path / SELECTION)
+    return {key: selection[key] for key in ("on", "alpha", "M")}
 
 
 def _dynamics(model: nn.Module, path: Path, task: Task, device: str) -> dict[str, Dynamic]:
@@ -86,9 +100,8 @@ def _metrics(
     outcomes = run_candidates(model, batches, everyone)
     costs = Costs.of(outcomes, rule)
     reference = len(task.candidates) - 1
-    batch_nfe = {str(candidate): _batch_nfe(model, batches, candidate) for candidate in everyone}
     rows = [
-        _row(single(costs, i), costs, reference) | {"nfe_batch": batch_nfe[str(candidate)]}
+        _row(single(costs, i), costs, reference) | {"nfe_batch": _batch_nfe(model, batches, candidate)}
         for i, candidate in enumerate(everyone)
     ]
     choosable = costs.first(len(task.candidates))
@@ -141,6 +154,8 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _batch_nfe(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], integrator: Integrator) -> float:
     """Mean NFE of a batch solved as one system, the paper's way of counting."""
+    if isinstance(integrator, FixedStep):
+        return float(integrator.tableau.stages * integrator.steps)
     block = find_block(model)
     with block.using(integrator, batched=False), block.recording() as records:
         for x, _ in batches:

@@ -49,6 +49,8 @@ def training_curves(log: list[dict[str, float]], title: str, file: Path) -> None
         title: above the plot.
         file: PNG to write.
     """
+    if not log:
+        return
     names = [name for name in ("train/loss", "train/penalty", "train/nfe") if any(row.get(name) for row in log)]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(6.4, 1.8 * len(names)), layout="constrained")

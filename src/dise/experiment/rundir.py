@@ -26,12 +26,16 @@ def open_run(path: Path) -> RunConfig:
     if not file.is_file():
         raise ExperimentError(f"{path} is no run directory ({CONFIG} is missing); `dise train` makes one")
     try:
-        config = RunConfig.model_validate_json(file.read_text())
+        config = RunConfig.model_validate_json(file.read_text(encoding="utf-8"))
+        # the names must still exist, and the settings be the preset's kind
+        RunConfig.of(config.task, config.preset, model=config.model, reg=config.reg)
+        _ = config.found
+    except UnicodeDecodeError as error:
+        raise ExperimentError(f"{file}: no text ({error}); move it away") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise ExperimentError(f"{file}: {where}: {first['msg']}") from error
-    RunConfig.of(config.task, config.preset, model=config.model, reg=config.reg)  # the names must still exist
     return config
 
 
@@ -111,13 +115,13 @@ def read_json(file: Path) -> Any:
         ExperimentError: the file is damaged.
     """
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{file}: not JSON ({error}); move it away and run again") from error
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text; the file appears whole or not at all."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)

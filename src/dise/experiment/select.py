@@ -43,7 +43,10 @@ def select(
     """
     config = open_run(path)
     task, settings = config.found
-    rule = task.rule(alpha, penalty)
+    try:
+        rule = task.rule(alpha, penalty)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     wanted = {"on": on, "alpha": rule.alpha, "M": rule.M}
     if (path / SELECTION).exists():
         return _reuse(path, wanted)
@@ -52,7 +55,10 @@ def select(
         raise ExperimentError(f"{path}: model {config.model!r} has no ODE, so there is nothing to select")
     batches = task.selection_batches(task.load(settings, data_dir), on=on)
     log("collecting the candidates' costs")
-    costs = collect_costs(model, batches, task.candidates, rule)
+    try:
+        costs = collect_costs(model, batches, task.candidates, rule)
+    except ValueError as error:  # M below the NFE that was measured
+        raise ExperimentError(str(error)) from error
     fits = {name: _fit(name, costs, path, config, task, log) for name in task.selectors}
     selection = wanted | {
         "samples": len(costs),

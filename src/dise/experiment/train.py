@@ -1,6 +1,7 @@
 """Training one run with Lightning: L = L_task + λ·R (Eq. 3)."""
 
 import csv
+import pickle
 import sys
 import time
 import warnings
@@ -111,15 +112,38 @@ def train(
     module = Training(config, splits)
     clock = _Clock()
     trainer = _trainer(path, settings.epochs, device, clock)
+    _fit(trainer, module, checkpoint)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.isfinite()}
+    write_json(path / TRAINING, {"seconds": clock.seconds, "threads": torch.get_num_threads()} | metrics)
+    save_weights(module.model, path / MODEL)
+    return True
+
+
+def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
+    """Train, from the checkpoint if there is one; Ctrl-C stays a KeyboardInterrupt."""
     with warnings.catch_warnings():
         # the batches lie in memory: loader workers would only cost
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+        try:
+            trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+        except SystemExit:  # how Lightning ends on Ctrl-C
+            if not trainer.interrupted:
+                raise
+        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+            if trainer.global_step > 0 or not checkpoint.exists() or _readable(checkpoint):
+                raise
+            raise ExperimentError(
+                f"{checkpoint} is damaged ({type(error).__name__}); move it away to train from the start"
+            ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    write_json(path / TRAINING, {"seconds": clock.seconds, "threads": torch.get_num_threads()} | metrics)
-    save_weights(module.model, path / MODEL)
+
+
+def _readable(checkpoint: Path) -> bool:
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=False)
+    except Exception:  # whatever a damaged file makes of the unpickler
+        return False
     return True
 
 
@@ -154,7 +178,9 @@ def read_log(path: Path) -> list[dict[str, float]]:
     for file in sorted((path / "logs").glob("csv*/metrics.csv")):
         with file.open() as lines:
             rows += [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
-    return sorted((row for row in rows if "train/loss" in row), key=lambda row: row["step"])
+    # a resumed run repeats the steps after its checkpoint; the later log holds
+    last = {row["step"]: row for row in rows if "train/loss" in row}
+    return [last[step] for step in sorted(last)]
 
 
 def _trainer(path: Path, epochs: int, device: str, clock: Callback) -> L.Trainer:

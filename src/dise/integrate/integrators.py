@@ -14,6 +14,8 @@ from dise.integrate.tableau import RK4 as CLASSICAL
 class Integrator(ABC):
     """How initial value problems are solved. `dise.solve` takes one."""
 
+    chooses: ClassVar[bool] = False  # whether each sample gets an integrator of its own (`Solution.choice`)
+
     @abstractmethod
     def integrate(self, problem: Problem) -> Integration:
         """Solve the problem, as a coroutine that asks for evaluations of f (see `dise.integrate.problem`)."""

@@ -59,7 +59,8 @@ class Solution:
         status: [B] int64, see `Status`.
         dt: [B] step size last tried (signed), for diagnosis.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
-        choice: [B] int64, index of the candidate used, if the integrator is one that chooses, else None.
+        choice: [B] int64, index of the candidate used, if the integrator is one that chooses (-1 for a sample whose
+            span has no length), else None.
     """
 
     y: State

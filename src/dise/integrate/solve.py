@@ -68,7 +68,7 @@ def solve(
         through_control=through_control,
         accumulate=accumulate,
     )
-    field = _Field(f, layout, tuple(args), _check_sample_args(sample_args, packed, batched=batched))
+    field = _Field(f, problem, tuple(args), _check_sample_args(sample_args, packed, batched=batched))
     result = _drive(_integrate_moving(integrator, problem), field)
     solution = _solution(result, layout, field.calls, accumulated=accumulate is not None)
     return solution.raise_for_status() if throw else solution
@@ -77,11 +77,20 @@ def solve(
 class _Field:
     """The user's f on the solver's layout: answers requests, checks what comes back, counts calls."""
 
-    def __init__(self, f: Callable[..., State], layout: Layout, args: tuple, sample_args: tuple[Tensor, ...]) -> None:
-        self.f, self.layout, self.args, self.sample_args = f, layout, args, sample_args
+    def __init__(self, f: Callable[..., State], problem: Problem, args: tuple, sample_args: tuple[Tensor, ...]) -> None:
+        self.f, self.problem, self.layout = f, problem, problem.layout
+        self.args, self.sample_args = args, sample_args
         self.calls = 0
 
     def __call__(self, request: Request) -> Tensor:
+        if request.rows is None or self.problem.compact:
+            return self._evaluate(request)
+        # f wants all samples always: those that ask for nothing are evaluated at their start
+        rows = (request.rows,)
+        t, y = self.problem.t0.index_put(rows, request.t), self.problem.y0.index_put(rows, request.y)
+        return self._evaluate(Request(None, t, y))[request.rows]
+
+    def _evaluate(self, request: Request) -> Tensor:
         rows = request.rows
         y = self.layout.unpack(request.y)
         own = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
@@ -136,12 +145,11 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
         return (yield from integrator.integrate(problem))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     zero = torch.zeros_like(problem.t0)
-    still = Result(problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero)
+    choice = none - 1 if integrator.chooses else None
+    still = Result(problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero, choice)
     if len(rows) == 0:
         return still
     (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows)))])
-    if moved.choice is not None:
-        still = still._replace(choice=none - 1)
     pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 

@@ -27,8 +27,10 @@ class Dynamic(Integrator):
             since every candidate needs k1.
 
     Raises:
-        ValueError: no candidates; when solving: scores of another shape, NaN scores, or batched=False.
+        ValueError: no candidates; when solving: scores of another shape, or batched=False. NaN is never the smallest.
     """
+
+    chooses = True
 
     candidates: Sequence[Integrator]
     selector: Selector

@@ -162,7 +162,7 @@ class CostSelector(nn.Module):
 
 @dataclass
 class Fit:
-    """How a fit went: losses of standardised costs (1 is about what predicting the mean gives)."""
+    """How a fit went: mean squared errors of the costs, in units of their variance over all samples and candidates."""
 
     initial: float
     training: list[float] = field(default_factory=list)
