@@ -8,7 +8,7 @@ All have one call signature. What a regularizer needs from the solver it says by
     loss = task_loss + weight * regularizer(solution, block.f)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,18 @@ class Regularizer:
         return solution.accumulated.mean()
 
 
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    """Their sum; 0 if there are none."""
+    values = list(terms)
+    return torch.stack(values).sum() if values else torch.zeros(())
+
+
 class NoRegularizer(Regularizer):
     """R = 0."""
 
     def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
         """0."""
-        return torch.zeros((), device=next(f.parameters()).device)
+        return _sum(p.new_zeros(()) for p in f.parameters())
 
 
 class L1(Regularizer):
@@ -50,7 +56,7 @@ class L1(Regularizer):
 
     def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
         """Σ |θ|."""
-        return torch.stack([p.abs().sum() for p in f.parameters()]).sum()
+        return _sum(p.abs().sum() for p in f.parameters())
 
 
 class L2(Regularizer):
@@ -58,7 +64,7 @@ class L2(Regularizer):
 
     def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
         """Σ θ²."""
-        return torch.stack([p.square().sum() for p in f.parameters()]).sum()
+        return _sum(p.square().sum() for p in f.parameters())
 
 
 class KineticEnergy(Regularizer):
@@ -93,7 +99,7 @@ class ErrorEstimate(Regularizer):
         """Mean over the batch of `solution.error`."""
         if solution is None:
             raise ValueError("solution: ErrorEstimate needs the solve's Solution, got None")
-        if solution.error.isnan().all() and solution.error.numel() > 0:
+        if solution.error.isnan().any():
             raise ValueError("solution: its integrator embeds no error estimate; train with one that does, e.g. Dopri5")
         return solution.error.mean()
 

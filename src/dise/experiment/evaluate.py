@@ -52,7 +52,7 @@ def evaluate(
     model = load_model(path, config).to(device)
     dynamics = _dynamics(model, path, task, device)
     selection = _selection(path) if dynamics else {}
-    if METRICS in results and results[METRICS]["selection"] != selection:
+    if METRICS in results and results[METRICS].get("selection", {}) != selection:
         raise ExperimentError(
             f"{path / METRICS} is of a selection with {results[METRICS]['selection']}, the one here has {selection}; "
             f"move {METRICS} and {TIMING} away to evaluate again"
@@ -62,7 +62,7 @@ def evaluate(
         log(f"evaluating {config.name} on the test set")
         splits = task.load(settings, data_dir)
         metrics = _metrics(model, task, dynamics, task.test_batches(splits))
-        results[METRICS] = {"selection": selection} | metrics
+        results[METRICS] = ({"selection": selection} if selection else {}) | metrics
         write_json(path / METRICS, results[METRICS])
     if timing and dynamics and TIMING not in results:
         log(f"timing {config.name}")

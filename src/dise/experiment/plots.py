@@ -49,19 +49,18 @@ def training_curves(log: list[dict[str, float]], title: str, file: Path) -> None
         title: above the plot.
         file: PNG to write.
     """
-    if not log:
-        return
-    names = [name for name in ("train/loss", "train/penalty", "train/nfe") if any(row.get(name) for row in log)]
+    shown = [name for name in ("train/loss", "train/penalty", "train/nfe") if any(row.get(name) for row in log)]
+    names = shown or ["train/loss"]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(6.4, 1.8 * len(names)), layout="constrained")
         for axes, name, colour in zip(
             figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names, COLOURS, strict=False
         ):
             points = [(row["step"], row[name]) for row in log if name in row]
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=1)
+            axes.plot([step for step, _ in points], [value for _, value in points], color=colour, linewidth=1)
             axes.set_ylabel({"train/loss": "task loss", "train/penalty": "λ·R", "train/nfe": "NFE a sample"}[name])
             axes.grid(alpha=0.3)
-            if name != "train/nfe":
+            if points and name != "train/nfe":
                 axes.set_yscale("log")
         axes.set_xlabel("training step")
         figure.suptitle(title)

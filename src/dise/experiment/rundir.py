@@ -33,9 +33,8 @@ def open_run(path: Path) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ExperimentError(f"{file}: no text ({error}); move it away") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise ExperimentError(f"{file}: {where}: {first['msg']}") from error
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ExperimentError(f"{file}: {'; '.join(problems)}") from error
     return config
 
 

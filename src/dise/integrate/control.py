@@ -74,7 +74,7 @@ class FixedSteps:
 
     def judge(self, step: Step, problem: Problem) -> Verdict:
         """Everything finite is accepted."""
-        finite = problem.layout.norm(step.y_next).isfinite()
+        finite = step.y_next.isfinite().all(1)
         status = torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE))
         return Verdict(finite, torch.full_like(step.t, torch.nan), step.dt, status)
 
@@ -101,8 +101,9 @@ class ErrorControl:
         if self.initial == "span":
             return span, 0
         if self.initial == "heuristic":
-            return (yield from _starting_step(problem, k1, order, self.rtol, self.atol)), 1
-        return torch.copysign(span.abs().clamp(max=float(self.initial)), span), 0
+            step = yield from _starting_step(problem, k1, order, self.rtol, self.atol)
+            return _resolved(step, problem), 1
+        return _resolved(torch.copysign(span.abs().clamp(max=float(self.initial)), span), problem), 0
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """t + dt, or t1 if that is not beyond; a remainder of a few roundings is not left for another step."""
@@ -112,13 +113,14 @@ class ErrorControl:
     def judge(self, step: Step, problem: Problem) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
         scale = torch.maximum(step.y.abs(), step.y_next.abs()).mul_(self.rtol).add_(self.atol)
-        error = problem.layout.norm(step.error() / scale)
+        # a component that is and stays 0 has no error, whatever the tolerance
+        error = problem.layout.norm(step.error() / scale.clamp_(min=torch.finfo(scale.dtype).tiny))
         ratio = error if problem.through_control else error.detach()
         accept = ratio <= 1
         # the clamp keeps 0^(-1/order), and its gradient, out of the graph
         factor = SAFETY * ratio.clamp(min=1e-10) ** (-1 / self.order)
-        lowest = torch.where(accept, 1.0, SHRINK)
-        factor = torch.where(ratio.isfinite(), factor, SHRINK).clamp(max=GROW).maximum(lowest)
+        lowest = torch.where(accept, torch.ones_like(ratio), SHRINK)
+        factor = torch.where(ratio.isfinite(), factor, lowest).clamp(max=GROW).maximum(lowest)
         dt = (step.dt if problem.through_control else step.dt.detach()) * factor
         return Verdict(accept, error, dt, self._status(step, accept, ratio, dt))
 
@@ -126,6 +128,13 @@ class ErrorControl:
         underflow = ~accept & (step.t + dt == step.t)
         reason = torch.where(ratio.isfinite(), int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE))
         return torch.where(underflow, reason, int(Status.RUNNING))
+
+
+def _resolved(step: Tensor, problem: Problem) -> Tensor:
+    """The step, long enough to move t; a first step that rounding swallows would never end."""
+    ends = torch.maximum(problem.t0.abs(), problem.t1.abs())
+    shortest = (4 * torch.finfo(step.dtype).eps * ends).minimum((problem.t1 - problem.t0).abs())
+    return torch.copysign(step.abs().maximum(shortest), step)
 
 
 def _starting_step(
@@ -142,10 +151,13 @@ def _starting_step(
         scale = atol + y0.abs() * rtol
         d0, d1 = norm(y0 / scale), norm(k1 / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
-        h0 = torch.where(tiny, 1e-6, 0.01 * d0 / torch.where(tiny, 1.0, d1)).minimum(span.abs())
+        h0 = torch.where(tiny, 1e-6, 0.01 * d0 / torch.where(tiny, 1.0, d1))
+        # of a sample that is NaN from the start f still sees a time within the span
+        h0 = torch.where(h0.isfinite(), h0, span.abs()).minimum(span.abs())
         probe = torch.copysign(h0, span)
+        t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
         y1 = torch.addcmul(y0, probe[:, None], k1)
-    f1 = yield Request(None, problem.t0 + probe, y1)
+    f1 = yield Request(None, t_probe, y1)
     with torch.set_grad_enabled(problem.through_control and torch.is_grad_enabled()):
         d2 = norm((f1 - k1) / scale) / h0
         largest = torch.maximum(d1, d2)

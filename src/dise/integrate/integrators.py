@@ -89,7 +89,8 @@ class Adaptive(RungeKutta):
         if self.rtol == self.atol == 0:
             raise ValueError("rtol, atol: at least one must be positive, got 0 and 0")
         step = self.first_step
-        if not (step in ("heuristic", "span") if isinstance(step, str) else 0 < step < float("inf")):
+        number = isinstance(step, int | float) and 0 < step < float("inf")
+        if step not in ("heuristic", "span") and not number:
             raise ValueError(f"first_step: expected 'heuristic', 'span' or a positive number, got {step!r}")
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
             raise ValueError(f"max_steps: expected a whole number of at least 1, got {self.max_steps!r}")

@@ -45,28 +45,27 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     rows = _start(problem, k1, dt, nfe=1 + evaluations)
     everyone, finished = True, []
     for index in count() if control.rounds is None else range(control.rounds):
+        if control.rounds is None:
+            remaining = (rows.status == Status.RUNNING).nonzero().flatten()  # the one read of the device
+            if len(remaining) == 0:
+                break
+            if problem.compact and len(remaining) < len(rows.t):
+                finished.append(rows.take((rows.status != Status.RUNNING).nonzero().flatten()))
+                rows, everyone = rows.take(remaining), False
         subset = None if everyone else rows.sample
         if index > 0 and not tableau.fsal:
             rows = _refresh(rows, (yield Request(subset, rows.t, rows.y)))
         running = rows.status == Status.RUNNING
         t_next = torch.where(running, control.end(index, rows.t, rows.dt, rows.t0, rows.t1), rows.t)
-        step = yield from runge_kutta_step(tableau, rows.t, t_next - rows.t, rows.y, rows.k1, subset)
+        step = yield from runge_kutta_step(tableau, rows.t, t_next, rows.y, rows.k1, subset)
         rows = _advance(rows, step, t_next, control.judge(step, problem), problem, control.max_steps)
-        if control.rounds is not None:
-            continue
-        remaining = (rows.status == Status.RUNNING).nonzero().flatten()  # the one read of the device
-        if len(remaining) == 0:
-            break
-        if problem.compact and len(remaining) < len(rows.t):
-            finished.append(rows.take((rows.status != Status.RUNNING).nonzero().flatten()))
-            rows, everyone = rows.take(remaining), False
     return _collect([*finished, rows])
 
 
 def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> _Rows:
     zero = torch.zeros_like(problem.t0)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
-    finite = problem.layout.norm(k1).isfinite() & problem.layout.norm(problem.y0).isfinite()
+    finite = k1.isfinite().all(1) & problem.y0.isfinite().all(1)
     return _Rows(
         sample=torch.arange(len(problem), device=zero.device),
         t0=problem.t0,
@@ -101,7 +100,7 @@ def _advance(
         status = torch.where((status == Status.RUNNING) & (n_steps >= max_steps), int(Status.MAX_STEPS), status)
     accumulated = rows.accumulated
     if problem.accumulate is not None:
-        accumulated = accumulated + torch.where(accept, problem.accumulate(step), 0)
+        accumulated = accumulated + torch.where(accept, _share(problem.accumulate(step), step), 0)
     return rows._replace(
         k1=torch.where(moved, step.stages[-1], rows.k1) if step.tableau.fsal else rows.k1,
         y=torch.where(moved, step.y_next, rows.y),
@@ -114,6 +113,14 @@ def _advance(
         dt=torch.where(running, verdict.dt, rows.dt),
         accumulated=accumulated,
     )
+
+
+def _share(value: object, step: Step) -> Tensor:
+    """What `accumulate` returned, checked."""
+    if isinstance(value, Tensor) and value.shape == step.t.shape:
+        return value
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(f"accumulate: expected a tensor of shape {tuple(step.t.shape)}, one value a sample, got {got}")
 
 
 def _collect(parts: list[_Rows]) -> Result:

@@ -77,7 +77,7 @@ class Layout:
         """[n, F] → user's state of n samples."""
         batch = (len(y),) if self.batched else ()
         parts = y.split(self.sizes, dim=1) if len(self.sizes) > 1 else (y,)
-        leaves = tuple(part.reshape(*batch, *shape) for part, shape in zip(parts, self.shapes, strict=True))
+        leaves = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
         return leaves if self.is_tuple else leaves[0]
 
     def time(self, t: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ def solve(
 
     Returns:
         the `Solution`; gradients flow by backpropagation through the accepted steps to y0, f's parameters, args,
-        sample_args, t0 and t1.
+        sample_args, t0 and t1. An attempted step that left f's domain (f was NaN or infinite there) is retried with a
+        shorter one, but leaves NaN gradients, since 0 · NaN is NaN in f's backward pass: train with a first_step that
+        stays inside.
 
     Raises:
         TypeError, ValueError: an argument (named in the message) is not as described.

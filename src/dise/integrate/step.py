@@ -41,22 +41,25 @@ def combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
 
 
 def runge_kutta_step(
-    tableau: ButcherTableau, t: Tensor, dt: Tensor, y: Tensor, k1: Tensor, rows: Tensor | None
+    tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor, rows: Tensor | None
 ) -> Generator[Request, Tensor, Step]:
     """Attempt one step: a pure function of its arguments and of the values of f it asks for.
 
     Args:
         tableau: the method.
-        t, dt: [n] start and signed length of each sample's step.
+        t, t_next: [n] start and end of each sample's step; f is evaluated nowhere outside.
         y: [n, F] state at t.
         k1: [n, F] first stage, f(t, y).
         rows: [n] which of the problem's samples these are; None: all.
     """
+    dt = t_next - t
     dt_column = dt[:, None]
     stages = [k1]
     for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
         y_stage = torch.addcmul(y, dt_column, combine(a, stages))
-        stages.append((yield Request(rows, torch.add(t, dt, alpha=c), y_stage)))
+        # t + dt would miss t_next by a rounding
+        t_stage = t_next if c == 1 else torch.add(t, dt, alpha=c)
+        stages.append((yield Request(rows, t_stage, y_stage)))
     # first same as last: the last stage was evaluated at y_next
     y_next = y_stage if tableau.fsal else torch.addcmul(y, dt_column, combine(tableau.b, stages))
     return Step(t, dt, y, y_next, tuple(stages), tableau)
