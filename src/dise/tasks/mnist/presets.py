@@ -22,7 +22,7 @@ class Preset(BaseModel):
 
 PRESETS = {
     # fast enough for a demo on two cores
-    "sample": Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=32, learning_rate=0.4),
+    "sample": Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=32, learning_rate=0.4, monitored=200),
     # about a quarter of an hour a model on two cores
     "cpu": Preset(data="full", epochs=2, schedule="one-cycle", batch_size=64, learning_rate=0.2),
     # the paper's: torchdiffeq's examples/odenet_mnist.py, ×{0.1, 0.01, 0.001} at epochs {60, 100, 140}
