@@ -229,7 +229,7 @@ def _print(table: "Table") -> None:
 
     shown = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
     for i, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if i == 0 else "right")
+        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*(escape(cell) for cell in row))
     console.print(shown)

@@ -87,7 +87,7 @@ def table_1(runs: Sequence[Run]) -> Table:
         for run in found:
             rows += [_line(paper, run, row) for row in (run.policies("DISE") if paper.dise else [run.own])]
         if not found:
-            rows.append([paper.label, f"{paper.accuracy:.4f}", _number(paper.nfe), *["not run"] * 5])
+            rows.append([paper.label, f"{paper.accuracy:.4f}", _number(paper.nfe), "not run", *["–"] * 4])
     header = [
         "model", "paper: accuracy", "paper: NFE", "run", "accuracy", "NFE a sample", "selector (in f)", "NFE a batch",
     ]  # fmt: skip
