@@ -32,7 +32,7 @@ types: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python benchmarks/parity.py
+	$(BIN)/python benchmarks/parity.py results/mnist-cpu/odenet-none-seed0
 
 docs: .venv/docs-installed
 	$(BIN)/mkdocs build --strict
