@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from dise import RK4, Dopri5, Euler, Step, solve
+from dise import RK4, Bosh3, Dopri5, Euler, Midpoint, Step, solve
 from dise.integrate.step import combine
 from dise.integrate.tableau import DOPRI5
 from dise.integrate.tableau import EULER as EULER_TABLEAU
 
-ONE_STEP = Dopri5(rtol=0, atol=1e6, first_step="span")  # accepts whatever it tries; the error's scale is constant
+ANY = {"rtol": 0, "atol": 1e6, "first_step": "span"}  # accepts whatever it tries; the error's scale is constant
+ONE_STEP, ONE_BOSH3 = Dopri5(**ANY), Bosh3(**ANY)
 SIZES = [0.2 / 2**i for i in range(4)]
 
 
@@ -24,13 +25,15 @@ def one_step(h, integrator):
     return solve(lambda t, y: -t * y**2, y0, 0.3, 0.3 + h, integrator)
 
 
-@pytest.mark.parametrize(("integrator", "order"), [(Euler(), 1), (RK4(), 4), (ONE_STEP, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("integrator", "order"), [(Euler(), 1), (Midpoint(), 2), (ONE_BOSH3, 3), (RK4(), 4), (ONE_STEP, 5)], ids=str
+)
 def test_local_error_is_of_order_p_plus_1(integrator, order):
     errors = [one_step(h, integrator).y.item() - 1 / (1 + ((0.3 + h) ** 2 - 0.09) / 2) for h in SIZES]
     assert slope(errors) == pytest.approx(order + 1, abs=0.3)
 
 
-@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (RK4, 4)])
+@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (Midpoint, 2), (RK4, 4)])
 def test_global_error_is_of_order_p(method, order):
     """y' = y on [0, 1]; the slope in 1/steps."""
     y0 = torch.ones(1, 1, dtype=torch.float64)
@@ -38,8 +41,9 @@ def test_global_error_is_of_order_p(method, order):
     assert slope(errors) == pytest.approx(order, abs=0.3)
 
 
-def test_error_estimate_is_of_order_5():
-    assert slope([one_step(h, ONE_STEP).error.item() for h in SIZES]) == pytest.approx(5, abs=0.3)
+@pytest.mark.parametrize(("integrator", "order"), [(ONE_STEP, 5), (ONE_BOSH3, 3)], ids=str)
+def test_error_estimate_is_of_the_embedded_methods_local_order(integrator, order):
+    assert slope([one_step(h, integrator).error.item() for h in SIZES]) == pytest.approx(order, abs=0.3)
 
 
 def capture(f, y0, t1, integrator):

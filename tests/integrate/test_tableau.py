@@ -6,14 +6,7 @@ import scipy.integrate
 from torchdiffeq._impl.dopri5 import _DORMAND_PRINCE_SHAMPINE_TABLEAU as SHAMPINE
 
 from dise import ButcherTableau
-from dise.integrate.tableau import DOPRI5, EULER, RK4
-
-BOSH3 = ButcherTableau(
-    c=(0.0, 1 / 2, 3 / 4, 1.0),
-    a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
-    order=3,
-)
+from dise.integrate.tableau import BOSH3, DOPRI5, EULER, MIDPOINT, RK4
 
 
 def order_conditions(tableau, b):
@@ -47,7 +40,7 @@ def order_of(tableau, b):
     return next((p - 1 for p in conditions if np.abs(conditions[p]).max() > 1e-12), 5)
 
 
-@pytest.mark.parametrize("tableau", [EULER, RK4, BOSH3, DOPRI5])
+@pytest.mark.parametrize("tableau", [EULER, MIDPOINT, RK4, BOSH3, DOPRI5])
 def test_solution_has_the_stated_order(tableau):
     assert order_of(tableau, tableau.b) == tableau.order
 
@@ -71,12 +64,22 @@ def test_rk4_is_the_classical_method_not_the_3_8_rule():
     assert RK4.b == (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
-@pytest.mark.parametrize(("tableau", "fsal"), [(EULER, False), (RK4, False), (BOSH3, True), (DOPRI5, True)])
+def test_bosh3_is_scipys_and_embeds_order_exactly_2():
+    RK23 = scipy.integrate.RK23
+    np.testing.assert_allclose(BOSH3.c[:-1], RK23.C, rtol=1e-15)
+    np.testing.assert_allclose(BOSH3.b[:-1], RK23.B, rtol=1e-15)
+    np.testing.assert_allclose(np.negative(BOSH3.b_err), RK23.E, atol=1e-15)
+    assert order_of(BOSH3, np.subtract(BOSH3.b, BOSH3.b_err)) == 2
+
+
+@pytest.mark.parametrize(
+    ("tableau", "fsal"), [(EULER, False), (MIDPOINT, False), (RK4, False), (BOSH3, True), (DOPRI5, True)]
+)
 def test_fsal_is_derived(tableau, fsal):
     assert tableau.fsal is fsal
 
 
-MIDPOINT = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
+TWO_STAGES = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ MIDPOINT = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
 )
 def test_a_wrong_coefficient_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        ButcherTableau(**(MIDPOINT | change))
+        ButcherTableau(**(TWO_STAGES | change))
 
 
 def test_a_tableau_cannot_be_changed():

@@ -1,6 +1,6 @@
 """How an initial value problem is solved."""
 
-from dise.integrate.integrators import RK4, Adaptive, Dopri5, Euler, FixedStep, Integrator, RungeKutta
+from dise.integrate.integrators import RK4, Adaptive, Bosh3, Dopri5, Euler, FixedStep, Integrator, Midpoint, RungeKutta
 from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.solve import solve
 from dise.integrate.step import Step
@@ -9,11 +9,13 @@ from dise.integrate.tableau import ButcherTableau
 __all__ = [
     "RK4",
     "Adaptive",
+    "Bosh3",
     "ButcherTableau",
     "Dopri5",
     "Euler",
     "FixedStep",
     "Integrator",
+    "Midpoint",
     "RungeKutta",
     "Solution",
     "SolveError",

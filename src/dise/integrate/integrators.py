@@ -7,7 +7,7 @@ from typing import ClassVar
 from dise.integrate.control import Controller, ErrorControl, FixedSteps
 from dise.integrate.loop import integrate
 from dise.integrate.problem import Integration, Problem
-from dise.integrate.tableau import DOPRI5, EULER, ButcherTableau
+from dise.integrate.tableau import BOSH3, DOPRI5, EULER, MIDPOINT, ButcherTableau
 from dise.integrate.tableau import RK4 as CLASSICAL
 
 
@@ -107,6 +107,12 @@ class Euler(FixedStep):
     tableau = EULER
 
 
+class Midpoint(FixedStep):
+    """The explicit midpoint rule: order 2, two evaluations of f a step."""
+
+    tableau = MIDPOINT
+
+
 class RK4(FixedStep):
     """The classical Runge–Kutta method: order 4, four evaluations of f a step.
 
@@ -114,6 +120,15 @@ class RK4(FixedStep):
     """
 
     tableau = CLASSICAL
+
+
+class Bosh3(Adaptive):
+    """Bogacki–Shampine 3(2): order 3, adaptive, three evaluations of f a step.
+
+    NFE is 2 + 3·steps with first_step="heuristic", 1 + 3·steps otherwise, rejected steps included.
+    """
+
+    tableau = BOSH3
 
 
 class Dopri5(Adaptive):

@@ -61,6 +61,18 @@ class ButcherTableau:
 
 EULER = ButcherTableau(c=(0.0,), a=((),), b=(1.0,), order=1)
 
+# The explicit midpoint rule: Runge 1895; Hairer, Nørsett, Wanner, II.1.
+MIDPOINT = ButcherTableau(c=(0.0, 1 / 2), a=((), (1 / 2,)), b=(0.0, 1.0), order=2)
+
+# Bogacki, Shampine, A 3(2) pair of Runge–Kutta formulas, Appl. Math. Lett. 2, 1989.
+BOSH3 = ButcherTableau(
+    c=(0.0, 1 / 2, 3 / 4, 1.0),
+    a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    order=3,
+    b_err=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+
 # The classical method: Kutta 1901; Hairer, Nørsett, Wanner, Table II.1.2, left (the "3/8 rule" is its right).
 RK4 = ButcherTableau(
     c=(0.0, 1 / 2, 1 / 2, 1.0),
