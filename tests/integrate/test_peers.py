@@ -109,7 +109,7 @@ def test_float32_conv_field_takes_torchdiffeqs_steps(record, seed, gain):
         for i in range(3):
             y, nfe, accepted = torchdiffeq_dopri5(record(f), y0[i : i + 1], 0.0, 1.0, 1e-3)
             assert (ours.nfe[i], ours.n_accepted[i]) == (nfe, accepted)
-            torch.testing.assert_close(ours.y[i : i + 1], y, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours.y[i : i + 1], y, rtol=0, atol=1e-5 * gain)  # a steep field spreads rounding
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-6])
