@@ -1,5 +1,6 @@
 """dise: neural ODEs that are fast at inference."""
 
+from dise.flow import DiagonalNormal, Flow, TransportCost, divergence
 from dise.integrate import (
     RK4,
     Adaptive,
@@ -25,6 +26,8 @@ from dise.select import (
     CostSelector,
     Dynamic,
     PooledNetwork,
+    TaskErrorCost,
+    choose_penalty,
     collect_costs,
     diagnose,
     run_candidates,
@@ -40,11 +43,13 @@ __all__ = [
     "ClassificationCost",
     "CostSelector",
     "Costs",
+    "DiagonalNormal",
     "Dopri5",
     "Dynamic",
     "ErrorEstimate",
     "Euler",
     "FixedStep",
+    "Flow",
     "Integrator",
     "KineticEnergy",
     "Midpoint",
@@ -58,8 +63,12 @@ __all__ = [
     "SolveError",
     "Status",
     "Step",
+    "TaskErrorCost",
+    "TransportCost",
+    "choose_penalty",
     "collect_costs",
     "diagnose",
+    "divergence",
     "run_candidates",
     "solve",
 ]

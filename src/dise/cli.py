@@ -12,7 +12,7 @@ except ImportError as error:  # the core is installed without the extra
     raise SystemExit("dise's command line needs the extra `tasks`: pip install 'dise[tasks]'") from error
 
 if TYPE_CHECKING:
-    from dise.experiment.report import Table
+    from dise.tasks.table import Table
 
 # The heavy imports are inside the commands: `dise --help` should not wait for Lightning.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
@@ -28,7 +28,7 @@ class Data(StrEnum):
     train = "train"
 
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist or circles.")]
 Preset = Annotated[
     str,
     typer.Option(help="Size of the experiment: sample (minutes), cpu (about a quarter of an hour a model) or paper."),
@@ -37,17 +37,30 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and crops
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        envvar="DISE_DATA", help="Folder that holds mnist/*.gz. Without it, the images are downloaded and checked."
+        envvar="DISE_DATA",
+        help="Folder that holds mnist/*.gz. Without it, the images are downloaded and checked. circles needs no data.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
 Out = Annotated[Path, typer.Option(help="Where run directories are made.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")]
 Resume = Annotated[bool, typer.Option(help="Continue an interrupted run and reuse a finished one; otherwise refuse.")]
+Changes = Annotated[
+    list[str],
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the preset, e.g. target=moons. Repeatable."),
+]
 Weight = Annotated[float | None, typer.Option(min=0.0, help="λ of the regularizer; the paper's by default.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, made by `dise train`.")]
 Alpha = Annotated[float | None, typer.Option(help="Exponent α of Eq. 4; the paper's by default.")]
-Penalty = Annotated[float | None, typer.Option("--penalty", "-M", help="Penalty M of Eq. 4; the paper's by default.")]
+Penalty = Annotated[
+    float | None,
+    typer.Option(
+        "--penalty",
+        "-M",
+        help="Penalty M of Eq. 4 for all selectors. By default the paper's selector has the paper's M; the others' is "
+        "chosen on held-out data.",
+    ),
+]
 On = Annotated[Data, typer.Option(help="Collect costs on held-out data, or on training data as the paper does.")]
 Timing = Annotated[bool, typer.Option(help="Measure wall-clock too; let nothing else run meanwhile.")]
 
@@ -70,10 +83,14 @@ def run(
     ] = ["none", "error"],  # noqa: B006
     model: Annotated[
         list[str],
-        typer.Option(help="Model: odenet, rknet, resnet. Repeatable; the baselines only without regularizer."),
-    ] = ["odenet"],  # noqa: B006
+        typer.Option(
+            help="Model, by default the task's first; mnist: odenet, rknet, resnet. Repeatable; the other models only "
+            "without regularizer."
+        ),
+    ] = [],  # noqa: B006
     weight: Weight = None,
     seed: Seed = 0,
+    changes: Changes = [],  # noqa: B006
     alpha: Alpha = None,
     penalty: Penalty = None,
     on: On = Data.held_out,
@@ -89,11 +106,12 @@ def run(
     from dise.experiment.evaluate import evaluate as evaluate_run
     from dise.experiment.select import select as select_run
     from dise.experiment.train import train as train_run
+    from dise.select import has_block
 
     accelerator = _start(device, threads)
     configs = [
-        RunConfig.of(task, preset, model=m, reg=r, weight=weight if r != "none" else None, seed=seed)
-        for m, r in _combinations(model, reg)
+        RunConfig.of(task, preset, model=m, reg=r, weight=weight if r != "none" else None, seed=seed, changes=changes)
+        for m, r in _combinations(task, model, reg)
     ]
     for config in configs:
         path = config.directory(out)
@@ -102,7 +120,7 @@ def run(
         _say("trained" if trained else "was trained before: reused")
     for config in configs:
         path = config.directory(out)
-        if config.model != "resnet":
+        if has_block(config.found[0].models[config.model]()):
             select_run(path, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=_say)
     for config in configs:
         evaluate_run(config.directory(out), data_dir=data_dir, device=accelerator, timing=timing, log=_say)
@@ -114,9 +132,12 @@ def train(
     task: TaskName,
     preset: Preset = "sample",
     reg: Annotated[str, typer.Option(help="Regularizer: none, kinetic, l1, l2, error, raw-error.")] = "none",
-    model: Annotated[str, typer.Option(help="Model: odenet, rknet, resnet.")] = "odenet",
+    model: Annotated[
+        str | None, typer.Option(help="Model, by default the task's first; mnist: odenet, rknet, resnet.")
+    ] = None,
     weight: Weight = None,
     seed: Seed = 0,
+    changes: Changes = [],  # noqa: B006
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Out = Path("runs"),
@@ -128,7 +149,7 @@ def train(
     from dise.experiment.train import train as train_run
 
     _start(device, threads)
-    config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, seed=seed)
+    config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, seed=seed, changes=changes)
     path = config.directory(out)
     trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
     _say("trained" if trained else "was trained before: reused")
@@ -146,14 +167,15 @@ def select(
     threads: Threads = None,
 ) -> None:
     """Fit the integrator selectors of a trained run."""
-    from dise.experiment.report import selection_table
+    from dise.experiment.report import selection_tables
     from dise.experiment.select import select as select_run
 
     accelerator = _start(device, threads)
     result = select_run(
         run_dir, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=_say
     )
-    _print(selection_table(result))
+    for table in selection_tables(result):
+        _print(table)
 
 
 @app.command()
@@ -166,12 +188,15 @@ def evaluate(
 ) -> None:
     """Evaluate a run on the test set: every policy, its accuracy, NFE and wall-clock."""
     from dise.experiment.evaluate import evaluate as evaluate_run
-    from dise.experiment.report import Run, policies, wall_clock
+    from dise.experiment.report import read_run, wall_clock
+    from dise.experiment.rundir import open_run
 
     accelerator = _start(device, threads)
     evaluate_run(run_dir, data_dir=data_dir, device=accelerator, timing=timing, log=_say)
-    result = Run.read(run_dir)
-    _print(policies(result))
+    result = read_run(run_dir)
+    task, _ = open_run(run_dir).found
+    for table in task.details(result):
+        _print(table)
     if result.timing:
         _print(wall_clock(result))
 
@@ -184,25 +209,28 @@ def report(
     _report(folder)
 
 
-def _combinations(models: list[str], regs: list[str]) -> list[tuple[str, str]]:
-    """Models and regularizers to run: ODE-Net with each regularizer, a baseline without."""
-    from dise.experiment.config import REGULARIZERS, ExperimentError, choose
+def _combinations(task: str, models: list[str], regs: list[str]) -> list[tuple[str, str]]:
+    """Models and regularizers to run: the task's first model with each regularizer, the others without."""
+    from dise.experiment.config import ExperimentError, choose
+    from dise.tasks.registry import TASKS
 
+    found = choose("task", task, TASKS)
+    first = next(iter(found.models))
     for reg in regs:
-        choose("reg", reg, REGULARIZERS)
+        choose("reg", reg, found.weights)
     for model in models:
-        if model != "odenet" and "none" not in regs:
+        if choose("model", model, found.models) and model != first and "none" not in regs:
             raise ExperimentError(f"reg: model {model!r} is a baseline, run without regularizer; add --reg none")
-    return [(model, reg) for model in models for reg in regs if model == "odenet" or reg == "none"]
+    return [(model, reg) for model in models or [first] for reg in regs if model == first or reg == "none"]
 
 
 def _report(folder: Path) -> None:
-    from dise.experiment.report import read_runs, table_1, table_3, write_report
+    from dise.experiment.report import write_report
 
-    runs = read_runs(folder)
-    for table in (table_1(runs), table_3(runs)):
+    file, tables = write_report(folder)
+    for table in tables:
         _print(table)
-    _say(f"report: {write_report(folder, runs)}")
+    _say(f"report: {file}")
 
 
 def _start(device: str, threads: int | None) -> str:

@@ -72,10 +72,13 @@ class NeuralODE(nn.Module):
         """State at t1, shaped like y0 [B, ...]."""
         return self.solve(y0).y
 
-    def first_stage(self, y0: Tensor) -> Tensor:
+    def first_stage(self, y0: State) -> State:
         """k1 = f(t0, y0), shaped like y0 [B, ...]: what every integrator evaluates first."""
-        t0 = torch.as_tensor(self.t0, dtype=y0.dtype, device=y0.device).expand(len(y0))
-        return self.f(t0.reshape(-1, *(1 for _ in y0.shape[1:])), y0)
+        first = y0[0] if isinstance(y0, tuple) else y0
+        t0 = torch.as_tensor(self.t0, dtype=first.dtype, device=first.device)
+        if self.batched:
+            t0 = t0.expand(len(first)).reshape(-1, *(1 for _ in first.shape[1:]))
+        return self.f(t0, y0)
 
     @contextmanager
     def recording(self) -> Iterator[list[Record]]:

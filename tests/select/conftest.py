@@ -80,6 +80,6 @@ def make_costs():
         h0 = torch.zeros(len(adequate), 1) if h0 is None else h0
         rule = rule or ClassificationCost()
         candidates = tuple(candidates[: adequate.shape[1]])
-        return Costs(candidates, h0, h0 if k1 is None else k1, nfe, adequate, rule(nfe, adequate), rule)
+        return Costs(candidates, h0, h0 if k1 is None else k1, nfe, (~adequate).float(), rule)
 
     return make

@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, Dopri5, Euler, NeuralODE, solve
-from dise.select import ClassificationCost, Costs, collect_costs, find_block, run_candidates
+from dise.select import ClassificationCost, Costs, TaskErrorCost, collect_costs, find_block, joined, run_candidates
 
 # ---- Eq. 4
 
@@ -26,7 +26,7 @@ from dise.select import ClassificationCost, Costs, collect_costs, find_block, ru
     ],
 )
 def test_eq4_by_hand(alpha, M, nfe, right, expected):
-    cost = ClassificationCost(alpha=alpha, M=M)(torch.tensor([[nfe]]), torch.tensor([[right]]))
+    cost = ClassificationCost(alpha=alpha, M=M)(torch.tensor([[nfe]]), torch.tensor([[0.0 if right else 1.0]]))
     assert cost.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -34,13 +34,15 @@ def test_eq4_is_taken_entry_by_entry():
     nfe = torch.tensor([[1, 4, 16], [1, 4, 25]])
     right = torch.tensor([[True, True, False], [False, False, True]])
     expected = torch.tensor([[1.0, 2.0, 30.0], [30.0, 30.0, 5.0]])
-    assert_close(ClassificationCost(alpha=0.5, M=900)(nfe, right), expected)
+    assert_close(ClassificationCost(alpha=0.5, M=900)(nfe, (~right).float()), expected)
 
 
 @pytest.mark.parametrize(("M", "largest"), [(14, 14), (10, 14), (2, 3)])
 def test_penalty_below_an_nfe_is_refused(M, largest):
-    with pytest.raises(ValueError, match=rf"M: expected more than the largest NFE, {largest}, got {M}"):
-        ClassificationCost(M=M)(torch.tensor([[1, largest]]), torch.tensor([[True, True]]))
+    with pytest.raises(
+        ValueError, match=rf"M: expected more than the largest price of an adequate result, {largest}, got {M}"
+    ):
+        ClassificationCost(M=M)(torch.tensor([[1, largest]]), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("name", ["alpha", "M"])
@@ -56,13 +58,52 @@ def test_defaults_are_the_papers():
 
 def test_no_samples_cost_nothing():
     nfe = torch.zeros(0, 3, dtype=torch.int64)
-    assert ClassificationCost()(nfe, nfe.bool()).shape == (0, 3)
+    assert ClassificationCost()(nfe, nfe.float()).shape == (0, 3)
 
 
 def test_adequate_compares_every_candidates_prediction_with_the_label():
     logits = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[3.0, 2.0], [2.0, 3.0]]])
-    expected = torch.tensor([[True, False], [True, False]])
-    assert torch.equal(ClassificationCost().adequate(logits, torch.tensor([1, 0])), expected)
+    rule = ClassificationCost()
+    error = rule.error(logits, torch.tensor([1, 0]))
+    assert error.tolist() == [[0, 1], [0, 1]]
+    assert rule.adequate(error).tolist() == [[True, False], [True, False]]
+
+
+# ---- Eq. 5
+
+
+def distance(output, target):
+    return (output - target[:, None]).abs()
+
+
+RULE = TaskErrorCost(alpha=0.5, M=100.0, task_error=distance, beta=2.0, resolution=0.25)
+
+
+def test_eq5_by_hand():
+    """(Δ·Γ)^α up to β, M^α above; errors below the resolution count as it."""
+    error = RULE.error(torch.tensor([[5.0, 3.0, 6.5]]), torch.tensor([5.0]))
+    assert error.tolist() == [[0, 2, 1.5]]
+    assert RULE.adequate(error).all()
+    assert_close(RULE(torch.tensor([[16, 8, 6]]), error), torch.tensor([[2.0, 4.0, 3.0]]))
+    assert RULE(torch.tensor([[16]]), torch.tensor([[2.1]])).item() == pytest.approx(10)
+
+
+def test_eq5_refuses_a_price_above_the_penalty_only_where_it_counts():
+    assert RULE(torch.tensor([[10**6]]), torch.tensor([[39.0]])).item() == pytest.approx(10)
+    with pytest.raises(ValueError, match="M: expected more than the largest price of an adequate result, 100"):
+        RULE(torch.tensor([[50]]), torch.tensor([[2.0]]))
+
+
+@pytest.mark.parametrize(("beta", "resolution"), [(1.0, 2.0), (1.0, 0.0), (math.inf, 1.0), (math.nan, 1.0)])
+def test_eq5_needs_a_resolution_up_to_beta(beta, resolution):
+    with pytest.raises(ValueError, match="beta, resolution: expected 0 < resolution <= beta"):
+        TaskErrorCost(task_error=distance, beta=beta, resolution=resolution)
+
+
+def test_eq5_refuses_errors_of_the_wrong_kind():
+    rule = TaskErrorCost(task_error=lambda output, target: output, beta=1.0, resolution=0.1)
+    with pytest.raises(ValueError, match="task_error: expected errors of at least 0, got -3"):
+        rule.error(torch.tensor([[-3.0]]), torch.zeros(1))
 
 
 # ---- running the candidates
@@ -190,6 +231,15 @@ class PairModel(nn.Module):
         return self.block((x, x))[0]
 
 
-def test_a_tuple_state_is_refused():
-    with pytest.raises(TypeError, match="takes a state that is one tensor, got a tuple"):
-        run_candidates(PairModel(), batches(1), CANDIDATES)
+def test_a_tuple_states_tensors_are_joined():
+    outcomes = run_candidates(PairModel(), batches(2), CANDIDATES)
+    x = torch.arange(1.0, 5.0).reshape(2, 2)
+    assert_close(outcomes.h0, torch.cat([x, x], 1))
+    assert_close(outcomes.k1, -outcomes.h0)
+
+
+def test_joined_keeps_shared_dimensions_and_flattens_others():
+    a, b = torch.zeros(5, 3, 2), torch.zeros(5, 3, 1)
+    assert joined((a, b)).shape == (5, 3, 3)
+    assert joined((a, b[:, :2])).shape == (5, 8)
+    assert joined(a) is a

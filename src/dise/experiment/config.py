@@ -1,23 +1,15 @@
 """What one run is: everything that its result depends on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
+from dise.regularize import Regularizer
 from dise.tasks.errors import UserError
 from dise.tasks.registry import TASKS
 from dise.tasks.task import Task
-
-REGULARIZERS: dict[str, type[Regularizer]] = {
-    "none": NoRegularizer,
-    "kinetic": KineticEnergy,
-    "l1": L1,
-    "l2": L2,
-    "error": ErrorEstimate,
-    "raw-error": RawErrorEstimate,
-}
 
 
 class ExperimentError(UserError):
@@ -47,21 +39,23 @@ class RunConfig(BaseModel):
         reg: str = "none",
         weight: float | None = None,
         seed: int = 0,
+        changes: Sequence[str] = (),
     ) -> "RunConfig":
         """The run that these names mean; λ is the paper's unless given.
 
+        Args:
+            changes: "name=value" of preset settings to change.
+
         Raises:
-            ExperimentError: a name that there is not, or a model that cannot have the regularizer.
+            ExperimentError: a name or value that there is not, or a model that cannot have the regularizer.
         """
         found = choose("task", task, TASKS)
-        settings = choose("preset", preset, found.presets).model_dump()
+        settings = _changed(choose("preset", preset, found.presets), changes)
         model = model or next(iter(found.models))
         choose("model", model, found.models)
         choose("reg", reg, found.weights)
-        if model == "resnet" and reg not in ("none", "l1", "l2"):
-            raise ExperimentError(f"reg: {reg!r} needs an ODE, and model 'resnet' has none; use none, l1 or l2")
-        if model == "rknet" and "error" in reg:
-            raise ExperimentError(f"reg: {reg!r} needs DOPRI's error estimate, and model 'rknet' is trained with RK4")
+        if reason := found.check(model, reg):
+            raise ExperimentError(reason)
         weight = found.weights[reg] if weight is None else weight
         return cls(task=task, preset=preset, settings=settings, model=model, reg=reg, weight=weight, seed=seed)
 
@@ -70,7 +64,9 @@ class RunConfig(BaseModel):
         """The name of the run's directory: what the run differs in from others of its task and preset."""
         paper = TASKS[self.task].weights[self.reg]
         weight = "" if self.weight == paper else f"-{self.weight:g}"
-        return f"{self.model}-{self.reg}{weight}-seed{self.seed}"
+        standard = TASKS[self.task].presets[self.preset].model_dump()
+        changes = "".join(f"-{name}={value}" for name, value in self.settings.items() if value != standard.get(name))
+        return f"{self.model}-{self.reg}{weight}{changes}-seed{self.seed}"
 
     def directory(self, out: Path) -> Path:
         """Where the run lives: OUT/task/preset/name."""
@@ -85,7 +81,21 @@ class RunConfig(BaseModel):
     @property
     def regularizer(self) -> Regularizer:
         """The regularizer."""
-        return REGULARIZERS[self.reg]()
+        return TASKS[self.task].regularizers[self.reg]()
+
+
+def _changed(preset: BaseModel, changes: Sequence[str]) -> dict[str, Any]:
+    """The preset's settings with "name=value" of some changed."""
+    pairs = [change.partition("=") for change in changes]
+    for name, equals, _ in pairs:
+        if not equals or name not in type(preset).model_fields:
+            names = ", ".join(type(preset).model_fields)
+            raise ExperimentError(f"set: expected NAME=VALUE with a NAME of {names}; got {name + equals!r}")
+    try:
+        return type(preset)(**preset.model_dump() | {name: value for name, _, value in pairs}).model_dump()
+    except ValidationError as error:
+        reasons = [f"{e['loc'][0]}: {e['msg']}" for e in error.errors()]
+        raise ExperimentError(f"set: {'; '.join(reasons)}") from error
 
 
 def choose(what: str, name: str, options: Any) -> Any:

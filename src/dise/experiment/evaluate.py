@@ -1,22 +1,19 @@
 """Evaluating a run on the test set: every policy, and what it costs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dise.experiment.config import ExperimentError
 from dise.experiment.rundir import load_model, open_run, read_json, write_json
 from dise.experiment.select import SELECTION, load_dynamic
-from dise.experiment.statistics import mcnemar
 from dise.experiment.timing import count_macs, time_policies
-from dise.integrate import FixedStep, Integrator
-from dise.nn import NeuralODE
-from dise.select import Costs, Dynamic, PolicyScore, find_block, oracle, random_mix, run_candidates, single
+from dise.integrate import Euler
+from dise.select import Dynamic, find_block, has_block, joined
 from dise.tasks.task import Task
 
 METRICS, TIMING = "metrics.json", "timing.json"
@@ -61,14 +58,19 @@ def evaluate(
     if METRICS not in results:
         log(f"evaluating {config.name} on the test set")
         splits = task.load(settings, data_dir)
-        metrics = _metrics(model, task, dynamics, task.test_batches(splits))
-        results[METRICS] = ({"selection": selection} if selection else {}) | metrics
+        macs = _macs(model, task, dynamics, splits)
+        in_f = {name: of_unit[name] / of_unit["f"] for of_unit in macs.values() for name in of_unit if name != "f"}
+        about = {"selection": selection, "macs": macs} if dynamics else {}
+        results[METRICS] = about | task.evaluate(model, dynamics, in_f, splits)
         write_json(path / METRICS, results[METRICS])
     if timing and dynamics and TIMING not in results:
         log(f"timing {config.name}")
         splits = splits or task.load(settings, data_dir)
-        inputs = [x.to(device) for x, _ in islice(task.test_batches(splits), TIMED)]
-        results[TIMING] = time_policies(model, (*task.candidates, *task.baselines), dynamics, inputs)
+        unit = next(iter(task.selectors.values())).unit
+        inputs = [x.to(device) for x in task.timed_batches(splits, TIMED, unit=unit)]
+        timed = {name: dynamic for name, dynamic in dynamics.items() if task.selectors[name].unit == unit}
+        integrators = (*task.candidates, *task.baselines)
+        results[TIMING] = time_policies(model, integrators, timed, inputs, tolerance=task.reference)
         write_json(path / TIMING, results[TIMING])
     return results[METRICS] | {"timing": results.get(TIMING)}
 
@@ -81,91 +83,23 @@ def _selection(path: Path) -> dict[str, Any]:
 
 def _dynamics(model: nn.Module, path: Path, task: Task, device: str) -> dict[str, Dynamic]:
     """The run's selectors as integrators; none for a model without an ODE."""
-    if not any(isinstance(module, NeuralODE) for module in model.modules()):
+    if not has_block(model):
         return {}
     return {name: load_dynamic(path, name, task, device=device) for name in task.selectors}
 
 
-def _metrics(
-    model: nn.Module, task: Task, dynamics: dict[str, Dynamic], batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, Any]:
-    rule = task.rule(None, None)
-    if not dynamics:
-        right = torch.cat([rule.adequate(_logits(model, x)[:, None], y)[:, 0] for x, y in batches])
-        return {
-            "samples": len(right),
-            "policies": [{"policy": "no ODE", "accuracy": float(right.double().mean())}],
-        }
-    everyone = (*task.candidates, *task.baselines)
-    outcomes = run_candidates(model, batches, everyone)
-    costs = Costs.of(outcomes, rule)
-    reference = len(task.candidates) - 1
-    rows = [
-        _row(single(costs, i), costs, reference) | {"nfe_batch": _batch_nfe(model, batches, candidate)}
-        for i, candidate in enumerate(everyone)
-    ]
-    choosable = costs.first(len(task.candidates))
-    rows.append(_row(oracle(choosable), costs, reference))
-    macs = _macs(model, dynamics, outcomes.h0[:1], outcomes.k1[:1])
+@torch.no_grad()
+def _macs(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: Any) -> dict[str, dict[str, int]]:
+    """Multiply–adds a row of one evaluation of f and of each selector, by the selectors' unit."""
+    macs: dict[str, dict[str, int]] = {}
     for name, dynamic in dynamics.items():
-        rows += _dynamic_rows(name, model, dynamic, batches, costs, choosable, macs)
-    return {"samples": len(costs), "macs": macs, "policies": rows}
-
-
-def _row(score: PolicyScore, costs: Costs, reference: int) -> dict[str, Any]:
-    """A policy beside the reference; paired test where its results are definite."""
-    row: dict[str, Any] = {"policy": score.name, "accuracy": score.accuracy, "nfe": score.mean_nfe}
-    if bool(((score.adequate == 0) | (score.adequate == 1)).all()):
-        row["mcnemar"] = mcnemar(costs.adequate[:, reference], score.adequate.bool())
-    return row
-
-
-def _dynamic_rows(
-    name: str,
-    model: nn.Module,
-    dynamic: Dynamic,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    costs: Costs,
-    choosable: Costs,
-    macs: dict[str, int],
-) -> list[dict[str, Any]]:
-    """The policy as executed, and random routing at its mix."""
-    block = find_block(model)
-    with block.using(dynamic), block.recording() as records:
-        right = torch.cat([costs.rule.adequate(_logits(model, x)[:, None], y)[:, 0] for x, y in batches])
-    choice = torch.cat([record.solution.choice for record in records if record.solution.choice is not None]).cpu()
-    nfe = torch.cat([record.solution.nfe for record in records]).cpu()
-    shares = torch.bincount(choice, minlength=len(dynamic.candidates)).double() / len(choice)
-    executed = _row(PolicyScore(f"DISE ({name})", right.float(), nfe.float()), costs, len(dynamic.candidates) - 1)
-    executed |= {
-        "nfe_batch": sum(record.solution.calls for record in records) / len(records),
-        "selector_macs": macs[name] / macs["f"],
-        "shares": {str(c): float(s) for c, s in zip(dynamic.candidates, shares, strict=True)},
-    }
-    mixed = _row(random_mix(choosable, shares), costs, len(dynamic.candidates) - 1)
-    return [executed, mixed | {"policy": f"random, mix of {name}"}]
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x.to(next(model.parameters()).device)).cpu()
-
-
-@torch.no_grad()
-def _batch_nfe(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], integrator: Integrator) -> float:
-    """Mean NFE of a batch solved as one system, the paper's way of counting."""
-    if isinstance(integrator, FixedStep):
-        return float(integrator.tableau.stages * integrator.steps)
-    block = find_block(model)
-    with block.using(integrator, batched=False), block.recording() as records:
-        for x, _ in batches:
-            _logits(model, x)
-    return sum(int(record.solution.nfe) for record in records) / len(records)
-
-
-def _macs(model: nn.Module, dynamics: dict[str, Dynamic], h0: Tensor, k1: Tensor) -> dict[str, int]:
-    """Multiply–adds a sample of one evaluation of f, and of each selector."""
-    device = next(model.parameters()).device
-    h0, k1 = h0.to(device), k1.to(device)
-    macs = {"f": count_macs(partial(find_block(model).first_stage, h0))}
-    return macs | {name: count_macs(partial(dynamic.selector, h0, k1)) for name, dynamic in dynamics.items()}
+        unit = task.selectors[name].unit
+        block = find_block(model)
+        x = next(iter(task.timed_batches(splits, 1, unit=unit)))[:1].to(next(model.parameters()).device)
+        with block.using(Euler()), block.recording() as records:
+            model(x)
+        h0 = records[0].y0
+        k1 = block.first_stage(h0)
+        macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0))})
+        macs[unit][name] = count_macs(partial(dynamic.selector, joined(h0), joined(k1)))
+    return macs

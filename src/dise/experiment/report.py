@@ -1,179 +1,76 @@
 """The report of all runs of a preset: the paper's tables beside this project's numbers."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dise.experiment.config import ExperimentError, RunConfig
+from torch import nn
+
+from dise.experiment.config import ExperimentError
 from dise.experiment.evaluate import METRICS, TIMING
-from dise.experiment.plots import accuracy_against_nfe, training_curves
-from dise.experiment.rundir import CONFIG, TRAINING, open_run, read_json, write_text
+from dise.experiment.plots import training_curves
+from dise.experiment.rundir import CONFIG, TRAINING, load_model, open_run, read_json, write_text
 from dise.experiment.train import read_log
-from dise.tasks.mnist.paper import TABLE_1, TABLE_3, Row
+from dise.tasks.registry import TASKS
+from dise.tasks.table import Table, number
+from dise.tasks.task import Run, Task
 
 REPORT = "report.md"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table to print or to write."""
-
-    title: str
-    header: Sequence[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"## {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
-
-
-@dataclass(frozen=True)
-class Run:
-    """An evaluated run."""
-
-    config: RunConfig
-    metrics: dict[str, Any]
-    training: dict[str, Any]
-    timing: dict[str, Any] | None
-
-    @classmethod
-    def read(cls, path: Path) -> "Run":
-        """The run in a directory."""
-        timing = read_json(path / TIMING) if (path / TIMING).exists() else None
-        return cls(open_run(path), read_json(path / METRICS), read_json(path / TRAINING), timing)
-
-    def policies(self, prefix: str = "") -> list[dict[str, Any]]:
-        """Rows of the evaluation whose policy starts with `prefix`."""
-        return [row for row in self.metrics["policies"] if row["policy"].startswith(prefix)]
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """The model with the integrator it was trained with."""
-        name = {"rknet": "RK4", "resnet": "no ODE"}.get(self.config.model, "Dopri5")
-        return next(row for row in self.policies() if row["policy"] == name)
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """All evaluated runs below a preset's folder, OUT/task/preset.
+def read_run(path: Path) -> Run:
+    """The evaluated run in a directory.
 
     Raises:
-        ExperimentError: there is none.
+        ExperimentError: it is not evaluated, or cannot be read.
+    """
+    config = open_run(path)
+    if not (path / METRICS).exists():
+        raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` does it")
+    timing = read_json(path / TIMING) if (path / TIMING).exists() else None
+    names = {name: getattr(config, name) for name in ("name", "model", "reg", "weight", "seed")}
+    return Run(**names, metrics=read_json(path / METRICS), training=read_json(path / TRAINING), timing=timing)
+
+
+def evaluated(folder: Path) -> tuple[Task, list[Path]]:
+    """The task, and the directories of all evaluated runs below a preset's folder, OUT/task/preset.
+
+    Raises:
+        ExperimentError: there is none, or they are of several tasks.
     """
     paths = sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if (file.parent / METRICS).exists())
     if not paths:
         raise ExperimentError(f"{folder} holds no evaluated run; `dise run` makes them")
-    return [Run.read(path) for path in paths]
+    names = {open_run(path).task for path in paths}
+    if len(names) > 1:
+        raise ExperimentError(f"{folder} holds runs of several tasks ({', '.join(sorted(names))}); give one's folder")
+    return TASKS[names.pop()], paths
 
 
-def tables(runs: Sequence[Run]) -> list[Table]:
-    """The report's tables."""
-    made = [table_1(runs), table_3(runs)]
-    for run in runs:
-        made.append(policies(run))
-        if run.timing:
-            made.append(wall_clock(run))
-    return made
+def selection_tables(selection: dict[str, Any]) -> list[Table]:
+    """What the selectors were fitted to, and how the fits went; a table for each kind of sample."""
+    return [_selection_table(selection, unit) for unit in selection["units"]]
 
 
-def table_1(runs: Sequence[Run]) -> Table:
-    """Table 1: accuracy and NFE of each model, the paper's and ours."""
-    rows = []
-    for paper in TABLE_1:
-        found = [run for run in runs if (run.config.model, run.config.reg) == (paper.model, paper.reg)]
-        for run in found:
-            rows += [_line(paper, run, row) for row in (run.policies("DISE") if paper.dise else [run.own])]
-        if not found:
-            rows.append([paper.label, f"{paper.accuracy:.4f}", _number(paper.nfe), "not run", *["–"] * 4])
-    header = [
-        "model", "paper: accuracy", "paper: NFE", "run", "accuracy", "NFE a sample", "selector (in f)", "NFE a batch",
-    ]  # fmt: skip
-    return Table(
-        "Table 1: MNIST, accuracy and number of function evaluations",
-        header,
-        rows,
-        "NFE a sample: mean over the test set, each sample with its own steps, selector not included. Selector: its "
-        "multiply–adds as a multiple of those of one evaluation of f. NFE a batch: evaluations for a batch of 100 "
-        "as the paper counts them: DOPRI with one step size for the batch; DISE in lockstep.",
-    )
-
-
-def _line(paper: Row, run: Run, row: dict[str, Any]) -> list[str]:
-    label = run.config.name + (f", {row['policy'][5:]}" if paper.dise else "")
-    return [
-        paper.label,
-        f"{paper.accuracy:.4f}",
-        _number(paper.nfe),
-        label,
-        f"{row['accuracy']:.4f}",
-        _number(row.get("nfe")),
-        _number(row.get("selector_macs")),
-        _number(row.get("nfe_batch")),
-    ]
-
-
-def table_3(runs: Sequence[Run]) -> Table:
-    """Table 3: share of each integrator under "Our reg. & DISE", and ours for every run."""
-    names = list(TABLE_3)
-    rows = [["paper: Our reg. & DISE", *(f"{TABLE_3[name]:.0%}" for name in names)]]
-    for run in runs:
-        for row in run.policies("DISE"):
-            shares = [row["shares"].get(name, 0.0) for name in names]
-            rows.append([f"{run.config.name}, {row['policy']}", *(f"{share:.1%}" for share in shares)])
-    return Table("Table 3: MNIST, share of test images for each integrator", ["run", *names], rows)
-
-
-def selection_table(selection: dict[str, Any]) -> Table:
-    """What the selectors were fitted to, and how the fits went."""
-    candidates = selection["candidates"]
+def _selection_table(selection: dict[str, Any], unit: str) -> Table:
+    outcome = selection["units"][unit]
+    fits = {name: fit for name, fit in selection["selectors"].items() if fit["unit"] == unit}
     rows = [
-        [
-            name,
-            f"{c['accuracy']:.4f}",
-            _number(c["nfe"]),
-            *(f"{s['shares'][i]:.1%}" for s in selection["selectors"].values()),
-        ]
-        for i, (name, c) in enumerate(candidates.items())
+        [name, f"{c['adequate']:.4f}", number(c["nfe"]), *(f"{fit['shares'][i]:.1%}" for fit in fits.values())]
+        for i, (name, c) in enumerate(outcome["candidates"].items())
     ]
-    fits = "; ".join(
-        f"{name}: validation loss {fit['validation_loss']:.3f} of {fit['initial_loss']:.3f} in {fit['epochs']} epochs"
-        for name, fit in selection["selectors"].items()
-    )
-    warnings = "".join(
-        f"\nWarning, {name}: {fit['warning']}" for name, fit in selection["selectors"].items() if fit["warning"]
-    )
-    header = ["candidate", "accuracy", "NFE", *(f"share by {name}" for name in selection["selectors"])]
-    settings = f"α = {selection['alpha']:g}, M = {selection['M']:g}"
-    title = f"Selection on {selection['samples']} {selection['on']} samples, {settings}"
-    return Table(title, header, rows, fits + warnings)
-
-
-def policies(run: Run) -> Table:
-    """Every policy on one run's model."""
-    rows = [
-        [
-            row["policy"],
-            f"{row['accuracy']:.4f}",
-            _number(row.get("nfe")),
-            _number(row["nfe"] + row["selector_macs"]) if "selector_macs" in row else _number(row.get("nfe")),
-            _number(row.get("nfe_batch")),
-            _paired(row.get("mcnemar")),
-        ]
-        for row in run.policies()
+    notes = [
+        f"{name}: M = {fit['M']:g}, validation loss {fit['validation_loss']:.3f} of {fit['initial_loss']:.3f} in "
+        f"{fit['epochs']} epochs"
+        for name, fit in fits.items()
     ]
+    warnings = [f"Warning, {name}: {fit['warning']}" for name, fit in fits.items() if fit["warning"]]
     return Table(
-        f"{run.config.name}: every policy",
-        ["policy", "accuracy", "NFE: solver", "NFE: with selector", "NFE a batch", "McNemar against DOPRI"],
+        f"Selection on {outcome['samples']} {selection['on']} {unit}s, α = {selection['alpha']:g}",
+        ["candidate", "adequate", "NFE", *(f"share by {name}" for name in fits)],
         rows,
-        "McNemar: images that DOPRI alone gets right / that the policy alone gets right, two-sided exact p.",
+        "\n".join(["; ".join(notes), *warnings]),
     )
-
-
-def _paired(test: dict[str, Any] | None) -> str:
-    return "–" if test is None else f"{test['only_first']} / {test['only_second']}, p = {test['p']:.3g}"
 
 
 def wall_clock(run: Run) -> Table:
@@ -188,7 +85,7 @@ def wall_clock(run: Run) -> Table:
     ]  # fmt: skip
     parts = ", ".join(f"{name} {ms:.2f} ms" for name, ms in timing["parts_ms"].items())
     return Table(
-        f"{run.config.name}: wall-clock",
+        f"{run.name}: wall-clock",
         ["policy", "ODE part, ms", "faster", "whole model, ms", "faster"],
         rows,
         f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
@@ -196,36 +93,46 @@ def wall_clock(run: Run) -> Table:
     )
 
 
-def write_report(folder: Path, runs: Iterable[Run], *, command: str = "") -> Path:
-    """Write `report.md` into a preset's folder."""
-    runs = list(runs)
-    plots = [file for run in runs for file in _plot(folder / run.config.name, run)]
-    text = [f"# {runs[0].config.task}, preset {runs[0].config.preset}\n"]
-    if command:
-        text.append(f"Made by `{command}`.\n")
-    text += [table.markdown() for table in [*tables(runs), _training(runs)]]
-    text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in plots))
+def write_report(folder: Path) -> tuple[Path, list[Table]]:
+    """Write `report.md` of all evaluated runs into a preset's folder; the file, and the paper's tables."""
+    task, paths = evaluated(folder)
+    runs = [read_run(path) for path in paths]
+    headline = task.tables(runs)
+    tables = list(headline)
+    for run in runs:
+        tables += task.details(run)
+        if run.timing:
+            tables.append(wall_clock(run))
+    figures = _curves(runs, folder) + task.plots(runs, folder, lambda run: _model(folder / run.name))
+    text = [f"# {task.name}, preset {open_run(paths[0]).preset}\n"]
+    text += [table.markdown() for table in [*tables, _training(runs)]]
+    text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in figures))
     file = folder / REPORT
     write_text(file, "\n".join(text))
-    return file
+    return file, headline
 
 
-def _plot(path: Path, run: Run) -> list[Path]:
-    """The run's plots, in its directory."""
-    curves, front = path / "training.png", path / "accuracy-nfe.png"
-    training_curves(read_log(path), run.config.name, curves)
-    if "nfe" not in run.own:  # no ODE
-        return [curves]
-    accuracy_against_nfe(run.policies(), run.config.name, front)
-    return [curves, front]
+def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """The training curves, in each run's directory."""
+    files = []
+    for run in runs:
+        file = folder / run.name / "training.png"
+        if log := read_log(folder / run.name):  # the logs of committed results are not kept, their figure is
+            training_curves(log, run.name, file)
+        files += [file] if file.exists() else []
+    return files
+
+
+def _model(path: Path) -> nn.Module:
+    return load_model(path, open_run(path))
 
 
 def _training(runs: Sequence[Run]) -> Table:
     rows = [
         [
-            run.config.name,
-            f"{run.config.weight:g}",
-            *(_number(run.training.get(f"train/{key}"), 4) for key in ("loss", "penalty", "error")),
+            run.name,
+            f"{run.weight:g}",
+            *(number(run.training.get(f"train/{key}"), 4) for key in ("loss", "penalty", "error")),
             f"{run.training['seconds'] / 60:.1f}",
             str(run.training["threads"]),
         ]
@@ -233,7 +140,3 @@ def _training(runs: Sequence[Run]) -> Table:
     ]
     header = ["run", "λ", "task loss", "λ·R", "Σ error ratio", "minutes", "threads"]
     return Table("Training", header, rows, "Task loss, λ·R and Σ error ratio: of the last training batch.")
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,6 +1,8 @@
-"""Fitting a run's selectors: collect Eq. 4's costs, regress them, look for collapse."""
+"""Fitting a run's selectors: collect Eq. 4's or 5's costs, regress them, look for collapse."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,8 @@ import torch
 
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import load_model, load_weights, open_run, read_json, save_weights, write_json
-from dise.nn import NeuralODE
-from dise.select import Costs, CostSelector, Dynamic, collect_costs, diagnose
-from dise.tasks.task import Task
+from dise.select import Costs, CostSelector, Dynamic, choose_penalty, collect_costs, diagnose, has_block, route
+from dise.tasks.task import SelectorSpec, Task
 
 SELECTION = "selection.json"
 
@@ -31,12 +32,13 @@ def select(
         path: the run's directory.
         data_dir: where the task's data are.
         on: "held-out" data, or "train" as in the paper.
-        alpha, penalty: α and M of Eq. 4; default: the paper's.
+        alpha: α of Eq. 4 or 5; default: the paper's.
+        penalty: M; default: what the task says of each selector, the paper's or the choice of `choose_penalty`.
         device: where to run the model.
         log: gets lines on the progress.
 
     Returns:
-        what `selection.json` holds: settings, each candidate's accuracy and NFE, and how each fit went.
+        what `selection.json` holds: settings, how often each candidate is adequate and its NFE, and how each fit went.
 
     Raises:
         ExperimentError: no trained model, a model without an ODE, or a selection with other settings is there.
@@ -47,30 +49,26 @@ def select(
         rule = task.rule(alpha, penalty)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
-    wanted = {"on": on, "alpha": rule.alpha, "M": rule.M}
+    wanted = {"on": on, "alpha": rule.alpha, "M": penalty}
     if (path / SELECTION).exists():
         return _reuse(path, wanted)
     model = load_model(path, config).to(device)
-    if not any(isinstance(module, NeuralODE) for module in model.modules()):
+    if not has_block(model):
         raise ExperimentError(f"{path}: model {config.model!r} has no ODE, so there is nothing to select")
-    batches = task.selection_batches(task.load(settings, data_dir), on=on)
-    log("collecting the candidates' costs")
-    try:
-        costs = collect_costs(model, batches, task.candidates, rule)
-    except ValueError as error:  # M below the NFE that was measured
-        raise ExperimentError(str(error)) from error
-    fits = {name: _fit(name, costs, path, config, task, log) for name in task.selectors}
-    selection = wanted | {
-        "samples": len(costs),
-        "candidates": {
-            str(candidate): {
-                "accuracy": float(costs.adequate[:, i].float().mean()),
-                "nfe": float(costs.nfe[:, i].float().mean()),
-            }
-            for i, candidate in enumerate(costs.candidates)
-        },
-        "selectors": fits,
-    }
+    splits = task.load(settings, data_dir)
+    selection: dict[str, Any] = wanted | {"units": {}, "selectors": {}}
+    for unit in dict.fromkeys(spec.unit for spec in task.selectors.values()):
+        log(f"collecting the candidates' costs, a {unit} each")
+        try:
+            costs = collect_costs(model, task.selection_batches(model, splits, on=on, unit=unit), task.candidates, rule)
+            _ = costs.cost
+        except ValueError as error:  # M below the NFE that was measured
+            raise ExperimentError(str(error)) from error
+        selection["units"][unit] = _outcome(costs)
+        for name, spec in task.selectors.items():
+            if spec.unit == unit:
+                tune = spec.choose_penalty and penalty is None
+                selection["selectors"][name] = _fit(name, spec, costs, path, config, tune=tune, log=log)
     write_json(path / SELECTION, selection)
     return selection
 
@@ -85,7 +83,7 @@ def load_dynamic(path: Path, name: str, task: Task, *, device: str = "cpu") -> D
     if not file.is_file():
         raise ExperimentError(f"{path} has no selector {name!r} ({file.name} is missing); `dise select` makes it")
     number = len(task.candidates)
-    selector = CostSelector(task.selectors[name](number), candidates=number)
+    selector = CostSelector(task.selectors[name].network(number), candidates=number)
     load_weights(selector, file)
     return Dynamic(task.candidates, selector.to(device).eval())
 
@@ -100,23 +98,43 @@ def _reuse(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return there
 
 
+def _outcome(costs: Costs) -> dict[str, Any]:
+    """What the candidates did on the data."""
+    columns = zip(costs.adequate.double().mean(0).tolist(), costs.nfe.double().mean(0).tolist(), strict=True)
+    outcomes = [{"adequate": adequate, "nfe": nfe} for adequate, nfe in columns]
+    return {"samples": len(costs), "candidates": dict(zip(map(str, costs.candidates), outcomes, strict=True))}
+
+
 def _fit(
-    name: str, costs: Costs, path: Path, config: RunConfig, task: Task, log: Callable[[str], None]
+    name: str,
+    spec: SelectorSpec,
+    costs: Costs,
+    path: Path,
+    config: RunConfig,
+    *,
+    tune: bool,
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    log(f"fitting selector {name!r}")
+    network = partial(spec.network, len(costs.candidates))
+    trials = []
+    if tune:
+        log(f"choosing M of selector {name!r} by cross-validation")
+        found = choose_penalty(costs, network, seed=config.seed, log=log)
+        costs, trials = costs.with_penalty(found.M), [asdict(trial) for trial in found.trials]
+    log(f"fitting selector {name!r}, M = {costs.rule.M:g}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = task.selectors[name](len(costs.candidates))
-    selector = CostSelector.fit(network, costs, seed=config.seed, log=log)
+        selector = CostSelector.fit(network(), costs, seed=config.seed, log=log)
     fit = selector.history
     save_weights(selector, _file(path, name))
-    with torch.no_grad():
-        scores = [selector(h0, k1) for h0, k1 in zip(costs.h0.split(500), costs.k1.split(500), strict=True)]
-    choice = torch.cat(scores).argmin(1)
+    choice = route(selector, costs)
     warning = diagnose(choice, costs)
     if warning:
         log(f"warning: selector {name!r}: {warning}")
     return {
+        "unit": spec.unit,
+        "M": costs.rule.M,
+        "trials": trials,
         "initial_loss": fit.initial,
         "validation_loss": min([fit.initial, *fit.validation]),
         "epochs": len(fit.validation),

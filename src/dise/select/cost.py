@@ -1,22 +1,25 @@
-"""What each candidate costs on each sample: running them all, and Eq. 4."""
+"""What each candidate costs on each sample: running them all, and Eq. 4 and 5."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Integrator
+from dise.integrate import Integrator, State
 from dise.nn import NeuralODE
+from dise.select.dynamic import joined
 
 
 @dataclass(frozen=True)
-class ClassificationCost:
-    """Eq. 4: Δ^α where the prediction is right, M^α where it is not; Δ is the candidate's NFE.
+class CostRule(ABC):
+    """What a candidate costs on a sample: c = price^α where it is adequate, M^α where it is not.
 
     Args:
         alpha: exponent, positive.
-        M: penalty, larger than any NFE.
+        M: penalty, larger than any price.
     """
 
     alpha: float = 0.3
@@ -28,24 +31,91 @@ class ClassificationCost:
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
-    def __call__(self, nfe: Tensor, adequate: Tensor) -> Tensor:
+    @abstractmethod
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """[N, K] task error Γ of the model's outputs [N, K, ...] for targets [N, ...]; smaller is better."""
+
+    @abstractmethod
+    def adequate(self, error: Tensor) -> Tensor:
+        """[N, K] bool, whether an error is small enough."""
+
+    @abstractmethod
+    def price(self, nfe: Tensor, error: Tensor) -> Tensor:
+        """[N, K] what an adequate candidate costs, before the exponent."""
+
+    def __call__(self, nfe: Tensor, error: Tensor) -> Tensor:
         """Costs [N, K].
 
         Args:
-            nfe: [N, K].
-            adequate: [N, K] bool, whether the candidate's prediction is right.
+            nfe, error: [N, K].
 
         Raises:
-            ValueError: M is not larger than the largest NFE: being wrong would be cheaper than being right.
+            ValueError: M is not larger than the largest price: being inadequate would be cheaper than being adequate.
         """
-        if nfe.numel() and nfe.max() >= self.M:
-            raise ValueError(f"M: expected more than the largest NFE, {int(nfe.max())}, got {self.M:g}")
-        penalty = torch.tensor(self.M, dtype=torch.float32, device=nfe.device)
-        return torch.where(adequate, nfe.float(), penalty) ** self.alpha
+        adequate, price = self.adequate(error), self.price(nfe, error).float()
+        largest = float(price[adequate].max()) if adequate.any() else 0.0
+        if largest >= self.M:
+            raise ValueError(
+                f"M: expected more than the largest price of an adequate result, {largest:g}, got {self.M:g}"
+            )
+        return torch.where(adequate, price, self.M) ** self.alpha
 
-    def adequate(self, output: Tensor, target: Tensor) -> Tensor:
-        """[N, K] whether logits [N, K, C] predict labels [N]."""
-        return output.argmax(-1) == target[:, None]
+
+@dataclass(frozen=True)
+class ClassificationCost(CostRule):
+    """Eq. 4: Δ^α where the prediction is right, M^α where it is not; Δ is the candidate's NFE."""
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """[N, K] 1 where logits [N, K, C] do not predict labels [N], else 0."""
+        return (output.argmax(-1) != target[:, None]).float()
+
+    def adequate(self, error: Tensor) -> Tensor:
+        """[N, K] whether the prediction is right."""
+        return error == 0
+
+    def price(self, nfe: Tensor, error: Tensor) -> Tensor:
+        """Δ."""
+        return nfe
+
+
+@dataclass(frozen=True)
+class TaskErrorCost(CostRule):
+    """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere; Δ is the candidate's NFE.
+
+    Args:
+        task_error: (output [N, K, ...], target [N, ...]) → Γ [N, K], at least 0 and smaller is better. Where larger
+            is better, take the distance to what the reference integrator gives; likewise for a likelihood, which a
+            coarse integrator can overstate.
+        beta: β, the largest error that is adequate.
+        resolution: errors below it count as it: otherwise Γ → 0 makes the dearest candidate look free.
+    """
+
+    task_error: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    beta: float = field(kw_only=True)
+    resolution: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.resolution <= self.beta < float("inf"):
+            raise ValueError(
+                f"beta, resolution: expected 0 < resolution <= beta, got beta={self.beta!r}, "
+                f"resolution={self.resolution!r}"
+            )
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """Γ."""
+        error = self.task_error(output, target)
+        if error.numel() and not (error >= 0).all():
+            raise ValueError(f"task_error: expected errors of at least 0, got {float(error.min())}")
+        return error
+
+    def adequate(self, error: Tensor) -> Tensor:
+        """Γ ≤ β."""
+        return error <= self.beta
+
+    def price(self, nfe: Tensor, error: Tensor) -> Tensor:
+        """Δ·Γ."""
+        return nfe * error.clamp(min=self.resolution)
 
 
 @dataclass(frozen=True)
@@ -54,8 +124,8 @@ class Outcomes:
 
     Attributes:
         candidates: the K integrators.
-        h0: [N, ...] states at t0.
-        k1: [N, ...] f(t0, h0).
+        h0: [N, ...] states at t0; of a tuple, its tensors joined (`dise.select.joined`).
+        k1: [N, ...] f(t0, h0), likewise.
         nfe: [N, K].
         output: [N, K, ...] the model's outputs.
         target: [N, ...] the data's targets.
@@ -80,33 +150,54 @@ class Costs:
         candidates: the K integrators.
         h0, k1: [N, ...] states at t0 and f(t0, h0).
         nfe: [N, K].
-        adequate: [N, K] bool.
-        cost: [N, K], Eq. 4.
-        rule: what made `cost` of `nfe` and `adequate`.
+        error: [N, K] task error Γ.
+        rule: what makes `cost` and `adequate` of `nfe` and `error`.
     """
 
     candidates: tuple[Integrator, ...]
     h0: Tensor
     k1: Tensor
     nfe: Tensor
-    adequate: Tensor
-    cost: Tensor
-    rule: ClassificationCost
+    error: Tensor
+    rule: CostRule
 
     @classmethod
-    def of(cls, outcomes: Outcomes, rule: ClassificationCost) -> "Costs":
+    def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":
         """Costs of outcomes by a rule."""
-        adequate = rule.adequate(outcomes.output, outcomes.target)
-        cost = rule(outcomes.nfe, adequate)
-        return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, adequate, cost, rule)
+        error = rule.error(outcomes.output, outcomes.target)
+        return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, error, rule)
+
+    @cached_property
+    def adequate(self) -> Tensor:
+        """[N, K] bool."""
+        return self.rule.adequate(self.error)
+
+    @cached_property
+    def cost(self) -> Tensor:
+        """[N, K], Eq. 4 or 5."""
+        return self.rule(self.nfe, self.error)
 
     def first(self, number: int) -> "Costs":
         """The costs of the first `number` candidates alone."""
-        columns = {name: getattr(self, name)[:, :number] for name in ("nfe", "adequate", "cost")}
-        return replace(self, candidates=self.candidates[:number], **columns)
+        return replace(
+            self, candidates=self.candidates[:number], nfe=self.nfe[:, :number], error=self.error[:, :number]
+        )
+
+    def take(self, rows: Tensor) -> "Costs":
+        """The costs of some of the samples."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("h0", "k1", "nfe", "error")})
+
+    def with_penalty(self, M: float) -> "Costs":
+        """The costs with another penalty M."""
+        return replace(self, rule=replace(self.rule, M=M))
 
     def __len__(self) -> int:
-        return len(self.cost)
+        return len(self.nfe)
+
+
+def has_block(model: nn.Module) -> bool:
+    """Whether the model has a NeuralODE."""
+    return any(isinstance(module, NeuralODE) for module in model.modules())
 
 
 def find_block(model: nn.Module) -> NeuralODE:
@@ -143,7 +234,8 @@ def run_candidates(
     for x, target in data:
         runs = [_run(model, block, candidate, x.to(device)) for candidate in candidates]
         h0 = runs[0][0]
-        row = (h0, block.first_stage(h0), *(torch.stack([run[i] for run in runs], 1) for i in (1, 2)), target)
+        nfe, output = (torch.stack(column, 1) for column in list(zip(*runs, strict=True))[1:])
+        row = (joined(h0), joined(block.first_stage(h0)), nfe, output, target)
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value.cpu())
     if not columns["h0"]:
@@ -151,14 +243,12 @@ def run_candidates(
     return Outcomes(candidates=tuple(candidates), **{name: torch.cat(column) for name, column in columns.items()})
 
 
-def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Tensor) -> tuple[State, Tensor, Tensor]:
     """Start [B, ...], NFE [B] and output [B, ...] of the model with this candidate."""
     with block.using(candidate), block.recording() as records:
         output = model(x)
     if len(records) != 1:
         raise ValueError(f"model: expected one integration a forward pass, got {len(records)}")
-    if not isinstance(records[0].y0, Tensor):
-        raise TypeError("model: selection takes a state that is one tensor, got a tuple")
     return records[0].y0, records[0].solution.nfe, output
 
 
@@ -166,9 +256,9 @@ def collect_costs(
     model: nn.Module,
     data: Iterable[tuple[Tensor, Tensor]],
     candidates: Sequence[Integrator],
-    rule: ClassificationCost | None = None,
+    rule: CostRule | None = None,
 ) -> Costs:
-    """Eq. 4's costs of every candidate on every sample of the data; arguments as of `run_candidates`.
+    """Costs (by default Eq. 4's) of every candidate on every sample of the data; arguments as of `run_candidates`.
 
     Take held-out data: on the data that the model was trained on, nearly every prediction is right with every
     candidate, so the costs hardly vary (the paper takes training data).

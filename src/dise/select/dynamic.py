@@ -2,15 +2,27 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Problem, Request, Result, merge
+from dise.integrate.solution import State
 
-Selector = Callable[[Any, Any], Tensor]
+Selector = Callable[[Tensor, Tensor], Tensor]
+
+
+def joined(state: State) -> Tensor:
+    """A state as selectors see it: a tensor as it is; the tensors of a tuple side by side.
+
+    They are joined along the last dimension if they agree in all others, else flattened first: [n, F].
+    """
+    if isinstance(state, Tensor):
+        return state
+    if len({part.shape[:-1] for part in state}) > 1:
+        state = tuple(part.reshape(len(part), -1) for part in state)
+    return torch.cat(state, dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +35,8 @@ class Dynamic(Integrator):
 
     Args:
         candidates: integrators to choose from.
-        selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`. It costs no evaluation of f,
-            since every candidate needs k1.
+        selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; tuple states are `joined`. It
+            costs no evaluation of f, since every candidate needs k1.
 
     Raises:
         ValueError: no candidates; when solving: scores of another shape, or batched=False. NaN is never the smallest.
@@ -51,7 +63,7 @@ class Dynamic(Integrator):
     def choose(self, problem: Problem, k1: Tensor) -> Tensor:
         """[n] index of each sample's candidate."""
         unpack = problem.layout.unpack
-        scores = self.selector(unpack(problem.y0), unpack(k1))
+        scores = self.selector(joined(unpack(problem.y0)), joined(unpack(k1)))
         if scores.shape != (len(problem), len(self.candidates)):
             expected = (len(problem), len(self.candidates))
             raise ValueError(f"selector: expected scores of shape {expected}, got {tuple(scores.shape)}")

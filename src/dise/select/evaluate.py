@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from dise.select.cost import Costs
 
@@ -14,13 +15,21 @@ class PolicyScore:
 
     Attributes:
         name: what it is.
+        weights: [N, K] float, probability that a sample gets each candidate.
         adequate: [N] float, (expected) share of adequate results.
         nfe: [N] float, (expected) NFE.
     """
 
     name: str
+    weights: Tensor
     adequate: Tensor
     nfe: Tensor
+
+    @classmethod
+    def of(cls, name: str, costs: Costs, weights: Tensor) -> "PolicyScore":
+        """The score of a policy that gives samples the candidates with probabilities `weights` [N, K]."""
+        adequate, nfe = ((weights * column.float()).sum(1) for column in (costs.adequate, costs.nfe))
+        return cls(name, weights, adequate, nfe)
 
     @property
     def accuracy(self) -> float:
@@ -33,24 +42,24 @@ class PolicyScore:
         return float(self.nfe.double().mean())
 
 
+def chosen(name: str, costs: Costs, choice: Tensor) -> PolicyScore:
+    """The candidate `choice` [N] for each sample."""
+    return PolicyScore.of(name, costs, one_hot(choice, len(costs.candidates)).float())
+
+
 def single(costs: Costs, index: int) -> PolicyScore:
     """One candidate for all samples."""
-    return PolicyScore(str(costs.candidates[index]), costs.adequate[:, index].float(), costs.nfe[:, index].float())
+    return chosen(str(costs.candidates[index]), costs, torch.full((len(costs),), index, device=costs.nfe.device))
 
 
 def oracle(costs: Costs) -> PolicyScore:
     """The cheapest adequate candidate of each sample; the cheapest of all where none is adequate."""
     price = torch.where(costs.adequate, costs.nfe.float(), torch.inf)
     best = torch.where(costs.adequate.any(1), price.argmin(1), costs.nfe.argmin(1))
-    return _assigned("oracle", costs, best)
+    return chosen("oracle", costs, best)
 
 
 def random_mix(costs: Costs, shares: Tensor) -> PolicyScore:
     """Random routing with the given shares [K] of the candidates: its expectation, exactly."""
     weights = (shares / shares.sum()).to(costs.nfe.device).float()
-    return PolicyScore("random, same mix", costs.adequate.float() @ weights, costs.nfe.float() @ weights)
-
-
-def _assigned(name: str, costs: Costs, choice: Tensor) -> PolicyScore:
-    rows = torch.arange(len(costs), device=choice.device)
-    return PolicyScore(name, costs.adequate[rows, choice].float(), costs.nfe[rows, choice].float())
+    return PolicyScore.of("random, same mix", costs, weights.expand(costs.nfe.shape))

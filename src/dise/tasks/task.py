@@ -1,15 +1,26 @@
 """What an experiment is made of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from dise.integrate import Integrator, Solution
-from dise.select import ClassificationCost
+from dise.integrate import Adaptive, Integrator, Solution
+from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
+from dise.select import CostRule, Dynamic
+from dise.tasks.table import Table
+
+REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
+    "none": NoRegularizer,
+    "kinetic": KineticEnergy,
+    "l1": L1,
+    "l2": L2,
+    "error": ErrorEstimate,
+    "raw-error": RawErrorEstimate,
+}
 
 
 @dataclass(frozen=True)
@@ -22,29 +33,71 @@ class Loss:
     metrics: dict[str, Tensor]
 
 
+class SelectorSpec(NamedTuple):
+    """A selector that a task fits."""
+
+    network: Callable[[int], nn.Module]  # made for a number of candidates
+    choose_penalty: bool  # whether M is chosen on held-out data; else it is the paper's
+    unit: str = "sample"  # what gets an integrator: a name that `Task.selection_batches` knows
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluated run, as reports see it.
+
+    Attributes:
+        name: of its directory.
+        model, reg, weight, seed: its settings.
+        metrics: what `Task.evaluate` returned.
+        training: seconds, threads, and the last values logged.
+        timing: wall-clock; None if it was not measured.
+    """
+
+    name: str
+    model: str
+    reg: str
+    weight: float
+    seed: int
+    metrics: dict[str, Any]
+    training: dict[str, Any]
+    timing: dict[str, Any] | None
+
+    def policies(self, prefix: str = "") -> list[dict[str, Any]]:
+        """Rows of the evaluation whose policy starts with `prefix`."""
+        return [row for row in self.metrics["policies"] if row["policy"].startswith(prefix)]
+
+
 class Task(ABC):
-    """One of the paper's experiments: data, models, loss and settings.
+    """One of the paper's experiments: data, models, loss, settings, measures and tables.
 
     Attributes:
         name: on the command line.
         presets: settings by name (pydantic models with at least `epochs`).
+        regularizers: by name.
         weights: the paper's λ by name of the regularizer.
-        models: constructors by name.
-        candidates: the integrators that selectors choose from; the last is the reference.
+        models: constructors by name; the first is the one to run if none is named.
+        candidates: the integrators that selectors choose from; the last is `reference`.
+        reference: the adaptive integrator that the others are judged by.
         baselines: further integrators to evaluate alone.
-        selectors: selector networks by name, made for a number of candidates.
+        selectors: by name.
     """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Any]]
+    regularizers: ClassVar[Mapping[str, Callable[[], Regularizer]]] = REGULARIZERS
     weights: ClassVar[Mapping[str, float]]
     models: ClassVar[Mapping[str, Callable[[], nn.Module]]]
     candidates: ClassVar[tuple[Integrator, ...]]
-    baselines: ClassVar[tuple[Integrator, ...]]
-    selectors: ClassVar[Mapping[str, Callable[[int], nn.Module]]]
+    reference: ClassVar[Adaptive]
+    baselines: ClassVar[tuple[Integrator, ...]] = ()
+    selectors: ClassVar[Mapping[str, SelectorSpec]]
+
+    def check(self, model: str, reg: str) -> str | None:
+        """Why a model cannot be trained with a regularizer; None if it can."""
+        return None
 
     @abstractmethod
-    def rule(self, alpha: float | None, penalty: float | None) -> ClassificationCost:
+    def rule(self, alpha: float | None, penalty: float | None) -> CostRule:
         """The cost of a candidate; α and M are the paper's unless given."""
 
     @abstractmethod
@@ -60,12 +113,12 @@ class Task(ABC):
         """Batches on which the metrics are logged after each epoch."""
 
     @abstractmethod
-    def selection_batches(self, splits: Any, *, on: str) -> Iterable[Any]:
+    def selection_batches(self, model: nn.Module, splits: Any, *, on: str, unit: str) -> Iterable[Any]:
         """Batches (x, target) on which costs are collected: `on` is "held-out" or "train"."""
 
     @abstractmethod
-    def test_batches(self, splits: Any) -> Iterable[Any]:
-        """Batches (x, target) of the test set, of the size that the paper evaluates on."""
+    def timed_batches(self, splits: Any, number: int, *, unit: str) -> Iterable[Tensor]:
+        """At most `number` inputs x, of which each row is a unit, on which costs are measured."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, accumulate: Any) -> Loss:
@@ -74,3 +127,31 @@ class Task(ABC):
     @abstractmethod
     def optimizer(self, model: nn.Module, preset: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Optimizer and schedule, in the form of Lightning's `configure_optimizers`."""
+
+    @abstractmethod
+    def evaluate(
+        self, model: nn.Module, dynamics: Mapping[str, Dynamic], selector_macs: Mapping[str, float], splits: Any
+    ) -> dict[str, Any]:
+        """Every policy on the test set.
+
+        Args:
+            model: trained, in evaluation mode.
+            dynamics: fitted selectors by name; none for a model without an ODE.
+            selector_macs: a selector's multiply–adds, in units of one evaluation of f.
+            splits: the data.
+
+        Returns:
+            "samples", and "policies": rows with at least "policy", "nfe" and the task's measure of quality.
+        """
+
+    @abstractmethod
+    def tables(self, runs: Sequence[Run]) -> list[Table]:
+        """The paper's tables beside the runs' numbers."""
+
+    @abstractmethod
+    def details(self, run: Run) -> list[Table]:
+        """Every policy on one run's model."""
+
+    @abstractmethod
+    def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
+        """Draw figures of the runs, whose directories are folder/run.name; the files. `load` gives a run's model."""

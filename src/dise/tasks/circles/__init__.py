@@ -1,0 +1,1 @@
+"""The paper's third task: a continuous normalizing flow on two circles in the plane."""

@@ -1,0 +1,139 @@
+"""Every policy's likelihood, as it computes it and as a tight solve gives it, and what it costs.
+
+A coarse integrator can report a density that the model does not have, even a better one. So each likelihood stands
+beside the reference's on the same points, and a policy that reports a better one is flagged.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Dopri5, Integrator
+from dise.select import (
+    CostRule,
+    Costs,
+    Dynamic,
+    Outcomes,
+    PolicyScore,
+    chosen,
+    find_block,
+    oracle,
+    random_mix,
+    run_candidates,
+)
+
+SMALL = 16  # sets of 32: the paper's 512 test points
+CHUNK = 64  # sets at once
+TIGHT = 1e-7
+BETTER = 1e-3  # nats by which a policy may report a better likelihood than the reference; rounding is below
+
+
+class Reference:
+    """log p by a tight solve (1e-7) in double precision."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).double()
+        find_block(self.model).integrator = Dopri5(rtol=TIGHT, atol=TIGHT)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, P, 2] → [B, P], in x's precision."""
+        return self.model(x.double()).to(x.dtype)
+
+
+def batches(model: nn.Module, sets: Tensor, unit: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sets [N, 32, 2] with their reference log p, in batches; unit "point" makes every point a row of its own."""
+    reference, device = Reference(model), next(model.parameters()).device
+    for x in sets.to(device).split(CHUNK):
+        target = reference(x)
+        yield (x, target) if unit == "set" else (x.flatten(0, 1), target.flatten())
+
+
+def policies(
+    model: nn.Module,
+    candidates: tuple[Integrator, ...],
+    rule: CostRule,
+    dynamics: Mapping[str, Dynamic],
+    selector_macs: Mapping[str, float],
+    sets: Tensor,
+    unit: str,
+) -> list[dict[str, Any]]:
+    """Each candidate alone, the oracle, every selector as executed, and random routing at its mix.
+
+    Args:
+        model: a flow.
+        candidates: the last is the one to compare with.
+        rule: Eq. 5.
+        dynamics: selectors whose rows are of this unit.
+        selector_macs: their multiply–adds in units of f's.
+        sets: [N, 32, 2], of which the first 16 are the small test, the rest the large one.
+        unit: "set" or "point".
+    """
+    data = list(batches(model, sets, unit))
+    outcomes = run_candidates(model, data, candidates)
+    costs, table = Costs.of(outcomes, rule), _Table(outcomes, SMALL * (1 if unit == "set" else sets.shape[1]), unit)
+    everyone = torch.eye(len(candidates))
+    rows = [
+        table.row(PolicyScore.of(str(candidate), costs, weights.expand(len(costs), -1)))
+        for candidate, weights in zip(candidates, everyone, strict=True)
+    ]
+    rows.append(table.row(oracle(costs)))
+    for name, dynamic in dynamics.items():
+        nll, choice, calls = _executed(model, dynamic, data)
+        score = chosen(f"DISE ({name})", costs, choice)
+        shares = score.weights.double().mean(0)
+        executed = {
+            "selector_macs": selector_macs[name],
+            "shares": dict(zip(map(str, candidates), shares.tolist(), strict=True)),
+            "calls": calls,
+        }
+        rows.append(table.row(score, nll) | executed)
+        rows.append(table.row(random_mix(costs, shares)) | {"policy": f"random, mix of {name}"})
+    return rows
+
+
+class _Table:
+    """Rows of the evaluation: a policy's likelihoods and NFE on the small and on the large test."""
+
+    def __init__(self, outcomes: Outcomes, small: int, unit: str) -> None:
+        self.nll, self.reference = -_row_means(outcomes.output, 2), -_row_means(outcomes.target, 1)
+        self.parts: dict[str, slice] = {"small": slice(None, small), "large": slice(small, None)}
+        self.unit = unit
+
+    def row(self, score: PolicyScore, nll: Tensor | None = None) -> dict[str, Any]:
+        """A policy's row; `nll` [N] is what it computed, by default what its candidates did alone."""
+        nll = (score.weights * self.nll).sum(1) if nll is None else nll
+        row: dict[str, Any] = {"policy": score.name, "unit": self.unit, "nfe": score.mean_nfe}
+        for part, rows in self.parts.items():
+            gap = nll[rows] - self.reference[rows]
+            row[part] = {
+                "nll": _mean(nll[rows]),
+                "reference": _mean(self.reference[rows]),
+                "nfe": _mean(score.nfe[rows]),
+                "nfe_sum": float(score.nfe[rows].double().sum()),
+                "largest_gap": float(gap.abs().max()),
+                "flagged": _mean(gap) < -BETTER,
+            }
+        return row
+
+
+def _row_means(x: Tensor, dims: int) -> Tensor:
+    """The mean over points of each row's values; `dims` are what is left."""
+    return x if x.ndim == dims else x.mean(-1)
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.double().mean())
+
+
+@torch.no_grad()
+def _executed(model: nn.Module, dynamic: Dynamic, data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, float]:
+    """The policy as executed: NLL [N] and choice [N] of each row, and its mean calls of f a batch."""
+    block = find_block(model)
+    with block.using(dynamic), block.recording() as records:
+        nll = torch.cat([-_row_means(model(x), 1) for x, _ in data]).cpu()
+    choice = torch.cat([record.solution.choice for record in records if record.solution.choice is not None]).cpu()
+    return nll, choice, sum(record.solution.calls for record in records) / len(records)

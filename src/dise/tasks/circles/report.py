@@ -1,0 +1,130 @@
+"""The paper's flow tables beside this project's numbers."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from dise.tasks.circles.paper import TABLE_8, TABLE_9, Row
+from dise.tasks.table import Table, number
+from dise.tasks.task import Run
+
+OWN = "Dopri5(rtol=1e-05, atol=1e-05)"
+
+
+def own(run: Run) -> dict[str, Any]:
+    """The flow's row with the integrator it was trained with, a step size for each set of 32."""
+    return next(row for row in run.policies(OWN) if row["unit"] == "set")
+
+
+def table_8(runs: Sequence[Run]) -> Table:
+    """Table 8: negative log-likelihood and NFE of each model, the paper's and ours."""
+    rows = []
+    for paper in TABLE_8:
+        found = [run for run in runs if run.reg == paper.reg]
+        for run in found:
+            rows += [_line(paper, run, row) for row in (run.policies("DISE") if paper.dise else [own(run)])]
+        if not found:
+            rows.append([paper.label, f"{paper.nll:.4f}", f"{paper.nfe:.0f}", "not run", *["–"] * 6])
+    header = [
+        "model", "paper: NLP", "paper: NFE", "run", "NLL", "by reference", "NFE, 16 batches", "NFE a solve",
+        "selector (in f)", "NLL, large test",
+    ]  # fmt: skip
+    return Table(
+        "Table 8: two circles, negative log-likelihood and number of function evaluations",
+        header,
+        rows,
+        "NLL in nats, on 512 points in 16 batches of 32, as computed and by a solve at 1e-7 on the same points (large "
+        "test: 32 points a set of the preset's number of sets). NFE: sum over the 16 batches, and mean; DISE (point) "
+        "decides for each point, its mean is over points. Selector: its multiply–adds in units of f's.",
+    )
+
+
+def _line(paper: Row, run: Run, row: dict[str, Any]) -> list[str]:
+    small, large = row["small"], row["large"]
+    label = run.name + (f", {row['policy'][5:]}" if paper.dise else "")
+    return [
+        paper.label,
+        f"{paper.nll:.4f}",
+        f"{paper.nfe:.0f}",
+        label,
+        f"{small['nll']:.4f}",
+        f"{small['reference']:.4f}",
+        _sum(row),
+        f"{small['nfe']:.1f}",
+        number(row.get("selector_macs"), 3),
+        f"{large['nll']:.4f} (by reference {large['reference']:.4f})",
+    ]
+
+
+def _sum(row: dict[str, Any]) -> str:
+    return f"{row['small']['nfe_sum']:.0f}" if row["unit"] == "set" else "–"
+
+
+def table_9(runs: Sequence[Run]) -> Table:
+    """Table 9: share of each family of integrators under DISE."""
+    families = [
+        *TABLE_9,
+        *sorted({_family(name) for run in runs for row in run.policies("DISE") for name in row["shares"]}),
+    ]
+    families = list(dict.fromkeys(families))
+    rows = [["paper: DISE", *(f"{TABLE_9[name]:.1%}" if name in TABLE_9 else "–" for name in families)]]
+    for run in runs:
+        for row in run.policies("DISE"):
+            shares = dict.fromkeys(families, 0.0)
+            for name, share in row["shares"].items():
+                shares[_family(name)] += share
+            rows.append([f"{run.name}, {row['policy']}", *(f"{shares[name]:.1%}" for name in families)])
+    return Table("Table 9: two circles, share of test cases for each integrator", ["run", *families], rows)
+
+
+def _family(candidate: str) -> str:
+    return candidate.partition("(")[0]
+
+
+def seeds(runs: Sequence[Run]) -> Table:
+    """Each regularizer over its seeds."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name.rpartition("-seed")[0], []).append(run)
+    rows = []
+    for name, group in groups.items():
+        large, nfe = ([row[key] for row in (own(run)["large"] for run in group)] for key in ("reference", "nfe"))
+        rows.append([name, str(len(group)), _spread(large, 4), _spread(nfe, 1)])
+    header = ["runs", "seeds", "NLL, large test, by reference", "NFE a solve"]
+    return Table("DOPRI at 1e-5, over seeds: mean ± standard deviation", header, rows)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    text = f"{mean(values):.{digits}f}"
+    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def policies(run: Run) -> Table:
+    """Every policy on one run's flow."""
+    rows = []
+    for row in run.policies():
+        small, large = row["small"], row["large"]
+        flags = [part for part in ("small", "large") if row[part]["flagged"]]
+        rows.append(
+            [
+                f"{row['policy']}, a {row['unit']}",
+                f"{small['nll']:.4f}",
+                f"{small['nll'] - small['reference']:+.4f}",
+                _sum(row),
+                f"{large['nll']:.4f}",
+                f"{large['nll'] - large['reference']:+.4f}",
+                f"{large['largest_gap']:.3f}",
+                f"{large['nfe']:.1f}",
+                number(row.get("selector_macs"), 3),
+                f"better than the reference ({', '.join(flags)})" if flags else "",
+            ]
+        )
+    header = [
+        "policy", "NLL (512)", "− reference", "NFE, 16 batches", "NLL (large)", "− reference", "largest gap of a row",
+        "NFE a row", "selector (in f)", "flag",
+    ]  # fmt: skip
+    note = (
+        "A row is a set of 32 points, or one point. Flagged: reports a likelihood better than the reference's (a solve "
+        "at 1e-7) by more than 0.001 nats, which the model does not have."
+    )
+    return Table(f"{run.name}: every policy", header, rows, note)

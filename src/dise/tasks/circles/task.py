@@ -1,0 +1,143 @@
+"""Density estimation on two circles as a task: what training needs to know of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dise.flow import Flow, TransportCost
+from dise.integrate import RK4, Bosh3, Dopri5, Euler, Midpoint
+from dise.select import Dynamic, TaskErrorCost
+from dise.tasks.circles.evaluate import SMALL, batches, policies
+from dise.tasks.circles.figure import animate, draw_flows
+from dise.tasks.circles.model import DIM, hypernetwork_flow
+from dise.tasks.circles.points import FreshBatches, sets
+from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, RESOLUTION, WEIGHTS, Preset
+from dise.tasks.circles.report import policies as policies_table
+from dise.tasks.circles.report import seeds, table_8, table_9
+from dise.tasks.circles.selector import PaperNetwork, SetNetwork
+from dise.tasks.plots import quality_against_nfe
+from dise.tasks.table import Table
+from dise.tasks.task import REGULARIZERS, Loss, Run, SelectorSpec, Task
+
+
+class CirclesTask(Task):
+    """See `dise.tasks.task.Task`."""
+
+    name = "circles"
+    presets = PRESETS
+    regularizers: ClassVar = {**REGULARIZERS, "kinetic": partial(TransportCost, DIM)}
+    weights = WEIGHTS
+    models: ClassVar = {"flow": hypernetwork_flow}
+    reference = Dopri5(rtol=1e-5, atol=1e-5)
+    candidates = (
+        *(RK4(steps) for steps in (2, 5, 10, 16)),
+        *(Euler(steps) for steps in (50, 100)),
+        *(Midpoint(steps) for steps in (10, 20)),
+        Bosh3(rtol=1e-3, atol=1e-3),
+        *(Dopri5(rtol=tol, atol=tol) for tol in (1e-2, 1e-3, 1e-4)),
+        reference,
+    )
+    selectors: ClassVar = {
+        "paper": SelectorSpec(PaperNetwork, choose_penalty=False, unit="set"),
+        "set": SelectorSpec(SetNetwork, choose_penalty=True, unit="set"),
+        "point": SelectorSpec(SetNetwork, choose_penalty=True, unit="point"),
+    }
+
+    def rule(self, alpha: float | None, penalty: float | None) -> TaskErrorCost:
+        """Eq. 5 with Γ the distance between a row's mean log-likelihood and the reference's."""
+        return TaskErrorCost(
+            alpha=ALPHA if alpha is None else alpha,
+            M=PENALTY if penalty is None else penalty,
+            task_error=likelihood_gap,
+            beta=BETA,
+            resolution=RESOLUTION,
+        )
+
+    def load(self, preset: Preset, data_dir: Path | None) -> Preset:
+        """There are no data but what the preset says to draw."""
+        return preset
+
+    def training_batches(self, splits: Preset, preset: Preset, *, seed: int, epoch: int) -> FreshBatches:
+        """Fresh points each iteration."""
+        return FreshBatches(preset, seed, epoch)
+
+    def monitored_batches(self, splits: Preset, preset: Preset) -> list[Tensor]:
+        """512 points in sets of 32, none of them a test point."""
+        return [sets(splits.target, SMALL, "monitored")]
+
+    def selection_batches(
+        self, model: nn.Module, splits: Preset, *, on: str, unit: str
+    ) -> Iterable[tuple[Tensor, Tensor]]:
+        """Fresh sets with the reference's log-likelihoods. All points are fresh, so `on` makes no difference."""
+        # a point teaches less than a set does, but costs no less
+        number = splits.selection_sets if unit == "set" else max(splits.selection_sets // 8, 2)
+        return batches(model, sets(splits.target, number, "selection"), unit)
+
+    def timed_batches(self, splits: Preset, number: int, *, unit: str) -> Iterable[Tensor]:
+        """Test sets one by one, as the paper's test batch is 32 points; or their points as rows."""
+        x = sets(splits.target, min(number, SMALL), "test")
+        return x.split(1) if unit == "set" else x.unbind()
+
+    def loss(self, model: nn.Module, batch: Tensor, accumulate: Any) -> Loss:
+        """Negative log-likelihood, in nats."""
+        flow = _flow(model)
+        log_prob, solution = flow.solve(batch, accumulate=accumulate)
+        return Loss(-log_prob.mean(), solution, flow.f, {})
+
+    def optimizer(self, model: nn.Module, preset: Preset, steps_per_epoch: int) -> dict[str, Any]:
+        """Adam."""
+        return {"optimizer": torch.optim.Adam(model.parameters(), lr=preset.learning_rate)}
+
+    def evaluate(
+        self, model: nn.Module, dynamics: Mapping[str, Dynamic], selector_macs: Mapping[str, float], splits: Preset
+    ) -> dict[str, Any]:
+        """Likelihood and NFE of every policy, a decision for each set and for each point."""
+        test, rows = sets(splits.target, SMALL + splits.test_sets, "test"), []
+        for unit in ("set", "point"):
+            own = {name: dynamic for name, dynamic in dynamics.items() if self.selectors[name].unit == unit}
+            rows += policies(model, self.candidates, self.rule(None, None), own, selector_macs, test, unit)
+        return {"target": splits.target, "samples": test.shape[0] * test.shape[1], "policies": rows}
+
+    def tables(self, runs: Sequence[Run]) -> list[Table]:
+        """Tables 8 and 9, and means over seeds."""
+        return [table_8(runs), table_9(runs), seeds(runs)]
+
+    def details(self, run: Run) -> list[Table]:
+        """Every policy."""
+        return [policies_table(run)]
+
+    def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
+        """Figure 3 with a row for each run of the first seed, the first run's animation, and likelihood over NFE."""
+        first = [run for run in runs if run.seed == min(run.seed for run in runs)]
+        flows = {run.name: _flow(load(run)) for run in first}
+        target = first[0].metrics["target"]
+        files = [folder / "figure-3.png", folder / "flow.gif"]
+        draw_flows(flows, target, files[0])
+        animate(flows[first[0].name], files[1])
+        for run in runs:
+            files.append(folder / run.name / "nll-nfe.png")
+            rows = [row for row in run.policies() if row["unit"] == "set"]
+            label = "distance to the model's NLL, nats"
+            quality_against_nfe(rows, run.name, files[-1], quality=_distance, label=label, log=True)
+        return files
+
+
+def _flow(model: nn.Module) -> Flow:
+    if not isinstance(model, Flow):
+        raise TypeError(f"model: expected a Flow, got {type(model).__name__}")
+    return model
+
+
+def likelihood_gap(output: Tensor, target: Tensor) -> Tensor:
+    """Γ [N, K] of log p [N, K, P] and the reference's [N, P], or of [N, K] and [N]: |mean over P − mean over P|."""
+    if output.ndim == 2:
+        return (output - target[:, None]).abs()
+    return (output.mean(-1) - target.mean(-1)[:, None]).abs()
+
+
+def _distance(row: dict[str, Any]) -> float:
+    return abs(row["large"]["nll"] - row["large"]["reference"])

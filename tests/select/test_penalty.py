@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from dise import RK4, ClassificationCost, Euler, PooledNetwork, choose_penalty
+from dise.select import Costs, Trial
+from dise.select.penalty import _choose
+
+
+def sided(number, *, hard, seed=0):
+    """RK4 (4 NFE) is always right; Euler (1 NFE) where the state's first feature is above `hard`."""
+    h0 = torch.rand(number, 2, generator=torch.Generator().manual_seed(seed))
+    error = torch.stack([(h0[:, 0] <= hard).float(), torch.zeros(number)], 1)
+    nfe = torch.tensor([1, 4]).expand(number, 2)
+    return Costs((Euler(), RK4()), h0, h0, nfe, error, ClassificationCost())
+
+
+def network():
+    return PooledNetwork(2, 2)
+
+
+TRIALS = [Trial(1e3, 0.98, 2.0), Trial(1e4, 0.989, 5.0), Trial(1e5, 0.9896, 8.0), Trial(1e6, 0.9899, 14.0)]
+REFERENCE = Trial(1e3, 0.99, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "budget", "expected"),
+    [
+        (1e-3, 0.5, 1e4),  # the smallest that is nearly as good
+        (5e-4, 0.5, 1e5),
+        (1e-4, 0.5, 1e5),  # none is: the best within 10 NFE
+        (1e-4, 0.7, 1e6),
+        (1.0, 0.5, 1e3),
+        (1e-3, 0.05, 1e3),  # none within 1 NFE: the cheapest
+    ],
+)
+def test_the_rule_of_choice(tolerance, budget, expected):
+    assert _choose(TRIALS, REFERENCE, tolerance, budget) == expected
+
+
+def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():
+    found = choose_penalty(sided(600, hard=0.3), network, penalties=[1e3, 1e6], tolerance=0.02, budget=0.9)
+    assert found.reference == Trial(1e3, 1.0, 4.0)
+    by_penalty = {trial.M: trial for trial in found.trials}
+    assert by_penalty[found.M].adequate > 0.98
+    # the oracle needs 1 · 0.7 + 4 · 0.3 = 1.9; RK4 alone 4
+    assert 1.9 - 0.2 < by_penalty[found.M].nfe < 2.6
+
+
+def test_noise_cannot_be_learnt():
+    """Euler right by a coin: cross-validated accuracy is what routing gives on samples that were not fitted."""
+    costs = sided(400, hard=-1.0)
+    coin = (torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    noise = Costs(costs.candidates, costs.h0, costs.k1, costs.nfe, torch.stack([coin, 0 * coin], 1), costs.rule)
+    (trial,) = choose_penalty(noise, network, penalties=[5.0], budget=0.9).trials
+    share_of_euler = (4 - trial.nfe) / 3
+    assert trial.adequate == pytest.approx(1 - share_of_euler / 2, abs=0.08)
+
+
+def test_the_choice_depends_on_its_seed_alone():
+    costs, before = sided(200, hard=0.3), torch.get_rng_state()
+    first = choose_penalty(costs, network, penalties=[1e3], seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert choose_penalty(costs, network, penalties=[1e3], seed=3) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"penalties": []}, "penalties: expected at least one"),
+        ({"folds": 1}, "folds: expected 2 to 50"),
+        ({"folds": 51}, "folds: expected 2 to 50"),
+        ({"penalties": [2.0]}, "M: expected more than the largest price"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        choose_penalty(sided(50, hard=0.3), network, **arguments)
