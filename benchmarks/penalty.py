@@ -19,8 +19,8 @@ from rich.table import Table
 
 import dise
 from dise.experiment.rundir import load_model, open_run
-from dise.experiment.statistics import mcnemar
 from dise.tasks.mnist.model import CHANNELS
+from dise.tasks.statistics import mcnemar
 
 PENALTIES = (1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 BUDGET = 0.5

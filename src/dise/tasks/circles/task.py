@@ -113,11 +113,11 @@ class CirclesTask(Task):
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
         """Figure 3 with a row for each run of the first seed, the first run's animation, and likelihood over NFE."""
         first = [run for run in runs if run.seed == min(run.seed for run in runs)]
-        flows = {run.name: _flow(load(run)) for run in first}
-        target = first[0].metrics["target"]
+        short = len({run.reg for run in first}) == len(first)
+        flows = {run.reg if short else run.name: _flow(load(run)) for run in first}
         files = [folder / "figure-3.png", folder / "flow.gif"]
-        draw_flows(flows, target, files[0])
-        animate(flows[first[0].name], files[1])
+        draw_flows(flows, first[0].metrics["target"], files[0])
+        animate(next(iter(flows.values())), files[1])
         for run in runs:
             files.append(folder / run.name / "nll-nfe.png")
             rows = [row for row in run.policies() if row["unit"] == "set"]
