@@ -22,6 +22,7 @@ from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
 from dise.select import (
     ClassificationCost,
+    ConfidenceNetwork,
     Costs,
     CostSelector,
     Dynamic,
@@ -41,6 +42,7 @@ __all__ = [
     "Bosh3",
     "ButcherTableau",
     "ClassificationCost",
+    "ConfidenceNetwork",
     "CostSelector",
     "Costs",
     "DiagonalNormal",

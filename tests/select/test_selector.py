@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -30,46 +32,6 @@ def sign_rule(number, *, seed=0, noise=False):
 @pytest.fixture(scope="module")
 def fitted():
     return CostSelector.fit(network(), sign_rule(600), learning_rate=1e-2)
-
-
-# ---- PooledNetwork
-
-
-@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4)])
-def test_scores_have_a_row_a_sample_whatever_the_space(shape):
-    h0, k1 = torch.randn(2, 6, 5, *shape, generator=torch.Generator().manual_seed(0))
-    scores = PooledNetwork(5, 3)(h0, k1)
-    assert scores.shape == (6, 3)
-    # (4·5 + 1)·32 + (32 + 1)·3
-    assert sum(p.numel() for p in PooledNetwork(5, 3).parameters()) == 771
-
-
-def test_features_are_channel_means_and_root_mean_squares():
-    pooled = PooledNetwork(2, 1)
-    pooled.layers = nn.Identity()
-    h0 = torch.tensor([[[3.0, -3.0], [1.0, 7.0]]])
-    k1 = torch.tensor([[[0.0, 0.0], [-2.0, -2.0]]])
-    assert_close(pooled(h0, k1), torch.tensor([[0.0, 4.0, 0.0, -2.0, 3.0, 5.0, 0.0, 2.0]]))
-
-
-def test_standardised_features_have_mean_0_and_deviation_1():
-    pooled = PooledNetwork(1, 1)
-    pooled.layers = nn.Identity()
-    # constant images 1 and 3, derivatives -2 and -6: means 2 and -4, deviations √2 and √8
-    h0 = torch.tensor([1.0, 3.0])[:, None, None].expand(2, 1, 4)
-    pooled.standardise(h0, -2 * h0)
-    assert_close(pooled.mean, torch.tensor([2.0, -4.0, 2.0, 4.0]))
-    assert_close(pooled.scale, torch.tensor([2.0, 8.0, 2.0, 8.0]).sqrt())
-    features = pooled(h0, -2 * h0)
-    assert_close(features.mean(0), torch.zeros(4))
-    assert_close(features.std(0), torch.ones(4))
-
-
-def test_a_constant_feature_stays_finite():
-    pooled = PooledNetwork(1, 1)
-    h0 = torch.ones(5, 1, 3)
-    pooled.standardise(h0, h0)
-    assert pooled(h0, h0).isfinite().all()
 
 
 # ---- fitting
@@ -185,3 +147,27 @@ def test_validation_is_a_part(validation):
 def test_too_few_samples_to_split(number):
     with pytest.raises(ValueError, match=f"costs: expected enough samples to set 20% apart, got {number}"):
         CostSelector.fit(network(), sign_rule(number))
+
+
+def test_features_are_computed_once_and_the_fit_is_the_same():
+    """A network that hides its features from the fit is fitted to the same weights."""
+
+    class Hidden(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.inner = network
+
+        def standardise(self, h0, k1):
+            self.inner.standardise(self.inner.features(h0, k1))
+
+        def forward(self, h0, k1):
+            return self.inner(h0, k1)
+
+    torch.manual_seed(0)
+    once = PooledNetwork(CHANNELS, 2)
+    always, calls = Hidden(deepcopy(once)), []
+    once.register_forward_hook(lambda *_: calls.append(1))
+    costs = sign_rule(200)
+    fits = [CostSelector.fit(network, costs, max_epochs=3) for network in (once, always)]
+    assert not calls
+    assert_close(fits[0](costs.h0, costs.k1), fits[1](costs.h0, costs.k1))

@@ -47,7 +47,7 @@ def evaluate(
     task, settings = config.found
     results = {name: read_json(path / name) for name in (METRICS, TIMING) if (path / name).exists()}
     model = load_model(path, config).to(device)
-    dynamics = _dynamics(model, path, task, device)
+    dynamics = _dynamics(model, path, task)
     selection = _selection(path) if dynamics else {}
     if METRICS in results and results[METRICS].get("selection", {}) != selection:
         raise ExperimentError(
@@ -81,11 +81,11 @@ def _selection(path: Path) -> dict[str, Any]:
     return {key: selection[key] for key in ("on", "alpha", "M")}
 
 
-def _dynamics(model: nn.Module, path: Path, task: Task, device: str) -> dict[str, Dynamic]:
+def _dynamics(model: nn.Module, path: Path, task: Task) -> dict[str, Dynamic]:
     """The run's selectors as integrators; none for a model without an ODE."""
     if not has_block(model):
         return {}
-    return {name: load_dynamic(path, name, task, device=device) for name in task.selectors}
+    return {name: load_dynamic(path, name, task, model) for name in task.selectors}
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ def read_run(path: Path) -> Run:
     if not (path / METRICS).exists():
         raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` does it")
     timing = read_json(path / TIMING) if (path / TIMING).exists() else None
-    names = {name: getattr(config, name) for name in ("name", "model", "reg", "weight", "seed")}
+    # not the config's name: the directory may be renamed, and the preset's settings may have changed since
+    names = {"name": path.absolute().name} | {key: getattr(config, key) for key in ("model", "reg", "weight", "seed")}
     return Run(**names, metrics=read_json(path / METRICS), training=read_json(path / TRAINING), timing=timing)
 
 

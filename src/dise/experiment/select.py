@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import load_model, load_weights, open_run, read_json, save_weights, write_json
@@ -68,13 +69,14 @@ def select(
         for name, spec in task.selectors.items():
             if spec.unit == unit:
                 tune = spec.choose_penalty and penalty is None
-                selection["selectors"][name] = _fit(name, spec, costs, path, config, tune=tune, log=log)
+                network = partial(spec.network, model, len(costs.candidates))
+                selection["selectors"][name] = _fit(name, spec, network, costs, path, config, tune=tune, log=log)
     write_json(path / SELECTION, selection)
     return selection
 
 
-def load_dynamic(path: Path, name: str, task: Task, *, device: str = "cpu") -> Dynamic:
-    """The run's selector of that name, as an integrator.
+def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic:
+    """The run's selector of that name for its model, as an integrator.
 
     Raises:
         ExperimentError: it is not fitted, or another network's.
@@ -83,9 +85,9 @@ def load_dynamic(path: Path, name: str, task: Task, *, device: str = "cpu") -> D
     if not file.is_file():
         raise ExperimentError(f"{path} has no selector {name!r} ({file.name} is missing); `dise select` makes it")
     number = len(task.candidates)
-    selector = CostSelector(task.selectors[name].network(number), candidates=number)
+    selector = CostSelector(task.selectors[name].network(model, number), candidates=number)
     load_weights(selector, file)
-    return Dynamic(task.candidates, selector.to(device).eval())
+    return Dynamic(task.candidates, selector.to(next(model.parameters()).device).eval())
 
 
 def _reuse(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def _outcome(costs: Costs) -> dict[str, Any]:
 def _fit(
     name: str,
     spec: SelectorSpec,
+    network: Callable[[], nn.Module],
     costs: Costs,
     path: Path,
     config: RunConfig,
@@ -115,7 +118,6 @@ def _fit(
     tune: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    network = partial(spec.network, len(costs.candidates))
     trials = []
     if tune:
         log(f"choosing M of selector {name!r} by cross-validation")

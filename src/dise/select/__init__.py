@@ -14,15 +14,18 @@ from dise.select.cost import (
 from dise.select.diagnose import diagnose
 from dise.select.dynamic import Dynamic, joined
 from dise.select.evaluate import PolicyScore, chosen, oracle, random_mix, single
+from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
-from dise.select.selector import CostSelector, Fit, PooledNetwork
+from dise.select.selector import CostSelector, Fit
 
 __all__ = [
     "ClassificationCost",
+    "ConfidenceNetwork",
     "CostRule",
     "CostSelector",
     "Costs",
     "Dynamic",
+    "FeatureNetwork",
     "Fit",
     "Outcomes",
     "PenaltyChoice",

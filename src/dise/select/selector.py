@@ -1,53 +1,17 @@
 """Selectors that regress costs: the paper's auxiliary network v, and what it is trained by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import nan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dise.select.cost import Costs
-
-
-class PooledNetwork(nn.Module):
-    """Costs from h(0) and k1 = f(t0, h(0)), each pooled over space: as good as free beside a convolutional f.
-
-    Reads the mean and root mean square of every channel, standardises them, and has one hidden layer.
-
-    Args:
-        channels: C of states [n, C, ...]; for states [n, C] nothing is pooled.
-        candidates: K, number of scores.
-        hidden: width of the hidden layer.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, channels: int, candidates: int, *, hidden: int = 32) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(4 * channels))
-        self.register_buffer("scale", torch.ones(4 * channels))
-        self.layers = nn.Sequential(nn.Linear(4 * channels, hidden), nn.ReLU(), nn.Linear(hidden, candidates))
-
-    @torch.no_grad()
-    def standardise(self, h0: Tensor, k1: Tensor) -> None:
-        """Learn the features' mean and scale from data [N, C, ...]."""
-        features = _pooled(h0, k1)
-        self.mean.copy_(features.mean(0))
-        self.scale.copy_(features.std(0).clamp(min=1e-6))
-
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, C, ...] twice → [n, K]."""
-        return self.layers((_pooled(h0, k1) - self.mean) / self.scale)
-
-
-def _pooled(h0: Tensor, k1: Tensor) -> Tensor:
-    """[n, C, ...] twice → [n, 4·C] channels' means and root mean squares."""
-    flat = [x.reshape(*x.shape[:2], -1) for x in (h0, k1)]
-    return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
+from dise.select.networks import FeatureNetwork
 
 
 class CostSelector(nn.Module):
@@ -89,7 +53,7 @@ class CostSelector(nn.Module):
 
         Args:
             network: called as network(h0, k1) → [n, K]; trained in place. A `standardise(h0, k1)` that it has is
-                called with the training part first.
+                called with the training part first. Of a `FeatureNetwork` the features are computed only once.
             costs: what to predict, N samples.
             validation: part of the samples on which the epoch to keep is chosen.
             max_epochs, patience: give up after `patience` epochs without a better validation loss.
@@ -112,14 +76,15 @@ class CostSelector(nn.Module):
             raise ValueError(f"costs: expected enough samples to set {validation:.0%} apart, got {len(costs)}")
         test, train = order[:held], order[held:]
         selector = cls(network, candidates=costs.cost.shape[1]).to(costs.cost.device)
-        selector._standardise(costs, train)
+        data = _Data.of(network, costs)
+        selector._standardise(data.take(train))
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        fit = Fit(initial=selector._loss(costs, test))
+        fit = Fit(initial=selector._loss(data.take(test)))
         best = deepcopy(selector.state_dict())
         for epoch in range(max_epochs):
             shuffled = train[torch.randperm(len(train), generator=generator)]
-            fit.training.append(selector._epoch(costs, shuffled, optimizer, batch_size))
-            fit.validation.append(selector._loss(costs, test))
+            fit.training.append(selector._epoch(data.take(shuffled), optimizer, batch_size))
+            fit.validation.append(selector._loss(data.take(test)))
             if epoch % 10 == 0:
                 log(f"epoch {epoch}: training {fit.training[-1]:.4f}, validation {fit.validation[-1]:.4f}")
             if fit.best_epoch == epoch:
@@ -131,33 +96,57 @@ class CostSelector(nn.Module):
         return selector.eval()
 
     @torch.no_grad()
-    def _standardise(self, costs: Costs, rows: Tensor) -> None:
-        self.mean.copy_(costs.cost[rows].mean(0))
+    def _standardise(self, data: "_Data") -> None:
+        self.mean.copy_(data.cost.mean(0))
         # one scale for all candidates keeps the differences between their costs in proportion
-        self.scale.copy_(costs.cost[rows].std().clamp(min=1e-6).expand_as(self.scale))
+        self.scale.copy_(data.cost.std().clamp(min=1e-6).expand_as(self.scale))
         standardise = getattr(self.network, "standardise", None)
         if standardise is not None:
-            standardise(costs.h0[rows], costs.k1[rows])
+            standardise(*data.inputs)
 
-    def _epoch(self, costs: Costs, rows: Tensor, optimizer: torch.optim.Optimizer, batch_size: int) -> float:
+    def _epoch(self, data: "_Data", optimizer: torch.optim.Optimizer, batch_size: int) -> float:
         self.train()
         total = 0.0
-        for part in rows.split(batch_size):
-            loss = self._mse(costs, part)
+        for part in data.split(batch_size):
+            loss = self._mse(part)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss.detach()) * len(part)
-        return total / len(rows)
+            total += float(loss.detach()) * len(part.cost)
+        return total / len(data.cost)
 
     @torch.no_grad()
-    def _loss(self, costs: Costs, rows: Tensor) -> float:
+    def _loss(self, data: "_Data") -> float:
         self.eval()
-        return sum(float(self._mse(costs, part)) * len(part) for part in rows.split(512)) / len(rows)
+        return sum(float(self._mse(part)) * len(part.cost) for part in data.split(512)) / len(data.cost)
 
-    def _mse(self, costs: Costs, rows: Tensor) -> Tensor:
-        prediction = self.network(costs.h0[rows], costs.k1[rows])
-        return F.mse_loss(prediction, (costs.cost[rows] - self.mean) / self.scale)
+    def _mse(self, data: "_Data") -> Tensor:
+        return F.mse_loss(data.predict(*data.inputs), (data.cost - self.mean) / self.scale)
+
+
+class _Data(NamedTuple):
+    """What a fit looks at: the network's inputs [N, ...] and the costs [N, K]."""
+
+    predict: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    cost: Tensor
+
+    @classmethod
+    def of(cls, network: nn.Module, costs: Costs) -> "_Data":
+        if not isinstance(network, FeatureNetwork):
+            return cls(network, (costs.h0, costs.k1), costs.cost)
+        network.eval()
+        with torch.no_grad():
+            pairs = zip(costs.h0.split(512), costs.k1.split(512), strict=True)
+            return cls(network.score, (torch.cat([network.features(*pair) for pair in pairs]),), costs.cost)
+
+    def take(self, rows: Tensor) -> "_Data":
+        return self._replace(inputs=tuple(x[rows] for x in self.inputs), cost=self.cost[rows])
+
+    def split(self, size: int) -> Iterator["_Data"]:
+        for start in range(0, len(self.cost), size):
+            rows = slice(start, start + size)
+            yield self._replace(inputs=tuple(x[rows] for x in self.inputs), cost=self.cost[rows])
 
 
 @dataclass

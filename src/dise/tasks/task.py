@@ -36,7 +36,7 @@ class Loss:
 class SelectorSpec(NamedTuple):
     """A selector that a task fits."""
 
-    network: Callable[[int], nn.Module]  # made for a number of candidates
+    network: Callable[[nn.Module, int], nn.Module]  # made for a model and a number of candidates
     choose_penalty: bool  # whether M is chosen on held-out data; else it is the paper's
     unit: str = "sample"  # what gets an integrator: a name that `Task.selection_batches` knows
 

@@ -42,9 +42,9 @@ class CirclesTask(Task):
         reference,
     )
     selectors: ClassVar = {
-        "paper": SelectorSpec(PaperNetwork, choose_penalty=False, unit="set"),
-        "set": SelectorSpec(SetNetwork, choose_penalty=True, unit="set"),
-        "point": SelectorSpec(SetNetwork, choose_penalty=True, unit="point"),
+        "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates), choose_penalty=False, unit="set"),
+        "set": SelectorSpec(lambda model, candidates: SetNetwork(candidates), choose_penalty=True, unit="set"),
+        "point": SelectorSpec(lambda model, candidates: SetNetwork(candidates), choose_penalty=True, unit="point"),
     }
 
     def rule(self, alpha: float | None, penalty: float | None) -> TaskErrorCost:

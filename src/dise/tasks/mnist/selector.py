@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dise.tasks.mnist.model import CHANNELS, ResidualBlock
+from dise.select import ConfidenceNetwork
+from dise.tasks.mnist.model import CHANNELS, CLASSES, ResidualBlock
 
 HIDDEN = 32
 
@@ -26,3 +27,8 @@ class PaperNetwork(nn.Module):
         h = F.relu(self.block1(h0))
         h = F.relu(self.norm(self.block2(h)))
         return self.fc2(self.fc1(h.mean((2, 3))))
+
+
+def confidence_network(model: nn.Module, candidates: int) -> ConfidenceNetwork:
+    """`ConfidenceNetwork` with the classifier's own head."""
+    return ConfidenceNetwork(model.get_submodule("head"), candidates, classes=CLASSES)

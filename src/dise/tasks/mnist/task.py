@@ -1,7 +1,6 @@
 """MNIST classification as a task: what training needs to know of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from dise.tasks.mnist.evaluate import with_ode, without_ode
 from dise.tasks.mnist.model import CHANNELS, ImageClassifier, odenet, resnet, rknet
 from dise.tasks.mnist.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
 from dise.tasks.mnist.report import models, own, policies, table_1, table_3
-from dise.tasks.mnist.selector import PaperNetwork
+from dise.tasks.mnist.selector import PaperNetwork, confidence_network
 from dise.tasks.plots import quality_against_nfe
 from dise.tasks.table import Table
 from dise.tasks.task import Loss, Run, SelectorSpec, Task
@@ -37,8 +36,9 @@ class MnistTask(Task):
     candidates = (Euler(steps=1), RK4(steps=1), reference)
     baselines = (Dopri5(rtol=1e-3, atol=1e-3, first_step="span"),)
     selectors: ClassVar = {
-        "paper": SelectorSpec(PaperNetwork, choose_penalty=False),
-        "pooled": SelectorSpec(partial(PooledNetwork, CHANNELS), choose_penalty=True),
+        "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates), choose_penalty=False),
+        "pooled": SelectorSpec(lambda model, candidates: PooledNetwork(CHANNELS, candidates), choose_penalty=True),
+        "confidence": SelectorSpec(confidence_network, choose_penalty=True),
     }
 
     def check(self, model: str, reg: str) -> str | None:
