@@ -21,7 +21,9 @@ from dise.integrate import (
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
 from dise.select import (
+    Cascade,
     ClassificationCost,
+    Confidence,
     ConfidenceNetwork,
     Costs,
     CostSelector,
@@ -41,7 +43,9 @@ __all__ = [
     "Adaptive",
     "Bosh3",
     "ButcherTableau",
+    "Cascade",
     "ClassificationCost",
+    "Confidence",
     "ConfidenceNetwork",
     "CostSelector",
     "Costs",

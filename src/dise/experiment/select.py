@@ -63,14 +63,14 @@ def select(
         try:
             costs = collect_costs(model, task.selection_batches(model, splits, on=on, unit=unit), task.candidates, rule)
             _ = costs.cost
-        except ValueError as error:  # M below the NFE that was measured
+            selection["units"][unit] = _outcome(costs)
+            for name, spec in task.selectors.items():
+                if spec.unit == unit:
+                    tune = spec.choose_penalty and penalty is None
+                    network = partial(spec.network, model, len(costs.candidates))
+                    selection["selectors"][name] = _fit(name, spec, network, costs, path, config, tune=tune, log=log)
+        except ValueError as error:  # M below the NFE that was measured, or too few samples to fit to
             raise ExperimentError(str(error)) from error
-        selection["units"][unit] = _outcome(costs)
-        for name, spec in task.selectors.items():
-            if spec.unit == unit:
-                tune = spec.choose_penalty and penalty is None
-                network = partial(spec.network, model, len(costs.candidates))
-                selection["selectors"][name] = _fit(name, spec, network, costs, path, config, tune=tune, log=log)
     write_json(path / SELECTION, selection)
     return selection
 

@@ -1,5 +1,6 @@
 """Which integrator each sample gets."""
 
+from dise.select.cascade import Cascade, Confidence
 from dise.select.cost import (
     ClassificationCost,
     CostRule,
@@ -19,7 +20,9 @@ from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
+    "Cascade",
     "ClassificationCost",
+    "Confidence",
     "ConfidenceNetwork",
     "CostRule",
     "CostSelector",

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from dise import RK4, Bosh3, Cascade, Confidence, Dopri5, Euler, NeuralODE, SolveError, solve
+
+Y0 = torch.tensor([[0.5], [1.0], [2.0], [4.0]], dtype=torch.float64)
+
+
+def decay(t, y):
+    return -y
+
+
+def below(limit):
+    """Accepts answers below a limit; Euler(2) on y' = −y gives y0/4."""
+    return lambda y: y[:, 0] < limit
+
+
+def test_a_sample_keeps_the_first_accepted_answer(record):
+    f = record(decay)
+    solution = solve(f, Y0, 0.0, 1.0, Cascade((Euler(2), RK4(1)), below(0.4)))
+    assert solution.choice.tolist() == [0, 0, 1, 1]
+    assert_close(solution.y[:, 0], Y0[:, 0] * torch.tensor([0.25, 0.25, 0.375, 0.375], dtype=torch.float64))
+    # the two that go on have Euler's two evaluations, and RK4's without k1
+    assert solution.nfe.tolist() == [2, 2, 5, 5]
+    assert solution.calls == f.calls == 5
+
+
+def test_three_candidates(record):
+    f = record(decay)
+    solution = solve(f, Y0, 0.0, 1.0, Cascade((Euler(1), Euler(2), RK4(1)), lambda y: (y[:, 0] > 0) & (y[:, 0] < 0.4)))
+    assert solution.choice.tolist() == [1, 1, 2, 2]  # one Euler step gives 0
+    assert solution.nfe.tolist() == [2, 2, 5, 5]
+    assert f.calls == 1 + 1 + 3
+
+
+@pytest.mark.parametrize("reference", [RK4(3), Dopri5(rtol=1e-6, atol=1e-6)], ids=str)
+def test_answers_are_those_of_solving_alone(tanh_field, starts, reference):
+    f, y0 = tanh_field(3), starts(20, 3)
+    candidates = (Euler(2), reference)
+    with torch.no_grad():
+        solution = solve(f, y0, 0.0, 1.0, Cascade(candidates, below(0.0)))
+        alone = [solve(f, y0, 0.0, 1.0, candidate) for candidate in candidates]
+    assert solution.choice.unique().tolist() == [0, 1]
+    for i, choice in enumerate(solution.choice.tolist()):
+        assert_close(solution.y[i], alone[choice].y[i], rtol=1e-12, atol=0)
+        assert solution.nfe[i] == alone[0].nfe[i] + choice * (alone[1].nfe[i] - 1)
+        assert solution.n_steps[i] == alone[choice].n_steps[i]
+
+
+def test_without_accept_a_failed_attempt_goes_on_so_that_the_embedded_error_decides():
+    """One step of Bosh3 over the span succeeds where its error estimate is at most 1."""
+    rates = torch.tensor([[0.01], [0.1], [3.0], [5.0]], dtype=torch.float64)
+    first = Bosh3(rtol=1e-3, atol=1e-3, first_step="span", max_steps=1)
+    solution = solve(
+        lambda t, y, r: -r * y, torch.ones_like(rates), 0.0, 1.0, Cascade((first, tight)), sample_args=[rates]
+    )
+    assert solution.choice.tolist() == [0, 0, 1, 1]
+    assert solution.nfe[:2].tolist() == [4, 4]
+    assert_close(solution.y, (-rates).exp(), rtol=0, atol=1e-3)
+
+
+def test_the_last_candidates_failure_is_the_cascades():
+    first = Bosh3(first_step="span", max_steps=1, rtol=1e-9, atol=1e-9)
+    with pytest.raises(SolveError, match="max_steps"):
+        solve(decay, Y0, 0.0, 1.3, Cascade((first, first)))  # at 1 Bosh3's estimate happens to vanish
+
+
+def test_one_candidate_needs_no_judgement():
+    solution = solve(decay, Y0, 0.0, 1.0, Cascade((Euler(1),), lambda y: 1 / 0))
+    assert_close(solution.y, 0 * Y0)
+
+
+def test_gradients_pass_through_what_was_kept():
+    y0 = Y0.clone().requires_grad_()
+    solve(decay, y0, 0.0, 1.0, Cascade((Euler(2), RK4(1)), below(0.4))).y.sum().backward()
+    assert_close(y0.grad[:, 0], torch.tensor([0.25, 0.25, 0.375, 0.375], dtype=torch.float64))
+
+
+def test_samples_of_length_zero_choose_nothing():
+    t1 = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+    solution = solve(decay, Y0, 0.0, t1, Cascade((Euler(2), RK4(1)), below(0.4)))
+    assert solution.choice.tolist() == [0, -1, 1, -1]
+    assert solution.nfe.tolist() == [2, 0, 5, 0]
+
+
+def test_no_samples():
+    solution = solve(decay, Y0[:0], 0.0, 1.0, Cascade((Euler(2), RK4(1)), below(0.4)))
+    assert solution.y.shape == (0, 1)
+
+
+@pytest.mark.parametrize("answer", [torch.ones(4), torch.ones(3, dtype=torch.bool), torch.ones(4, 1, dtype=torch.bool)])
+def test_accept_must_answer_yes_or_no_for_each_sample(answer):
+    with pytest.raises(ValueError, match=r"accept: expected bool of shape \(4,\)"):
+        solve(decay, Y0, 0.0, 1.0, Cascade((Euler(2), RK4(1)), lambda y: answer))
+
+
+def test_wrong_candidates():
+    with pytest.raises(ValueError, match="candidates: expected at least one integrator"):
+        Cascade(())
+    with pytest.raises(ValueError, match="batched: Cascade decides for each sample"):
+        solve(decay, Y0, 0.0, 1.0, Cascade((Euler(2), RK4(1))), batched=False)
+
+
+# ---- Confidence
+
+
+@pytest.mark.parametrize(
+    ("measure", "scores"),
+    [
+        ("top", [0.5, 0.9]),
+        ("margin", [0.25, 0.85]),
+        ("entropy", [1 - 1.0397 / 1.0986, 1 - 0.3944 / 1.0986]),
+    ],
+)
+def test_confidence_by_hand(measure, scores):
+    """Probabilities (1/2, 1/4, 1/4) and (0.9, 0.05, 0.05)."""
+    logits = torch.tensor([[0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]).log() + 7
+    rule = Confidence(nn.Identity(), sum(scores) / 2, measure=measure)
+    assert_close(rule.score(logits), torch.tensor(scores), rtol=0, atol=1e-4)
+    assert rule(logits).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("arguments", "name"), [({"threshold": 1.5}, "threshold"), ({"measure": "x"}, "measure")])
+def test_wrong_confidence(arguments, name):
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        Confidence(nn.Identity(), **({"threshold": 0.5} | arguments))
+
+
+def test_a_cascade_in_a_block_with_its_head(decay):
+    head = nn.Linear(1, 2)
+    block = NeuralODE(decay(), Cascade((Euler(2), RK4(1)), Confidence(head, 0.9)))
+    model = nn.Sequential(block, head)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0], [8.0]]))
+        head.bias.zero_()
+    with block.recording() as records:
+        model(torch.tensor([[4.0], [0.1]]))
+    assert records[0].solution.choice.tolist() == [0, 1]  # sure of 8·1, unsure of 8·0.025
+    assert "Cascade(Euler(steps=2), RK4)" in repr(block)
