@@ -4,15 +4,20 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
+import lightning  # noqa: F401  here, or its log would keep writing to the stderr of the test that imported it
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from dise import cli
+from dise.select import choose_penalty
 from dise.tasks.mnist import task as mnist_task
 from dise.tasks.mnist.data import MnistSplits, load_mnist_sample
 from dise.tasks.mnist.presets import PRESETS, Preset
+from dise.tasks.mnist.task import MnistTask
+from dise.tasks.registry import TASKS
 
 TINY = Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=8, learning_rate=1.6, monitored=20)
 COMMANDS = ("run", "train", "select", "evaluate", "report")
@@ -26,6 +31,8 @@ def tiny():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "sample", TINY)
         patch.setattr(mnist_task, "load_mnist_sample", lambda: splits)
+        quick = partial(choose_penalty, penalties=(1e3, 1e5), folds=2)
+        patch.setattr("dise.experiment.select.choose_penalty", quick)
         patch.delenv("DISE_DATA", raising=False)
         patch.setenv("COLUMNS", "200")
         yield
@@ -92,8 +99,11 @@ def test_help_names_every_command(dise):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("run", "--preset --reg --model --weight --seed --alpha --penalty --on --data-dir --device --out --no-timing"),
-        ("train", "--preset --reg --model --weight --seed --data-dir --device --out --threads --no-resume"),
+        (
+            "run",
+            "--preset --reg --model --weight --seed --set --alpha --penalty --on --data-dir --device --out --no-timing",
+        ),
+        ("train", "--preset --reg --model --weight --seed --set --data-dir --device --out --threads --no-resume"),
         ("select", "RUN --alpha --penalty --on --data-dir --device"),
         ("evaluate", "RUN --data-dir --device --no-timing"),
         ("report", "FOLDER"),
@@ -125,7 +135,7 @@ def test_neither_the_library_nor_help_waits_for_what_training_needs():
 
 def test_run_prints_the_papers_tables_and_writes_everything(finished):
     out, result = finished
-    for text in ("Table 1", "Table 3", "Our reg. & DISE", "5.79", "11.36", "37%", "odenet-error-seed0"):
+    for text in ("Table 1", "Table 3", "Models against", "Our reg. & DISE", "5.79", "37%", "odenet-error-seed0"):
         assert text in result.stdout
     path = out / "mnist" / "sample" / "odenet-error-seed0"
     names = {file.name for file in path.iterdir()}
@@ -153,11 +163,39 @@ def test_train_prints_the_run_directory_alone(finished, dise, tmp_path, ran):
     assert "reused" in err
 
 
+def test_a_changed_setting_is_another_run(dise, ran):
+    # an RKNet is trained in no time; its run is beside the one with the preset's settings
+    out = ran.parents[2]
+    code, printed, _ = dise("train", "mnist", "--model", "rknet", "--set", "epochs=1", "--device", "cpu", "--out", out)
+    path = ran.with_name("rknet-none-epochs=1-seed0")
+    assert (code, printed) == (0, f"{path}\n")
+    assert '"epochs": 1' in (path / "config.json").read_text()
+
+
 def test_select_prints_the_candidates(ran, dise):
     code, out, _ = dise("select", ran)
     assert code == 0
-    assert "Selection on 40 held-out samples, α = 0.3, M = 1000" in out
+    assert "Selection on 40 held-out samples, α = 0.3" in out
     assert re.search(r"RK4 .* 4\.00", out)
+    assert re.search(r"paper: M = 1000, .*; pooled: M = (1000|100000), ", " ".join(out.split()))
+
+
+def test_select_says_which_penalties_it_tries(ran, dise):
+    (ran / "selection.json").unlink()
+    code, _, err = dise("select", ran)
+    assert code == 0
+    assert "choosing M of selector 'pooled' by cross-validation" in err
+    for M in (1000, 100000):
+        assert re.search(rf"M = {M}: 0\.\d+ adequate \(reference 0\.\d+\), NFE \d", err)
+
+
+def test_a_given_penalty_is_not_chosen(ran, dise):
+    (ran / "selection.json").unlink()
+    code, out, err = dise("select", ran, "-M", 50)
+    assert code == 0
+    assert "paper: M = 50, " in out
+    assert "pooled: M = 50, " in out
+    assert "choosing" not in err
 
 
 def test_evaluate_prints_every_policy(ran, dise):
@@ -165,13 +203,26 @@ def test_evaluate_prints_every_policy(ran, dise):
     assert code == 0
     for policy in ("Euler", "RK4", "Dopri5", "oracle", "DISE (pooled)", "random, mix of paper", "torchdiffeq dopri5"):
         assert policy in out
+    assert "odenet-error-seed0: every policy" in out
+    assert "odenet-error-seed0: wall-clock" in out
+
+
+def test_evaluate_without_timing_prints_none(ran, dise):
+    for name in ("metrics.json", "timing.json"):
+        (ran / name).unlink()
+    code, out, _ = dise("evaluate", ran, "--no-timing")
+    assert code == 0
+    assert "every policy" in out
+    assert "wall-clock" not in out
 
 
 def test_report_prints_and_writes(ran, dise):
     code, out, err = dise("report", ran.parent)
     assert code == 0
-    assert "Table 1" in out
-    assert "report.md" in err
+    for title in ("Table 1", "Table 3", "Models against the plain ODE-Net of the same seed"):
+        assert title in out
+    assert "every policy" not in out
+    assert err == f"report: {ran.parent / 'report.md'}\n"
 
 
 def test_threads(finished, ran, dise):
@@ -194,6 +245,9 @@ def test_threads(finished, ran, dise):
         (["mnist", "--preset", "huge"], "preset: there is no 'huge'; choose one of sample, cpu, paper"),
         (["mnist", "--reg", "l3"], "reg: there is no 'l3'"),
         (["mnist", "--model", "vgg", "--reg", "none"], "model: there is no 'vgg'; choose one of odenet, rknet, resnet"),
+        (["mnist", "--set", "epoch=3"], "set: expected NAME=VALUE with a NAME of data, epochs, schedule"),
+        (["mnist", "--set", "epochs=none"], "set: epochs: "),
+        (["circles", "--model", "odenet"], "model: there is no 'odenet'; choose one of flow"),
         (["mnist", "--device", "tpu"], "device: there is no 'tpu'; choose one of auto, cpu, gpu"),
         (["mnist", "--preset", "cpu", "--data-dir", "nowhere"], "nowhere"),
     ],
@@ -230,6 +284,14 @@ def test_no_runs_to_report(refusal, tmp_path):
     assert "holds no evaluated run" in refusal("report", tmp_path)
 
 
+def test_runs_of_several_tasks_in_a_folder(refusal, ran, monkeypatch):
+    monkeypatch.setitem(TASKS, "another", MnistTask())
+    shutil.copytree(ran, ran.with_name("b"))
+    config = ran.with_name("b") / "config.json"
+    config.write_text(config.read_text().replace('"mnist"', '"another"'))
+    assert "holds runs of several tasks (another, mnist)" in refusal("report", ran.parent)
+
+
 @pytest.mark.parametrize(
     ("command", "name", "message"),
     [
@@ -253,8 +315,16 @@ def test_a_damaged_checkpoint_of_an_unfinished_training(refusal, ran):
     assert "last.ckpt" in refusal(*arguments)
 
 
-def test_other_settings_of_a_selection(refusal, ran):
-    assert "move it away to fit another selection" in refusal("select", ran, "--alpha", 0.2)
+# 1000 is the paper's M, but that of the other selector was chosen
+@pytest.mark.parametrize(("option", "value"), [("--alpha", 0.2), ("-M", 500), ("--penalty", 1000), ("--on", "train")])
+def test_other_settings_of_a_selection(refusal, ran, option, value):
+    assert "move it away to fit another selection" in refusal("select", ran, option, value)
+
+
+def test_metrics_of_another_selection(refusal, ran, dise):
+    (ran / "selection.json").unlink()
+    assert dise("select", ran, "-M", 50)[0] == 0
+    assert "move metrics.json and timing.json away" in refusal("evaluate", ran)
 
 
 def test_no_resume(refusal, ran):

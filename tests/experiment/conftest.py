@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -9,21 +10,24 @@ from dise.experiment.config import RunConfig
 from dise.experiment.evaluate import evaluate
 from dise.experiment.select import select
 from dise.experiment.train import train
+from dise.select import choose_penalty
 from dise.tasks.mnist import task as mnist_task
 from dise.tasks.mnist.data import MnistSplits, load_mnist_sample
 from dise.tasks.mnist.presets import PRESETS, Preset
 
 TINY = Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=8, learning_rate=1.6, monitored=20)
+PENALTIES = (1e3, 1e5)
 
 
 @contextmanager
 def small_world(preset=TINY):
-    """Within it, preset "sample" is tiny and so are the images."""
+    """Within it, preset "sample" is tiny and so are the images, and M is one of two."""
     sample = load_mnist_sample()
     splits = MnistSplits(sample.train[:64], sample.held_out[:40], sample.test[:40])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "sample", preset)
         patch.setattr(mnist_task, "load_mnist_sample", lambda: splits)
+        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=PENALTIES, folds=2))
         yield splits
 
 

@@ -3,10 +3,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dise.experiment.config import REGULARIZERS, ExperimentError, RunConfig
+from dise.experiment.config import ExperimentError, RunConfig
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate
+from dise.tasks.mnist.model import odenet, rknet
 from dise.tasks.mnist.presets import PRESETS
+from dise.tasks.mnist.task import MnistTask
 from dise.tasks.registry import TASKS
+from dise.tasks.task import REGULARIZERS
 
 
 def test_defaults():
@@ -34,7 +37,25 @@ def test_regularizers_and_the_papers_weights(reg, weight, regularizer):
 
 
 def test_every_regularizer_has_a_weight_in_every_task():
-    assert all(set(task.weights) == set(REGULARIZERS) for task in TASKS.values())
+    assert all(set(task.weights) <= set(task.regularizers) for task in TASKS.values())
+    assert set(TASKS["mnist"].weights) == set(REGULARIZERS)
+
+
+def test_a_regularizer_is_the_tasks(monkeypatch):
+    config = RunConfig.of("mnist", "sample", reg="error")
+    monkeypatch.setattr(MnistTask, "regularizers", REGULARIZERS | {"error": lambda: "of this task"})
+    assert config.regularizer == "of this task"
+
+
+def test_the_first_model_is_the_default(monkeypatch):
+    monkeypatch.setattr(MnistTask, "models", {"rknet": rknet, "odenet": odenet})
+    assert RunConfig.of("mnist", "sample").model == "rknet"
+
+
+def test_what_the_task_refuses_is_refused(monkeypatch):
+    monkeypatch.setattr(MnistTask, "check", lambda self, model, reg: f"not {model} with {reg}")
+    with pytest.raises(ExperimentError, match="not odenet with l1"):
+        RunConfig.of("mnist", "sample", reg="l1")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +75,47 @@ def test_name_and_directory(options, name):
     config = RunConfig.of("mnist", "paper", **options)
     assert config.name == name
     assert config.directory(Path("out")) == Path("out/mnist/paper") / name
+
+
+# ---- changed settings
+
+
+def test_settings_of_the_preset_can_be_changed():
+    config = RunConfig.of("mnist", "sample", changes=["epochs=7", "learning_rate=0.25"])
+    expected = PRESETS["sample"].model_dump() | {"epochs": 7, "learning_rate": 0.25}
+    assert config.settings == expected
+    assert config.name == "odenet-none-epochs=7-learning_rate=0.25-seed0"
+    assert config.found[1].epochs == 7
+
+
+def test_the_name_has_what_differs_from_the_preset_alone():
+    epochs = PRESETS["sample"].epochs
+    config = RunConfig.of("mnist", "sample", reg="error", weight=0.5, changes=[f"epochs={epochs}", "batch_size=16"])
+    assert config.name == "odenet-error-0.5-batch_size=16-seed0"
+
+
+def test_the_last_change_holds():
+    assert RunConfig.of("mnist", "sample", changes=["epochs=7", "epochs=8"]).settings["epochs"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("epochs", "set: expected NAME=VALUE with a NAME of data, epochs, .*; got 'epochs'"),
+        ("speed=3", "set: expected NAME=VALUE with a NAME of data, epochs, .*; got 'speed='"),
+        ("", "set: expected NAME=VALUE"),
+        ("epochs=", "set: epochs: "),
+        ("epochs=0", "set: epochs: .*greater than or equal to 1"),
+        ("data=half", "set: data: "),
+    ],
+)
+def test_wrong_changes(change, message):
+    with pytest.raises(ExperimentError, match=message) as caught:
+        RunConfig.of("mnist", "sample", changes=[change])
+    assert "\n" not in str(caught.value)
+
+
+# ---- names that there are not
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+from dataclasses import asdict
+from functools import partial
+
 import pytest
 import torch
 
@@ -5,17 +8,22 @@ from dise import RK4, Dopri5, Dynamic, Euler, solve
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import claim_run, load_model, read_json, save_weights
 from dise.experiment.select import load_dynamic, select
-from dise.select import CostSelector
+from dise.select import CostSelector, PenaltyChoice, PooledNetwork, Trial, choose_penalty, collect_costs
 from dise.tasks.mnist import task as mnist_task
 from dise.tasks.mnist.model import resnet
 from dise.tasks.mnist.task import MnistTask
 
 TASK = MnistTask()
 CANDIDATES = ["Euler", "RK4", "Dopri5"]
+SELECTORS = ["paper", "pooled", "confidence"]
 
 
 def selection(path):
     return read_json(path / "selection.json")
+
+
+def held_out(splits):
+    return TASK.selection_batches(None, splits, on="held-out", unit="sample")
 
 
 @pytest.fixture
@@ -29,38 +37,44 @@ def quick(monkeypatch):
 
 def test_files(finished):
     new = {file.name for file in finished["selected"].iterdir()} - {file.name for file in finished["trained"].iterdir()}
-    assert new == {"selection.json", "selector-paper.safetensors", "selector-pooled.safetensors"}
+    assert new == {"selection.json", *(f"selector-{name}.safetensors" for name in SELECTORS)}
 
 
 def test_settings_and_fits(finished):
     there = selection(finished["selected"])
-    assert (there["on"], there["alpha"], there["M"], there["samples"]) == ("held-out", 0.3, 1000, 40)
-    assert list(there["candidates"]) == CANDIDATES
-    assert list(there["selectors"]) == ["paper", "pooled"]
+    # M is null: it was not asked for
+    assert (there["on"], there["alpha"], there["M"]) == ("held-out", 0.3, None)
+    assert list(there["units"]) == ["sample"]
+    assert there["units"]["sample"]["samples"] == 40
+    assert list(there["units"]["sample"]["candidates"]) == CANDIDATES
+    assert list(there["selectors"]) == SELECTORS
     for fit in there["selectors"].values():
+        assert fit["unit"] == "sample"
         assert sum(fit["shares"]) == pytest.approx(1)
         assert fit["validation_loss"] <= fit["initial_loss"]
         assert fit["best_epoch"] < fit["epochs"]
 
 
 @torch.no_grad()
-def test_candidates_accuracy_and_nfe_are_those_of_running_them(finished, tiny):
+def test_how_often_candidates_are_adequate_and_their_nfe_are_those_of_running_them(finished, tiny):
     model = load_model(finished["selected"], finished["config"])
-    ((x, y),) = TASK.selection_batches(tiny, on="held-out")
+    ((x, y),) = held_out(tiny)
     for candidate in (Euler(), RK4(), Dopri5(rtol=1e-3, atol=1e-3)):
         solution = solve(model.block.f, model.stem(x), 0.0, 1.0, candidate)
         accuracy = (model.head(solution.y).argmax(1) == y).double().mean()
-        there = selection(finished["selected"])["candidates"][str(candidate)]
-        assert there["nfe"] == pytest.approx(solution.nfe.double().mean().item())
-        assert there["accuracy"] == pytest.approx(accuracy.item())
+        there = selection(finished["selected"])["units"]["sample"]["candidates"][str(candidate)]
+        assert there == {
+            "adequate": pytest.approx(accuracy.item()),
+            "nfe": pytest.approx(solution.nfe.double().mean().item()),
+        }
 
 
-@pytest.mark.parametrize("name", ["paper", "pooled"])
+@pytest.mark.parametrize("name", SELECTORS)
 @torch.no_grad()
 def test_a_saved_selector_routes_as_it_did_when_it_was_fitted(finished, tiny, name):
     model = load_model(finished["selected"], finished["config"])
-    dynamic = load_dynamic(finished["selected"], name, TASK)
-    ((x, _),) = TASK.selection_batches(tiny, on="held-out")
+    dynamic = load_dynamic(finished["selected"], name, TASK, model)
+    ((x, _),) = held_out(tiny)
     solution = solve(model.block.f, model.stem(x), 0.0, 1.0, dynamic)
     shares = torch.bincount(solution.choice, minlength=3) / 40
     assert shares.tolist() == pytest.approx(selection(finished["selected"])["selectors"][name]["shares"])
@@ -81,7 +95,8 @@ def test_a_selection_depends_on_the_runs_seed_alone(finished, stage, quick):
 
 def test_settings_are_passed_on(stage, quick):
     result = select(stage("trained"), on="train", alpha=0.1, penalty=50)
-    assert (result["on"], result["alpha"], result["M"], result["samples"]) == ("train", 0.1, 50, 40)
+    assert (result["on"], result["alpha"], result["M"]) == ("train", 0.1, 50)
+    assert result["units"]["sample"]["samples"] == 40
 
 
 def test_collapse_is_told(stage, quick, monkeypatch):
@@ -92,10 +107,130 @@ def test_collapse_is_told(stage, quick, monkeypatch):
     assert "warning: selector 'pooled': 40 of 40" in lines
 
 
+# ---- the choice of M
+
+
+@pytest.fixture
+def model(finished):
+    """The run's."""
+    return load_model(finished["trained"], finished["config"])
+
+
+@pytest.fixture
+def costs(model, tiny):
+    """What the selectors of the run are fitted to."""
+    return collect_costs(model, held_out(tiny), TASK.candidates, TASK.rule(None, None))
+
+
+def test_the_papers_selector_has_the_papers_penalty_and_the_others_one_of_the_trials(finished):
+    fits = selection(finished["selected"])["selectors"]
+    paper = fits.pop("paper")
+    assert (paper["M"], paper["trials"]) == (1000, [])
+    for fit in fits.values():
+        assert [trial["M"] for trial in fit["trials"]] == [1e3, 1e5]
+        assert fit["M"] in (1e3, 1e5)
+        assert all(set(trial) == {"M", "adequate", "nfe"} for trial in fit["trials"])
+
+
+@pytest.mark.parametrize("name", ["pooled", "confidence"])
+def test_the_choice_is_by_cross_validation_on_the_held_out_images(finished, costs, model, name):
+    fit = selection(finished["selected"])["selectors"][name]
+    network = partial(TASK.selectors[name].network, model, 3)
+    found = choose_penalty(costs, network, penalties=(1e3, 1e5), folds=2, seed=finished["config"].seed)
+    assert fit["M"] == found.M
+    assert fit["trials"] == [asdict(trial) for trial in found.trials]
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """Calls of choose_penalty, which finds M = 12345."""
+    calls = []
+
+    def choose(costs, network, *, seed, log):
+        calls.append((costs, network(), seed))
+        trial = Trial(12345.0, 0.5, 7.0)
+        return PenaltyChoice(12345.0, (trial,), trial)
+
+    monkeypatch.setattr("dise.experiment.select.choose_penalty", choose)
+    return calls
+
+
+def test_the_selector_is_fitted_and_diagnosed_with_the_chosen_penalty(stage, quick, choices, model, costs, monkeypatch):
+    diagnosed = []
+    monkeypatch.setattr("dise.experiment.select.diagnose", lambda choice, costs: diagnosed.append(costs.rule.M))
+    path, lines = stage("trained"), []
+    result = select(path, log=lines.append)
+    ((seen, network, seed),) = choices
+    assert (len(seen), seen.rule, seed) == (40, TASK.rule(None, None), 0)
+    assert isinstance(network, PooledNetwork)
+    assert result["selectors"]["pooled"]["M"] == 12345
+    assert result["selectors"]["pooled"]["trials"] == [{"M": 12345, "adequate": 0.5, "nfe": 7}]
+    assert diagnosed == [12345]
+    assert "fitting selector 'pooled', M = 12345" in lines
+    torch.manual_seed(0)
+    fitted = CostSelector.fit(TASK.selectors["pooled"].network(model, 3), costs.with_penalty(12345.0), seed=0)
+    assert same_weights(load_dynamic(path, "pooled", TASK, model).selector, fitted)
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_a_given_penalty_is_every_selectors_and_nothing_is_chosen(stage, choices):
+    result = select(stage("trained"), penalty=50)
+    assert choices == []
+    assert result["M"] == 50
+    assert [(fit["M"], fit["trials"]) for fit in result["selectors"].values()] == [(50, [])] * 3
+
+
+def test_the_papers_penalty_can_be_given_too(stage, quick, choices):
+    result = select(stage("trained"), penalty=1000)
+    assert (choices, result["selectors"]["pooled"]["M"]) == ([], 1000)
+
+
+def test_only_selectors_that_want_to_choose_do(stage, choices, monkeypatch):
+    pooled = MnistTask.selectors["pooled"]
+    specs = {"a": pooled._replace(choose_penalty=False), "b": pooled}
+    monkeypatch.setattr(MnistTask, "selectors", specs)
+    result = select(stage("trained"))
+    assert len(choices) == 1
+    assert {name: fit["M"] for name, fit in result["selectors"].items()} == {"a": 1000, "b": 12345}
+
+
+def test_alpha_reaches_the_choice(stage, quick, choices):
+    select(stage("trained"), alpha=0.7)
+    assert choices[0][0].rule == TASK.rule(0.7, None)
+
+
+def test_selectors_of_another_unit_have_costs_of_their_own(stage, choices, monkeypatch):
+    """A selector for halves of images: as many rows, another number of them."""
+    pooled = MnistTask.selectors["pooled"]
+    monkeypatch.setattr(MnistTask, "selectors", {"a": pooled, "b": pooled._replace(unit="half"), "c": pooled})
+    units, untouched = [], MnistTask.selection_batches
+
+    def batches(self, model, splits, *, on, unit):
+        units.append(unit)
+        everything = untouched(self, model, splits, on=on, unit=unit)
+        return everything if unit == "sample" else [(x[:20], y[:20]) for x, y in everything]
+
+    monkeypatch.setattr(MnistTask, "selection_batches", batches)
+    path = stage("trained")
+    result = select(path)
+    assert units == ["sample", "half"]
+    assert {unit: there["samples"] for unit, there in result["units"].items()} == {"sample": 40, "half": 20}
+    assert {name: fit["unit"] for name, fit in result["selectors"].items()} == {
+        "a": "sample",
+        "b": "half",
+        "c": "sample",
+    }
+    assert sorted(len(costs) for costs, _, _ in choices) == [20, 40, 40]
+    assert selection(path) == result
+
+
 # ---- again
 
 
-@pytest.mark.parametrize("options", [{}, {"on": "held-out", "alpha": 0.3, "penalty": 1000}], ids=["default", "same"])
+@pytest.mark.parametrize("options", [{}, {"on": "held-out", "alpha": 0.3}], ids=["default", "same"])
 def test_a_selection_is_reused(stage, snapshot, options):
     path = stage("selected")
     before = snapshot(path)
@@ -103,7 +238,19 @@ def test_a_selection_is_reused(stage, snapshot, options):
     assert snapshot(path) == before
 
 
-@pytest.mark.parametrize("options", [{"alpha": 0.2}, {"penalty": 500}, {"on": "train"}])
+def test_a_selection_with_a_given_penalty_is_reused_with_it_alone(stage, snapshot, quick):
+    path = stage("trained")
+    result = select(path, penalty=50)
+    before = snapshot(path)
+    assert select(path, penalty=50.0) == result
+    for penalty in (51, None):
+        with pytest.raises(ExperimentError, match=rf"was made with {{'M': 50}}, wanted .*'M': {penalty}"):
+            select(path, penalty=penalty)
+    assert snapshot(path) == before
+
+
+# 1000 is the paper's, but the other selector's M was chosen
+@pytest.mark.parametrize("options", [{"alpha": 0.2}, {"penalty": 500}, {"penalty": 1000}, {"on": "train"}])
 def test_a_selection_with_other_settings_is_refused(stage, snapshot, options):
     path = stage("selected")
     before = snapshot(path)
@@ -123,6 +270,24 @@ def test_an_interrupted_selection_is_made_again(finished, stage, quick):
 
 
 # ---- errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"penalty": 2}, "M: expected more"), ({"alpha": 0}, "alpha: expected")]
+)
+def test_unusable_settings(stage, options, message):
+    path = stage("trained")
+    with pytest.raises(ExperimentError, match=message):
+        select(path, **options)
+    assert not (path / "selection.json").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"penalty": 1000}], ids=["chosen", "given"])
+def test_too_few_samples_to_fit_to(stage, tiny, quick, monkeypatch, options):
+    ((x, labels),) = held_out(tiny)
+    monkeypatch.setattr(MnistTask, "selection_batches", lambda *arguments, **named: [(x[:1], labels[:1])])
+    with pytest.raises(ExperimentError, match="expected"):
+        select(stage("trained"), **options)
 
 
 def test_no_run(tmp_path):
@@ -152,23 +317,23 @@ def test_a_damaged_selection(stage):
         select(path)
 
 
-def test_load_dynamic(finished):
-    dynamic = load_dynamic(finished["selected"], "pooled", TASK)
+def test_load_dynamic(finished, model):
+    dynamic = load_dynamic(finished["selected"], "pooled", TASK, model)
     assert isinstance(dynamic, Dynamic)
     assert tuple(dynamic.candidates) == TASK.candidates
     assert not dynamic.selector.training
 
 
-def test_a_selector_that_is_not_fitted(stage):
+def test_a_selector_that_is_not_fitted(stage, model):
     path = stage("selected")
     (path / "selector-paper.safetensors").unlink()
     with pytest.raises(ExperimentError, match=r"has no selector 'paper' \(selector-paper.safetensors is missing\)"):
-        load_dynamic(path, "paper", TASK)
+        load_dynamic(path, "paper", TASK, model)
 
 
-def test_a_selector_of_another_network(stage):
+def test_a_selector_of_another_network(stage, model):
     path = stage("selected")
-    other = CostSelector(TASK.selectors["pooled"](2), candidates=2)
+    other = CostSelector(TASK.selectors["pooled"].network(model, 2), candidates=2)
     save_weights(other, path / "selector-pooled.safetensors")
     with pytest.raises(ExperimentError, match="does not hold the weights of CostSelector"):
-        load_dynamic(path, "pooled", TASK)
+        load_dynamic(path, "pooled", TASK, model)

@@ -82,7 +82,7 @@ def test_calls_take_turns_after_one_to_warm_up(clock):
 
 def test_policies_are_all_timed(model, digits, assign):
     dynamic = Dynamic((Euler(), RK4()), assign([0, 1, 0], 2))
-    result = time_policies(model, (Euler(), Dopri5()), {"v": dynamic}, [digits, digits])
+    result = time_policies(model, (Euler(), Dopri5()), {"v": dynamic}, [digits, digits], tolerance=Dopri5())
     assert list(result["ode_ms"]) == list(result["model_ms"]) == ["torchdiffeq dopri5", "Euler", "Dopri5", "DISE (v)"]
     assert list(result["parts_ms"]) == ["f", "v"]
     assert (result["batch"], result["batches"], result["threads"], result["device"]) == (3, 2, 1, "cpu")
@@ -101,14 +101,14 @@ def assign():
 def test_torchdiffeqs_logits_are_ours_within_the_tolerance(model, digits):
     # one sample a batch, where a step size for the batch is one for the sample; both are within about 1e-3 of the ODE
     exact = NeuralODE(model.block.f, Dopri5(rtol=1e-6, atol=1e-6))(model.stem(digits[:1]))
-    other = with_torchdiffeq(model)
+    other = with_torchdiffeq(model, Dopri5(rtol=1e-3, atol=1e-3))
     assert_close(other(digits[:1]), model.head(exact.clone()), rtol=5e-3, atol=5e-3)
     assert_close(other(digits[:1]), model(digits[:1]), rtol=5e-3, atol=5e-3)
 
 
 def test_the_original_is_left_as_it_was(model, digits):
     before, block = {name: value.clone() for name, value in model.state_dict().items()}, model.block
-    other = with_torchdiffeq(model)
+    other = with_torchdiffeq(model, Dopri5(rtol=1e-3, atol=1e-3))
     assert model.block is block
     assert isinstance(block, NeuralODE)
     assert isinstance(other.block, TorchdiffeqBlock)
@@ -119,22 +119,84 @@ def test_the_original_is_left_as_it_was(model, digits):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_tolerance_and_span_are_the_blocks(decay):
-    # y' = -y from 0.5 to 2
-    block = NeuralODE(decay, Dopri5(), t0=0.5, t1=2.0)
-    y = TorchdiffeqBlock(block, rtol=1e-7, atol=1e-9)(torch.ones(1, 1, dtype=torch.float64))
+def test_the_span_is_the_blocks_and_the_tolerance_as_given(decay):
+    # y' = -y from 0.5 to 2; the block's own integrator does not matter
+    block = NeuralODE(decay, Euler(), t0=0.5, t1=2.0)
+    y = TorchdiffeqBlock(block, Dopri5(rtol=1e-7, atol=1e-9))(torch.ones(1, 1, dtype=torch.float64))
     assert_close(y, torch.full((1, 1), -1.5, dtype=torch.float64).exp(), rtol=1e-6, atol=0)
+
+
+def test_the_tolerance_reaches_torchdiffeq(decay, monkeypatch):
+    seen = []
+
+    def odeint(f, y0, span, **options):
+        seen.append((options, span.tolist()))
+        return torch.stack([y0, y0])
+
+    monkeypatch.setattr(timing, "odeint", odeint)
+    model = nn.Sequential(NeuralODE(decay, RK4()))
+    with_torchdiffeq(model, Dopri5(rtol=1e-2, atol=1e-4))(torch.ones(2, 1))
+    assert seen == [({"rtol": 1e-2, "atol": 1e-4, "method": "dopri5"}, [0, 1])]
+
+
+# ---- a state that is a tuple
+
+
+class PairModel(nn.Module):
+    """x → (x, half of its first column) → the first tensor of the block's end."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.block = NeuralODE(f, Dopri5())
+
+    def forward(self, x):
+        return self.block((x, 0.5 * x[:, :1]))[0]
+
+
+class PairDecay(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.ones(()))
+
+    def forward(self, t, y):
+        return tuple(-self.rate * part for part in y)
+
+
+@torch.no_grad()
+def test_torchdiffeq_takes_a_tuple():
+    block = NeuralODE(PairDecay(), Dopri5())
+    y0 = (torch.ones(2, 3, dtype=torch.float64), torch.full((2, 1), 2.0, dtype=torch.float64))
+    y = TorchdiffeqBlock(block, Dopri5(rtol=1e-8, atol=1e-8))(y0)
+    assert_close(y, tuple(part * torch.tensor(-1.0, dtype=torch.float64).exp() for part in y0), rtol=1e-6, atol=0)
+
+
+def test_policies_on_a_tuple_are_timed_and_the_selector_sees_it_joined():
+    shapes = []
+
+    def selector(h0, k1):
+        shapes.append((h0.shape, k1.shape))
+        return torch.zeros(len(h0), 2)
+
+    model = PairModel(PairDecay())
+    dynamic = Dynamic((Euler(), RK4()), selector)
+    result = time_policies(model, (Euler(),), {"v": dynamic}, [torch.ones(4, 3)], tolerance=Dopri5())
+    assert list(result["ode_ms"]) == ["torchdiffeq dopri5", "Euler", "DISE (v)"]
+    assert set(shapes) == {((4, 4), (4, 4))}
 
 
 @pytest.fixture
 def decay():
     class Decay(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.ones(()))
+
         def forward(self, t, y):
-            return -y
+            return -self.rate * y
 
     return Decay()
 
 
 def test_a_model_without_a_block_has_nothing_to_replace():
     with pytest.raises(ValueError, match=r"expected one dise.NeuralODE inside, found 0"):
-        with_torchdiffeq(resnet())
+        with_torchdiffeq(resnet(), Dopri5())

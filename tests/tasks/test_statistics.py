@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from dise.experiment.statistics import mcnemar
+from dise.tasks.statistics import mcnemar, mcnemar_of_errors
 
 
 def answers(both, only_first, only_second, neither):
@@ -47,3 +47,36 @@ def test_exchanging_the_classifiers_mirrors_the_test():
     one, other = mcnemar(first, second), mcnemar(second, first)
     assert one["p"] == other["p"]
     assert one["difference"] == -other["difference"] == pytest.approx(7 / 50)
+
+
+# ---- given by what each gets wrong
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "only_first", "only_second", "p"),
+    [
+        # 0 and 1 are wrong in both; the first alone is wrong at 2, 3, 4, 5, the second alone at 9
+        ([0, 1, 2, 3, 4, 5], [0, 1, 9], 1, 4, 2 * (1 + 5) / 2**5),
+        ([9, 1, 0], [5, 4, 3, 2, 1, 0], 4, 1, 2 * (1 + 5) / 2**5),
+        ([], [7], 1, 0, 1.0),
+        ([3], [], 0, 1, 1.0),
+        ([], [], 0, 0, 1.0),
+        ([4, 6], [4, 6], 0, 0, 1.0),
+    ],
+)
+def test_classifiers_given_by_their_errors(first, second, only_first, only_second, p):
+    test = mcnemar_of_errors(first, second, 10)
+    assert (test["only_first"], test["only_second"]) == (only_first, only_second)
+    assert test["difference"] == pytest.approx((only_second - only_first) / 10)
+    assert test["p"] == pytest.approx(p)
+
+
+def test_errors_and_answers_make_the_same_test():
+    first, second = answers(30, 4, 11, 5)
+    wrong = [(~right).nonzero().flatten().tolist() for right in (first, second)]
+    assert mcnemar_of_errors(*wrong, 50) == mcnemar(first, second)
+
+
+def test_an_error_beyond_the_samples_is_refused():
+    with pytest.raises(IndexError):
+        mcnemar_of_errors([0], [50], 50)

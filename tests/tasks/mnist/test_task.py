@@ -4,14 +4,15 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dise import RK4, Dopri5, Euler
+from dise import RK4, Dopri5, Dynamic, Euler
 from dise.select import ClassificationCost
 from dise.tasks.errors import DataError
 from dise.tasks.mnist.data import MnistSplits, load_mnist_sample
 from dise.tasks.mnist.paper import TABLE_1, TABLE_3
-from dise.tasks.mnist.presets import Preset
+from dise.tasks.mnist.presets import WEIGHTS, Preset
 from dise.tasks.mnist.task import MnistTask
 from dise.tasks.registry import TASKS
+from dise.tasks.task import Run
 
 SMALL = Preset(data="sample", epochs=3, schedule="one-cycle", batch_size=16, learning_rate=0.4, monitored=30)
 
@@ -59,8 +60,31 @@ def test_shares_are_named_as_the_candidates_are(task):
     assert {str(candidate) for candidate in task.candidates} == set(TABLE_3)
 
 
-def test_registry_has_the_task_under_its_name():
-    assert {name: task.name for name, task in TASKS.items()} == {"mnist": "mnist"}
+def test_registry_has_the_task():
+    assert isinstance(TASKS["mnist"], MnistTask)
+
+
+def test_the_papers_selector_has_the_papers_penalty_and_the_others_choose(task):
+    choosing = {name: spec.choose_penalty for name, spec in task.selectors.items()}
+    assert choosing == {"paper": False, "pooled": True, "confidence": True}
+    assert {spec.unit for spec in task.selectors.values()} == {"sample"}
+    model, h0 = task.models["odenet"](), torch.zeros(2, 64, 6, 6)
+    assert all(spec.network(model, 3)(h0, h0).shape == (2, 3) for spec in task.selectors.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "reg", "reason"),
+    [
+        *(("odenet", reg, None) for reg in WEIGHTS),
+        *(("resnet", reg, None) for reg in ("none", "l1", "l2")),
+        *(("resnet", reg, "needs an ODE") for reg in ("kinetic", "error", "raw-error")),
+        *(("rknet", reg, None) for reg in ("none", "kinetic", "l1", "l2")),
+        *(("rknet", reg, "needs DOPRI's error estimate") for reg in ("error", "raw-error")),
+    ],
+)
+def test_what_can_be_trained_with_what(task, model, reg, reason):
+    found = task.check(model, reg)
+    assert found is None if reason is None else reason in found
 
 
 # ---- batches
@@ -73,12 +97,16 @@ def test_training_batches_are_full_and_change_with_the_epoch(task, splits):
     assert not torch.equal(epochs[0][0][1], epochs[2][0][1])
 
 
+def selection(task, splits, on):
+    return task.selection_batches(None, splits, on=on, unit="sample")
+
+
 @pytest.mark.parametrize(
     ("batches", "part", "sizes"),
     [
-        (lambda task, splits: task.test_batches(splits), lambda s: s.test, [100, 30]),
-        (lambda task, splits: task.selection_batches(splits, on="held-out"), lambda s: s.held_out, [50]),
-        (lambda task, splits: task.selection_batches(splits, on="train"), lambda s: s.train[:50], [50]),
+        (lambda task, splits: task._test_batches(splits), lambda s: s.test, [100, 30]),
+        (lambda task, splits: selection(task, splits, on="held-out"), lambda s: s.held_out, [50]),
+        (lambda task, splits: selection(task, splits, on="train"), lambda s: s.train[:50], [50]),
         (lambda task, splits: task.monitored_batches(splits, SMALL), lambda s: s.held_out[:30], [30]),
     ],
     ids=["test", "held-out", "train", "monitored"],
@@ -89,6 +117,13 @@ def test_evaluation_batches_are_the_images_as_they_are(task, splits, batches, pa
     images = part(splits)
     assert torch.equal((torch.cat(xs)[:, 0] * 255).round().byte(), images.images)
     assert torch.equal(torch.cat(ys), images.labels)
+
+
+@pytest.mark.parametrize(("number", "sizes"), [(1, [100]), (2, [100, 30]), (9, [100, 30])])
+def test_timed_batches_are_the_first_test_images(task, splits, number, sizes):
+    batches = list(task.timed_batches(splits, number, unit="sample"))
+    assert [len(x) for x in batches] == sizes
+    assert torch.equal((torch.cat(batches)[:, 0] * 255).round().byte(), splits.test.images[: sum(sizes)])
 
 
 def test_the_sample_preset_reads_the_sample_whatever_the_folder(task, tmp_path):
@@ -108,7 +143,7 @@ def test_other_presets_read_the_folder(task, tmp_path):
 def test_loss_is_cross_entropy(task, splits, name):
     torch.manual_seed(0)
     model = task.models[name]()
-    x, y = next(iter(task.test_batches(splits)))
+    x, y = next(iter(task.monitored_batches(splits, SMALL)))
     x, y = x[:4], y[:4]
     loss = task.loss(model, (x, y), None)
     logits = model(x)
@@ -119,7 +154,7 @@ def test_loss_is_cross_entropy(task, splits, name):
 
 
 def test_loss_gives_accumulate_to_the_solver(task, splits):
-    x, y = next(iter(task.test_batches(splits)))
+    x, y = next(iter(task.monitored_batches(splits, SMALL)))
     loss = task.loss(task.models["rknet"](), (x[:3], y[:3]), lambda step: step.dt)
     assert loss.solution.accumulated.tolist() == [1, 1, 1]
 
@@ -161,6 +196,75 @@ def test_one_cycle_peaks_at_the_rate_scaled_by_the_batch(task):
     assert max(found) == pytest.approx(0.4 * 16 / 128)
     assert found[0] < max(found) / 10
     assert found[-1] < max(found) / 1000
+
+
+# ---- evaluation
+
+
+@pytest.fixture(scope="module")
+def few(splits):
+    """12 images of each part."""
+    return MnistSplits(splits.train[:12], splits.held_out[:12], splits.test[:12])
+
+
+def test_evaluate_takes_the_test_images_and_the_tasks_integrators(task, few):
+    torch.manual_seed(0)
+    model = task.models["odenet"]().eval()
+    metrics = task.evaluate(model, {"e": Dynamic(task.candidates, all_to_euler)}, {"e": 0.5}, few)
+    names = [str(integrator) for integrator in (*task.candidates, *task.baselines)]
+    assert [row["policy"] for row in metrics["policies"]] == [*names, "oracle", "DISE (e)", "random, mix of e"]
+    with torch.no_grad():
+        ((x, labels),) = task._test_batches(few)
+        wrong = (model(x).argmax(1) != labels).nonzero().flatten().tolist()
+    assert (metrics["samples"], metrics["wrong"]) == (12, wrong)
+    assert metrics["policies"][5]["shares"] == {"Euler": 1, "RK4": 0, "Dopri5": 0}
+
+
+def all_to_euler(h0, k1):
+    return torch.tensor([[0.0, 1.0, 1.0]]).expand(len(h0), 3)
+
+
+def test_evaluate_without_an_ode(task, few):
+    torch.manual_seed(0)
+    model = task.models["resnet"]().eval()
+    metrics = task.evaluate(model, {}, {}, few)
+    with torch.no_grad():
+        ((x, labels),) = task._test_batches(few)
+        right = model(x).argmax(1) == labels
+    assert metrics == {
+        "samples": 12,
+        "wrong": (~right).nonzero().flatten().tolist(),
+        "policies": [{"policy": "no ODE", "accuracy": pytest.approx(right.double().mean().item())}],
+    }
+
+
+# ---- tables and plots
+
+
+def run(name, model, rows):
+    return Run(name, model, "none", 0.0, 0, {"policies": rows, "wrong": [0], "samples": 10}, {}, None)
+
+
+NET = run("net", "odenet", [{"policy": "Dopri5", "accuracy": 0.9, "nfe": 20.0}])
+RES = run("res", "resnet", [{"policy": "no ODE", "accuracy": 0.9}])
+
+
+def test_tables_are_the_papers_and_the_models(task):
+    assert [table.title.split(":")[0] for table in task.tables([NET, RES])] == [
+        "Table 1",
+        "Table 3",
+        "Models against the plain ODE-Net of the same seed",
+    ]
+    assert [table.title for table in task.details(NET)] == ["net: every policy"]
+
+
+def test_a_plot_for_each_model_with_an_ode(task, tmp_path):
+    for one in (NET, RES):
+        (tmp_path / one.name).mkdir()
+    files = task.plots([NET, RES], tmp_path, load=None)
+    assert files == [tmp_path / "net" / "accuracy-nfe.png"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "res").iterdir()) == []
 
 
 # ---- presets
