@@ -148,7 +148,7 @@ def choices(monkeypatch):
 
     def choose(costs, network, *, seed, log):
         calls.append((costs, network(), seed))
-        trial = Trial(12345.0, 0.5, 7.0)
+        trial = Trial(12345.0, 0.5, 7.0, 0.01)
         return PenaltyChoice(12345.0, (trial,), trial)
 
     monkeypatch.setattr("dise.experiment.select.choose_penalty", choose)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
@@ -40,7 +41,7 @@ def draw_flows(flows: Mapping[str, Flow], target: str, file: Path) -> None:
             histogram, *_ = torch.histogramdd(points, bins=[GRID, GRID], range=[-EXTENT, EXTENT] * 2)
             show_density(above[-1], histogram.T)
             show_points(below[-1], points)
-            above[0].set_ylabel(f"{name}: density", fontsize=8)
+            above[0].set_ylabel("\n".join(wrap(f"{name}: density", 22)), fontsize=8)
             below[0].set_ylabel("samples", fontsize=8)
         for panel, title in zip(axes[0], [*(f"t = {t:g}" for t in TIMES), "target"], strict=True):
             panel.set_title(title)

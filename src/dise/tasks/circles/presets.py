@@ -1,6 +1,7 @@
 """Settings of the flow experiments."""
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from dise.tasks.circles.data import TARGETS
 
@@ -14,15 +15,16 @@ class Preset(BaseModel):
     epochs: int = Field(ge=1, description="checkpoints are written after each")
     iterations: int = Field(default=100, ge=1, description="of an epoch")
     batch_size: int = Field(default=512, ge=1, description="fresh points an iteration")
-    learning_rate: float = Field(default=1e-3, gt=0, description="of Adam")
-    selection_sets: int = Field(ge=2, description="sets of 32 points that selectors are fitted to")
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="of Adam")
+    selection_sets: int = Field(ge=4, description="sets of 32 points that selectors are fitted to, in 4 folds")
     test_sets: int = Field(ge=1, description="sets of 32 points of the larger test")
 
     @field_validator("target")
     @classmethod
     def _known(cls, target: str) -> str:
         if target not in TARGETS:
-            raise ValueError(f"there is no {target!r}; choose one of {', '.join(TARGETS)}")
+            # of a ValueError pydantic's message would begin with "Value error, "
+            raise PydanticCustomError("target", f"there is no {target!r}; choose one of {', '.join(TARGETS)}")
         return target
 
 

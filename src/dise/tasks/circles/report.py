@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from dise.tasks.circles.paper import TABLE_8, TABLE_9, Row
+from dise.tasks.circles.paper import TABLE_8, TABLE_9
 from dise.tasks.table import Table, number
 from dise.tasks.task import Run
 
@@ -20,32 +20,44 @@ def table_8(runs: Sequence[Run]) -> Table:
     """Table 8: negative log-likelihood and NFE of each model, the paper's and ours."""
     rows = []
     for paper in TABLE_8:
-        found = [run for run in runs if run.reg == paper.reg]
-        for run in found:
-            rows += [_line(paper, run, row) for row in (run.policies("DISE") if paper.dise else [own(run)])]
-        if not found:
-            rows.append([paper.label, f"{paper.nll:.4f}", f"{paper.nfe:.0f}", "not run", *["–"] * 6])
-    header = [
-        "model", "paper: NLP", "paper: NFE", "run", "NLL", "by reference", "NFE, 16 batches", "NFE a solve",
-        "selector (in f)", "NLL, large test",
-    ]  # fmt: skip
+        theirs = [paper.label, f"{paper.nll:.4f}", f"{paper.nfe:.0f}"]
+        ours = [line for run in runs if run.reg == paper.reg for line in (_dise(run) if paper.dise else [_own(run)])]
+        rows += [theirs + line for line in ours or [["not run", *["–"] * (len(_MEASURES) - 1)]]]
     return Table(
         "Table 8: two circles, negative log-likelihood and number of function evaluations",
-        header,
+        ["model", "paper: NLP", "paper: NFE", *_MEASURES],
         rows,
-        "NLL in nats, on 512 points in 16 batches of 32, as computed and by a solve at 1e-7 on the same points (large "
-        "test: 32 points a set of the preset's number of sets). NFE: sum over the 16 batches, and mean; DISE (point) "
-        "decides for each point, its mean is over points. Selector: its multiply–adds in units of f's.",
+        _MEASURED,
     )
 
 
-def _line(paper: Row, run: Run, row: dict[str, Any]) -> list[str]:
+def other_targets(runs: Sequence[Run]) -> Table:
+    """As Table 8, of targets that the paper does not have."""
+    rows = [[run.metrics["target"], *line] for run in runs for line in (_own(run), *_dise(run))]
+    return Table("Other targets: negative log-likelihood and NFE", ["target", *_MEASURES], rows, _MEASURED)
+
+
+_MEASURES = (
+    "run", "NLL", "by reference", "NFE, 16 batches", "NFE a solve", "selector (in f)", "NLL, large test",
+)  # fmt: skip
+_MEASURED = (
+    "NLL in nats, on 512 points in 16 batches of 32, as computed and by a solve at 1e-7 on the same points (large "
+    "test: 32 points a set of the preset's number of sets). NFE: sum over the 16 batches, and mean; DISE (point) "
+    "decides for each point, its mean is over points. Selector: its multiply–adds in units of f's."
+)
+
+
+def _own(run: Run) -> list[str]:
+    return _line(run.name, own(run))
+
+
+def _dise(run: Run) -> list[list[str]]:
+    return [_line(f"{run.name}, {row['policy'][5:]}", row) for row in run.policies("DISE")]
+
+
+def _line(label: str, row: dict[str, Any]) -> list[str]:
     small, large = row["small"], row["large"]
-    label = run.name + (f", {row['policy'][5:]}" if paper.dise else "")
     return [
-        paper.label,
-        f"{paper.nll:.4f}",
-        f"{paper.nfe:.0f}",
         label,
         f"{small['nll']:.4f}",
         f"{small['reference']:.4f}",
@@ -62,19 +74,33 @@ def _sum(row: dict[str, Any]) -> str:
 
 def table_9(runs: Sequence[Run]) -> Table:
     """Table 9: share of each family of integrators under DISE."""
-    families = [
-        *TABLE_9,
-        *sorted({_family(name) for run in runs for row in run.policies("DISE") for name in row["shares"]}),
-    ]
-    families = list(dict.fromkeys(families))
-    rows = [["paper: DISE", *(f"{TABLE_9[name]:.1%}" if name in TABLE_9 else "–" for name in families)]]
+    families = _families(runs, *TABLE_9)
+    paper = ["paper: DISE", *(f"{TABLE_9[name]:.1%}" if name in TABLE_9 else "–" for name in families)]
+    title = "Table 9: two circles, share of test cases for each integrator"
+    return Table(title, ["run", *families], [paper, *_shares(runs, families)])
+
+
+def other_shares(runs: Sequence[Run]) -> Table:
+    """As Table 9, of targets that the paper does not have."""
+    families = _families(runs)
+    title = "Other targets: share of test cases for each integrator"
+    return Table(title, ["run", *families], _shares(runs, families))
+
+
+def _families(runs: Sequence[Run], *first: str) -> list[str]:
+    found = {_family(name) for run in runs for row in run.policies("DISE") for name in row["shares"]}
+    return list(dict.fromkeys([*first, *sorted(found)]))
+
+
+def _shares(runs: Sequence[Run], families: Sequence[str]) -> list[list[str]]:
+    rows = []
     for run in runs:
         for row in run.policies("DISE"):
             shares = dict.fromkeys(families, 0.0)
             for name, share in row["shares"].items():
                 shares[_family(name)] += share
-            rows.append([f"{run.name}, {row['policy']}", *(f"{shares[name]:.1%}" for name in families)])
-    return Table("Table 9: two circles, share of test cases for each integrator", ["run", *families], rows)
+            rows.append([f"{run.name}, {row['policy']}", *(f"{share:.1%}" for share in shares.values())])
+    return rows
 
 
 def _family(candidate: str) -> str:

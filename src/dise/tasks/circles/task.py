@@ -16,12 +16,14 @@ from dise.tasks.circles.figure import animate, draw_flows
 from dise.tasks.circles.model import DIM, hypernetwork_flow
 from dise.tasks.circles.points import FreshBatches, sets
 from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, RESOLUTION, WEIGHTS, Preset
+from dise.tasks.circles.report import other_shares, other_targets, seeds, table_8, table_9
 from dise.tasks.circles.report import policies as policies_table
-from dise.tasks.circles.report import seeds, table_8, table_9
 from dise.tasks.circles.selector import PaperNetwork, SetNetwork
 from dise.tasks.plots import quality_against_nfe
 from dise.tasks.table import Table
 from dise.tasks.task import REGULARIZERS, Loss, Run, SelectorSpec, Task
+
+CIRCLES = "circles"  # the target of the paper
 
 
 class CirclesTask(Task):
@@ -103,21 +105,34 @@ class CirclesTask(Task):
         return {"target": splits.target, "samples": test.shape[0] * test.shape[1], "policies": rows}
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
-        """Tables 8 and 9, and means over seeds."""
-        return [table_8(runs), table_9(runs), seeds(runs)]
+        """Tables 8 and 9, the same of other targets, and means over seeds."""
+        circles = [run for run in runs if run.metrics["target"] == CIRCLES]
+        others = [run for run in runs if run.metrics["target"] != CIRCLES]
+        return [
+            *((table_8(circles), table_9(circles)) if circles else ()),
+            *((other_targets(others), other_shares(others)) if others else ()),
+            seeds(runs),
+        ]
 
     def details(self, run: Run) -> list[Table]:
         """Every policy."""
         return [policies_table(run)]
 
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
-        """Figure 3 with a row for each run of the first seed, the first run's animation, and likelihood over NFE."""
-        first = [run for run in runs if run.seed == min(run.seed for run in runs)]
-        short = len({run.reg for run in first}) == len(first)
-        flows = {run.reg if short else run.name: _flow(load(run)) for run in first}
-        files = [folder / "figure-3.png", folder / "flow.gif"]
-        draw_flows(flows, first[0].metrics["target"], files[0])
-        animate(next(iter(flows.values())), files[1])
+        """For each target Figure 3, with a row for each run of the first seed, and an animation of the first run.
+
+        For each run likelihood over NFE.
+        """
+        files = []
+        for target in dict.fromkeys(run.metrics["target"] for run in runs):
+            learnt = [run for run in runs if run.metrics["target"] == target]
+            first = [run for run in learnt if run.seed == min(run.seed for run in learnt)]
+            short = len({run.reg for run in first}) == len(first)
+            flows = {run.reg if short else run.name: _flow(load(run)) for run in first}
+            suffix = "" if target == CIRCLES else f"-{target}"
+            files += [folder / f"figure-3{suffix}.png", folder / f"flow{suffix}.gif"]
+            draw_flows(flows, target, files[-2])
+            animate(next(iter(flows.values())), files[-1])
         for run in runs:
             files.append(folder / run.name / "nll-nfe.png")
             rows = [row for row in run.policies() if row["unit"] == "set"]
