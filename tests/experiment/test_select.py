@@ -129,7 +129,7 @@ def test_the_papers_selector_has_the_papers_penalty_and_the_others_one_of_the_tr
     for fit in fits.values():
         assert [trial["M"] for trial in fit["trials"]] == [1e3, 1e5]
         assert fit["M"] in (1e3, 1e5)
-        assert all(set(trial) == {"M", "adequate", "nfe"} for trial in fit["trials"])
+        assert all(set(trial) == {"M", "adequate", "nfe", "lost"} for trial in fit["trials"])
 
 
 @pytest.mark.parametrize("name", ["pooled", "confidence"])
@@ -164,7 +164,7 @@ def test_the_selector_is_fitted_and_diagnosed_with_the_chosen_penalty(stage, qui
     assert (len(seen), seen.rule, seed) == (40, TASK.rule(None, None), 0)
     assert isinstance(network, PooledNetwork)
     assert result["selectors"]["pooled"]["M"] == 12345
-    assert result["selectors"]["pooled"]["trials"] == [{"M": 12345, "adequate": 0.5, "nfe": 7}]
+    assert result["selectors"]["pooled"]["trials"] == [{"M": 12345, "adequate": 0.5, "nfe": 7, "lost": 0.01}]
     assert diagnosed == [12345]
     assert "fitting selector 'pooled', M = 12345" in lines
     torch.manual_seed(0)

@@ -27,6 +27,8 @@ def read_run(path: Path) -> Run:
     config = open_run(path)
     if not (path / METRICS).exists():
         raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` does it")
+    if not (path / TRAINING).exists():
+        raise ExperimentError(f"{path} is no finished training ({TRAINING} is missing); `dise train` makes it")
     timing = read_json(path / TIMING) if (path / TIMING).exists() else None
     # not the config's name: the directory may be renamed, and the preset's settings may have changed since
     names = {"name": path.absolute().name} | {key: getattr(config, key) for key in ("model", "reg", "weight", "seed")}

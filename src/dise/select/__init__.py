@@ -1,5 +1,14 @@
 """Which integrator each sample gets."""
 
+from dise.select.calibrate import (
+    Calibration,
+    Tested,
+    calibrate,
+    disagreement,
+    hoeffding_bentkus,
+    lost_accuracy,
+    samples_needed,
+)
 from dise.select.cascade import Cascade, Confidence
 from dise.select.cost import (
     ClassificationCost,
@@ -20,6 +29,7 @@ from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
+    "Calibration",
     "Cascade",
     "ClassificationCost",
     "Confidence",
@@ -35,17 +45,23 @@ __all__ = [
     "PolicyScore",
     "PooledNetwork",
     "TaskErrorCost",
+    "Tested",
     "Trial",
+    "calibrate",
     "choose_penalty",
     "chosen",
     "collect_costs",
     "diagnose",
+    "disagreement",
     "find_block",
     "has_block",
+    "hoeffding_bentkus",
     "joined",
+    "lost_accuracy",
     "oracle",
     "random_mix",
     "route",
     "run_candidates",
+    "samples_needed",
     "single",
 ]

@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from dise import RK4, Euler, NeuralODE
+from dise.select import calibrate, disagreement, hoeffding_bentkus, lost_accuracy, samples_needed
+
+
+@pytest.mark.parametrize(("epsilon", "delta", "number"), [(0.001, 0.05, 2995), (0.01, 0.05, 299), (0.1, 0.1, 22)])
+def test_samples_needed_is_where_no_loss_begins_to_certify(epsilon, delta, number):
+    assert samples_needed(epsilon, delta) == number
+    assert hoeffding_bentkus(0.0, number, epsilon) <= delta < hoeffding_bentkus(0.0, number - 1, epsilon)
+
+
+@pytest.mark.parametrize("losses", [0, 1, 5, 40, 100, 500, 1000])
+@pytest.mark.parametrize("epsilon", [0.005, 0.05, 0.5])
+def test_p_value_by_scipy(losses, epsilon):
+    n, a = 1000, min(losses / 1000, epsilon)
+    kl = (a * math.log(a / epsilon) if a else 0) + ((1 - a) * math.log((1 - a) / (1 - epsilon)) if a < 1 else 0)
+    expected = min(math.exp(-n * kl), math.e * binom.cdf(losses, n, epsilon), 1)
+    assert hoeffding_bentkus(losses / n, n, epsilon) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "risk"), [(300, 0.05), (1000, 0.01)])
+def test_the_p_value_is_valid(n, risk):
+    """Of true risk ε, P[p ≤ δ] ≤ δ, exactly summed over all outcomes."""
+    outcomes = torch.arange(n + 1)
+    p = torch.tensor([hoeffding_bentkus(k / n, n, risk) for k in outcomes.tolist()])
+    chance = torch.from_numpy(binom.pmf(outcomes.numpy(), n, risk))
+    for delta in (0.01, 0.05, 0.1, 0.3):
+        assert chance[p <= delta].sum() <= delta
+
+
+# ---- a model whose predictions can be set: Euler(k) is wrong on known samples
+
+
+class Table(nn.Module):
+    """h(1) is h(0); the head looks up whether the sample's number is below the limit of the integrator in use."""
+
+    def __init__(self, limits):
+        super().__init__()
+        self.block = NeuralODE(Zero(), RK4())
+        self.limits = limits
+
+    def forward(self, x):
+        self.block(x)
+        wrong = x[:, 0] < self.limits.get(str(self.block.integrator), 0)
+        return torch.stack([wrong.float(), (~wrong).float()], 1)
+
+
+class Zero(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, t, y):
+        return self.nothing * y
+
+
+def numbers(n):
+    x = torch.arange(n, dtype=torch.float64)[:, None]
+    return [(part, torch.ones(len(part), dtype=torch.int64)) for part in x.split(400)]
+
+
+SETTINGS = [Euler(3), Euler(2), Euler(1)]
+
+
+def run(limits, *, n=1000, **options):
+    options = {"reference": RK4(1), "epsilon": 0.02, "delta": 0.1} | options
+    return calibrate(Table(dict(zip(map(str, SETTINGS), limits, strict=True))), SETTINGS, numbers(n), **options)
+
+
+@pytest.mark.parametrize(
+    ("limits", "certified", "best"),
+    [
+        ([0, 2, 5], [True, True, True], Euler(1)),
+        ([0, 2, 15], [True, True, False], Euler(2)),  # P[Binomial(1000, 0.02) ≤ 15] = 0.15
+        ([0, 30, 0], [True, False, False], Euler(3)),  # testing ends at the first failure
+        ([30, 0, 0], [False, False, False], RK4(1)),
+    ],
+)
+def test_the_cheapest_certified_setting(limits, certified, best):
+    found = run(limits)
+    assert [t.certified for t in found.tested] == certified
+    assert found.integrator == best
+    assert [t.risk for t in found.tested] == [limit / 1000 for limit in limits]
+    assert [t.nfe for t in found.tested] == [3, 2, 1]
+    assert (found.reference_nfe, found.samples) == (4, 1000)
+
+
+def test_a_certified_setting_that_saves_nothing_is_not_taken():
+    assert run([0, 0, 0], reference=Euler(1)).integrator == Euler(1)
+    assert calibrate(Table({}), [Euler(5)], numbers(1000), reference=RK4(1), epsilon=0.02).integrator == RK4(1)
+
+
+def test_too_few_samples():
+    with pytest.raises(ValueError, match=r"at least 114 samples are needed to certify epsilon=0.02 .* got 100"):
+        run([0, 0, 0], n=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon: expected a number between 0 and 1"),
+        ({"delta": 1.0}, "delta: expected a number between 0 and 1"),
+        ({"risk": lambda o, r, y: 2 * torch.ones(len(o))}, "risk: expected a loss in"),
+        ({"risk": lambda o, r, y: torch.ones(())[None]}, "risk: expected a loss in"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        run([0, 0, 0], **options)
+    with pytest.raises(ValueError, match="settings: expected at least one"):
+        calibrate(Table({}), [], numbers(1000), reference=RK4(1), epsilon=0.02)
+
+
+def test_risks_by_hand():
+    right, wrong = [0.0, 1.0], [1.0, 0.0]
+    output = torch.tensor([right, wrong, right, wrong])
+    reference = torch.tensor([right, right, wrong, wrong])
+    label = torch.ones(4, dtype=torch.int64)
+    assert disagreement(output, reference, label).tolist() == [0, 1, 1, 0]
+    assert lost_accuracy(output, reference, label).tolist() == [0, 1, 0, 0]
+
+
+def test_the_guarantee_holds_over_resplits():
+    """A population of known risks: in 300 calibrations the chosen setting's true risk exceeds ε in at most δ."""
+    draw = torch.Generator().manual_seed(0)
+    population = torch.randperm(20_000, generator=draw)
+    true_risk = {Euler(3): 0.01, Euler(2): 0.019, Euler(1): 0.024}
+    model = Table({str(s): r * 20_000 for s, r in true_risk.items()})
+    violations = 0
+    for _ in range(300):
+        x = population[torch.randperm(20_000, generator=draw)[:1000], None].double()
+        found = calibrate(model, SETTINGS, [(x, x[:, 0])], reference=RK4(1), epsilon=0.02, delta=0.1)
+        violations += true_risk.get(found.integrator, 0.0) > 0.02
+    assert violations <= 0.1 * 300
