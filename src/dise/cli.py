@@ -104,6 +104,7 @@ def run(
     """Train every model, fit its selectors, evaluate, and print the paper's tables beside the results."""
     from dise.experiment.config import RunConfig
     from dise.experiment.evaluate import evaluate as evaluate_run
+    from dise.experiment.select import check_rule
     from dise.experiment.select import select as select_run
     from dise.experiment.train import train as train_run
     from dise.select import has_block
@@ -113,6 +114,7 @@ def run(
         RunConfig.of(task, preset, model=m, reg=r, weight=weight if r != "none" else None, seed=seed, changes=changes)
         for m, r in _combinations(task, model, reg)
     ]
+    check_rule(task, alpha, penalty)  # before hours of training
     for config in configs:
         path = config.directory(out)
         _say(f"training {config.name} in {path}")

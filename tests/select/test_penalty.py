@@ -39,7 +39,7 @@ REFERENCE = Trial(1e3, 0.99, 20.0, 0.0)
     ],
 )
 def test_the_rule_of_choice(tolerance, budget, expected):
-    assert _choose(TRIALS, REFERENCE, tolerance, budget) == expected
+    assert _choose(TRIALS, REFERENCE, tolerance, budget).M == expected
 
 
 def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():

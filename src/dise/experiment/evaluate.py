@@ -51,8 +51,8 @@ def evaluate(
     selection = _selection(path) if dynamics else {}
     if METRICS in results and results[METRICS].get("selection", {}) != selection:
         raise ExperimentError(
-            f"{path / METRICS} is of a selection with {results[METRICS]['selection']}, the one here has {selection}; "
-            f"move {METRICS} and {TIMING} away to evaluate again"
+            f"{path / METRICS} is of a selection with {results[METRICS].get('selection')}, the one here has "
+            f"{selection}; move {METRICS} and {TIMING} away to evaluate again"
         )
     splits = None
     if METRICS not in results:
@@ -77,6 +77,8 @@ def evaluate(
 
 def _selection(path: Path) -> dict[str, Any]:
     """What the fitted selectors depend on."""
+    if not (path / SELECTION).exists():
+        raise ExperimentError(f"{path} has no selection ({SELECTION} is missing); `dise select` makes it")
     selection = read_json(path / SELECTION)
     return {key: selection[key] for key in ("on", "alpha", "M")}
 

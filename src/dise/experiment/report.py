@@ -10,6 +10,7 @@ from dise.experiment.config import ExperimentError
 from dise.experiment.evaluate import METRICS, TIMING
 from dise.experiment.plots import training_curves
 from dise.experiment.rundir import CONFIG, TRAINING, load_model, open_run, read_json, write_text
+from dise.experiment.timing import REFERENCE
 from dise.experiment.train import read_log
 from dise.tasks.registry import TASKS
 from dise.tasks.table import Table, number
@@ -55,6 +56,9 @@ def selection_tables(selection: dict[str, Any]) -> list[Table]:
     return [_selection_table(selection, unit) for unit in selection["units"]]
 
 
+_PASSED = {None: "", True: " (passed its test)", False: " (no M passed the test; the best there is)"}
+
+
 def _selection_table(selection: dict[str, Any], unit: str) -> Table:
     outcome = selection["units"][unit]
     fits = {name: fit for name, fit in selection["selectors"].items() if fit["unit"] == unit}
@@ -63,8 +67,8 @@ def _selection_table(selection: dict[str, Any], unit: str) -> Table:
         for i, (name, c) in enumerate(outcome["candidates"].items())
     ]
     notes = [
-        f"{name}: M = {fit['M']:g}, validation loss {fit['validation_loss']:.3f} of {fit['initial_loss']:.3f} in "
-        f"{fit['epochs']} epochs"
+        f"{name}: M = {fit['M']:g}{_PASSED[fit['passed']]}, validation loss {fit['validation_loss']:.3f} of "
+        f"{fit['initial_loss']:.3f} in {fit['epochs']} epochs"
         for name, fit in fits.items()
     ]
     warnings = [f"Warning, {name}: {fit['warning']}" for name, fit in fits.items() if fit["warning"]]
@@ -80,16 +84,15 @@ def wall_clock(run: Run) -> Table:
     """Milliseconds a batch."""
     timing = run.timing or {}
     ode, whole = timing["ode_ms"], timing["model_ms"]
-    reference = "torchdiffeq dopri5"
     rows = [
-        [name, f"{ode[name]:.1f}", f"{ode[reference] / ode[name]:.1f}×", f"{whole[name]:.1f}",
-         f"{whole[reference] / whole[name]:.1f}×"]
+        [name, f"{ode[name]:.1f}", f"{ode[REFERENCE] / ode[name]:.1f}×", f"{whole[name]:.1f}",
+         f"{whole[REFERENCE] / whole[name]:.1f}×"]
         for name in ode
     ]  # fmt: skip
     parts = ", ".join(f"{name} {ms:.2f} ms" for name, ms in timing["parts_ms"].items())
     return Table(
         f"{run.name}: wall-clock",
-        ["policy", "ODE part, ms", "faster", "whole model, ms", "faster"],
+        ["policy", "ODE part, ms", "ODE part faster", "whole model, ms", "whole faster"],
         rows,
         f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
         f"{timing['device']}, all in one run. One evaluation: {parts}.",

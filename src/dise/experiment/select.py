@@ -11,7 +11,18 @@ from torch import nn
 
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import load_model, load_weights, open_run, read_json, save_weights, write_json
-from dise.select import Costs, CostSelector, Dynamic, choose_penalty, collect_costs, diagnose, has_block, route
+from dise.select import (
+    CostRule,
+    Costs,
+    CostSelector,
+    Dynamic,
+    choose_penalty,
+    collect_costs,
+    diagnose,
+    has_block,
+    route,
+)
+from dise.tasks.registry import TASKS
 from dise.tasks.task import SelectorSpec, Task
 
 SELECTION = "selection.json"
@@ -46,10 +57,7 @@ def select(
     """
     config = open_run(path)
     task, settings = config.found
-    try:
-        rule = task.rule(alpha, penalty)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
+    rule = check_rule(config.task, alpha, penalty)
     wanted = {"on": on, "alpha": rule.alpha, "M": penalty}
     if (path / SELECTION).exists():
         return _reuse(path, wanted)
@@ -73,6 +81,18 @@ def select(
             raise ExperimentError(str(error)) from error
     write_json(path / SELECTION, selection)
     return selection
+
+
+def check_rule(task: str, alpha: float | None, penalty: float | None) -> CostRule:
+    """The task's rule with these α and M.
+
+    Raises:
+        ExperimentError: one of them is out of its range.
+    """
+    try:
+        return TASKS[task].rule(alpha, penalty)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
 
 
 def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic:
@@ -118,11 +138,11 @@ def _fit(
     tune: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    trials = []
+    trials, passed = [], None
     if tune:
         log(f"choosing M of selector {name!r} by cross-validation")
         found = choose_penalty(costs, network, seed=config.seed, log=log)
-        costs, trials = costs.with_penalty(found.M), [asdict(trial) for trial in found.trials]
+        costs, trials, passed = costs.with_penalty(found.M), [asdict(t) for t in found.trials], found.passed
     log(f"fitting selector {name!r}, M = {costs.rule.M:g}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -137,6 +157,7 @@ def _fit(
         "unit": spec.unit,
         "M": costs.rule.M,
         "trials": trials,
+        "passed": passed,
         "initial_loss": fit.initial,
         "validation_loss": min([fit.initial, *fit.validation]),
         "epochs": len(fit.validation),

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import MODEL, TRAINING, claim_run, save_weights, write_json
+from dise.integrate import SolveError
 from dise.tasks.task import Loss
 
 
@@ -126,6 +127,8 @@ def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         try:
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
+        except SolveError as error:
+            raise ExperimentError(f"training diverged at step {trainer.global_step}: {error}") from error
         except SystemExit:  # how Lightning ends on Ctrl-C
             if not trainer.interrupted:
                 raise

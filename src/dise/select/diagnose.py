@@ -39,8 +39,9 @@ def _compare(costs: Costs, winner: int, other: int) -> str:
     """Whether M and α, or what can be learnt from the data, keep `other` from being chosen."""
     alpha, penalty = costs.rule.alpha, costs.rule.M
     dearer, cheaper = (winner, other) if costs.nfe[:, winner].sum() > costs.nfe[:, other].sum() else (other, winner)
-    price = costs.rule.price(costs.nfe, costs.error).float()
-    value = {i: float((price[:, i] ** alpha).mean()) for i in (winner, other)}
+    # what the others cost where they are adequate: an inadequate result's price says nothing
+    price = (costs.rule.price(costs.nfe, costs.error).float() ** alpha).where(costs.adequate, torch.nan)
+    value = {i: float(price[:, i].nanmean()) for i in (winner, other)}
     bound = (penalty**alpha - value[dearer]) / (penalty**alpha - value[cheaper])
     right = {i: float(costs.adequate[:, i].float().mean()) for i in (winner, other)}
     ratio = right[cheaper] / max(right[dearer], 1e-9)

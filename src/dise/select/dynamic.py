@@ -25,6 +25,11 @@ def joined(state: State) -> Tensor:
     return torch.cat(state, dim=-1)
 
 
+def cheapest(scores: Tensor) -> Tensor:
+    """[n] index of the smallest score [n, K]; NaN is never the smallest."""
+    return scores.nan_to_num(nan=torch.inf).argmin(1)
+
+
 @dataclass(frozen=True, eq=False)
 class Dynamic(Integrator):
     """Each sample gets the candidate of the smallest score.
@@ -67,8 +72,7 @@ class Dynamic(Integrator):
         if scores.shape != (len(problem), len(self.candidates)):
             expected = (len(problem), len(self.candidates))
             raise ValueError(f"selector: expected scores of shape {expected}, got {tuple(scores.shape)}")
-        # a NaN score must not win by accident
-        return scores.nan_to_num(nan=torch.inf).argmin(1)
+        return cheapest(scores)
 
     def __str__(self) -> str:
         return f"Dynamic({', '.join(str(candidate) for candidate in self.candidates)})"

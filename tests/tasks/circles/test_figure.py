@@ -20,7 +20,7 @@ LOC = (0.5, -0.25)
 
 @pytest.fixture(scope="module")
 def flow(linear_flow):
-    """From N((0.5, −0.25), 0.01·I) at t = 0, stretched e^(t/4)-fold in x and squeezed e^(−t/2)-fold in y until t = 2."""
+    """From N((0.5, −0.25), 0.01·I) at t = 0, in x stretched e^(t/4)-fold, in y squeezed e^(−t/2)-fold, until 2."""
     return linear_flow(A, loc=LOC, variance=0.01)
 
 

@@ -6,6 +6,7 @@ beside the reference's on the same points, and a policy that reports a better on
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from dise.select import (
     oracle,
     random_mix,
     run_candidates,
+    single,
 )
 
 SMALL = 16  # sets of 32: the paper's 512 test points
@@ -75,20 +77,15 @@ def policies(
     data = list(batches(model, sets, unit))
     outcomes = run_candidates(model, data, candidates)
     costs, table = Costs.of(outcomes, rule), _Table(outcomes, SMALL * (1 if unit == "set" else sets.shape[1]), unit)
-    everyone = torch.eye(len(candidates))
-    rows = [
-        table.row(PolicyScore.of(str(candidate), costs, weights.expand(len(costs), -1)))
-        for candidate, weights in zip(candidates, everyone, strict=True)
-    ]
+    rows = [table.row(single(costs, i)) for i in range(len(candidates))]
     rows.append(table.row(oracle(costs)))
     for name, dynamic in dynamics.items():
-        nll, choice, calls = _executed(model, dynamic, data)
-        score = chosen(f"DISE ({name})", costs, choice)
+        nll, choice, nfe = _executed(model, dynamic, data)
+        score = replace(chosen(f"DISE ({name})", costs, choice), nfe=nfe)
         shares = score.weights.double().mean(0)
         executed = {
             "selector_macs": selector_macs[name],
             "shares": dict(zip(map(str, candidates), shares.tolist(), strict=True)),
-            "calls": calls,
         }
         rows.append(table.row(score, nll) | executed)
         rows.append(table.row(random_mix(costs, shares)) | {"policy": f"random, mix of {name}"})
@@ -130,10 +127,11 @@ def _mean(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def _executed(model: nn.Module, dynamic: Dynamic, data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, float]:
-    """The policy as executed: NLL [N] and choice [N] of each row, and its mean calls of f a batch."""
+def _executed(model: nn.Module, dynamic: Dynamic, data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The policy as executed: NLL, choice and NFE [N] of each row."""
     block = find_block(model)
     with block.using(dynamic), block.recording() as records:
         nll = torch.cat([-_row_means(model(x), 1) for x, _ in data]).cpu()
-    choice = torch.cat([record.solution.choice for record in records if record.solution.choice is not None]).cpu()
-    return nll, choice, sum(record.solution.calls for record in records) / len(records)
+    solutions = [record.solution for record in records]
+    choice = torch.cat([solution.choice for solution in solutions if solution.choice is not None]).cpu()
+    return nll, choice, torch.cat([solution.nfe for solution in solutions]).cpu().float()

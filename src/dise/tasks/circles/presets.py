@@ -29,8 +29,8 @@ class Preset(BaseModel):
 
 
 PRESETS = {
-    # a demo of three minutes on two cores
-    "sample": Preset(epochs=4, selection_sets=256, test_sets=100),
+    # a demo of three minutes on two cores; few iterations need larger steps
+    "sample": Preset(epochs=4, learning_rate=3e-3, selection_sets=256, test_sets=100),
     "cpu": Preset(epochs=10, selection_sets=1024, test_sets=625),
     # the paper's 1,000 iterations; as `cpu`, with more for the selectors to learn from
     "paper": Preset(epochs=10, selection_sets=4096, test_sets=625),
@@ -42,6 +42,7 @@ WEIGHTS = {"none": 0.0, "kinetic": 5e-4, "l1": 1e-5, "l2": 3e-4, "error": 4e-3, 
 # α and M of Eq. 5, from the paper's section 4.3
 ALPHA, PENALTY = 0.03, 1000.0
 
-# β of Eq. 5, in nats. The paper's is the mean NLP of the model trained with R_err, on the NLP itself; here Γ is the
-# distance to the reference, which a coarse integrator cannot make smaller by overstating the likelihood.
+# β of Eq. 5, in nats, and the error below which candidates are equally good: a quarter of it. The paper's β is the mean
+# NLP of the model trained with R_err, on the NLP itself; here Γ is the distance to the reference, which a coarse
+# integrator cannot make smaller by overstating the likelihood.
 BETA, RESOLUTION = 0.02, 0.005

@@ -50,7 +50,7 @@ class CirclesTask(Task):
     }
 
     def rule(self, alpha: float | None, penalty: float | None) -> TaskErrorCost:
-        """Eq. 5 with Γ the distance between a row's mean log-likelihood and the reference's."""
+        """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's."""
         return TaskErrorCost(
             alpha=ALPHA if alpha is None else alpha,
             M=PENALTY if penalty is None else penalty,
@@ -81,7 +81,7 @@ class CirclesTask(Task):
 
     def timed_batches(self, splits: Preset, number: int, *, unit: str) -> Iterable[Tensor]:
         """Test sets one by one, as the paper's test batch is 32 points; or their points as rows."""
-        x = sets(splits.target, min(number, SMALL), "test")
+        x = sets(splits.target, SMALL, "test")[:number]
         return x.split(1) if unit == "set" else x.unbind()
 
     def loss(self, model: nn.Module, batch: Tensor, accumulate: Any) -> Loss:
@@ -98,7 +98,9 @@ class CirclesTask(Task):
         self, model: nn.Module, dynamics: Mapping[str, Dynamic], selector_macs: Mapping[str, float], splits: Preset
     ) -> dict[str, Any]:
         """Likelihood and NFE of every policy, a decision for each set and for each point."""
-        test, rows = sets(splits.target, SMALL + splits.test_sets, "test"), []
+        # the small test is the same whatever the preset
+        parts = (sets(splits.target, SMALL, "test"), sets(splits.target, splits.test_sets, "large test"))
+        test, rows = torch.cat(parts), []
         for unit in ("set", "point"):
             own = {name: dynamic for name, dynamic in dynamics.items() if self.selectors[name].unit == unit}
             rows += policies(model, self.candidates, self.rule(None, None), own, selector_macs, test, unit)
@@ -148,10 +150,12 @@ def _flow(model: nn.Module) -> Flow:
 
 
 def likelihood_gap(output: Tensor, target: Tensor) -> Tensor:
-    """Γ [N, K] of log p [N, K, P] and the reference's [N, P], or of [N, K] and [N]: |mean over P − mean over P|."""
-    if output.ndim == 2:
-        return (output - target[:, None]).abs()
-    return (output.mean(-1) - target.mean(-1)[:, None]).abs()
+    """Γ [N, K] of log p [N, K, P] and the reference's [N, P], or of [N, K] and [N]: mean over P of |difference|.
+
+    A point whose likelihood is overstated does not make up for one whose likelihood is understated.
+    """
+    gap = (output - target.unsqueeze(1)).abs()
+    return gap if gap.ndim == 2 else gap.mean(-1)
 
 
 def _distance(row: dict[str, Any]) -> float:
