@@ -42,10 +42,11 @@ _MEASURES = (
     "run", "NLL", "by reference", "NFE, 16 batches", "with selector", "NFE a row", "NLL, large test", "by reference",
 )  # fmt: skip
 _MEASURED = (
-    "NLL in nats, on 512 points in 16 batches of 32, as computed and by a solve at 1e-7 on the same points. NFE: sum over "
-    "the 16 batches, without and with the selector's multiply–adds in units of f's. A row is a batch of 32, but DISE "
-    "(point) decides for each point, for which the hypernetwork runs by itself: fewer evaluations of f a point, each of "
-    "about 20 times the multiply–adds a point. * better than the reference by more than 0.001 nats, which the model is not."
+    "NLL in nats, on 512 points in 16 batches of 32, as computed and by a solve at 1e-7 on the same points. NFE: sum "
+    "over the 16 batches, without and with the selector's multiply–adds in units of f's. A row is a batch of 32, but "
+    "DISE (point) decides for each point, for which the hypernetwork runs by itself: fewer evaluations of f a point, "
+    "each of about 20 times the multiply–adds a point. * better than the reference by more than 0.001 nats, which the "
+    "model is not."
 )
 
 
