@@ -33,6 +33,7 @@ types: setup
 
 bench: setup
 	$(BIN)/python benchmarks/parity.py results/mnist-cpu/odenet-none-seed0
+	$(BIN)/python benchmarks/flow_training.py results/circles-cpu/flow-none-seed0
 
 docs: .venv/docs-installed
 	$(BIN)/mkdocs build --strict
