@@ -177,7 +177,10 @@ def test_select_prints_the_candidates(ran, dise):
     assert code == 0
     assert "Selection on 40 held-out samples, α = 0.3" in out
     assert re.search(r"RK4 .* 4\.00", out)
-    assert re.search(r"paper: M = 1000, .*; pooled: M = (1000|100000), ", " ".join(out.split()))
+    assert re.search(
+        r"paper: M = 1000, .*; pooled: M = (1000|100000) \(no M passed the test; the best there is\), ",
+        " ".join(out.split()),
+    )
 
 
 def test_select_says_which_penalties_it_tries(ran, dise):
@@ -186,7 +189,8 @@ def test_select_says_which_penalties_it_tries(ran, dise):
     assert code == 0
     assert "choosing M of selector 'pooled' by cross-validation" in err
     for M in (1000, 100000):
-        assert re.search(rf"M = {M}: 0\.\d+ adequate \(reference 0\.\d+\), NFE \d", err)
+        assert re.search(rf"M = {M}: 0\.\d+ adequate \(reference 0\.\d+, at most \d\.\d+ lost\), NFE \d", err)
+    assert "no M is certain to lose at most 0.001 within the budget" in err
 
 
 def test_a_given_penalty_is_not_chosen(ran, dise):
@@ -336,6 +340,16 @@ def test_no_resume(refusal, ran):
 def test_unusable_settings_of_eq4(refusal, ran, option, value):
     (ran / "selection.json").unlink()
     assert "expected" in refusal("select", ran, option, value)
+
+
+@pytest.mark.parametrize("task", ["mnist", "circles"])
+@pytest.mark.parametrize(("option", "value"), [("--alpha", 0), ("--alpha", "nan"), ("--penalty", -3), ("-M", "inf")])
+def test_run_refuses_unusable_settings_before_it_trains(refusal, tmp_path, monkeypatch, task, option, value):
+    trained = []
+    monkeypatch.setattr("dise.experiment.train.train", lambda *arguments, **options: trained.append(arguments))
+    assert "expected a positive number" in refusal("run", task, option, value, "--out", tmp_path / "out")
+    assert trained == []
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,16 @@ def test_no_selectors(stage):
     assert not (path / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("name", ["selected", "evaluated"])
+def test_selectors_without_their_selection(stage, name):
+    path = stage(name)
+    (path / "selection.json").unlink()
+    with pytest.raises(
+        ExperimentError, match=r"has no selection \(selection.json is missing\); `dise select` makes it"
+    ):
+        evaluate(path)
+
+
 def test_no_model(stage):
     path = stage("selected")
     (path / "model.safetensors").unlink()

@@ -7,7 +7,7 @@ import torch
 from dise import RK4, Dopri5, Dynamic, Euler, solve
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import claim_run, load_model, read_json, save_weights
-from dise.experiment.select import load_dynamic, select
+from dise.experiment.select import check_rule, load_dynamic, select
 from dise.select import CostSelector, PenaltyChoice, PooledNetwork, Trial, choose_penalty, collect_costs
 from dise.tasks.mnist import task as mnist_task
 from dise.tasks.mnist.model import resnet
@@ -125,7 +125,7 @@ def costs(model, tiny):
 def test_the_papers_selector_has_the_papers_penalty_and_the_others_one_of_the_trials(finished):
     fits = selection(finished["selected"])["selectors"]
     paper = fits.pop("paper")
-    assert (paper["M"], paper["trials"]) == (1000, [])
+    assert (paper["M"], paper["trials"], paper["passed"]) == (1000, [], None)
     for fit in fits.values():
         assert [trial["M"] for trial in fit["trials"]] == [1e3, 1e5]
         assert fit["M"] in (1e3, 1e5)
@@ -137,19 +137,19 @@ def test_the_choice_is_by_cross_validation_on_the_held_out_images(finished, cost
     fit = selection(finished["selected"])["selectors"][name]
     network = partial(TASK.selectors[name].network, model, 3)
     found = choose_penalty(costs, network, penalties=(1e3, 1e5), folds=2, seed=finished["config"].seed)
-    assert fit["M"] == found.M
+    assert (fit["M"], fit["passed"]) == (found.M, found.passed)
     assert fit["trials"] == [asdict(trial) for trial in found.trials]
 
 
 @pytest.fixture
 def choices(monkeypatch):
-    """Calls of choose_penalty, which finds M = 12345."""
+    """Calls of choose_penalty, which finds that M = 12345 passes its test."""
     calls = []
 
     def choose(costs, network, *, seed, log):
         calls.append((costs, network(), seed))
         trial = Trial(12345.0, 0.5, 7.0, 0.01)
-        return PenaltyChoice(12345.0, (trial,), trial)
+        return PenaltyChoice(12345.0, True, (trial,), trial)
 
     monkeypatch.setattr("dise.experiment.select.choose_penalty", choose)
     return calls
@@ -164,6 +164,7 @@ def test_the_selector_is_fitted_and_diagnosed_with_the_chosen_penalty(stage, qui
     assert (len(seen), seen.rule, seed) == (40, TASK.rule(None, None), 0)
     assert isinstance(network, PooledNetwork)
     assert result["selectors"]["pooled"]["M"] == 12345
+    assert result["selectors"]["pooled"]["passed"] is True
     assert result["selectors"]["pooled"]["trials"] == [{"M": 12345, "adequate": 0.5, "nfe": 7, "lost": 0.01}]
     assert diagnosed == [12345]
     assert "fitting selector 'pooled', M = 12345" in lines
@@ -180,7 +181,8 @@ def test_a_given_penalty_is_every_selectors_and_nothing_is_chosen(stage, choices
     result = select(stage("trained"), penalty=50)
     assert choices == []
     assert result["M"] == 50
-    assert [(fit["M"], fit["trials"]) for fit in result["selectors"].values()] == [(50, [])] * 3
+    fits = result["selectors"].values()
+    assert [(fit["M"], fit["trials"], fit["passed"]) for fit in fits] == [(50, [], None)] * 3
 
 
 def test_the_papers_penalty_can_be_given_too(stage, quick, choices):
@@ -280,6 +282,14 @@ def test_unusable_settings(stage, options, message):
     with pytest.raises(ExperimentError, match=message):
         select(path, **options)
     assert not (path / "selection.json").exists()
+
+
+def test_check_rule():
+    assert check_rule("mnist", None, None) == TASK.rule(None, None)
+    assert check_rule("mnist", 0.7, 50) == TASK.rule(0.7, 50)
+    for alpha, penalty in ((0, None), (None, -3)):
+        with pytest.raises(ExperimentError, match="expected a positive number"):
+            check_rule("mnist", alpha, penalty)
 
 
 @pytest.mark.parametrize("options", [{}, {"penalty": 1000}], ids=["chosen", "given"])

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from dise import SolveError
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.train import Training, read_log, train
 from dise.tasks.errors import UserError
@@ -206,6 +207,21 @@ def test_a_damaged_checkpoint_is_one_line(finished, tiny, tmp_path, stage):
         train(finished["config"], path, device="cpu")
     assert "last.ckpt" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_diverges_is_one_line(tiny, tmp_path):
+    config = RunConfig.of("mnist", "sample", model="rknet", changes=["learning_rate=1e30"])
+    with pytest.raises(ExperimentError, match=r"^training diverged at step \d+: .*NON_FINITE") as caught:
+        train(config, tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, SolveError)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_divergence_says_at_which_step(tiny, tmp_path, cut_at):
+    cut_at(3, SolveError("by hand", None))
+    with pytest.raises(ExperimentError, match=r"^training diverged at step 3: by hand$"):
+        train(RunConfig.of("mnist", "sample", model="rknet"), tmp_path / "run", device="cpu")
 
 
 # ---- finished, or another's

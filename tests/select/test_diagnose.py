@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dise import RK4, Dopri5, Euler
-from dise.select import ClassificationCost, diagnose
+from dise.select import ClassificationCost, Costs, TaskErrorCost, diagnose
 
 N = 1000
 
@@ -75,6 +75,16 @@ def test_break_even_takes_the_mean_of_varying_nfe(make_costs):
     nfe = torch.tensor([[1, 4], [1, 16]]).repeat(N // 2, 1)
     costs = make_costs(nfe, right(0.5, 1.0), rule=ClassificationCost(alpha=0.5, M=100))
     assert "at least 0.778 times" in diagnose(everything_to(1), costs)
+
+
+def test_break_even_of_eq5_takes_the_prices_of_adequate_results_alone():
+    # Euler costs √(4 · 0.25) where it is adequate, DOPRI √(16 · 0.5625): (√100 − 3) / (√100 − 1) = 7/9
+    rule = TaskErrorCost(0.5, 100, task_error=torch.sub, beta=1.0, resolution=0.25)
+    error = torch.stack([torch.where(torch.arange(N) < N // 2, 0.25, 50.0), torch.full((N,), 0.5625)], 1)
+    h0 = torch.zeros(N, 1)
+    costs = Costs((Euler(), Dopri5()), h0, h0, torch.tensor([4, 16]).expand(N, 2), error, rule)
+    message = diagnose(everything_to(1), costs)
+    assert "at least 0.778 times as often; on the data it is right 0.500 times as often" in message
 
 
 TOO_SMALL, TOO_LARGE, CANNOT_TELL = "too small", "so large", "cannot tell the samples apart"

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from dise import RK4, ClassificationCost, Euler, PooledNetwork, choose_penalty
-from dise.select import Costs, Trial
-from dise.select.penalty import _choose, _lost
+from dise.select import Costs, Trial, penalty
+from dise.select.penalty import _choose, _lost, route
 
 
 def sided(number, *, hard, seed=0):
@@ -39,7 +39,25 @@ REFERENCE = Trial(1e3, 0.99, 20.0, 0.0)
     ],
 )
 def test_the_rule_of_choice(tolerance, budget, expected):
-    assert _choose(TRIALS, REFERENCE, tolerance, budget).M == expected
+    assert expected == _choose(TRIALS, REFERENCE, tolerance, budget).M
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "budget", "passed"),
+    [(1e-3, 0.5, True), (1e-4, 0.5, False), (1e-4, 0.7, False), (1.0, 0.5, True), (1.0, 0.05, False)],
+)
+def test_a_choice_tells_whether_it_passed(monkeypatch, tolerance, budget, passed):
+    """Trials as above; at 0.05 even the cheapest is beyond the budget."""
+    found = iter([REFERENCE, *TRIALS])
+    monkeypatch.setattr(penalty, "_cross_validated", lambda *arguments: None)
+    monkeypatch.setattr(penalty, "_trial", lambda *arguments: next(found))
+    lines, penalties = [], [trial.M for trial in TRIALS]
+    choice = choose_penalty(
+        sided(50, hard=0.3), network, penalties=penalties, tolerance=tolerance, budget=budget, log=lines.append
+    )
+    assert (choice.M, choice.passed) == (_choose(TRIALS, REFERENCE, tolerance, budget).M, passed)
+    said = [f"no M is certain to lose at most {tolerance:g} within the budget: M = {choice.M:g} is the best there is"]
+    assert [line for line in lines if "certain" in line and "best" in line] == ([] if passed else said)
 
 
 def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():
@@ -77,6 +95,18 @@ def test_the_choice_depends_on_its_seed_alone():
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(5)
     assert choose_penalty(costs, network, penalties=[1e3], seed=3) == first
+
+
+def test_nan_never_wins_a_sample():
+    """Of more samples than are scored at once."""
+    costs = sided(1100, hard=0.3)
+    nan = costs.h0[:, 0] < 0.5
+
+    def selector(h0, k1):
+        cheap = torch.where(h0[:, 0] < 0.5, torch.nan, 0.0)
+        return torch.stack([cheap, torch.ones(len(h0))], 1)
+
+    assert torch.equal(route(selector, costs), nan.long())
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def _selection_table(selection: dict[str, Any], unit: str) -> Table:
         for i, (name, c) in enumerate(outcome["candidates"].items())
     ]
     notes = [
-        f"{name}: M = {fit['M']:g}{_PASSED[fit['passed']]}, validation loss {fit['validation_loss']:.3f} of "
+        f"{name}: M = {fit['M']:g}{_PASSED[fit.get('passed')]}, validation loss {fit['validation_loss']:.3f} of "
         f"{fit['initial_loss']:.3f} in {fit['epochs']} epochs"
         for name, fit in fits.items()
     ]

@@ -79,7 +79,7 @@ def run(row):
             row("RK4(steps=5)", nll + 0.25, 20.0, above=0.25, large=0.5),
             row("Midpoint", nll - 0.5, 2.0, above=-0.5, large=-0.25),
             row(str(REFERENCE), nll, nfe),
-            row("DISE (set)", nll + 0.0625, 64.0, above=0.0625, selector_macs=0.2959, shares=selected, calls=80.0),
+            row("DISE (set)", nll + 0.0625, 64.0, above=0.0625, selector_macs=0.2959, shares=selected),
             row("random, mix of set", nll + 0.5, 64.0, above=0.5),
             row("RK4(steps=5)", nll + 0.25, 20.0, unit="point"),
             row(str(REFERENCE), nll + 1, nfe + 20, unit="point"),

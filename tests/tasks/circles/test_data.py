@@ -6,6 +6,7 @@ import torch
 from scipy.integrate import quad
 from scipy.special import ive
 
+from dise.tasks.circles import data
 from dise.tasks.circles.data import TARGETS
 
 every_target = pytest.mark.parametrize("name", TARGETS)
@@ -105,6 +106,39 @@ def test_half_of_the_points_are_on_each_circle():
     x = draw("circles", 1000)
     assert (x.norm(dim=1) > 0.75).sum() == 500
     assert_mean(x.square().sum(1), (1 + 0.5**2) / 2 + 2 * 0.06**2)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_angles_are_equally_spaced_on_each_circle(monkeypatch, n):
+    monkeypatch.setattr(data, "NOISE", 0.0)
+    x = draw("circles", n).double()
+    outer = x.norm(dim=1) > 0.75
+    assert int(outer.sum()) in (n // 2, n - n // 2)
+    for circle in (x[outer], x[~outer]):
+        angle = torch.atan2(circle[:, 1], circle[:, 0]).sort().values
+        expected = torch.full((max(len(angle) - 1, 0),), 2 * math.pi / max(len(angle), 1), dtype=torch.float64)
+        torch.testing.assert_close(angle.diff(), expected, rtol=0, atol=1e-5)
+
+
+def test_each_circle_is_turned_at_random(monkeypatch):
+    """The turn of 8 points is their angle up to an eighth."""
+    monkeypatch.setattr(data, "NOISE", 0.0)
+    generator, turns = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        x = data.circles(16, generator)
+        outer = x.norm(dim=1) > 0.75
+        turns.append(torch.stack([8 * torch.atan2(x[rows][0, 1], x[rows][0, 0]) for rows in (outer, ~outer)]))
+    first, second = torch.stack(turns).T
+    for angle in (first, second, first - second):
+        assert_mean(angle.cos(), 0)
+        assert_mean(angle.sin(), 0)
+
+
+def test_points_of_circles_are_in_random_order():
+    head = draw("circles", 20_000)[:2000]
+    angle = torch.atan2(head[:, 1], head[:, 0])
+    assert_mean(angle.cos(), 0)
+    assert_mean(angle.sin(), 0)
 
 
 def test_circles_have_no_preferred_angle():

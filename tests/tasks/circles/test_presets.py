@@ -51,11 +51,15 @@ def test_training_is_torchdiffeqs_examples(name):
     assert (preset.epochs * preset.iterations, preset.batch_size, preset.learning_rate) == (1000, 512, 1e-3)
 
 
+def test_few_iterations_take_larger_steps():
+    assert (PRESETS["sample"].epochs * PRESETS["sample"].iterations, PRESETS["sample"].learning_rate) == (400, 3e-3)
+
+
 def test_presets_grow():
     assert list(PRESETS) == ["sample", "cpu", "paper"]
     for smaller, larger in (("sample", "cpu"), ("cpu", "paper")):
         one, other = PRESETS[smaller].model_dump(), PRESETS[larger].model_dump()
-        assert all(one[key] <= other[key] for key in one if key != "target")
+        assert all(one[key] <= other[key] for key in one if key not in ("target", "learning_rate"))
         assert one != other
     assert {preset.target for preset in PRESETS.values()} == {"circles"}
 

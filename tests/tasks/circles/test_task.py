@@ -99,11 +99,11 @@ def test_the_papers_costs(task):
     assert (task.rule(None, 50).alpha, task.rule(None, 50).M) == (0.03, 50)
 
 
-def test_the_gap_of_sets_is_that_of_their_means():
-    """Two sets of three points and two candidates; points above and below the reference weigh each other up."""
+def test_errors_of_opposite_sign_do_not_cancel():
+    """Two sets of three points and two candidates; the means of (−2.5, −2, −1.5) and (−1, −2, −3) are the same."""
     target = torch.tensor([[-1.0, -2.0, -3.0], [0.0, 0.0, 0.0]])
-    output = torch.tensor([[[-1.0, -2.0, -3.0], [-2.0, -2.0, -2.0]], [[3.0, -3.0, 0.75], [-0.5, -0.5, -0.5]]])
-    assert likelihood_gap(output, target).tolist() == [[0, 0], [0.25, 0.5]]
+    output = torch.tensor([[[-1.0, -2.0, -3.0], [-2.5, -2.0, -1.5]], [[3.0, -3.0, 0.75], [-0.5, -0.5, -0.5]]])
+    assert likelihood_gap(output, target).tolist() == [[0, 1], [2.25, 0.5]]
 
 
 def test_the_gap_of_points_is_their_own():
@@ -174,8 +174,9 @@ def test_nothing_is_fitted_to_or_watched_on_test_points(task, flow):
     ((selection, _),) = task.selection_batches(flow, SMALL, on="held-out", unit="set")
     (monitored,) = task.monitored_batches(SMALL, SMALL)
     for x in (selection, monitored):
-        test = sets("circles", len(x), "test")
-        assert not set(map(tuple, x.reshape(-1, 2).tolist())) & set(map(tuple, test.reshape(-1, 2).tolist()))
+        parts = [x, sets("circles", len(x), "test"), sets("circles", len(x), "large test")]
+        points = [set(map(tuple, part.reshape(-1, 2).tolist())) for part in parts]
+        assert len(set.union(*points)) == 3 * len(x) * 32
     assert not torch.equal(selection, monitored[: len(selection)])
 
 
@@ -185,7 +186,7 @@ def test_timed_batches_are_rows_of_the_papers_size(task, number, count):
     assert [tuple(x.shape) for x in of_sets] == [(1, 32, 2)] * count
     assert [tuple(x.shape) for x in of_points] == [(32, 2)] * count
     assert torch.equal(torch.cat(of_sets), torch.stack(of_points))
-    assert torch.equal(torch.cat(of_sets), sets("circles", count, "test"))
+    assert torch.equal(torch.cat(of_sets), sets("circles", 16, "test")[:count])
 
 
 # ---- loss and optimizer
@@ -289,11 +290,11 @@ def test_evaluate_says_what_it_was_done_on(metrics):
 
 
 def test_evaluate_takes_the_test_points(metrics):
-    expected = nll(sets("circles", 5, "test"))
+    small, large = nll(sets("circles", 2, "test")), nll(sets("circles", 3, "large test"))
     for row in metrics["policies"]:
         if row["policy"] == "RK4(steps=16)":
-            assert row["small"]["nll"] == pytest.approx(expected[:2].mean().item(), abs=1e-5)
-            assert row["large"]["nll"] == pytest.approx(expected[2:].mean().item(), abs=1e-5)
+            assert row["small"]["nll"] == pytest.approx(small.mean().item(), abs=1e-5)
+            assert row["large"]["nll"] == pytest.approx(large.mean().item(), abs=1e-5)
 
 
 def test_evaluate_on_another_target(task, flow, monkeypatch):
@@ -302,7 +303,7 @@ def test_evaluate_on_another_target(task, flow, monkeypatch):
     monkeypatch.setattr(CirclesTask, "candidates", (RK4(8),))
     metrics = task.evaluate(flow, {}, {}, SMALL.model_copy(update={"target": "checkerboard"}))
     assert metrics["target"] == "checkerboard"
-    expected = nll(sets("checkerboard", 4, "test"))[1:].mean().item()
+    expected = nll(sets("checkerboard", 3, "large test")).mean().item()
     assert metrics["policies"][0]["large"]["nll"] == pytest.approx(expected, abs=1e-4)
 
 
