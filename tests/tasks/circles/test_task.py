@@ -290,11 +290,13 @@ def test_evaluate_says_what_it_was_done_on(metrics):
 
 
 def test_evaluate_takes_the_test_points(metrics):
+    """Of the large test, single points see an eighth of the sets, but one at least."""
     small, large = nll(sets("circles", 2, "test")), nll(sets("circles", 3, "large test"))
     for row in metrics["policies"]:
         if row["policy"] == "RK4(steps=16)":
+            part = large if row["unit"] == "set" else large[:1]
             assert row["small"]["nll"] == pytest.approx(small.mean().item(), abs=1e-5)
-            assert row["large"]["nll"] == pytest.approx(large.mean().item(), abs=1e-5)
+            assert row["large"]["nll"] == pytest.approx(part.mean().item(), abs=1e-5)
 
 
 def test_evaluate_on_another_target(task, flow, monkeypatch):
