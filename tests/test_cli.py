@@ -175,7 +175,7 @@ def test_a_changed_setting_is_another_run(dise, ran):
 def test_select_prints_the_candidates(ran, dise):
     code, out, _ = dise("select", ran)
     assert code == 0
-    assert "Selection on 40 held-out samples, α = 0.3" in out
+    assert "Selection on 40 held-out rows (sample, Eq. 4), α = 0.3" in out
     assert re.search(r"RK4 .* 4\.00", out)
     assert re.search(
         r"paper: M = 1000, .*; pooled: M = (1000|100000) \(no M passed the test; the best there is\), ",

@@ -104,17 +104,16 @@ def run(
     """Train every model, fit its selectors, evaluate, and print the paper's tables beside the results."""
     from dise.experiment.config import RunConfig
     from dise.experiment.evaluate import evaluate as evaluate_run
-    from dise.experiment.select import check_rule
+    from dise.experiment.select import check_rules
     from dise.experiment.select import select as select_run
     from dise.experiment.train import train as train_run
-    from dise.select import has_block
 
     accelerator = _start(device, threads)
     configs = [
         RunConfig.of(task, preset, model=m, reg=r, weight=weight if r != "none" else None, seed=seed, changes=changes)
         for m, r in _combinations(task, model, reg)
     ]
-    check_rule(task, alpha, penalty)  # before hours of training
+    check_rules(task, alpha, penalty)  # before hours of training
     for config in configs:
         path = config.directory(out)
         _say(f"training {config.name} in {path}")
@@ -122,7 +121,8 @@ def run(
         _say("trained" if trained else "was trained before: reused")
     for config in configs:
         path = config.directory(out)
-        if has_block(config.found[0].models[config.model]()):
+        task_found, _ = config.found
+        if task_found.selects(task_found.models[config.model]()):
             select_run(path, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=_say)
     for config in configs:
         evaluate_run(config.directory(out), data_dir=data_dir, device=accelerator, timing=timing, log=_say)

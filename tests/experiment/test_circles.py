@@ -263,7 +263,10 @@ def test_what_was_measured(finished):
     path = finished[0] / "circles" / "sample" / NAME
     metrics, selection = (json.loads((path / name).read_text()) for name in ("metrics.json", "selection.json"))
     assert (metrics["target"], metrics["samples"]) == ("circles", (SETS + 2) * 32)
-    assert {name: unit["samples"] for name, unit in selection["units"].items()} == {"set": 8, "point": 2 * 32}
+    assert {name: unit["samples"] for name, unit in selection["units"].items()} == {
+        "set, Eq. 5": 8,
+        "point, Eq. 5": 2 * 32,
+    }
     assert selection["selectors"]["paper"]["M"] == 1000
     assert not selection["selectors"]["paper"]["trials"]
     # a test at 0.001 needs 1,645 samples
@@ -359,8 +362,8 @@ def test_evaluate_prints_every_policy(ran, dise):
 def test_select_prints_a_table_for_sets_and_one_for_points(ran, dise):
     code, out, _ = dise("select", ran, "--device", "cpu")
     assert code == 0
-    assert "Selection on 8 held-out sets, α = 0.03" in out
-    assert "Selection on 64 held-out points, α = 0.03" in out
+    assert "Selection on 8 held-out rows (set, Eq. 5), α = 0.03" in out
+    assert "Selection on 64 held-out rows (point, Eq. 5), α = 0.03" in out
 
 
 def test_training_is_reproducible(finished, dise, tmp_path):

@@ -151,7 +151,7 @@ def outcome(samples, **candidates):
 def test_selection_of_one_unit(finished):
     selection = read_json(finished["selected"] / "selection.json")
     (table,) = selection_tables(selection)
-    assert table.title == "Selection on 40 held-out samples, α = 0.3"
+    assert table.title == "Selection on 40 held-out rows (sample, Eq. 4), α = 0.3"
     fits = selection["selectors"]
     assert table.header == ["candidate", "adequate", "NFE", *(f"share by {name}" for name in fits)]
     assert [row[0] for row in table.rows] == ["Euler", "RK4", "Dopri5"]
@@ -180,14 +180,14 @@ def test_a_table_for_each_unit_with_its_own_selectors():
         },
     }
     sets, points = selection_tables(selection)
-    assert sets.title == "Selection on 8 train sets, α = 0.25"
+    assert sets.title == "Selection on 8 train rows (set), α = 0.25"
     assert sets.header == ["candidate", "adequate", "NFE", "share by a", "share by c"]
     assert sets.rows == [["Euler", "0.5000", "1.00", "50.0%", "100.0%"], ["RK4", "0.7500", "4.00", "50.0%", "0.0%"]]
     assert sets.note == (
         "a: M = 1000, validation loss 0.250 of 1.000 in 9 epochs; "
         "c: M = 10 (passed its test), validation loss 0.250 of 1.000 in 9 epochs"
     )
-    assert points.title == "Selection on 256 train points, α = 0.25"
+    assert points.title == "Selection on 256 train rows (point), α = 0.25"
     assert points.rows == [["Euler", "0.2500", "1.00", "25.0%"], ["RK4", "0.5000", "4.00", "75.0%"]]
     assert points.note == (
         "b: M = 1e+06 (no M passed the test; the best there is), validation loss 0.250 of 1.000 in 9 epochs\n"

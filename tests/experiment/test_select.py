@@ -7,7 +7,7 @@ import torch
 from dise import RK4, Dopri5, Dynamic, Euler, solve
 from dise.experiment.config import ExperimentError, RunConfig
 from dise.experiment.rundir import claim_run, load_model, read_json, save_weights
-from dise.experiment.select import check_rule, load_dynamic, select
+from dise.experiment.select import check_rules, load_dynamic, select
 from dise.select import CostSelector, PenaltyChoice, PooledNetwork, Trial, choose_penalty, collect_costs
 from dise.tasks.mnist import task as mnist_task
 from dise.tasks.mnist.model import resnet
@@ -16,6 +16,7 @@ from dise.tasks.mnist.task import MnistTask
 TASK = MnistTask()
 CANDIDATES = ["Euler", "RK4", "Dopri5"]
 SELECTORS = ["paper", "pooled", "confidence"]
+COSTS = "sample, Eq. 4"
 
 
 def selection(path):
@@ -44,12 +45,12 @@ def test_settings_and_fits(finished):
     there = selection(finished["selected"])
     # M is null: it was not asked for
     assert (there["on"], there["alpha"], there["M"]) == ("held-out", 0.3, None)
-    assert list(there["units"]) == ["sample"]
-    assert there["units"]["sample"]["samples"] == 40
-    assert list(there["units"]["sample"]["candidates"]) == CANDIDATES
+    assert list(there["units"]) == [COSTS]
+    assert there["units"][COSTS]["samples"] == 40
+    assert list(there["units"][COSTS]["candidates"]) == CANDIDATES
     assert list(there["selectors"]) == SELECTORS
     for fit in there["selectors"].values():
-        assert fit["unit"] == "sample"
+        assert fit["unit"] == COSTS
         assert sum(fit["shares"]) == pytest.approx(1)
         assert fit["validation_loss"] <= fit["initial_loss"]
         assert fit["best_epoch"] < fit["epochs"]
@@ -62,7 +63,7 @@ def test_how_often_candidates_are_adequate_and_their_nfe_are_those_of_running_th
     for candidate in (Euler(), RK4(), Dopri5(rtol=1e-3, atol=1e-3)):
         solution = solve(model.block.f, model.stem(x), 0.0, 1.0, candidate)
         accuracy = (model.head(solution.y).argmax(1) == y).double().mean()
-        there = selection(finished["selected"])["units"]["sample"]["candidates"][str(candidate)]
+        there = selection(finished["selected"])["units"][COSTS]["candidates"][str(candidate)]
         assert there == {
             "adequate": pytest.approx(accuracy.item()),
             "nfe": pytest.approx(solution.nfe.double().mean().item()),
@@ -96,7 +97,7 @@ def test_a_selection_depends_on_the_runs_seed_alone(finished, stage, quick):
 def test_settings_are_passed_on(stage, quick):
     result = select(stage("trained"), on="train", alpha=0.1, penalty=50)
     assert (result["on"], result["alpha"], result["M"]) == ("train", 0.1, 50)
-    assert result["units"]["sample"]["samples"] == 40
+    assert result["units"][COSTS]["samples"] == 40
 
 
 def test_collapse_is_told(stage, quick, monkeypatch):
@@ -119,7 +120,7 @@ def model(finished):
 @pytest.fixture
 def costs(model, tiny):
     """What the selectors of the run are fitted to."""
-    return collect_costs(model, held_out(tiny), TASK.candidates, TASK.rule(None, None))
+    return collect_costs(model, held_out(tiny), TASK.candidates, TASK.rule(None, None, 4))
 
 
 def test_the_papers_selector_has_the_papers_penalty_and_the_others_one_of_the_trials(finished):
@@ -146,7 +147,8 @@ def choices(monkeypatch):
     """Calls of choose_penalty, which finds that M = 12345 passes its test."""
     calls = []
 
-    def choose(costs, network, *, seed, log):
+    def choose(costs, network, *, tolerance, seed, log):
+        assert tolerance == 1e-3
         calls.append((costs, network(), seed))
         trial = Trial(12345.0, 0.5, 7.0, 0.01)
         return PenaltyChoice(12345.0, True, (trial,), trial)
@@ -161,7 +163,7 @@ def test_the_selector_is_fitted_and_diagnosed_with_the_chosen_penalty(stage, qui
     path, lines = stage("trained"), []
     result = select(path, log=lines.append)
     ((seen, network, seed),) = choices
-    assert (len(seen), seen.rule, seed) == (40, TASK.rule(None, None), 0)
+    assert (len(seen), seen.rule, seed) == (40, TASK.rule(None, None, 4), 0)
     assert isinstance(network, PooledNetwork)
     assert result["selectors"]["pooled"]["M"] == 12345
     assert result["selectors"]["pooled"]["passed"] is True
@@ -192,7 +194,7 @@ def test_the_papers_penalty_can_be_given_too(stage, quick, choices):
 
 def test_only_selectors_that_want_to_choose_do(stage, choices, monkeypatch):
     pooled = MnistTask.selectors["pooled"]
-    specs = {"a": pooled._replace(choose_penalty=False), "b": pooled}
+    specs = {"a": pooled._replace(tolerance=None), "b": pooled}
     monkeypatch.setattr(MnistTask, "selectors", specs)
     result = select(stage("trained"))
     assert len(choices) == 1
@@ -201,7 +203,7 @@ def test_only_selectors_that_want_to_choose_do(stage, choices, monkeypatch):
 
 def test_alpha_reaches_the_choice(stage, quick, choices):
     select(stage("trained"), alpha=0.7)
-    assert choices[0][0].rule == TASK.rule(0.7, None)
+    assert choices[0][0].rule == TASK.rule(0.7, None, 4)
 
 
 def test_selectors_of_another_unit_have_costs_of_their_own(stage, choices, monkeypatch):
@@ -219,14 +221,25 @@ def test_selectors_of_another_unit_have_costs_of_their_own(stage, choices, monke
     path = stage("trained")
     result = select(path)
     assert units == ["sample", "half"]
-    assert {unit: there["samples"] for unit, there in result["units"].items()} == {"sample": 40, "half": 20}
+    assert {unit: there["samples"] for unit, there in result["units"].items()} == {COSTS: 40, "half, Eq. 4": 20}
     assert {name: fit["unit"] for name, fit in result["selectors"].items()} == {
-        "a": "sample",
-        "b": "half",
-        "c": "sample",
+        "a": COSTS,
+        "b": "half, Eq. 4",
+        "c": COSTS,
     }
     assert sorted(len(costs) for costs, _, _ in choices) == [20, 40, 40]
     assert selection(path) == result
+
+
+def test_a_selector_may_choose_from_some_of_the_candidates(stage, choices, model, monkeypatch):
+    pooled = MnistTask.selectors["pooled"]
+    monkeypatch.setattr(MnistTask, "selectors", {"some": pooled._replace(candidates=(0, 2))})
+    path = stage("trained")
+    fit = select(path)["selectors"]["some"]
+    assert choices[0][0].candidates == (TASK.candidates[0], TASK.candidates[2])
+    assert len(fit["shares"]) == 3
+    assert fit["shares"][1] == 0
+    assert load_dynamic(path, "some", TASK, model).candidates == (TASK.candidates[0], TASK.candidates[2])
 
 
 # ---- again
@@ -284,12 +297,12 @@ def test_unusable_settings(stage, options, message):
     assert not (path / "selection.json").exists()
 
 
-def test_check_rule():
-    assert check_rule("mnist", None, None) == TASK.rule(None, None)
-    assert check_rule("mnist", 0.7, 50) == TASK.rule(0.7, 50)
+def test_check_rules():
+    assert check_rules("mnist", None, None) == {4: TASK.rule(None, None, 4)}
+    assert check_rules("mnist", 0.7, 50) == {4: TASK.rule(0.7, 50, 4)}
     for alpha, penalty in ((0, None), (None, -3)):
         with pytest.raises(ExperimentError, match="expected a positive number"):
-            check_rule("mnist", alpha, penalty)
+            check_rules("mnist", alpha, penalty)
 
 
 @pytest.mark.parametrize("options", [{}, {"penalty": 1000}], ids=["chosen", "given"])
@@ -315,7 +328,7 @@ def test_no_model(stage):
 def test_no_ode(tmp_path, tiny):
     claim_run(tmp_path, RunConfig.of("mnist", "sample", model="resnet"))
     save_weights(resnet(), tmp_path / "model.safetensors")
-    with pytest.raises(ExperimentError, match="model 'resnet' has no ODE"):
+    with pytest.raises(ExperimentError, match="model 'resnet' depend on no integrator"):
         select(tmp_path)
 
 

@@ -6,7 +6,16 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, Dopri5, Euler, NeuralODE, solve
-from dise.select import ClassificationCost, Costs, TaskErrorCost, collect_costs, find_block, joined, run_candidates
+from dise.select import (
+    BinaryCost,
+    ClassificationCost,
+    Costs,
+    TaskErrorCost,
+    collect_costs,
+    find_block,
+    joined,
+    run_candidates,
+)
 
 # ---- Eq. 4
 
@@ -166,15 +175,29 @@ def test_costs_are_eq4s_with_the_papers_settings_by_default(toy_model):
     assert costs.rule == ClassificationCost()
 
 
-def test_first_keeps_the_first_candidates_and_everything_a_selector_sees(toy_model):
+def test_among_keeps_some_candidates_and_everything_a_selector_sees(toy_model):
     costs = collect_costs(toy_model, batches(3), CANDIDATES)
-    first = costs.first(2)
-    assert first.candidates == CANDIDATES[:2]
+    some = costs.among((2, 0))
+    assert some.candidates == (CANDIDATES[2], CANDIDATES[0])
     for name in ("nfe", "adequate", "cost"):
-        assert torch.equal(getattr(first, name), getattr(costs, name)[:, :2])
-    assert first.h0 is costs.h0
-    assert first.k1 is costs.k1
-    assert first.rule == costs.rule
+        assert torch.equal(getattr(some, name), getattr(costs, name)[:, [2, 0]])
+    assert some.h0 is costs.h0
+    assert some.k1 is costs.k1
+    assert some.rule == costs.rule
+
+
+def test_binary_answers_are_yes_above_the_threshold():
+    """Probabilities 0.1, 0.3, 0.6 against a no and a yes; the log-odds are exact enough."""
+    logits = torch.tensor([0.1, 0.3, 0.6]).logit().expand(2, 3)
+    error = BinaryCost(threshold=0.25).error(logits, torch.tensor([0.0, 1.0]))
+    assert error.tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert BinaryCost().error(logits, torch.tensor([0.0, 1.0])).tolist() == [[0, 0, 1], [1, 1, 0]]
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, 2, float("nan")])
+def test_a_threshold_that_is_no_probability(threshold):
+    with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1"):
+        BinaryCost(threshold=threshold)
 
 
 # ---- errors

@@ -24,7 +24,13 @@ def test_policies_of_a_run(run, prefix, names):
 
 
 def test_a_selector_decides_a_sample_each_unless_told_otherwise():
-    assert SelectorSpec(lambda candidates: None, choose_penalty=True).unit == "sample"
+    assert SelectorSpec(lambda model, candidates: None).costs == "sample, Eq. 4"
+
+
+def test_a_selector_chooses_from_all_candidates_unless_told_otherwise():
+    spec = SelectorSpec(lambda model, candidates: None)
+    assert spec.choosable("abc") == ("a", "b", "c")
+    assert spec._replace(candidates=(2, 0)).choosable("abc") == ("c", "a")
 
 
 # ---- every task of the registry

@@ -13,7 +13,7 @@ from dise.experiment.rundir import load_model, open_run, read_json, write_json
 from dise.experiment.select import SELECTION, load_dynamic
 from dise.experiment.timing import count_macs, time_policies
 from dise.integrate import Euler
-from dise.select import Dynamic, find_block, has_block, joined
+from dise.select import Dynamic, find_block, joined
 from dise.tasks.task import Task
 
 METRICS, TIMING = "metrics.json", "timing.json"
@@ -84,8 +84,8 @@ def _selection(path: Path) -> dict[str, Any]:
 
 
 def _dynamics(model: nn.Module, path: Path, task: Task) -> dict[str, Dynamic]:
-    """The run's selectors as integrators; none for a model without an ODE."""
-    if not has_block(model):
+    """The run's selectors as integrators; none for a model that does not select."""
+    if not task.selects(model):
         return {}
     return {name: load_dynamic(path, name, task, model) for name in task.selectors}
 
@@ -97,11 +97,11 @@ def _macs(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: An
     for name, dynamic in dynamics.items():
         unit = task.selectors[name].unit
         block = find_block(model)
-        x = next(iter(task.timed_batches(splits, 1, unit=unit)))[:1].to(next(model.parameters()).device)
+        x = next(iter(task.timed_batches(splits, 1, unit=unit))).to(next(model.parameters()).device)
         with block.using(Euler()), block.recording() as records:
             model(x)
         h0 = records[0].y0
         k1 = block.first_stage(h0)
-        macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0))})
-        macs[unit][name] = count_macs(partial(dynamic.selector, joined(h0), joined(k1)))
+        macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0)) // len(x)})
+        macs[unit][name] = count_macs(partial(dynamic.selector, joined(h0), joined(k1))) // len(x)
     return macs

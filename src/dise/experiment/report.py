@@ -73,7 +73,7 @@ def _selection_table(selection: dict[str, Any], unit: str) -> Table:
     ]
     warnings = [f"Warning, {name}: {fit['warning']}" for name, fit in fits.items() if fit["warning"]]
     return Table(
-        f"Selection on {outcome['samples']} {selection['on']} {unit}s, α = {selection['alpha']:g}",
+        f"Selection on {outcome['samples']} {selection['on']} rows ({unit}), α = {selection['alpha']:g}",
         ["candidate", "adequate", "NFE", *(f"share by {name}" for name in fits)],
         rows,
         "\n".join(["; ".join(notes), *warnings]),

@@ -17,10 +17,9 @@ from dise.select import (
     CostSelector,
     Dynamic,
     choose_penalty,
-    collect_costs,
     diagnose,
-    has_block,
     route,
+    run_candidates,
 )
 from dise.tasks.registry import TASKS
 from dise.tasks.task import SelectorSpec, Task
@@ -57,40 +56,44 @@ def select(
     """
     config = open_run(path)
     task, settings = config.found
-    rule = check_rule(config.task, alpha, penalty)
-    wanted = {"on": on, "alpha": rule.alpha, "M": penalty}
+    rules = check_rules(config.task, alpha, penalty)
+    wanted = {"on": on, "alpha": next(iter(rules.values())).alpha, "M": penalty}
     if (path / SELECTION).exists():
         return _reuse(path, wanted)
     model = load_model(path, config).to(device)
-    if not has_block(model):
-        raise ExperimentError(f"{path}: model {config.model!r} has no ODE, so there is nothing to select")
+    if not task.selects(model):
+        raise ExperimentError(
+            f"{path}: the answers of model {config.model!r} depend on no integrator, so there is nothing to select"
+        )
     splits = task.load(settings, data_dir)
     selection: dict[str, Any] = wanted | {"units": {}, "selectors": {}}
     for unit in dict.fromkeys(spec.unit for spec in task.selectors.values()):
-        log(f"collecting the candidates' costs, a {unit} each")
+        log(f"running the candidates, a {unit} each")
         try:
-            costs = collect_costs(model, task.selection_batches(model, splits, on=on, unit=unit), task.candidates, rule)
-            _ = costs.cost
-            selection["units"][unit] = _outcome(costs)
+            data = task.selection_batches(model, splits, on=on, unit=unit)
+            outcomes = run_candidates(model, data, task.candidates)
             for name, spec in task.selectors.items():
                 if spec.unit == unit:
-                    tune = spec.choose_penalty and penalty is None
-                    network = partial(spec.network, model, len(costs.candidates))
-                    selection["selectors"][name] = _fit(name, spec, network, costs, path, config, tune=tune, log=log)
+                    costs = Costs.of(outcomes, rules[spec.equation])
+                    selection["units"].setdefault(spec.costs, _outcome(costs))
+                    selection["selectors"][name] = _fit(
+                        name, spec, model, costs, path, config, tune=penalty is None, log=log
+                    )
         except ValueError as error:  # M below the NFE that was measured, or too few samples to fit to
             raise ExperimentError(str(error)) from error
     write_json(path / SELECTION, selection)
     return selection
 
 
-def check_rule(task: str, alpha: float | None, penalty: float | None) -> CostRule:
-    """The task's rule with these α and M.
+def check_rules(task: str, alpha: float | None, penalty: float | None) -> dict[int, CostRule]:
+    """The rules of the task's selectors with these α and M, by equation.
 
     Raises:
-        ExperimentError: one of them is out of its range.
+        ExperimentError: α or M is out of its range.
     """
+    equations = dict.fromkeys(spec.equation for spec in TASKS[task].selectors.values())
     try:
-        return TASKS[task].rule(alpha, penalty)
+        return {equation: TASKS[task].rule(alpha, penalty, equation) for equation in equations}
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 
@@ -104,10 +107,11 @@ def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic
     file = _file(path, name)
     if not file.is_file():
         raise ExperimentError(f"{path} has no selector {name!r} ({file.name} is missing); `dise select` makes it")
-    number = len(task.candidates)
-    selector = CostSelector(task.selectors[name].network(model, number), candidates=number)
+    spec = task.selectors[name]
+    candidates = spec.choosable(task.candidates)
+    selector = CostSelector(spec.network(model, len(candidates)), candidates=len(candidates))
     load_weights(selector, file)
-    return Dynamic(task.candidates, selector.to(next(model.parameters()).device).eval())
+    return Dynamic(candidates, selector.to(next(model.parameters()).device).eval())
 
 
 def _reuse(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def _outcome(costs: Costs) -> dict[str, Any]:
 def _fit(
     name: str,
     spec: SelectorSpec,
-    network: Callable[[], nn.Module],
+    model: nn.Module,
     costs: Costs,
     path: Path,
     config: RunConfig,
@@ -138,10 +142,13 @@ def _fit(
     tune: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    trials, passed = [], None
-    if tune:
+    trials, passed, number = [], None, len(costs.candidates)
+    choosable = range(number) if spec.candidates is None else spec.candidates
+    costs = costs.among(choosable)
+    network = partial(spec.network, model, len(costs.candidates))
+    if tune and spec.tolerance is not None:
         log(f"choosing M of selector {name!r} by cross-validation")
-        found = choose_penalty(costs, network, seed=config.seed, log=log)
+        found = choose_penalty(costs, network, tolerance=spec.tolerance, seed=config.seed, log=log)
         costs, trials, passed = costs.with_penalty(found.M), [asdict(t) for t in found.trials], found.passed
     log(f"fitting selector {name!r}, M = {costs.rule.M:g}")
     with torch.random.fork_rng(devices=[]):
@@ -154,7 +161,7 @@ def _fit(
     if warning:
         log(f"warning: selector {name!r}: {warning}")
     return {
-        "unit": spec.unit,
+        "unit": spec.costs,
         "M": costs.rule.M,
         "trials": trials,
         "passed": passed,
@@ -162,7 +169,7 @@ def _fit(
         "validation_loss": min([fit.initial, *fit.validation]),
         "epochs": len(fit.validation),
         "best_epoch": fit.best_epoch,
-        "shares": torch.bincount(choice, minlength=len(costs.candidates)).div(len(choice)).tolist(),
+        "shares": torch.bincount(torch.tensor(choosable)[choice], minlength=number).div(len(choice)).tolist(),
         "warning": warning,
     }
 

@@ -11,6 +11,7 @@ from dise.select.calibrate import (
 )
 from dise.select.cascade import Cascade, Confidence
 from dise.select.cost import (
+    BinaryCost,
     ClassificationCost,
     CostRule,
     Costs,
@@ -29,6 +30,7 @@ from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
+    "BinaryCost",
     "Calibration",
     "Cascade",
     "ClassificationCost",

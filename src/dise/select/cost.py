@@ -79,6 +79,26 @@ class ClassificationCost(CostRule):
 
 
 @dataclass(frozen=True)
+class BinaryCost(ClassificationCost):
+    """Eq. 4 for one logit: an answer is yes if its probability is above the threshold.
+
+    Args:
+        threshold: in (0, 1). At 1/2 a rare class is hardly ever answered, so take the class's prevalence for it.
+    """
+
+    threshold: float = field(default=0.5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """[N, K] 1 where logits [N, K] do not give the answers [N], 0 or 1; else 0."""
+        return ((output.sigmoid() > self.threshold) != (target[:, None] > 0)).float()
+
+
+@dataclass(frozen=True)
 class TaskErrorCost(CostRule):
     """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere; Δ is the candidate's NFE.
 
@@ -177,11 +197,11 @@ class Costs:
         """[N, K], Eq. 4 or 5."""
         return self.rule(self.nfe, self.error)
 
-    def first(self, number: int) -> "Costs":
-        """The costs of the first `number` candidates alone."""
-        return replace(
-            self, candidates=self.candidates[:number], nfe=self.nfe[:, :number], error=self.error[:, :number]
-        )
+    def among(self, candidates: Sequence[int]) -> "Costs":
+        """The costs of some of the candidates, given by their indices."""
+        columns = list(candidates)
+        chosen = tuple(self.candidates[i] for i in columns)
+        return replace(self, candidates=chosen, nfe=self.nfe[:, columns], error=self.error[:, columns])
 
     def take(self, rows: Tensor) -> "Costs":
         """The costs of some of the samples."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Adaptive, Integrator, Solution
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
-from dise.select import CostRule, Dynamic
+from dise.select import CostRule, Dynamic, has_block
 from dise.tasks.table import Table
 
 REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
@@ -37,8 +37,19 @@ class SelectorSpec(NamedTuple):
     """A selector that a task fits."""
 
     network: Callable[[nn.Module, int], nn.Module]  # made for a model and a number of candidates
-    choose_penalty: bool  # whether M is chosen on held-out data; else it is the paper's
+    tolerance: float | None = None  # of `choose_penalty`, which chooses M on held-out data; None: M is the paper's
     unit: str = "sample"  # what gets an integrator: a name that `Task.selection_batches` knows
+    equation: int = 4  # of the costs: a number that `Task.rule` knows
+    candidates: tuple[int, ...] | None = None  # indices of the task's candidates that it chooses from; None: all
+
+    @property
+    def costs(self) -> str:
+        """The name of the costs that it is fitted to."""
+        return f"{self.unit}, Eq. {self.equation}"
+
+    def choosable(self, candidates: Sequence[Integrator]) -> tuple[Integrator, ...]:
+        """Those of the task's candidates that it chooses from."""
+        return tuple(candidates) if self.candidates is None else tuple(candidates[i] for i in self.candidates)
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,13 @@ class Task(ABC):
         """Why a model cannot be trained with a regularizer; None if it can."""
         return None
 
+    def selects(self, model: nn.Module) -> bool:
+        """Whether the model's answers depend on its integrator, so that there is something to select."""
+        return has_block(model)
+
     @abstractmethod
-    def rule(self, alpha: float | None, penalty: float | None) -> CostRule:
-        """The cost of a candidate; α and M are the paper's unless given."""
+    def rule(self, alpha: float | None, penalty: float | None, equation: int) -> CostRule:
+        """The cost of a candidate by the paper's Eq. 4 or 5; α and M are the paper's unless given."""
 
     @abstractmethod
     def load(self, preset: Any, data_dir: Path | None) -> Any:
@@ -136,7 +151,7 @@ class Task(ABC):
 
         Args:
             model: trained, in evaluation mode.
-            dynamics: fitted selectors by name; none for a model without an ODE.
+            dynamics: fitted selectors by name; none for a model that does not select.
             selector_macs: a selector's multiply–adds, in units of one evaluation of f.
             splits: the data.
 

@@ -81,8 +81,12 @@ def test_regularizers(task, name, kind):
 
 
 def test_selectors(task):
-    units = {name: (spec.unit, spec.choose_penalty) for name, spec in task.selectors.items()}
-    assert units == {"paper": ("set", False), "set": ("set", True), "point": ("point", True)}
+    units = {name: (spec.costs, spec.tolerance) for name, spec in task.selectors.items()}
+    assert units == {
+        "paper": ("set, Eq. 5", None),
+        "set": ("set, Eq. 5", 1e-3),
+        "point": ("point, Eq. 5", 1e-3),
+    }
     networks = {name: spec.network(hypernetwork_flow(), 13) for name, spec in task.selectors.items()}
     assert [type(network) for network in networks.values()] == [PaperNetwork, SetNetwork, SetNetwork]
     for name, shape in (("paper", (5, 32, 3)), ("set", (5, 32, 3)), ("point", (5, 3))):
@@ -94,9 +98,9 @@ def test_selectors(task):
 
 def test_the_papers_costs(task):
     rule = TaskErrorCost(0.03, 1000, task_error=likelihood_gap, beta=0.02, resolution=0.005)
-    assert task.rule(None, None) == rule
-    assert (task.rule(0.1, None).alpha, task.rule(0.1, None).M) == (0.1, 1000)
-    assert (task.rule(None, 50).alpha, task.rule(None, 50).M) == (0.03, 50)
+    assert task.rule(None, None, 5) == rule
+    assert (task.rule(0.1, None, 5).alpha, task.rule(0.1, None, 5).M) == (0.1, 1000)
+    assert (task.rule(None, 50, 5).alpha, task.rule(None, 50, 5).M) == (0.03, 50)
 
 
 def test_errors_of_opposite_sign_do_not_cancel():
@@ -118,7 +122,7 @@ def test_eq_5_by_hand(task):
     output = gaps[:, :, None].expand(2, 3, 4)
     nfe = torch.tensor([[4, 60, 200], [4, 60, 200]])
     outcomes = Outcomes(task.candidates[:3], target, target, nfe, output, target)
-    costs = Costs.of(outcomes, task.rule(None, None))
+    costs = Costs.of(outcomes, task.rule(None, None, 5))
     assert costs.adequate.tolist() == [[False, True, True], [True, True, True]]
     # (Δ·Γ)^α with Γ of at least 0.005; (M)^α where Γ > 0.02
     bases = [[1000, 60 * 0.015, 200 * 0.005], [4 * 0.02, 60 * 0.01, 200 * 0.005]]
@@ -128,7 +132,7 @@ def test_eq_5_by_hand(task):
 def test_overstating_the_likelihood_is_not_cheap(task, linear_flow):
     """Euler says of dz/dt = z/2 what the model does not have, and is not adequate."""
     data = task.selection_batches(linear_flow(0.5), SMALL, on="held-out", unit="set")
-    costs = collect_costs(linear_flow(0.5), data, (Euler(3), task.reference), task.rule(None, None))
+    costs = collect_costs(linear_flow(0.5), data, (Euler(3), task.reference), task.rule(None, None, 5))
     assert costs.adequate.tolist() == [[False, True]] * 6
     assert costs.cost[:, 0].tolist() == pytest.approx([1000**0.03] * 6)
 

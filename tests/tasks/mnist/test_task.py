@@ -30,15 +30,15 @@ def splits():
 
 def test_settings_are_the_papers(task):
     assert task.candidates == (Euler(steps=1), RK4(steps=1), Dopri5(rtol=1e-3, atol=1e-3))
-    assert task.rule(None, None) == ClassificationCost(alpha=0.3, M=1000)
+    assert task.rule(None, None, 4) == ClassificationCost(alpha=0.3, M=1000)
     weights = {name: task.weights[name] for name in ("kinetic", "l1", "l2", "error")}
     assert weights == {"kinetic": 0.01, "l1": 1e-4, "l2": 1e-4, "error": 5e-3}
     assert task.weights["none"] == 0
 
 
 def test_rule_takes_other_settings(task):
-    assert task.rule(0.1, None) == ClassificationCost(alpha=0.1, M=1000)
-    assert task.rule(None, 50) == ClassificationCost(alpha=0.3, M=50)
+    assert task.rule(0.1, None, 4) == ClassificationCost(alpha=0.1, M=1000)
+    assert task.rule(None, 50, 4) == ClassificationCost(alpha=0.3, M=50)
 
 
 def test_the_papers_tables():
@@ -65,8 +65,8 @@ def test_registry_has_the_task():
 
 
 def test_the_papers_selector_has_the_papers_penalty_and_the_others_choose(task):
-    choosing = {name: spec.choose_penalty for name, spec in task.selectors.items()}
-    assert choosing == {"paper": False, "pooled": True, "confidence": True}
+    choosing = {name: spec.tolerance for name, spec in task.selectors.items()}
+    assert choosing == {"paper": None, "pooled": 1e-3, "confidence": 1e-3}
     assert {spec.unit for spec in task.selectors.values()} == {"sample"}
     model, h0 = task.models["odenet"](), torch.zeros(2, 64, 6, 6)
     assert all(spec.network(model, 3)(h0, h0).shape == (2, 3) for spec in task.selectors.values())

@@ -25,7 +25,7 @@ from dise.tasks.task import REGULARIZERS, Loss, Run, SelectorSpec, Task
 
 CIRCLES = "circles"  # the target of the paper
 
-
+TOLERANCE = 1e-3  # share of rows whose likelihood may be farther off than β
 POINT_PART = 8  # a row of one point costs as many multiply–adds as most of a set: an eighth of the sets will do
 
 
@@ -47,12 +47,12 @@ class CirclesTask(Task):
         reference,
     )
     selectors: ClassVar = {
-        "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates), choose_penalty=False, unit="set"),
-        "set": SelectorSpec(lambda model, candidates: SetNetwork(candidates), choose_penalty=True, unit="set"),
-        "point": SelectorSpec(lambda model, candidates: SetNetwork(candidates), choose_penalty=True, unit="point"),
+        "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates), unit="set", equation=5),
+        "set": SelectorSpec(lambda model, candidates: SetNetwork(candidates), TOLERANCE, unit="set", equation=5),
+        "point": SelectorSpec(lambda model, candidates: SetNetwork(candidates), TOLERANCE, unit="point", equation=5),
     }
 
-    def rule(self, alpha: float | None, penalty: float | None) -> TaskErrorCost:
+    def rule(self, alpha: float | None, penalty: float | None, equation: int) -> TaskErrorCost:
         """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's."""
         return TaskErrorCost(
             alpha=ALPHA if alpha is None else alpha,
@@ -106,7 +106,7 @@ class CirclesTask(Task):
         for unit in ("set", "point"):
             own = {name: dynamic for name, dynamic in dynamics.items() if self.selectors[name].unit == unit}
             part = test if unit == "set" else test[: SMALL + max(splits.test_sets // POINT_PART, 1)]
-            rows += policies(model, self.candidates, self.rule(None, None), own, selector_macs, part, unit)
+            rows += policies(model, self.candidates, self.rule(None, None, 5), own, selector_macs, part, unit)
         return {"target": splits.target, "samples": test.shape[0] * test.shape[1], "policies": rows}
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:

@@ -45,7 +45,7 @@ def with_ode(
     """
     everyone = (*candidates, *baselines)
     costs = Costs.of(run_candidates(model, batches, everyone), ClassificationCost())
-    choosable, reference = costs.first(len(candidates)), costs.adequate[:, len(candidates) - 1]
+    choosable, reference = costs.among(range(len(candidates))), costs.adequate[:, len(candidates) - 1]
     rows = [
         _row(single(costs, i), reference) | {"nfe_batch": _batch_nfe(model, batches, candidate)}
         for i, candidate in enumerate(everyone)
@@ -57,7 +57,7 @@ def with_ode(
         executed = {
             "nfe_batch": calls,
             "selector_macs": selector_macs[name],
-            "shares": dict(zip(map(str, candidates), shares.tolist(), strict=True)),
+            "shares": dict(zip(map(str, dynamic.candidates), shares.tolist(), strict=True)),
         }
         mixed = random_mix(choosable, shares)
         rows += [_row(score, reference) | executed, _row(mixed, reference) | {"policy": f"random, mix of {name}"}]
