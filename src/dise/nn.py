@@ -47,19 +47,28 @@ class NeuralODE(nn.Module):
         self,
         y0: State,
         *,
+        t0: float | Tensor | None = None,
+        t1: float | Tensor | None = None,
         args: Sequence[Any] = (),
         sample_args: Sequence[Tensor] = (),
+        save_at: Tensor | Sequence[float] | None = None,
+        save_mask: Tensor | None = None,
         accumulate: Callable[[Step], Tensor] | None = None,
     ) -> Solution:
-        """Integrate y0 [B, ...] and return everything known of it; arguments as of `dise.solve`."""
+        """Integrate y0 [B, ...] and return everything known of it; arguments as of `dise.solve`.
+
+        t0 and t1 are the block's unless given.
+        """
         solution = solve(
             self.f,
             y0,
-            self.t0,
-            self.t1,
+            self.t0 if t0 is None else t0,
+            self.t1 if t1 is None else t1,
             self.integrator,
             args=args,
             sample_args=sample_args,
+            save_at=save_at,
+            save_mask=save_mask,
             batched=self.batched,
             compact=self.compact,
             accumulate=accumulate,
@@ -68,14 +77,14 @@ class NeuralODE(nn.Module):
             self._records.append(Record(y0, solution))
         return solution
 
-    def forward(self, y0: State) -> State:
-        """State at t1, shaped like y0 [B, ...]."""
-        return self.solve(y0).y
+    def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
+        """State at t1, shaped like y0 [B, ...]; t0 and t1 are the block's unless given."""
+        return self.solve(y0, t0=t0, t1=t1).y
 
-    def first_stage(self, y0: State) -> State:
+    def first_stage(self, y0: State, *, t0: float | Tensor | None = None) -> State:
         """k1 = f(t0, y0), shaped like y0 [B, ...]: what every integrator evaluates first."""
         first = y0[0] if isinstance(y0, tuple) else y0
-        t0 = torch.as_tensor(self.t0, dtype=first.dtype, device=first.device)
+        t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=first.dtype, device=first.device)
         if self.batched:
             t0 = t0.expand(len(first)).reshape(-1, *(1 for _ in first.shape[1:]))
         return self.f(t0, y0)

@@ -230,7 +230,11 @@ def test_run_prints_the_papers_tables(finished):
     for text in ("Table 8", "0.8914", "2286", NAME, "Table 9", "87.5%", "DISE (point)", "over seeds", "NLL in nats"):
         assert text in result.stdout
     assert "Other targets" not in result.stdout
-    for text in ("candidates, a set each", "candidates, a point each", "choosing M of selector 'point' by cross-validation"):
+    for text in (
+        "candidates, a set each",
+        "candidates, a point each",
+        "choosing M of selector 'point' by cross-validation",
+    ):
         assert text in result.stderr
 
 

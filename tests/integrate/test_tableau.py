@@ -72,6 +72,28 @@ def test_bosh3_is_scipys_and_embeds_order_exactly_2():
     assert order_of(BOSH3, np.subtract(BOSH3.b, BOSH3.b_err)) == 2
 
 
+def test_dopri5s_interpolant_is_scipys():
+    np.testing.assert_allclose(DOPRI5.interpolant, scipy.integrate.RK45.P, rtol=1e-15)
+
+
+def test_bosh3s_interpolant_is_scipys():
+    np.testing.assert_allclose(BOSH3.interpolant, scipy.integrate.RK23.P, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(("tableau", "order"), [(EULER, 1), (MIDPOINT, 2), (RK4, 3), (BOSH3, 3), (DOPRI5, 4)], ids=str)
+def test_order_of_the_interpolant(tableau, order):
+    """At θ the conditions are those of the solution, with θ^(number of nodes) in place of 1."""
+    for theta in (0.2, 0.5, 0.9):
+        b = np.array(tableau.interpolant) @ theta ** np.arange(1, len(tableau.interpolant[0]) + 1)
+        defects = order_conditions(tableau, b)
+        for p in range(1, order + 1):
+            constants = np.array(TREES[p])
+            np.testing.assert_allclose(defects[p] + constants, constants * theta**p, atol=1e-12)
+
+
+TREES = {1: [1], 2: [1 / 2], 3: [1 / 3, 1 / 6], 4: [1 / 4, 1 / 8, 1 / 12, 1 / 24]}
+
+
 @pytest.mark.parametrize(
     ("tableau", "fsal"), [(EULER, False), (MIDPOINT, False), (RK4, False), (BOSH3, True), (DOPRI5, True)]
 )
@@ -93,6 +115,11 @@ TWO_STAGES = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
         ({"c": (0.1, 0.5)}, r"a: row 0 sums to 0, but c\[0\] is 0.1"),
         ({"b": (0.1, 1.0)}, "b: must sum to 1"),
         ({"b_err": (1.0, -0.9)}, "b_err: must sum to 0"),
+        ({"interpolant": ((1.0, -1.0),)}, "interpolant: expected 2 entries"),
+        ({"interpolant": ((1.0, -1.0), (1.0,))}, "interpolant: rows need one length"),
+        ({"interpolant": ((), ())}, "interpolant: rows need one length"),
+        ({"interpolant": ((1.0, -1.0), (0.5, 0.0))}, r"interpolant: row 1 sums to 0.5, but b\[1\] is 1"),
+        ({"interpolant": ((0.5, -0.5), (0.0, 1.0))}, "interpolant: column 0 must sum to 1, sums to 0.5"),
     ],
 )
 def test_a_wrong_coefficient_is_refused(change, message):

@@ -98,6 +98,8 @@ def _advance(
     status = torch.where(accept & (t_next == rows.t1), int(Status.SUCCESS), verdict.status)
     if max_steps is not None:
         status = torch.where((status == Status.RUNNING) & (n_steps >= max_steps), int(Status.MAX_STEPS), status)
+    if problem.trail is not None:
+        problem.trail.record(problem.samples(rows.sample), step, t_next, accept)
     accumulated = rows.accumulated
     if problem.accumulate is not None:
         accumulated = accumulated + torch.where(accept, _share(problem.accumulate(step), step), 0)

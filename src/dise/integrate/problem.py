@@ -8,12 +8,15 @@ asks for all their evaluations in one call of f.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dise.integrate.solution import State
+
+if TYPE_CHECKING:
+    from dise.integrate.dense import Trail
 
 
 class Request(NamedTuple):
@@ -80,6 +83,14 @@ class Layout:
         leaves = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
         return leaves if self.is_tuple else leaves[0]
 
+    def unpack_saved(self, y: Tensor) -> State:
+        """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""
+        times = y.shape[:2] if self.batched else y.shape[1:2]
+        leaves = tuple(
+            part.reshape((*times, *shape)) for part, shape in zip(y.split(self.sizes, dim=2), self.shapes, strict=True)
+        )
+        return leaves if self.is_tuple else leaves[0]
+
     def time(self, t: Tensor) -> Tensor:
         """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
@@ -104,6 +115,8 @@ class Problem:
     compact: bool = False
     through_control: bool = False
     accumulate: Callable | None = None
+    trail: "Trail | None" = None  # where steps are kept, if save points are asked for
+    sample: Tensor | None = None  # [n] which of the solve's samples these are; None: all, in order
 
     def __len__(self) -> int:
         return len(self.y0)
@@ -117,7 +130,12 @@ class Problem:
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
         k1 = None if k1 is None else k1[rows]
-        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1)
+        sample = self.samples(rows)
+        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1, sample=sample)
+
+    def samples(self, rows: Tensor) -> Tensor:
+        """Which of the solve's samples some of this problem's are."""
+        return rows if self.sample is None else self.sample[rows]
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:

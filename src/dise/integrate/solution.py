@@ -59,6 +59,8 @@ class Solution:
         status: [B] int64, see `Status`.
         dt: [B] step size last tried (signed), for diagnosis.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
+        saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False);
+            0 where they are masked, NaN where a sample failed before; None if none were asked for.
         choice: [B] int64, index of the candidate used, if the integrator is one that chooses (-1 for a sample whose
             span has no length), else None.
     """
@@ -73,6 +75,7 @@ class Solution:
     status: Tensor
     dt: Tensor
     accumulated: Tensor | None = None
+    saved: State | None = None
     choice: Tensor | None = None
 
     def raise_for_status(self) -> "Solution":

@@ -1,11 +1,13 @@
 """`solve`: the door to integration. Checks the arguments, answers the integrator's requests, returns a Solution."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dise.integrate.dense import Trail, save_points
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Layout, Problem, Request, Result, merge
 from dise.integrate.solution import Solution, State, Status
@@ -21,6 +23,8 @@ def solve(
     *,
     args: Sequence[Any] = (),
     sample_args: Sequence[Tensor] = (),
+    save_at: Tensor | Sequence[float] | None = None,
+    save_mask: Tensor | None = None,
     batched: bool = True,
     compact: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
@@ -37,6 +41,11 @@ def solve(
         integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
         args: passed on to f as they are.
         sample_args: tensors [B, ...] of which f gets the rows that it is called on (labels, conditions, …).
+        save_at: save points, times [T] for all samples or [B, T] for each its own, in any order, within each sample's
+            span; `Solution.saved` holds the states there. They cost no evaluation of f and change no step. With
+            batched=False [T].
+        save_mask: [B, T] or [T] bool; where it is False a save point is padding: its time may be anything, its state
+            is 0.
         batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
         compact: let finished samples leave the batch, so that f sees only rows that still run, in training as well.
             False: f always gets all samples (for an f that mixes samples, such as batch normalization in training).
@@ -48,9 +57,9 @@ def solve(
 
     Returns:
         the `Solution`; gradients flow by backpropagation through the accepted steps to y0, f's parameters, args,
-        sample_args, t0 and t1. An attempted step that left f's domain (f was NaN or infinite there) is retried with a
-        shorter one, but leaves NaN gradients, since 0 · NaN is NaN in f's backward pass: train with a first_step that
-        stays inside.
+        sample_args, t0, t1 and save_at. An attempted step that left f's domain (f was NaN or infinite there) is
+        retried with a shorter one, but leaves NaN gradients, since 0 · NaN is NaN in f's backward pass: train with a
+        first_step that stays inside.
 
     Raises:
         TypeError, ValueError: an argument (named in the message) is not as described.
@@ -70,9 +79,15 @@ def solve(
         through_control=through_control,
         accumulate=accumulate,
     )
+    points = save_points(save_at, save_mask, problem)
+    if points is not None:
+        problem = replace(problem, trail=Trail(len(packed), packed.device))
     field = _Field(f, problem, tuple(args), _check_sample_args(sample_args, packed, batched=batched))
     result = _drive(_integrate_moving(integrator, problem), field)
     solution = _solution(result, layout, field.calls, accumulated=accumulate is not None)
+    if points is not None and problem.trail is not None:
+        saved = problem.trail.at(*points, problem.t0, problem.t1, packed, result)
+        solution = replace(solution, saved=layout.unpack_saved(saved))
     return solution.raise_for_status() if throw else solution
 
 

@@ -4,17 +4,10 @@ Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten
 Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
 """
 
-import gzip
 import hashlib
-import importlib.util
-import os
-import sys
-import tempfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Self
 
 import numpy as np
@@ -23,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dise.tasks.errors import DataError
+from dise.tasks.files import Source, read_bytes, unpack_gzip
 
 # MD5 of the *unpacked* files: publishers and mirrors repack the gzip members, the content is always this.
 MD5 = {
@@ -41,8 +35,6 @@ SAMPLE_FILE = Path(__file__).with_name("sample.npz")
 
 # IDX: a magic number and one big-endian int32 a dimension come before the bytes.
 _IMAGE_HEADER, _LABEL_HEADER = 16, 8
-
-_ELSEWHERE = "point --data-dir or DISE_DATA at a folder that holds mnist/*.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +84,8 @@ def load_mnist(
     Errors: `DataError` for a file that is missing, damaged or cannot be downloaded; `ValueError` if
     `held_out` is negative or leaves no image to train on.
     """
-    folder = _data_dir(data_dir)
-    if folder is None:
-        content = {name: _read_cached(name, download=download) for name in MD5}
-    else:
-        content = {name: _read(folder / "mnist" / name) for name in MD5}
+    source = _source()
+    content = {name: source.load(name, data_dir, download=download) for name in MD5}
     train, held = _set_apart(_parse(content, "train"), held_out=held_out, seed=seed)
     return MnistSplits(train, held, _parse(content, "t10k"))
 
@@ -224,81 +213,18 @@ def _images(pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Images:
     return Images(torch.tensor(pixels), torch.tensor(labels, dtype=torch.int64))
 
 
-def _data_dir(data_dir: Path | None) -> Path | None:
-    folder = data_dir or os.environ.get("DISE_DATA")
-    return Path(folder).expanduser() if folder else None
+def _source() -> Source[bytes]:
+    return Source("MNIST", "mnist", "*.gz", MIRRORS, _expected, _unpack)
+
+
+def _expected(name: str) -> str:
+    return f"a gzip file with MD5 {MD5[name]} when unpacked"
 
 
 def _unpack(path: Path) -> bytes:
     """The checked content of an MNIST file; the `DataError` says only what was found instead."""
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError("no such file") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"a file that cannot be unpacked ({error})") from error
+    content = unpack_gzip(read_bytes(path))
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if md5 != MD5[path.name]:
         raise DataError(f"MD5 {md5}")
     return content
-
-
-def _data_error(path: Path, *, found: object, remedy: str) -> DataError:
-    expected = f"a gzip file with MD5 {MD5[path.name]} when unpacked"
-    return DataError(f"MNIST: {path}: expected {expected}, found {found}. {remedy}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return _unpack(path)
-    except DataError as error:
-        remedy = f"Put an intact copy there, {_ELSEWHERE}, or leave both unset to download it."
-        raise _data_error(path, found=error, remedy=remedy) from error
-
-
-def _read_cached(name: str, *, download: bool) -> bytes:
-    pooch = _pooch()
-    path = Path(pooch.os_cache("dise")) / "mnist" / name
-    try:
-        return _unpack(path)
-    except DataError as error:
-        if download:
-            return _download(path)
-        raise _data_error(path, found=error, remedy=f"Allow the download, or {_ELSEWHERE}.") from error
-
-
-def _download(path: Path) -> bytes:
-    """Fetches a file from the first mirror that has it; `path` appears only once its content is checked."""
-    failures = []
-    for mirror in MIRRORS:
-        try:
-            return _fetch(mirror + path.name, path)
-        except (OSError, ValueError) as error:  # the network and the disk; the content
-            failures.append(error)
-    found = "; ".join(f"{mirror}: {error}" for mirror, error in zip(MIRRORS, failures, strict=True))
-    remedy = f"Run again with a network, or {_ELSEWHERE}."
-    raise _data_error(path, found=f"no mirror to download it from ({found})", remedy=remedy) from failures[-1]
-
-
-def _fetch(url: str, path: Path) -> bytes:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the move is atomic: a run beside this one never reads half a file.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        arrived = Path(folder) / path.name
-        _pooch().HTTPDownloader(progressbar=_can_show_progress())(url, str(arrived), None)
-        content = _unpack(arrived)
-        arrived.replace(path)
-    return content
-
-
-def _can_show_progress() -> bool:
-    return sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-
-
-def _pooch() -> ModuleType:
-    # Not imported above: the sample and a given folder work without it.
-    try:
-        return importlib.import_module("pooch")
-    except ImportError as error:
-        message = f"MNIST: downloading needs pooch: pip install 'dise[tasks]', or {_ELSEWHERE}."
-        raise DataError(message) from error

@@ -1,0 +1,1 @@
+"""Deaths in intensive care, predicted from irregular measurements by a latent ODE."""
