@@ -47,7 +47,8 @@ def table_5(runs: Sequence[Run]) -> Table:
         "NFE a record: mean over the 800 test records, each with its own steps, selector not included. Selector: its "
         "multiply–adds as a multiple of those of one evaluation of f. NFE a batch: evaluations for a batch of 60, "
         "DOPRI with one step size for the batch; DISE in lockstep. Model z0 classifies the start, as the published "
-        f"Latent ODE does ({PUBLISHED[0]} ± {PUBLISHED[1]}): its area is of three sampled starts a record, pooled, as there.",
+        f"Latent ODE does ({PUBLISHED[0]} ± {PUBLISHED[1]}): its area is of three sampled starts a record, pooled, "
+        "as there.",
     )
 
 
