@@ -59,8 +59,8 @@ class Training(L.LightningModule):
         return self.task.training_batches(self.splits, self.settings, seed=self.config.seed, epoch=self.current_epoch)
 
     def val_dataloader(self) -> Any:
-        """The monitored batches."""
-        return self.task.monitored_batches(self.splits, self.settings)
+        """The monitored batches, in a list of one loader: of a bare list Lightning takes every entry for a loader."""
+        return [self.task.monitored_batches(self.splits, self.settings)]
 
     def configure_optimizers(self) -> Any:
         """The task's optimizer and schedule."""
