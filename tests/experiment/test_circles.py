@@ -157,7 +157,7 @@ def dise(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["circle"], "task: there is no 'circle'; choose one of mnist, circles"),
+        (["circle"], "task: there is no 'circle'; choose one of mnist, physionet, circles"),
         (["circles", "--preset", "huge"], "preset: there is no 'huge'; choose one of sample, cpu, paper"),
         (["circles", "--reg", "bogus"], "reg: there is no 'bogus'; choose one of none, kinetic, l1, l2, error, raw-"),
         (["circles", "--model", "odenet"], "model: there is no 'odenet'; choose one of flow"),
