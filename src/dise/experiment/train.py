@@ -5,6 +5,7 @@ import pickle
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,26 @@ class Training(L.LightningModule):
         return self.task.training_batches(self.splits, self.settings, seed=self.config.seed, epoch=self.current_epoch)
 
     def val_dataloader(self) -> Any:
-        """The monitored batches, in a list of one loader: of a bare list Lightning takes every entry for a loader."""
-        return [self.task.monitored_batches(self.splits, self.settings)]
+        """The monitored batches."""
+        return _Loader(list(self.task.monitored_batches(self.splits, self.settings)))
 
     def configure_optimizers(self) -> Any:
         """The task's optimizer and schedule."""
         steps = len(self.train_dataloader())
         return self.task.optimizer(self.model, self.settings, steps)
+
+
+class _Loader:
+    """A list of batches as one loader: of a bare list Lightning takes every entry for a loader."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 class EpochLine(Callback):
