@@ -125,16 +125,20 @@ class PowerCut(Exception):
 
 @pytest.fixture
 def cut_at(monkeypatch):
-    """cut_at(step, error): training breaks at that step; cut_at(None): at none."""
+    """cut_at(step, error): training breaks at that step; cut_at(None): at none. It gives a list of the steps begun."""
     untouched = Training.training_step
 
     def at(step, error=PowerCut):
+        begun = []
+
         def training_step(self, batch, index):
+            begun.append(self.global_step)
             if self.global_step == step:
                 raise error
             return untouched(self, batch, index)
 
         monkeypatch.setattr(Training, "training_step", training_step)
+        return begun
 
     yield at
     # Lightning ignores Ctrl-C after having seen one
@@ -147,9 +151,10 @@ def broken_then_resumed(config, path, cut_at, step):
     with pytest.raises(PowerCut):
         train(config, path, device="cpu")
     assert not (path / "model.safetensors").exists()
-    cut_at(None)
+    began = cut_at(None)
     torch.manual_seed(12345)  # another process would have another state
     assert train(config, path, device="cpu")
+    assert began[0] == step // STEPS * STEPS  # the end of the last whole epoch
     return weights(path)
 
 

@@ -209,7 +209,7 @@ def _trainer(path: Path, epochs: int, device: str, clock: Callback) -> L.Trainer
         callbacks=[
             clock,
             RichProgressBar() if terminal else EpochLine(),
-            ModelCheckpoint(dirpath=path / "checkpoints", save_last=True, save_top_k=0, every_n_epochs=1),
+            ModelCheckpoint(dirpath=path / "checkpoints", filename="last", enable_version_counter=False),
         ],
         logger=[
             CSVLogger(path, name="logs", version=_new_version(path / "logs", "csv")),
