@@ -6,13 +6,13 @@ through its own.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dise.integrate import Dopri5, Euler, Solution, Step, solve
+from dise.integrate import Dopri5, Solution, Step
 from dise.nn import NeuralODE
 from dise.tasks.physionet.records import VARIABLES
 from dise.tasks.physionet.stays import Stays
@@ -78,8 +78,9 @@ class LatentODE(nn.Module):
             save_mask=mask.repeat(samples, 1),
             accumulate=accumulate,
         )
-        path = solution.saved.unflatten(0, (samples, len(x)))[:, x.stay, x.place]
-        z = z0 if self.head == "z0" else solution.y.unflatten(0, (samples, len(x)))
+        saved, last = cast(Tensor, solution.saved), cast(Tensor, solution.y)  # the state is one tensor
+        path = saved.unflatten(0, (samples, len(x)))[:, x.stay, x.place]
+        z = z0 if self.head == "z0" else last.unflatten(0, (samples, len(x)))
         return Reconstruction(mean, deviation, self.decoder(path), self.classifier(z).squeeze(-1), solution)
 
 
@@ -114,12 +115,15 @@ class ODERNN(nn.Module):
         walk = x.walk
         seen = self.unit.read(torch.cat([x.values, x.mask], dim=1))[walk.row]
         observed = (walk.row >= 0)[:, None, None]
-        columns = (column.split(walk.sizes) for column in (walk.t, walk.t_next, seen, observed))
+        dt = (walk.t_next - walk.t)[:, None]
+        columns = (column.split(walk.sizes) for column in (walk.t, dt, seen, observed))
         h, finished = x.values.new_zeros(len(x), 2, HIDDEN), []
-        for t, t_next, seen_here, observed_here in zip(*columns, strict=True):
+        for t, dt_here, seen_here, observed_here in zip(*columns, strict=True):
             finished.append(h[len(t) :])
             h = h[: len(t)]
-            mean = solve(self.field, h[:, 0], t, t_next, Euler()).y
+            mean = h[:, 0]
+            # one step of `dise.Euler`, to the bit, without what a solve checks: a third of a training's time
+            mean = torch.addcmul(mean, dt_here, self.field(t, mean))
             h = torch.stack([mean, h[:, 1]], dim=1)
             h = torch.where(observed_here, self.unit(h, seen_here), h)
         state = torch.cat([h, *reversed(finished)])[walk.place]
