@@ -18,6 +18,7 @@ from dise.tasks.physionet.records import VARIABLES
 from dise.tasks.physionet.stays import Stays
 
 OBSERVED, HIDDEN, LATENT, UNITS, CLASSIFIER = len(VARIABLES), 40, 20, 50, 300
+REFERENCE = Dopri5(rtol=1e-3, atol=1e-4)  # as published; what the model is trained with
 _DEVIATION = 0.1  # of initial weights
 _SMALLEST = 1e-6  # standard deviation of z(0)
 
@@ -44,7 +45,7 @@ class LatentODE(nn.Module):
         super().__init__()
         self.head = head
         self.encoder = ODERNN()
-        self.block = NeuralODE(Field(LATENT), Dopri5(rtol=1e-3, atol=1e-4))
+        self.block = NeuralODE(Field(LATENT), REFERENCE)
         self.decoder = nn.Linear(LATENT, OBSERVED)
         self.classifier = nn.Sequential(
             nn.Linear(LATENT, CLASSIFIER), nn.ReLU(), nn.Linear(CLASSIFIER, CLASSIFIER), nn.ReLU(),
