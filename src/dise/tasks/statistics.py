@@ -1,4 +1,4 @@
-"""Paired comparisons of accuracies."""
+"""Paired comparisons of accuracies and of areas under the ROC curve."""
 
 from collections.abc import Sequence
 
@@ -34,6 +34,14 @@ def mcnemar_of_errors(first: Sequence[int], second: Sequence[int], samples: int)
     return mcnemar(right[0], right[1])
 
 
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve of scores [N] for labels [N], 0 or 1, both of which occur.
+
+    Source: the statistic of Mann and Whitney, 1947; ties count one half.
+    """
+    return float(_weighted_auroc(scores, labels, torch.ones(1, len(labels), dtype=torch.float64)))
+
+
 def bootstrap_auroc(scores: Tensor, labels: Tensor, *, resamples: int = 2000, seed: int = 0) -> Tensor:
     """Areas under the ROC curve of P classifiers on the same resampled samples, so that they can be paired.
 
@@ -47,7 +55,7 @@ def bootstrap_auroc(scores: Tensor, labels: Tensor, *, resamples: int = 2000, se
     Returns:
         [R, P] in double precision; NaN where a resample has one class only.
 
-    Source: Efron, Bootstrap methods, 1979; the area is Mann and Whitney's statistic, ties counting one half.
+    Source: Efron, Bootstrap methods, 1979; the areas are those of `auroc`.
     """
     generator = torch.Generator().manual_seed(seed)
     number = scores.shape[-1]

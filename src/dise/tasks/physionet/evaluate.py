@@ -6,11 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_calibration_error,
-)
+from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
 
 from dise.integrate import FixedStep, Integrator, solve
 from dise.select import Dynamic, Outcomes, run_candidates
@@ -18,7 +14,7 @@ from dise.tasks.physionet.batches import draw
 from dise.tasks.physionet.model import LatentODE
 from dise.tasks.physionet.presets import BETA
 from dise.tasks.physionet.starts import FromStarts, Starts
-from dise.tasks.statistics import bootstrap_auroc, interval
+from dise.tasks.statistics import auroc, bootstrap_auroc, interval
 
 SAMPLES = 3  # of z(0), in the published test
 BINS = 10  # of the calibration error
@@ -48,7 +44,7 @@ def quality(p: Tensor, labels: Tensor) -> dict[str, float]:
     """Areas under the ROC and the precision–recall curve, and the expected calibration error of 10 bins."""
     target = labels.long()
     return {
-        "auroc": float(binary_auroc(p, target)),
+        "auroc": auroc(p, labels),
         "auprc": float(binary_average_precision(p, target)),
         "ece": float(binary_calibration_error(p, target, n_bins=BINS)),
     }

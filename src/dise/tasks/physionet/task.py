@@ -59,7 +59,7 @@ class PhysionetTask(Task):
         Dopri5(rtol=1e-3, atol=1e-4, first_step="span"),
         reference,
     )
-    baselines = tuple(Dopri5(rtol=tol, atol=tol / 10) for tol in (1e-1, 1e-2, 1e-5))
+    baselines = tuple(Dopri5(rtol=rtol, atol=atol) for rtol, atol in ((1e-1, 1e-2), (1e-2, 1e-3), (1e-5, 1e-6)))
     selectors: ClassVar = {
         "paper": SelectorSpec(lambda model, number: PaperNetwork(number), unit="record", candidates=_PAPER),
         "paper-dropout": SelectorSpec(
