@@ -38,6 +38,37 @@ def test_solve_passes_its_arguments_on(y0):
     torch.testing.assert_close(solution.accumulated, torch.ones(4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("t0", "t1"),
+    [
+        (1.0, None),
+        (None, 3.0),
+        (2.0, 0.0),
+        (0.0, 0.0),
+        (torch.tensor([0.5, 0.0, 1.0, 2.0]), None),
+        (None, torch.tensor([0.5, 3.0, 0.0, 1.0])),
+        (torch.tensor([0.5, 0.0, 1.0, 2.0]), torch.tensor([0.5, 3.0, 0.0, 1.0])),
+    ],
+)
+def test_a_span_that_is_given_is_taken_for_the_blocks(block, y0, t0, t1):
+    start, end = 0.5 if t0 is None else t0, 2.0 if t1 is None else t1
+    expected = solve(block.f, y0, start, end, Dopri5())
+    assert torch.equal(block(y0, t0=t0, t1=t1), expected.y)
+    solution = block.solve(y0, t0=t0, t1=t1)
+    assert torch.equal(solution.nfe, expected.nfe)
+    assert torch.equal(solution.t, torch.as_tensor(end, dtype=y0.dtype).expand(4))
+    assert (block.t0, block.t1) == (0.5, 2.0)
+
+
+def test_gradients_reach_a_span_that_is_given(block, y0):
+    """dy/dt1 is f there."""
+    t1 = torch.tensor([1.0, 2.0, 0.25, 1.5], dtype=y0.dtype, requires_grad=True)
+    block.integrator = Dopri5(rtol=1e-10, atol=1e-10)
+    y = block(y0, t1=t1)
+    (gradient,) = torch.autograd.grad(y.sum(), t1)
+    torch.testing.assert_close(gradient, block.f(t1[:, None], y).sum(1), rtol=1e-6, atol=1e-6)
+
+
 def test_the_integrator_can_be_exchanged(block, y0):
     block.integrator = Euler(3)
     assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, Euler(3)).y)
@@ -72,6 +103,12 @@ def test_the_first_stage_is_f_at_the_start(block, y0):
     assert torch.equal(seen[0].stages[0], k1)
 
 
+def test_the_first_stage_at_other_starts(block, y0):
+    t0 = torch.tensor([0.0, 1.0, 2.0, 0.5], dtype=y0.dtype)
+    assert torch.equal(block.first_stage(y0, t0=t0), block.f(t0[:, None], y0))
+    assert torch.equal(block.first_stage(y0, t0=2.0), block.f(torch.full((4, 1), 2.0, dtype=y0.dtype), y0))
+
+
 def test_the_state_dict_holds_f_alone(block):
     assert list(block.state_dict()) == ["f.W", "f.b", "f.c"]
     assert {name for name, _ in block.named_parameters()} == {"f.W", "f.b", "f.c"}
@@ -101,6 +138,15 @@ def test_recording_gives_start_and_solution_of_each_solve(block, y0):
     assert torch.equal(records[1].y0, records[0].solution.y)
     block(y0)
     assert len(records) == 2  # the context is over
+
+
+def test_recording_gives_the_span_of_each_solve(block, y0):
+    ends = torch.tensor([1.0, 2.0, 0.5, 1.5])
+    with block.recording() as records:
+        block(y0)
+        block(y0, t0=1.0, t1=ends)
+    assert [(r.t0, r.t1) for r in records] == [(0.5, 2.0), (1.0, ends)]
+    assert torch.equal(block(records[1].y0, t0=records[1].t0, t1=records[1].t1), records[1].solution.y)
 
 
 def test_an_inner_recording_is_its_own(block, y0):

@@ -11,9 +11,11 @@ from dise.integrate import Integrator, Solution, State, Step, solve
 
 
 class Record(NamedTuple):
-    """One integration of a block: where it started and what came of it."""
+    """One integration of a block: the problem that was solved, and what came of it."""
 
     y0: State
+    t0: float | Tensor
+    t1: float | Tensor
     solution: Solution
 
 
@@ -59,11 +61,12 @@ class NeuralODE(nn.Module):
 
         t0 and t1 are the block's unless given.
         """
+        t0, t1 = self.t0 if t0 is None else t0, self.t1 if t1 is None else t1
         solution = solve(
             self.f,
             y0,
-            self.t0 if t0 is None else t0,
-            self.t1 if t1 is None else t1,
+            t0,
+            t1,
             self.integrator,
             args=args,
             sample_args=sample_args,
@@ -74,7 +77,7 @@ class NeuralODE(nn.Module):
             accumulate=accumulate,
         )
         if self._records is not None:
-            self._records.append(Record(y0, solution))
+            self._records.append(Record(y0, t0, t1, solution))
         return solution
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
@@ -91,7 +94,7 @@ class NeuralODE(nn.Module):
 
     @contextmanager
     def recording(self) -> Iterator[list[Record]]:
-        """Within the context, every solve's start and Solution are appended to the list that it gives.
+        """Within the context, every solve's start, span and Solution are appended to the list that it gives.
 
         It is how NFE, errors and choices are read from a model that calls its block somewhere inside:
 

@@ -148,6 +148,41 @@ def test_nfe_and_output_of_dopri_are_those_of_solving_alone(toy_model):
     assert_close(outcomes.output[:, 1], 6 * x / math.e, rtol=1e-5, atol=0)
 
 
+class Late:
+    """An input that is no tensor: states [B, 1] and the times [B] at which they start."""
+
+    def __init__(self, y0, t0):
+        self.y0, self.t0, self.device = y0, t0, y0.device
+
+    def __len__(self):
+        return len(self.y0)
+
+    def to(self, device):
+        return Late(self.y0.to(device), self.t0.to(device))
+
+
+def test_inputs_that_are_no_tensors_and_start_when_they_say():
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return t * y
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.scale = NeuralODE(Field(), Euler(), t1=3.0), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.scale * self.block(x.y0, t0=x.t0)
+
+    x = Late(torch.tensor([[1.0], [10.0]]), torch.tensor([1.0, 2.0]))
+    outcomes = run_candidates(Model(), [(x, torch.zeros(2)), (x, torch.ones(2))], (Euler(1), Euler(2)))
+    assert_close(outcomes.k1, torch.tensor([[1.0], [20.0]] * 2))  # t·y at their own start
+    # y + (3 − t0)·t0·y; two steps: y (1 + h t0)(1 + h (t0 + h)) of h = (3 − t0)/2
+    expected = torch.tensor([[[3.0], [2.0 * 3.0]], [[30.0], [10.0 * 2.0 * 2.25]]])
+    assert_close(outcomes.output, 2 * torch.cat([expected, expected]))
+    assert outcomes.target.tolist() == [0, 0, 1, 1]
+
+
 def test_running_candidates_leaves_the_model_as_it_was(toy_model):
     run_candidates(toy_model, batches(2), CANDIDATES)
     assert find_block(toy_model).integrator == Euler()

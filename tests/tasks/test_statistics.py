@@ -1,8 +1,8 @@
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import binom, mannwhitneyu
 
-from dise.tasks.statistics import mcnemar, mcnemar_of_errors
+from dise.tasks.statistics import auroc, bootstrap_auroc, interval, mcnemar, mcnemar_of_errors
 
 
 def answers(both, only_first, only_second, neither):
@@ -80,3 +80,90 @@ def test_errors_and_answers_make_the_same_test():
 def test_an_error_beyond_the_samples_is_refused():
     with pytest.raises(IndexError):
         mcnemar_of_errors([0], [50], 50)
+
+
+# ---- areas under the ROC curve
+
+
+def scored(number, *, ties=False, seed=0):
+    """Scores [N] that are larger for positives, and labels [N]."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(number, generator=draw) < 0.3).long()
+    scores = torch.randn(number, generator=draw) + 0.8 * labels
+    return (scores.mul(2).round() if ties else scores), labels
+
+
+def delong(scores, labels):
+    """Covariance [P, P] of the areas of scores [P, N], by DeLong, DeLong, Clarke-Pearson, 1988: that of the means over
+    the other class of 1{x > y} + 1{x = y}/2."""
+    positive, negative = scores[:, labels == 1].double(), scores[:, labels == 0].double()
+    wins = (positive[:, :, None] > negative[:, None]).double() + 0.5 * (positive[:, :, None] == negative[:, None])
+    of_positives, of_negatives = wins.mean(2), wins.mean(1)
+    return of_positives.cov() / positive.shape[1] + of_negatives.cov() / negative.shape[1]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_auroc_is_mann_and_whitneys_statistic(ties):
+    scores, labels = scored(200, ties=ties)
+    statistic = mannwhitneyu(scores[labels == 1], scores[labels == 0]).statistic
+    expected = statistic / ((labels == 1).sum() * (labels == 0).sum()).item()
+    assert auroc(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([0.1, 0.2, 0.8, 0.9], 1.0), ([0.9, 0.8, 0.2, 0.1], 0.0), ([0.5] * 4, 0.5), ([0.1, 0.8, 0.2, 0.9], 0.75)],
+)
+def test_auroc_by_hand(scores, expected):
+    assert auroc(torch.tensor(scores), torch.tensor([0, 0, 1, 1])) == expected
+
+
+def test_a_resample_is_the_area_of_the_samples_that_were_drawn():
+    scores, labels = torch.stack([scored(40)[0], scored(40, ties=True)[0]]), scored(40)[1]
+    rows = torch.randint(40, (300, 40), generator=torch.Generator().manual_seed(7))
+    areas = bootstrap_auroc(scores, labels, resamples=300, seed=7)
+    assert areas.dtype == torch.float64
+    for r in (0, 1, 249, 250, 299):
+        for p in range(2):
+            assert areas[r, p].item() == pytest.approx(auroc(scores[p, rows[r]], labels[rows[r]]), abs=1e-12)
+
+
+def test_pooled_scores_are_drawn_with_their_sample():
+    labels = scored(30)[1]
+    pooled = torch.stack([scored(30, seed=seed)[0] for seed in range(3)])
+    rows = torch.randint(30, (5, 30), generator=torch.Generator().manual_seed(0))
+    areas = bootstrap_auroc(pooled[None], labels, resamples=5)
+    for r in range(5):
+        assert areas[r, 0].item() == pytest.approx(auroc(pooled[:, rows[r]].flatten(), labels[rows[r]].repeat(3)))
+
+
+def test_the_bootstrap_agrees_with_delong_alone_and_in_pairs():
+    first, labels = scored(600)
+    second = first + 0.5 * torch.randn(600, generator=torch.Generator().manual_seed(1))
+    scores = torch.stack([first, second])
+    areas, exact = bootstrap_auroc(scores, labels), delong(scores, labels)
+    for drawn, expected in zip(areas.var(0), exact.diag(), strict=True):
+        assert drawn.item() == pytest.approx(expected.item(), rel=0.1)
+    difference = exact[0, 0] + exact[1, 1] - 2 * exact[0, 1]
+    assert (areas[:, 0] - areas[:, 1]).var().item() == pytest.approx(difference.item(), rel=0.1)
+    assert difference < 0.5 * exact[0, 0]  # pairs tell more
+
+
+def test_draws_depend_on_the_seed_alone():
+    scores, labels = scored(50)
+    first, again, other = (bootstrap_auroc(scores[None], labels, resamples=20, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_resample_of_one_class_is_left_out():
+    scores, labels = torch.tensor([[0.1, 0.2, 0.9]]), torch.tensor([0, 0, 1])
+    areas = bootstrap_auroc(scores, labels, resamples=200)
+    assert 0 < areas.isnan().sum() < 200
+    assert interval(areas[:, 0]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0.95, (2.5, 97.5)), (0.5, (25, 75))])
+def test_interval(level, expected):
+    draws = torch.arange(101, dtype=torch.float64)[torch.randperm(101, generator=torch.Generator().manual_seed(0))]
+    assert interval(draws, level) == pytest.approx(expected)

@@ -100,8 +100,8 @@ def _macs(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: An
         x = next(iter(task.timed_batches(splits, 1, unit=unit))).to(next(model.parameters()).device)
         with block.using(Euler()), block.recording() as records:
             model(x)
-        h0 = records[0].y0
-        k1 = block.first_stage(h0)
-        macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0)) // len(x)})
+        h0, t0 = records[0].y0, records[0].t0
+        k1 = block.first_stage(h0, t0=t0)
+        macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0, t0=t0)) // len(x)})
         macs[unit][name] = count_macs(partial(dynamic.selector, joined(h0), joined(k1))) // len(x)
     return macs

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchdiffeq import odeint
 
 from dise.integrate import Adaptive, Euler, Integrator, State
-from dise.nn import NeuralODE
-from dise.select import Dynamic, find_block, joined
+from dise.nn import NeuralODE, Record
+from dise.select import Dynamic, Input, find_block, joined
 
 REFERENCE = "torchdiffeq dopri5"
 
@@ -27,7 +27,9 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 
 @torch.no_grad()
-def time_side_by_side(calls: Mapping[str, Callable[[Any], Any]], inputs: Sequence[State]) -> dict[str, float]:
+def time_side_by_side(
+    calls: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], *, device: torch.device | None = None
+) -> dict[str, float]:
     """Median milliseconds of each call on one input, all measured in one run.
 
     The calls take turns on each input, so that whatever else the machine does falls on all of them.
@@ -35,38 +37,61 @@ def time_side_by_side(calls: Mapping[str, Callable[[Any], Any]], inputs: Sequenc
     Args:
         calls: functions of an input.
         inputs: what to call them on, e.g. batches; the first also warms up.
+        device: on which the calls compute, to wait for it; default: the CPU.
     """
+    finish = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda device: None
     for call in calls.values():
         call(inputs[0])
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for x in inputs:
         for name, call in calls.items():
-            _synchronize(x)
+            finish(device)
             start = time.perf_counter()
             call(x)
-            _synchronize(x)
+            finish(device)
             seconds[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
-def _synchronize(x: State) -> None:
-    device = (x if isinstance(x, Tensor) else x[0]).device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class TorchdiffeqBlock(NeuralODE):
-    """A block whose `forward` is torchdiffeq's dopri5, one step size for the batch: what DISE is measured against."""
+    """A block whose `forward` is torchdiffeq's dopri5, one step size for the batch: what DISE is measured against.
+
+    torchdiffeq has one time for all samples. So where each has a span of its own, y(t0 + s·(t1 − t0)) is integrated
+    over s from 0 to 1, and the one step size is a part of each span.
+    """
 
     def __init__(self, block: NeuralODE, tolerance: Adaptive) -> None:
         super().__init__(block.f, tolerance, t0=block.t0, t1=block.t1, batched=block.batched)
         self.rtol, self.atol = tolerance.rtol, tolerance.atol
-        self.register_buffer("span", torch.tensor([float(block.t0), float(block.t1)]))
 
-    def forward(self, y0: State) -> State:
-        """State at t1."""
-        y = odeint(self.f, y0, self.span, rtol=self.rtol, atol=self.atol, method="dopri5")
+    def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
+        """State at t1; t0 and t1 are numbers or [B], the block's unless given."""
+        first = y0[0] if isinstance(y0, tuple) else y0
+        ends = (self.t0 if t0 is None else t0, self.t1 if t1 is None else t1)
+        start, end = (torch.as_tensor(t, dtype=first.dtype, device=first.device) for t in ends)
+        f: Callable[[Tensor, Any], Any] = self.f
+        if start.ndim or end.ndim:
+            f, start, end = _over_parts(f, start, end), start.new_zeros(()), start.new_ones(())
+        y = odeint(f, y0, torch.stack([start, end]), rtol=self.rtol, atol=self.atol, method="dopri5")
         return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
+
+
+def _over_parts(f: Callable[[Tensor, Any], Any], t0: Tensor, t1: Tensor) -> Callable[[Tensor, Any], Any]:
+    """dy/ds for s in [0, 1], the part of each sample's span [B] that is behind it."""
+
+    def derivative(s: Tensor, y: State) -> State:
+        parts = y if isinstance(y, tuple) else (y,)
+        dy = f(_column(torch.lerp(t0, t1, s), parts[0]), y)
+        slopes = dy if isinstance(dy, tuple) else (dy,)
+        scaled = tuple(_column(t1 - t0, slope) * slope for slope in slopes)
+        return scaled if isinstance(dy, tuple) else scaled[0]
+
+    return derivative
+
+
+def _column(t: Tensor, like: Tensor) -> Tensor:
+    """[B] → [B, 1, …, 1], of as many dimensions as `like` [B, ...] has."""
+    return t.expand(len(like)).reshape(-1, *(1 for _ in like.shape[1:]))
 
 
 def with_torchdiffeq(model: nn.Module, tolerance: Adaptive) -> nn.Module:
@@ -74,7 +99,7 @@ def with_torchdiffeq(model: nn.Module, tolerance: Adaptive) -> nn.Module:
     changed = copy.deepcopy(model)
     block = find_block(changed)
     name = next(name for name, module in changed.named_modules() if module is block)
-    changed.set_submodule(name, TorchdiffeqBlock(block, tolerance).to(next(block.parameters()).device))
+    changed.set_submodule(name, TorchdiffeqBlock(block, tolerance))
     return changed
 
 
@@ -82,7 +107,7 @@ def time_policies(
     model: nn.Module,
     integrators: Sequence[Integrator],
     dynamics: Mapping[str, Dynamic],
-    inputs: list[Tensor],
+    inputs: Sequence[Input],
     *,
     tolerance: Adaptive,
 ) -> dict[str, Any]:
@@ -96,44 +121,49 @@ def time_policies(
         tolerance: the adaptive integrator whose rtol and atol torchdiffeq gets.
     """
     block = find_block(model)
-    states = [_state(model, block, x) for x in inputs]
+    device = inputs[0].device
+    problems = [_problem(model, block, x) for x in inputs]
     policies: dict[str, Integrator] = {str(integrator): integrator for integrator in integrators}
     policies |= {f"DISE ({name})": dynamic for name, dynamic in dynamics.items()}
     reference = with_torchdiffeq(model, tolerance)
-    ode: dict[str, Callable[[Any], Any]] = {REFERENCE: TorchdiffeqBlock(block, tolerance).to(inputs[0].device)}
+    ode: dict[str, Callable[[Any], Any]] = {REFERENCE: _solved(TorchdiffeqBlock(block, tolerance))}
     whole: dict[str, Callable[[Any], Any]] = {REFERENCE: reference}
     for name, policy in policies.items():
-        ode[name], whole[name] = _using(block, policy, block), _using(block, policy, model)
-    parts: dict[str, Callable[[Any], Any]] = {"f": block.first_stage}
+        ode[name], whole[name] = _using(block, policy, _solved(block)), _using(block, policy, model)
+    parts: dict[str, Callable[[Any], Any]] = {"f": lambda problem: block.first_stage(problem.y0, t0=problem.t0)}
     for name, dynamic in dynamics.items():
         parts[name] = _scores(dynamic)
     return {
         "batch": len(inputs[0]),
         "batches": len(inputs),
         "threads": torch.get_num_threads(),
-        "device": str(inputs[0].device),
-        "parts_ms": time_side_by_side(parts, states),
-        "ode_ms": time_side_by_side(ode, states),
-        "model_ms": time_side_by_side(whole, inputs),
+        "device": str(device),
+        "parts_ms": time_side_by_side(parts, problems, device=device),
+        "ode_ms": time_side_by_side(ode, problems, device=device),
+        "model_ms": time_side_by_side(whole, inputs, device=device),
     }
 
 
 @torch.no_grad()
-def _state(model: nn.Module, block: NeuralODE, x: Tensor) -> State:
-    """The block's start h0 for an input."""
+def _problem(model: nn.Module, block: NeuralODE, x: Input) -> Record:
+    """What the block is asked to solve for an input: start and span."""
     with block.using(Euler()), block.recording() as records:
         model(x)
-    return records[0].y0
+    return records[0]
+
+
+def _solved(block: NeuralODE) -> Callable[[Record], State]:
+    return lambda problem: block(problem.y0, t0=problem.t0, t1=problem.t1)
 
 
 def _using(block: NeuralODE, policy: Integrator, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def run(x: State) -> Any:
+    def run(x: Any) -> Any:
         with block.using(policy):
             return call(x)
 
     return run
 
 
-def _scores(dynamic: Dynamic) -> Callable[[State], Tensor]:
+def _scores(dynamic: Dynamic) -> Callable[[Record], Tensor]:
     # k1's values do not matter for the time
-    return lambda h0: dynamic.selector(joined(h0), joined(h0))
+    return lambda problem: dynamic.selector(joined(problem.y0), joined(problem.y0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.select.cost import find_block
+from dise.select.cost import Input, find_block
 
 Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -63,7 +63,7 @@ def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
 def calibrate(
     model: nn.Module,
     settings: Sequence[Integrator],
-    data: Iterable[tuple[Tensor, Tensor]],
+    data: Iterable[tuple[Input, Tensor]],
     *,
     reference: Integrator,
     epsilon: float,
@@ -116,7 +116,7 @@ def calibrate(
 
 @torch.no_grad()
 def _run(
-    model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Tensor, Tensor]]
+    model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Input, Tensor]]
 ) -> tuple[list[Tensor], float]:
     """The model's outputs, a batch each, on the data's device, and its mean NFE."""
     block, device = find_block(model), next(model.parameters()).device

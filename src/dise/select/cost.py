@@ -4,13 +4,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Integrator, State
-from dise.nn import NeuralODE
+from dise.integrate import Integrator
+from dise.nn import NeuralODE, Record
 from dise.select.dynamic import joined
+
+
+class Input(Protocol):
+    """What a model is called on: a tensor [B, ...], or whatever else has B rows and moves between devices alike."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str, /) -> Self:
+        """The same on another device."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -234,7 +250,7 @@ def find_block(model: nn.Module) -> NeuralODE:
 
 @torch.no_grad()
 def run_candidates(
-    model: nn.Module, data: Iterable[tuple[Tensor, Tensor]], candidates: Sequence[Integrator]
+    model: nn.Module, data: Iterable[tuple[Input, Tensor]], candidates: Sequence[Integrator]
 ) -> Outcomes:
     """Run the model with each candidate on all data.
 
@@ -253,9 +269,10 @@ def run_candidates(
     columns: dict[str, list[Tensor]] = {name: [] for name in ("h0", "k1", "nfe", "output", "target")}
     for x, target in data:
         runs = [_run(model, block, candidate, x.to(device)) for candidate in candidates]
-        h0 = runs[0][0]
-        nfe, output = (torch.stack(column, 1) for column in list(zip(*runs, strict=True))[1:])
-        row = (joined(h0), joined(block.first_stage(h0)), nfe, output, target)
+        first = runs[0][0]
+        k1 = block.first_stage(first.y0, t0=first.t0)
+        nfe = torch.stack([record.solution.nfe for record, _ in runs], 1)
+        row = (joined(first.y0), joined(k1), nfe, torch.stack([output for _, output in runs], 1), target)
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value.cpu())
     if not columns["h0"]:
@@ -263,18 +280,18 @@ def run_candidates(
     return Outcomes(candidates=tuple(candidates), **{name: torch.cat(column) for name, column in columns.items()})
 
 
-def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Tensor) -> tuple[State, Tensor, Tensor]:
-    """Start [B, ...], NFE [B] and output [B, ...] of the model with this candidate."""
+def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Input) -> tuple[Record, Tensor]:
+    """The integration, and the output [B, ...], of the model with this candidate."""
     with block.using(candidate), block.recording() as records:
         output = model(x)
     if len(records) != 1:
         raise ValueError(f"model: expected one integration a forward pass, got {len(records)}")
-    return records[0].y0, records[0].solution.nfe, output
+    return records[0], output
 
 
 def collect_costs(
     model: nn.Module,
-    data: Iterable[tuple[Tensor, Tensor]],
+    data: Iterable[tuple[Input, Tensor]],
     candidates: Sequence[Integrator],
     rule: CostRule | None = None,
 ) -> Costs:

@@ -1,4 +1,4 @@
-"""Paired comparisons of accuracies."""
+"""Paired comparisons of accuracies and of areas under the ROC curve."""
 
 from collections.abc import Sequence
 
@@ -34,11 +34,20 @@ def mcnemar_of_errors(first: Sequence[int], second: Sequence[int], samples: int)
     return mcnemar(right[0], right[1])
 
 
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve of scores [N] for labels [N], 0 or 1, both of which occur.
+
+    Source: the statistic of Mann and Whitney, 1947; ties count one half.
+    """
+    return float(_weighted_auroc(scores, labels, torch.ones(1, len(labels), dtype=torch.float64)))
+
+
 def bootstrap_auroc(scores: Tensor, labels: Tensor, *, resamples: int = 2000, seed: int = 0) -> Tensor:
     """Areas under the ROC curve of P classifiers on the same resampled samples, so that they can be paired.
 
     Args:
-        scores: [P, N], larger for more likely.
+        scores: [P, N], larger for more likely; or [P, S, N], S scores a sample, which are pooled: a sample is drawn
+            with all of its scores.
         labels: [N], 0 or 1, both of which occur.
         resamples: R, drawn with replacement.
         seed: of the draws.
@@ -46,10 +55,10 @@ def bootstrap_auroc(scores: Tensor, labels: Tensor, *, resamples: int = 2000, se
     Returns:
         [R, P] in double precision; NaN where a resample has one class only.
 
-    Source: Efron, Bootstrap methods, 1979; the area is Mann and Whitney's statistic, ties counting one half.
+    Source: Efron, Bootstrap methods, 1979; the areas are those of `auroc`.
     """
     generator = torch.Generator().manual_seed(seed)
-    number = scores.shape[1]
+    number = scores.shape[-1]
     columns = []
     for part in torch.randint(number, (resamples, number), generator=generator).split(_CHUNK):
         drawn = torch.zeros(len(part), number, dtype=torch.float64)
@@ -62,8 +71,10 @@ _CHUNK = 250  # resamples at once
 
 
 def _weighted_auroc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """[R] areas of scores [N] whose samples count as often as weights [R, N] say."""
-    values, place = scores.unique(return_inverse=True)
+    """[R] areas of scores [N] or [S, N] whose samples count as often as weights [R, N] say."""
+    pooled = scores.numel() // len(labels)
+    labels, weights = labels.repeat(pooled), weights.repeat(1, pooled)
+    values, place = scores.flatten().unique(return_inverse=True)
     empty = weights.new_zeros(len(weights), len(values))
     positive = empty.index_add(1, place, weights * (labels > 0))
     negative = empty.index_add(1, place, weights * (labels <= 0))

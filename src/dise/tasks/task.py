@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Adaptive, Integrator, Solution
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
-from dise.select import CostRule, Dynamic, has_block
+from dise.select import CostRule, Dynamic, Input, has_block
 from dise.tasks.table import Table
 
 REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
@@ -132,7 +132,7 @@ class Task(ABC):
         """Batches (x, target) on which costs are collected: `on` is "held-out" or "train"."""
 
     @abstractmethod
-    def timed_batches(self, splits: Any, number: int, *, unit: str) -> Iterable[Tensor]:
+    def timed_batches(self, splits: Any, number: int, *, unit: str) -> Iterable[Input]:
         """At most `number` inputs x, of which each row is a unit, on which costs are measured."""
 
     @abstractmethod

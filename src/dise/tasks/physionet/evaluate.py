@@ -5,24 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_calibration_error,
-)
+from torch import Tensor
+from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
 
 from dise.integrate import FixedStep, Integrator, solve
-from dise.select import Dynamic, Outcomes, find_block, run_candidates
-from dise.tasks.physionet.batches import TestBatches, draw
+from dise.select import Dynamic, Outcomes, run_candidates
+from dise.tasks.physionet.batches import draw
 from dise.tasks.physionet.model import LatentODE
-from dise.tasks.physionet.presets import BETA, TEST_BATCH
-from dise.tasks.physionet.records import Records
-from dise.tasks.statistics import bootstrap_auroc, interval
+from dise.tasks.physionet.presets import BETA
+from dise.tasks.physionet.starts import FromStarts, Starts
+from dise.tasks.statistics import auroc, bootstrap_auroc, interval
 
 SAMPLES = 3  # of z(0), in the published test
 BINS = 10  # of the calibration error
 MIXES = 20  # random routings
+
+Batches = Sequence[tuple[Starts, Tensor]]  # stays and labels, as `dise.tasks.physionet.starts.encoded` gives them
 
 
 @dataclass(frozen=True)
@@ -46,76 +44,80 @@ def quality(p: Tensor, labels: Tensor) -> dict[str, float]:
     """Areas under the ROC and the precision–recall curve, and the expected calibration error of 10 bins."""
     target = labels.long()
     return {
-        "auroc": float(binary_auroc(p, target)),
+        "auroc": auroc(p, labels),
         "auprc": float(binary_average_precision(p, target)),
         "ece": float(binary_calibration_error(p, target, n_bins=BINS)),
     }
 
 
-def without_ode(model: nn.Module, records: Records) -> list[dict[str, Any]]:
+def without_ode(model: LatentODE, batches: Batches) -> list[dict[str, Any]]:
     """The one row of a model whose answers need no integration."""
-    p = torch.cat([_answer(model, x) for x, _ in TestBatches(records, TEST_BATCH)])
-    return _rows([Answers("no ODE", p, torch.zeros_like(p), {})], p, records.labels)
+    p = _answers(model, batches)
+    return _rows([Answers("no ODE", p, torch.zeros_like(p), {})], p, _labels(batches))
 
 
 def with_ode(
-    model: nn.Module,
+    model: LatentODE,
     candidates: Sequence[Integrator],
     baselines: Sequence[Integrator],
     dynamics: Mapping[str, Dynamic],
     selector_macs: Mapping[str, float],
-    records: Records,
+    batches: Batches,
 ) -> list[dict[str, Any]]:
     """Each candidate and baseline alone, the oracle, every selector as executed, and random routing at its mix.
 
     The last candidate is the reference, which areas and probabilities are compared with, record by record.
     """
-    batches = TestBatches(records, TEST_BATCH)
-    everyone = (*candidates, *baselines)
-    outcomes = run_candidates(model, batches, everyone)
+    everyone, labels = (*candidates, *baselines), _labels(batches)
+    outcomes = run_candidates(FromStarts(model), batches, everyone)
     p, reference = outcomes.output.sigmoid(), outcomes.output[:, len(candidates) - 1].sigmoid()
     answers = [
         Answers(str(c), p[:, i], outcomes.nfe[:, i].float(), {"nfe_batch": _batch_nfe(model, batches, c)})
         for i, c in enumerate(everyone)
     ]
     answers.append(_oracle(p[:, : len(candidates)], outcomes.nfe[:, : len(candidates)], reference))
-    rows = _rows(answers, reference, records.labels)
-    for name, dynamic in dynamics.items():
-        executed, choice = _executed(name, model, dynamic, batches)
-        executed.more["selector_macs"] = selector_macs[name]
-        rows += _rows([executed], reference, records.labels)
-        rows.append(_random(name, outcomes, [everyone.index(c) for c in dynamic.candidates], choice, records.labels))
+    executed = {name: _executed(name, model, dynamic, batches) for name, dynamic in dynamics.items()}
+    for name, (answer, _) in executed.items():
+        answers.append(answer)
+        answer.more["selector_macs"] = selector_macs[name]
+    rows = _rows(answers, reference, labels)
+    for name, (_, choice) in executed.items():
+        columns = [everyone.index(candidate) for candidate in dynamics[name].candidates]
+        rows.append(_random(name, outcomes, columns, choice, labels))
     return rows
 
 
-def published(model: LatentODE, records: Records) -> dict[str, float]:
-    """`quality` of three sampled starts of every record, pooled, as the published Latent ODE is tested."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.cat([_sampled(model, x, generator) for x, _ in TestBatches(records, TEST_BATCH)], dim=1)
-    return quality(logits.sigmoid().flatten(), records.labels.repeat(SAMPLES))
+def published(model: LatentODE, batches: Batches) -> dict[str, Any]:
+    """`quality` of three sampled starts of every record, pooled, as the published Latent ODE is tested.
+
+    The interval is of 95 %, by the bootstrap over records.
+    """
+    generator, labels = torch.Generator().manual_seed(0), _labels(batches)
+    p = torch.cat([_sampled(model, x, generator) for x, _ in batches], dim=1)
+    draws = bootstrap_auroc(p[None], labels)
+    return quality(p.flatten(), labels.repeat(SAMPLES)) | {"interval": interval(draws[:, 0])}
 
 
 @torch.no_grad()
-def _sampled(model: LatentODE, x: Any, generator: torch.Generator) -> Tensor:
-    """[3, B] logits."""
-    device = next(model.parameters()).device
-    mean, deviation = model.encoder(x.to(device))
-    z0 = mean + deviation * draw(SAMPLES, len(x), generator).to(device)
-    return model.classify(z0.flatten(0, 1), x.end.to(device).repeat(SAMPLES)).unflatten(0, (SAMPLES, len(x))).cpu()
+def _sampled(model: LatentODE, x: Starts, generator: torch.Generator) -> Tensor:
+    """[3, B] probability of death."""
+    z0 = x.mean + x.deviation * draw(SAMPLES, len(x), generator).to(x.device)
+    logits = model.classify(z0.flatten(0, 1), x.end.repeat(SAMPLES))
+    return logits.sigmoid().unflatten(0, (SAMPLES, len(x))).cpu()
 
 
 def _rows(answers: Sequence[Answers], reference: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     """The policies' rows; intervals are of 95 %, by the bootstrap over records."""
     draws = bootstrap_auroc(torch.stack([reference, *(a.p for a in answers)]), labels)
+    own = quality(reference, labels)["auroc"]
     rows = []
     for i, a in enumerate(answers, start=1):
         measures = quality(a.p, labels)
-        difference = measures["auroc"] - float(binary_auroc(reference, labels.long()))
         gap = (a.p - reference).abs()
         rows.append(
             {"policy": a.name, "nfe": float(a.nfe.double().mean())}
             | measures
-            | {"interval": interval(draws[:, i]), "difference": difference}
+            | {"interval": interval(draws[:, i]), "difference": measures["auroc"] - own}
             | {"difference_interval": interval(draws[:, i] - draws[:, 0])}
             | {"gap": float(gap.double().mean()), "adequate": float((gap <= BETA).double().mean())}
             | a.more
@@ -130,11 +132,10 @@ def _oracle(p: Tensor, nfe: Tensor, reference: Tensor) -> Answers:
     return Answers("oracle", p.gather(1, best).squeeze(1), nfe.gather(1, best).squeeze(1).float(), {})
 
 
-def _executed(name: str, model: nn.Module, dynamic: Dynamic, batches: TestBatches) -> tuple[Answers, Tensor]:
+def _executed(name: str, model: LatentODE, dynamic: Dynamic, batches: Batches) -> tuple[Answers, Tensor]:
     """The policy as executed, and the candidate [N] of each record (−1: it has nothing to integrate)."""
-    block = find_block(model)
-    with block.using(dynamic), block.recording() as records:
-        p = torch.cat([_answer(model, x) for x, _ in batches])
+    with model.block.using(dynamic), model.block.recording() as records:
+        p = _answers(model, batches)
     solutions = [record.solution for record in records]
     choice = torch.cat([solution.choice for solution in solutions if solution.choice is not None]).cpu()
     nfe = torch.cat([solution.nfe for solution in solutions]).cpu()
@@ -158,21 +159,19 @@ def _random(name: str, outcomes: Outcomes, columns: Sequence[int], choice: Tenso
 
 
 @torch.no_grad()
-def _answer(model: nn.Module, x: Any) -> Tensor:
-    """[B] probability of death."""
-    return model(x.to(next(model.parameters()).device)).sigmoid().cpu()
+def _answers(model: LatentODE, batches: Batches) -> Tensor:
+    """[N] probability of death."""
+    return torch.cat([model.classify(x.mean, x.end).sigmoid().cpu() for x, _ in batches])
+
+
+def _labels(batches: Batches) -> Tensor:
+    return torch.cat([labels for _, labels in batches])
 
 
 @torch.no_grad()
-def _batch_nfe(model: nn.Module, batches: TestBatches, integrator: Integrator) -> float:
+def _batch_nfe(model: LatentODE, batches: Batches, integrator: Integrator) -> float:
     """Mean NFE of a batch solved as one system up to its latest end, the paper's way of counting."""
     if isinstance(integrator, FixedStep):
         return float(integrator.tableau.stages * integrator.steps)
-    block, counts = find_block(model), []
-    with block.recording() as records:
-        for x, _ in batches:
-            _answer(model, x)
-    for record in records:
-        end = float(record.solution.t.max())
-        counts.append(int(solve(block.f, record.y0, 0.0, end, integrator, batched=False).nfe))
-    return sum(counts) / len(counts)
+    solutions = [solve(model.block.f, x.mean, 0.0, x.end.max(), integrator, batched=False) for x, _ in batches]
+    return sum(int(solution.nfe) for solution in solutions) / len(solutions)

@@ -6,18 +6,19 @@ through its own.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dise.integrate import Dopri5, Euler, Solution, Step, solve
+from dise.integrate import Dopri5, Solution, Step
 from dise.nn import NeuralODE
 from dise.tasks.physionet.records import VARIABLES
 from dise.tasks.physionet.stays import Stays
 
 OBSERVED, HIDDEN, LATENT, UNITS, CLASSIFIER = len(VARIABLES), 40, 20, 50, 300
+REFERENCE = Dopri5(rtol=1e-3, atol=1e-4)  # as published; what the model is trained with
 _DEVIATION = 0.1  # of initial weights
 _SMALLEST = 1e-6  # standard deviation of z(0)
 
@@ -44,7 +45,7 @@ class LatentODE(nn.Module):
         super().__init__()
         self.head = head
         self.encoder = ODERNN()
-        self.block = NeuralODE(Field(LATENT), Dopri5(rtol=1e-3, atol=1e-4))
+        self.block = NeuralODE(Field(LATENT), REFERENCE)
         self.decoder = nn.Linear(LATENT, OBSERVED)
         self.classifier = nn.Sequential(
             nn.Linear(LATENT, CLASSIFIER), nn.ReLU(), nn.Linear(CLASSIFIER, CLASSIFIER), nn.ReLU(),
@@ -78,8 +79,9 @@ class LatentODE(nn.Module):
             save_mask=mask.repeat(samples, 1),
             accumulate=accumulate,
         )
-        path = solution.saved.unflatten(0, (samples, len(x)))[:, x.stay, x.place]
-        z = z0 if self.head == "z0" else solution.y.unflatten(0, (samples, len(x)))
+        saved, last = cast(Tensor, solution.saved), cast(Tensor, solution.y)  # the state is one tensor
+        path = saved.unflatten(0, (samples, len(x)))[:, x.stay, x.place]
+        z = z0 if self.head == "z0" else last.unflatten(0, (samples, len(x)))
         return Reconstruction(mean, deviation, self.decoder(path), self.classifier(z).squeeze(-1), solution)
 
 
@@ -114,12 +116,15 @@ class ODERNN(nn.Module):
         walk = x.walk
         seen = self.unit.read(torch.cat([x.values, x.mask], dim=1))[walk.row]
         observed = (walk.row >= 0)[:, None, None]
-        columns = (column.split(walk.sizes) for column in (walk.t, walk.t_next, seen, observed))
+        dt = (walk.t_next - walk.t)[:, None]
+        columns = (column.split(walk.sizes) for column in (walk.t, dt, seen, observed))
         h, finished = x.values.new_zeros(len(x), 2, HIDDEN), []
-        for t, t_next, seen_here, observed_here in zip(*columns, strict=True):
+        for t, dt_here, seen_here, observed_here in zip(*columns, strict=True):
             finished.append(h[len(t) :])
             h = h[: len(t)]
-            mean = solve(self.field, h[:, 0], t, t_next, Euler()).y
+            mean = h[:, 0]
+            # one step of `dise.Euler`, to the bit, without what a solve checks: a third of a training's time
+            mean = torch.addcmul(mean, dt_here, self.field(t, mean))
             h = torch.stack([mean, h[:, 1]], dim=1)
             h = torch.where(observed_here, self.unit(h, seen_here), h)
         state = torch.cat([h, *reversed(finished)])[walk.place]

@@ -14,13 +14,18 @@ class Preset(BaseModel):
     quantization: float = Field(
         default=0.016, ge=0, allow_inf_nan=False, description="hours that times are rounded to; 0: not rounded"
     )
-    held_out: int = Field(default=640, ge=8, description="of the 3,200 training records, set apart for selectors")
+    held_out: int = Field(
+        default=640,
+        ge=8,
+        le=3000,
+        description="of the 3,200 training records, set apart for selectors; of the sample at most its 50",
+    )
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=50, ge=1, description="records in a training batch")
     samples: int = Field(default=3, ge=1, description="of z(0), for each record in training")
     learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False, description="of Adamax, in the beginning")
     decay: float = Field(default=0.999, gt=0, le=1, description="factor of the learning rate after each batch")
-    floor: float = Field(default=0.001, ge=0, description="smallest learning rate")
+    floor: float = Field(default=0.001, ge=0, allow_inf_nan=False, description="smallest learning rate")
 
 
 PRESETS = {
@@ -42,7 +47,8 @@ ALPHA, PENALTY = 0.05, 1000.0
 # nearly every record is called a survivor, whatever the integrator.
 PREVALENCE = 433 / 3200
 
-# β of Eq. 5, as a distance of probabilities, and the distance below which candidates are equally good: a quarter of it
-BETA, RESOLUTION = 0.02, 0.005
+# β of Eq. 5, as a distance of probabilities. Distances below it count as it, so that NFE decides among the candidates
+# that are adequate: the reference's own distance is 0, at which Δ·Γ would make it free.
+BETA = 0.02
 
 TEST_BATCH = 60  # records in the paper's test batch

@@ -1,6 +1,7 @@
 """Stays as the network reads them: ragged, and with the encoder's walk backwards in time laid out."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,6 +123,11 @@ class Stays:
     def __len__(self) -> int:
         return len(self.end)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.times.device
+
     def to(self, device: torch.device | str) -> "Stays":
         """On another device."""
         walk = replace(self.walk, **_moved(self.walk, device))
@@ -135,7 +141,7 @@ class Stays:
         return times, mask.index_put((self.stay, self.place), torch.ones_like(self.stay, dtype=torch.bool))
 
 
-def _moved(value: Walk | Stays, device: torch.device | str) -> dict[str, Tensor]:
+def _moved(value: Walk | Stays, device: torch.device | str) -> dict[str, Any]:
     """The tensors among the fields, on the device."""
     columns = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: column.to(device) for name, column in columns.items() if isinstance(column, Tensor)}
