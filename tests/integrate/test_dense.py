@@ -11,10 +11,33 @@ import torchdiffeq
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from dise import RK4, Bosh3, ButcherTableau, Cascade, Dopri5, Dynamic, Euler, Midpoint, NeuralODE, Status, solve
+from dise import (
+    RK4,
+    RK38,
+    Bosh3,
+    ButcherTableau,
+    Cascade,
+    Dopri5,
+    Dopri8,
+    Dynamic,
+    Euler,
+    Fehlberg2,
+    Heun,
+    HeunEuler,
+    Midpoint,
+    NeuralODE,
+    Ralston,
+    Status,
+    Tsit5,
+    solve,
+)
 from dise.integrate import FixedStep
 
-ALL = [Euler(3), Midpoint(3), RK4(2), Bosh3(rtol=1e-3, atol=1e-3), Dopri5(rtol=1e-4, atol=1e-4)]
+ALL = [
+    *(method(3) for method in (Euler, Midpoint, Heun, Ralston, RK4, RK38)),
+    *(method(rtol=1e-3, atol=1e-3) for method in (HeunEuler, Fehlberg2, Bosh3)),
+    *(method(rtol=1e-4, atol=1e-4) for method in (Dopri5, Tsit5, Dopri8)),
+]
 every = pytest.mark.parametrize("integrator", ALL, ids=str)
 
 
@@ -46,9 +69,16 @@ def problem():
     [
         (Euler(4000), 3e-3),
         (Midpoint(800), 2e-5),
+        (Heun(800), 2e-5),
+        (Ralston(800), 2e-5),
         (RK4(100), 2e-7),
+        (RK38(100), 2e-7),
+        (HeunEuler(rtol=1e-6, atol=1e-6), 2e-5),
+        (Fehlberg2(rtol=1e-7, atol=1e-7), 1e-4),
         (Bosh3(rtol=1e-7, atol=1e-7), 2e-6),
         (Dopri5(rtol=1e-9, atol=1e-9), 1e-7),
+        (Tsit5(rtol=1e-9, atol=1e-9), 1e-7),
+        (Dopri8(rtol=1e-9, atol=1e-9), 5e-5),
     ],
     ids=str,
 )
@@ -58,7 +88,7 @@ def test_closed_form(problem, integrator, tolerance):
     assert_close(saved, exact(y0, t0, times), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (Midpoint, 2), (RK4, 4)])
+@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (Ralston, 2), (RK4, 4), (RK38, 4)])
 def test_save_points_are_of_the_methods_order(method, order):
     """The largest error over times within the steps falls with the method's power of the step."""
     y0, t0, times = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1), torch.linspace(0, 2, 61)[None]
@@ -71,18 +101,19 @@ def test_save_points_are_of_the_methods_order(method, order):
     assert slopes[-1] == pytest.approx(order, abs=0.3)
 
 
-@pytest.mark.parametrize(("method", "order"), [(Bosh3, 3), (Dopri5, 5)])
-def test_save_points_are_of_the_methods_order_with_given_steps(method, order):
+@pytest.mark.parametrize(
+    ("method", "order"), [(HeunEuler, 2), (Fehlberg2, 2), (Bosh3, 3), (Dopri5, 4), (Tsit5, 4), (Dopri8, 5)]
+)
+def test_order_of_the_dense_output_of_one_step(method, order):
     """A loose tolerance accepts every step; the first step is then the only one, of the span's length."""
-    errors = []
-    for span in (0.4, 0.2, 0.1):
+    spans, errors = [0.4, 0.2, 0.1, 0.05], []
+    for span in spans:
         times = torch.linspace(0, span, 31, dtype=torch.float64)[None]
         y0 = torch.ones(1, 1, dtype=torch.float64)
         solution = solve(linear, y0, 0.0, span, method(rtol=1, atol=1, first_step="span"), save_at=times)
         assert solution.n_steps.item() == 1
         errors.append((solution.saved - exact(y0, torch.zeros(1), times)).abs().max().item())
-    # one step's error is a power higher than the order; an interpolant of order p - 1 has p
-    assert np.log2(errors[-2] / errors[-1]) > order - 0.3
+    assert np.polyfit(np.log(spans), np.log(errors), 1)[0] == pytest.approx(order + 1, abs=0.3)
 
 
 def test_dopri5_agrees_with_scipys_dense_output_on_the_same_steps():

@@ -4,7 +4,24 @@ import math
 import pytest
 import torch
 
-from dise import RK4, Adaptive, Bosh3, ButcherTableau, Dopri5, Euler, FixedStep, Midpoint, solve
+from dise import (
+    RK4,
+    RK38,
+    Adaptive,
+    Bosh3,
+    ButcherTableau,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Fehlberg2,
+    FixedStep,
+    Heun,
+    HeunEuler,
+    Midpoint,
+    Ralston,
+    Tsit5,
+    solve,
+)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, 2.0, True, "3", None])
@@ -53,29 +70,52 @@ def test_str_names_what_differs_from_the_defaults(integrator, text):
     assert str(integrator) == text
 
 
-# ---- a method is a tableau and a stepping rule: made here as a user would
+# ---- every method, and one made here as a user would
 
 
-class Heun(FixedStep):
-    tableau = ButcherTableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5), order=2)
+class Kutta3(FixedStep):
+    """Kutta's method of order 3 (Hairer, Nørsett, Wanner, II.1)."""
+
+    tableau = ButcherTableau(
+        c=(0.0, 0.5, 1.0), a=((), (0.5,), (-1.0, 2.0)), b=(1 / 6, 2 / 3, 1 / 6), order=3, b_err=(1 / 6, -1 / 3, 1 / 6)
+    )
 
 
-class HeunEuler(Adaptive):
-    tableau = ButcherTableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5), order=2, b_err=(-0.5, 0.5))
+class AdaptiveKutta3(Adaptive):
+    tableau = Kutta3.tableau  # embeds the midpoint rule
 
 
 @pytest.mark.parametrize(
-    "integrator", [Heun(200), Midpoint(200), HeunEuler(rtol=1e-5, atol=1e-5), Bosh3(rtol=1e-6, atol=1e-6)]
+    "integrator",
+    [
+        *(method(200) for method in (Midpoint, Heun, Ralston, RK4, RK38, Kutta3)),
+        *(method(rtol=1e-5, atol=1e-5) for method in (HeunEuler, AdaptiveKutta3)),
+        Fehlberg2(rtol=1e-6, atol=1e-6),  # its estimate is that of a much better method of order 1
+        *(method(rtol=1e-6, atol=1e-6) for method in (Bosh3, Dopri5, Tsit5, Dopri8)),
+    ],
+    ids=str,
 )
 def test_a_method_solves_and_counts(integrator, record):
     f = record(lambda t, y: -2 * t * y)
     solution = solve(f, torch.ones(1, 1, dtype=torch.float64), 0.0, 1.5, integrator)
     torch.testing.assert_close(solution.y.item(), math.exp(-(1.5**2)), rtol=0, atol=3e-5)
     assert solution.nfe.item() == solution.calls == f.calls
-    assert solution.n_steps > 10
+    assert solution.n_steps >= (3 if isinstance(integrator, Dopri8) else 5)
 
 
-@pytest.mark.parametrize("method", [HeunEuler, Bosh3, Dopri5])
+NFE = {HeunEuler: (0, 2), Fehlberg2: (0, 3), Bosh3: (1, 3), Dopri5: (1, 6), Tsit5: (1, 6), Dopri8: (1, 13)}
+
+
+@pytest.mark.parametrize(("method", "nfe"), NFE.items())
+def test_nfe_is_as_documented(method, nfe):
+    first, each = nfe
+    for extra, first_step in ((1, "heuristic"), (0, "span")):
+        integrator = method(rtol=1e-4, atol=1e-4, first_step=first_step)
+        solution = solve(lambda t, y: -2 * t * y, torch.ones(1, 1), 0.0, 3.0, integrator)
+        assert solution.nfe == extra + first + each * solution.n_steps
+
+
+@pytest.mark.parametrize("method", [HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5])
 def test_the_error_follows_the_tolerance(method):
     """A 100 times tighter tolerance: a 100 times smaller error, within a factor of 3, whatever the order."""
     y0 = torch.ones(1, 1, dtype=torch.float64)

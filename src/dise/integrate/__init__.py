@@ -1,6 +1,23 @@
 """How an initial value problem is solved."""
 
-from dise.integrate.integrators import RK4, Adaptive, Bosh3, Dopri5, Euler, FixedStep, Integrator, Midpoint, RungeKutta
+from dise.integrate.integrators import (
+    RK4,
+    RK38,
+    Adaptive,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Fehlberg2,
+    FixedStep,
+    Heun,
+    HeunEuler,
+    Integrator,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    Tsit5,
+)
 from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.solve import solve
 from dise.integrate.step import Step
@@ -8,19 +25,26 @@ from dise.integrate.tableau import ButcherTableau
 
 __all__ = [
     "RK4",
+    "RK38",
     "Adaptive",
     "Bosh3",
     "ButcherTableau",
     "Dopri5",
+    "Dopri8",
     "Euler",
+    "Fehlberg2",
     "FixedStep",
+    "Heun",
+    "HeunEuler",
     "Integrator",
     "Midpoint",
+    "Ralston",
     "RungeKutta",
     "Solution",
     "SolveError",
     "State",
     "Status",
     "Step",
+    "Tsit5",
     "solve",
 ]

@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar
 
+from dise.integrate import methods
 from dise.integrate.control import Controller, ErrorControl, FixedSteps
+from dise.integrate.dopri8 import DOPRI8
 from dise.integrate.loop import integrate
 from dise.integrate.problem import Integration, Problem
-from dise.integrate.tableau import BOSH3, DOPRI5, EULER, MIDPOINT, ButcherTableau
-from dise.integrate.tableau import RK4 as CLASSICAL
+from dise.integrate.tableau import ButcherTableau
 
 
 class Integrator(ABC):
@@ -104,37 +105,94 @@ class Adaptive(RungeKutta):
 class Euler(FixedStep):
     """Explicit Euler: order 1, one evaluation of f a step."""
 
-    tableau = EULER
+    tableau = methods.EULER
 
 
 class Midpoint(FixedStep):
     """The explicit midpoint rule: order 2, two evaluations of f a step."""
 
-    tableau = MIDPOINT
+    tableau = methods.MIDPOINT
+
+
+class Heun(FixedStep):
+    """Heun's method, the explicit trapezoidal rule: order 2, two evaluations of f a step. Adaptive: `HeunEuler`."""
+
+    tableau = methods.HEUN
+
+
+class Ralston(FixedStep):
+    """Ralston's method, whose error bound is the smallest of order 2: two evaluations of f a step."""
+
+    tableau = methods.RALSTON
 
 
 class RK4(FixedStep):
     """The classical Runge–Kutta method: order 4, four evaluations of f a step.
 
-    The classical tableau (nodes 0, 1/2, 1/2, 1); torchdiffeq's "rk4" is the 3/8 rule, another method.
+    The classical tableau (nodes 0, 1/2, 1/2, 1); torchdiffeq's "rk4" is the 3/8 rule, another method: `RK38`.
     """
 
-    tableau = CLASSICAL
+    tableau = methods.RK4
+
+
+class RK38(FixedStep):
+    """Kutta's 3/8 rule: order 4, four evaluations of f a step; torchdiffeq's "rk4"."""
+
+    tableau = methods.RK38
+
+
+class HeunEuler(Adaptive):
+    """Heun–Euler 2(1): order 2, adaptive, two evaluations of f a step.
+
+    NFE is 1 + 2·steps with first_step="heuristic", 2·steps otherwise, rejected steps included.
+    """
+
+    tableau = methods.HEUN
+
+
+class Fehlberg2(Adaptive):
+    """Fehlberg's 1(2), which goes on with the solution of order 2: adaptive, three evaluations of f a step.
+
+    NFE is 1 + 3·steps with first_step="heuristic", 3·steps otherwise, rejected steps included.
+    """
+
+    tableau = methods.FEHLBERG2
 
 
 class Bosh3(Adaptive):
-    """Bogacki–Shampine 3(2): order 3, adaptive, three evaluations of f a step.
+    """Bogacki–Shampine 3(2): order 3, adaptive, three evaluations of f a step. Dense output of order 3.
 
     NFE is 2 + 3·steps with first_step="heuristic", 1 + 3·steps otherwise, rejected steps included.
     """
 
-    tableau = BOSH3
+    tableau = methods.BOSH3
 
 
 class Dopri5(Adaptive):
-    """Dormand–Prince 5(4), DOPRI: order 5, adaptive, six evaluations of f a step.
+    """Dormand–Prince 5(4), DOPRI: order 5, adaptive, six evaluations of f a step. Dense output of order 4.
 
     NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
     """
 
-    tableau = DOPRI5
+    tableau = methods.DOPRI5
+
+
+class Tsit5(Adaptive):
+    """Tsitouras 5(4): order 5, adaptive, six evaluations of f a step. Dense output of order 4.
+
+    Its error constant is smaller than Dopri5's: fewer steps for the same tolerance, mostly.
+    NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
+    """
+
+    tableau = methods.TSIT5
+
+
+class Dopri8(Adaptive):
+    """Prince–Dormand 8(7): order 8, adaptive, thirteen evaluations of f a step; for tight tolerances in float64.
+
+    Dense output is of order 5, the highest that its stages allow: between steps, which are long, save points are less
+    accurate than the steps' ends. Where all digits matter at a time, let the solve end there.
+    NFE is 2 + 13·steps with first_step="heuristic", 1 + 13·steps otherwise, rejected steps included.
+    """
+
+    tableau = DOPRI8

@@ -22,6 +22,8 @@ class ButcherTableau:
         b: weights of the solution.
         order: order of the solution.
         b_err: weights of the error estimate; None if no method is embedded.
+        error_order: the error estimate falls with this power of dt; None: with `order`, as where the embedded method
+            is of the next lower order.
         interpolant: a row a stage, of as many numbers as the extension's degree; needed for save points. Its order
             is the method's less one at least, so that save points are as accurate as the steps.
 
@@ -38,6 +40,7 @@ class ButcherTableau:
     order: int
     b_err: tuple[float, ...] | None = None
     interpolant: tuple[tuple[float, ...], ...] | None = None
+    error_order: int | None = None
 
     def __post_init__(self) -> None:
         rows = {"a": self.a, "b": self.b, "b_err": self.b_err, "interpolant": self.interpolant}
@@ -77,73 +80,46 @@ class ButcherTableau:
         """First same as last: the last stage is f at the step's end, hence the next step's first stage."""
         return self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
 
+    def doubled(self) -> "ButcherTableau":
+        """The method that takes two half steps, and estimates the error from a whole step beside them.
 
-EULER = ButcherTableau(c=(0.0,), a=((),), b=(1.0,), order=1, interpolant=((1.0,),))
+        Both share their first stage: of s stages come 3s − 1. The solution is that of the half steps, y₂, and its
+        error is estimated by (y₂ − y₁) / (2^order − 1), where y₁ is the whole step's: an estimate that falls with
+        dt^(order + 1). The interpolant is the quartic through the start, the middle and the end with the derivatives at
+        the first two, of order min(order, 4).
 
-# The explicit midpoint rule: Runge 1895; Hairer, Nørsett, Wanner, II.1.
-MIDPOINT = ButcherTableau(
-    c=(0.0, 1 / 2), a=((), (1 / 2,)), b=(0.0, 1.0), order=2, interpolant=((1.0, -1.0), (0.0, 1.0))
-)
+        Source: Hairer, Nørsett, Wanner, II.4, "Richardson extrapolation" (Eq. 4.4).
+        """
+        s, whole, half = self.stages, self.b, tuple(b / 2 for b in self.b)
+        middle = (half[0], *(0.0,) * (s - 1), *half[1:])  # weights of y(t + dt/2) over the stages so far
+        first = [(a[0] / 2, *(0.0,) * (s - 1), *(x / 2 for x in a[1:])) for a in self.a[1:]]
+        second = [middle + tuple(x / 2 for x in a) for a in self.a]
+        b = middle + half
+        error = tuple((x - y) / (2**self.order - 1) for x, y in zip(b, whole + (0.0,) * (2 * s - 1), strict=True))
+        start, centre = 0, 2 * s - 1  # stages at the start and in the middle
+        interpolant = tuple(
+            _quartic(float(i == start), float(i == centre), m, w)
+            for i, (m, w) in enumerate(zip(middle + (0.0,) * s, b, strict=True))
+        )
+        return ButcherTableau(
+            c=(*self.c, *(c / 2 for c in self.c[1:]), *((1 + c) / 2 for c in self.c)),
+            a=(*self.a, *first, *second),
+            b=b,
+            order=self.order,
+            b_err=error,
+            interpolant=interpolant,
+            error_order=self.order + 1,
+        )
 
-# Bogacki, Shampine, A 3(2) pair of Runge–Kutta formulas, Appl. Math. Lett. 2, 1989. The interpolant is Hermite's cubic
-# through both ends and their derivatives.
-BOSH3 = ButcherTableau(
-    c=(0.0, 1 / 2, 3 / 4, 1.0),
-    a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
-    b=(2 / 9, 1 / 3, 4 / 9, 0.0),
-    order=3,
-    interpolant=(
-        (1.0, 3 * 2 / 9 - 2, 1 - 2 * 2 / 9),
-        (0.0, 1.0, -2 / 3),
-        (0.0, 4 / 3, -8 / 9),
-        (0.0, -1.0, 1.0),
-    ),
-    b_err=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
-)
 
-# The classical method: Kutta 1901; Hairer, Nørsett, Wanner, Table II.1.2, left (the "3/8 rule" is its right). The
-# interpolant is the extension of order 3 of II.6.
-RK4 = ButcherTableau(
-    c=(0.0, 1 / 2, 1 / 2, 1.0),
-    a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    order=4,
-    interpolant=((1.0, -3 / 2, 2 / 3), (0.0, 1.0, -2 / 3), (0.0, 1.0, -2 / 3), (0.0, -1 / 2, 2 / 3)),
-)
+def _quartic(start: float, centre: float, middle: float, end: float) -> tuple[float, float, float, float]:
+    """Coefficients of θ … θ⁴ of the quartic with the values 0, `middle`, `end` and the slopes `start`, `centre`.
 
-# Dormand, Prince 1980, RK5(4)7M; Hairer, Nørsett, Wanner, Table II.5.2. The embedded fourth-order weights are
-# Shampine's (Some practical Runge-Kutta formulas, Math. Comp. 46, 1986), as in torchdiffeq, torchode and diffrax;
-# Dormand and Prince's own give another error estimate, hence other step counts. The interpolant of order 4 is
-# Shampine's too (the same paper), as in SciPy's RK45.
-DOPRI5 = ButcherTableau(
-    c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
-    a=(
-        (),
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-    ),
-    b=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-    order=5,
-    interpolant=(
-        (1.0, -8048581381 / 2820520608, 8663915743 / 2820520608, -12715105075 / 11282082432),
-        (0.0, 0.0, 0.0, 0.0),
-        (0.0, 131558114200 / 32700410799, -68118460800 / 10900136933, 87487479700 / 32700410799),
-        (0.0, -1754552775 / 470086768, 14199869525 / 1410260304, -10690763975 / 1880347072),
-        (0.0, 127303824393 / 49829197408, -318862633887 / 49829197408, 701980252875 / 199316789632),
-        (0.0, -282668133 / 205662961, 2019193451 / 616988883, -1453857185 / 822651844),
-        (0.0, 40617522 / 29380423, -110615467 / 29380423, 69997945 / 29380423),
-    ),
-    b_err=(
-        35 / 384 - 1951 / 21600,
-        0.0,
-        500 / 1113 - 22642 / 50085,
-        125 / 192 - 451 / 720,
-        -2187 / 6784 + 12231 / 42400,
-        11 / 84 - 649 / 6300,
-        -1 / 60,
-    ),
-)
+    The values are those at θ = 0, ½ and 1, the slopes those at θ = 0 and ½.
+    """
+    return (
+        start,
+        -5 * start - 4 * centre + 16 * middle + end,
+        8 * start + 12 * centre - 32 * middle - 4 * end,
+        -4 * start - 8 * centre + 16 * middle + 4 * end,
+    )
