@@ -1,5 +1,6 @@
 """How an initial value problem is solved."""
 
+from dise.integrate.events import Event
 from dise.integrate.integrators import RK4, Adaptive, Bosh3, Dopri5, Euler, FixedStep, Integrator, Midpoint, RungeKutta
 from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.solve import solve
@@ -13,6 +14,7 @@ __all__ = [
     "ButcherTableau",
     "Dopri5",
     "Euler",
+    "Event",
     "FixedStep",
     "Integrator",
     "Midpoint",
