@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Integrator, Solution, State, Step, solve
+from dise.integrate import Event, Integrator, Solution, State, Step, solve
 
 
 class Record(NamedTuple):
@@ -55,6 +55,8 @@ class NeuralODE(nn.Module):
         sample_args: Sequence[Tensor] = (),
         save_at: Tensor | Sequence[float] | None = None,
         save_mask: Tensor | None = None,
+        dense: bool = False,
+        event: Event | Callable[..., Tensor] | None = None,
         accumulate: Callable[[Step], Tensor] | None = None,
     ) -> Solution:
         """Integrate y0 [B, ...] and return everything known of it; arguments as of `dise.solve`.
@@ -72,6 +74,8 @@ class NeuralODE(nn.Module):
             sample_args=sample_args,
             save_at=save_at,
             save_mask=save_mask,
+            dense=dense,
+            event=event,
             batched=self.batched,
             compact=self.compact,
             accumulate=accumulate,

@@ -198,6 +198,78 @@ def test_float32_and_inference_mode(problem, integrator):
     assert_close(saved.double(), reference, atol=2e-3, rtol=2e-3)
 
 
+# ---- evaluate
+
+
+@every
+def test_evaluate_is_what_save_at_gives(problem, integrator):
+    y0, t0, t1, times = problem
+    saved = solve(linear, y0, t0, t1, integrator, save_at=times).saved
+    dense = solve(linear, y0, t0, t1, integrator, dense=True)
+    assert dense.saved is None
+    assert torch.equal(dense.evaluate(times), saved)
+    assert torch.equal(dense.evaluate(t1[:, None])[:, 0], dense.y)
+
+
+def test_evaluate_takes_a_number_times_for_all_and_times_for_each():
+    y0 = torch.ones(3, 2, dtype=torch.float64)
+    solution = solve(linear, y0, 0.0, 2.0, RK4(9), dense=True)
+    each = solution.evaluate(torch.tensor([[0.5, 1.5]] * 3, dtype=torch.float64))
+    assert each.shape == (3, 2, 2)
+    assert torch.equal(solution.evaluate([0.5, 1.5]), each)
+    for number in (0.5, torch.tensor(0.5)):
+        assert torch.equal(solution.evaluate(number), each[:, 0])
+    assert solution.evaluate(1).shape == (3, 2)
+    assert solution.evaluate([]).shape == (3, 0, 2)
+
+
+def test_evaluate_of_one_system_and_of_a_tuple():
+    y0 = (torch.ones(2, 3), torch.zeros(4))
+    solution = solve(lambda t, y: (y[0], 0 * y[1] + 1), y0, 0.0, 2.0, RK4(4), batched=False, dense=True)
+    assert [part.shape for part in solution.evaluate(1.0)] == [(2, 3), (4,)]
+    assert [part.shape for part in solution.evaluate([0.5, 1.0])] == [(2, 2, 3), (2, 4)]
+    assert_close(solution.evaluate(1.0)[1], torch.ones(4))
+
+
+def test_evaluate_has_gradients_in_the_time_and_the_state():
+    y0 = torch.tensor([[0.4], [-0.7]], dtype=torch.float64, requires_grad=True)
+    times = torch.tensor([[0.3, 0.9], [0.6, 0.1]], dtype=torch.float64, requires_grad=True)
+
+    def evaluate(y0, times):
+        return solve(linear, y0, 0.0, 1.0, RK4(2), dense=True).evaluate(times)
+
+    assert gradcheck(evaluate, (y0, times), atol=1e-8, rtol=1e-6)
+
+
+def test_evaluate_of_a_failed_sample_is_nan_beyond_its_end():
+    y0 = torch.tensor([[0.1], [2.0]], dtype=torch.float64)
+    solution = solve(explodes, y0, 0.0, 1.0, Dopri5(max_steps=60), dense=True, throw=False)
+    assert solution.evaluate(0.3).isfinite().all()
+    assert solution.evaluate(0.9).isnan().flatten().tolist() == [False, True]
+
+
+def test_evaluate_unasked_says_how_to_ask():
+    with pytest.raises(ValueError, match=r"evaluate: .*solve\(\.\.\., dense=True\)"):
+        solve(linear, torch.ones(2, 3), 0.0, 1.0, RK4()).evaluate(0.5)
+
+
+@pytest.mark.parametrize(
+    ("t", "kind", "message"),
+    [
+        (1.5, ValueError, r"t: expected times within the span, \[0, 1\] of sample 0, got 1.5"),
+        (float("nan"), ValueError, "t: expected times within the span"),
+        (torch.zeros(3, 2), ValueError, r"t: expected shape \[T\], or \[B, T\] with B=2, got \(3, 2\)"),
+        ("noon", TypeError, "t: expected times, numbers or a tensor, got str"),
+        (None, TypeError, "t: expected times, numbers or a tensor, got NoneType"),
+        (torch.tensor(1j), TypeError, "t: expected real times, got torch.complex64"),
+    ],
+)
+def test_evaluate_at_bad_times(t, kind, message):
+    solution = solve(linear, torch.ones(2, 3), 0.0, 1.0, RK4(), dense=True)
+    with pytest.raises(kind, match=message):
+        solution.evaluate(t)
+
+
 # ---- structure
 
 
@@ -367,6 +439,6 @@ def test_a_time_of_another_samples_span():
 
 
 def test_a_method_without_interpolant():
-    with pytest.raises(ValueError, match="save_at: the integrator's tableau has no interpolant"):
+    with pytest.raises(ValueError, match="the integrator's tableau has no interpolant"):
         solve(linear, torch.ones(2, 3), 0.0, 1.0, Untabled(), save_at=[0.5])
     assert solve(linear, torch.ones(2, 3), 0.0, 1.0, Untabled()).y.isfinite().all()

@@ -1,5 +1,6 @@
 """How an initial value problem is solved."""
 
+from dise.integrate.events import Event
 from dise.integrate.integrators import (
     RK4,
     RK38,
@@ -32,6 +33,7 @@ __all__ = [
     "Dopri5",
     "Dopri8",
     "Euler",
+    "Event",
     "Fehlberg2",
     "FixedStep",
     "Heun",

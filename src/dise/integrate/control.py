@@ -63,6 +63,7 @@ class FixedSteps:
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
         """The span's `rounds`-th part."""
+        _check_finite(problem)
         return (problem.t1 - problem.t0) / self.rounds, 0
         yield  # a generator like the others, though it asks for nothing
 
@@ -99,6 +100,7 @@ class ErrorControl:
         """The span, a given number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
         span = problem.t1 - problem.t0
         if self.initial == "span":
+            _check_finite(problem)
             return span, 0
         if self.initial == "heuristic":
             step = yield from _starting_step(problem, k1, order, self.rtol, self.atol)
@@ -125,14 +127,23 @@ class ErrorControl:
         return Verdict(accept, error, dt, self._status(step, accept, ratio, dt))
 
     def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor) -> Tensor:
-        underflow = ~accept & (step.t + dt == step.t)
+        underflow = ~accept & ((step.t + dt == step.t) | dt.isinf())
         reason = torch.where(ratio.isfinite(), int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE))
         return torch.where(underflow, reason, int(Status.RUNNING))
 
 
+def _check_finite(problem: Problem) -> None:
+    # only an event may end an endless span, so that others do not read the device
+    if problem.event is not None and not problem.t1.isfinite().all():
+        raise ValueError(
+            "t1: expected finite times, since the first step is a part of the span; for an infinite t1 use an adaptive "
+            "integrator with another first_step than 'span'"
+        )
+
+
 def _resolved(step: Tensor, problem: Problem) -> Tensor:
     """The step, long enough to move t; a first step that rounding swallows would never end."""
-    ends = torch.maximum(problem.t0.abs(), problem.t1.abs())
+    ends = torch.maximum(problem.t0.abs(), torch.where(problem.t1.isinf(), 0, problem.t1).abs())
     shortest = (4 * torch.finfo(step.dtype).eps * ends).minimum((problem.t1 - problem.t0).abs())
     return torch.copysign(step.abs().maximum(shortest), step)
 
@@ -147,13 +158,14 @@ def _starting_step(
     """
     norm, y0 = problem.layout.norm, problem.y0
     span = problem.t1 - problem.t0
+    longest = torch.where(span.isinf(), 1, span.abs())  # what a sample tries whose f is NaN; it will fail there
     with torch.set_grad_enabled(problem.through_control and torch.is_grad_enabled()):
         scale = atol + y0.abs() * rtol
         d0, d1 = norm(y0 / scale), norm(k1 / scale)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / torch.where(tiny, 1.0, d1))
         # of a sample that is NaN from the start f still sees a time within the span
-        h0 = torch.where(h0.isfinite(), h0, span.abs()).minimum(span.abs())
+        h0 = torch.where(h0.isfinite(), h0, longest).minimum(span.abs())
         probe = torch.copysign(h0, span)
         t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
         y1 = torch.addcmul(y0, probe[:, None], k1)
@@ -165,5 +177,5 @@ def _starting_step(
         h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.where(flat, 1.0, largest)) ** (1 / order))
         step = torch.minimum(100 * h0, h1)
         # a NaN would poison t; the loop finds it in the first step instead
-        step = torch.where(step.isfinite(), step, span.abs()).minimum(span.abs())
+        step = torch.where(step.isfinite(), step, longest).minimum(span.abs())
         return torch.copysign(step, span)

@@ -1,9 +1,12 @@
-"""Save points: the state at times of the user's choice, by each method's continuous extension.
+"""Dense output: the state at times of the user's choice, by each method's continuous extension.
 
 A solve keeps the steps that it takes; when it is over, all times are looked up and interpolated at once. No evaluation
-of f is spent on it, no step is shortened for it, and the device is read at the end only.
+of f is spent on it, no step is shortened for it, and the device is read at the end only. Save points, events and
+`Solution.evaluate` all read this one record.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dise.integrate.problem import Problem, Result
+from dise.integrate.solution import State
 from dise.integrate.step import Step
 
 
@@ -43,31 +47,11 @@ class Trail:
         """Forget the steps of these samples: another integrator begins with them anew."""
         self._started_over = self._started_over.index_add(0, sample, torch.ones_like(sample))
 
-    def at(self, times: Tensor, mask: Tensor, t0: Tensor, t1: Tensor, y0: Tensor, end: Result) -> Tensor:
-        """States [B, T, F] at times [B, T] within each sample's span.
+    def path(self, problem: Problem, end: Result) -> "Path":
+        """The solution as a function of time, from the accepted steps of the whole problem, which ended in `end`."""
+        return Path(self._pieces(), problem.t0, problem.t1, problem.y0, end.t, end.y)
 
-        Args:
-            times: [B, T], in any order.
-            mask: [B, T] bool; where it is False the state is 0.
-            t0, t1: [B] the spans.
-            y0: [B, F] states at t0.
-            end: the solve's result.
-
-        Returns:
-            the states; NaN beyond the time that a failed sample reached.
-        """
-        asked = torch.where(mask, times, t0[:, None])
-        values = y0[:, None].expand(-1, asked.shape[1], -1)
-        pieces = self._pieces()
-        if pieces is not None and times.numel():
-            values = pieces.at(asked, torch.where(t1 < t0, -1, 1).to(asked.dtype), values)
-        # the interpolant ends in the step's end but for rounding: the value is the solve's, the gradient its own
-        values = values + torch.where((asked == end.t[:, None])[..., None], end.y[:, None] - values, 0).detach()
-        beyond = (asked - end.t[:, None]) * (t1 - t0)[:, None] > 0
-        values = torch.where(beyond[..., None], torch.nan, values)
-        return torch.where(mask[..., None], values, 0)
-
-    def _pieces(self) -> "_Pieces | None":
+    def _pieces(self) -> "Pieces | None":
         """The accepted steps of every sample's last start, sample by sample; None if there are none."""
         if not self._attempts:
             return None
@@ -80,7 +64,58 @@ class Trail:
         rows = rows[sample[rows].argsort(stable=True)]
         steps = [attempt.step for attempt in self._attempts]
         t, dt, y = (torch.cat(column)[rows] for column in list(zip(*steps, strict=True))[:3])
-        return _Pieces(sample[rows], t, t_next[rows], dt, y, _coefficients(steps)[rows], len(self._started_over))
+        return Pieces(sample[rows], t, t_next[rows], dt, y, _coefficients(steps)[rows], len(self._started_over))
+
+
+class Path(NamedTuple):
+    """The solution of every sample as a function of time, from t0 to where its solve ended."""
+
+    pieces: "Pieces | None"  # None: no step was accepted
+    t0: Tensor  # [B]
+    t1: Tensor  # [B]
+    y0: Tensor  # [B, F]
+    end: Tensor  # [B] time that the solve reached
+    y_end: Tensor  # [B, F] state there
+
+    def at(self, times: Tensor, mask: Tensor) -> Tensor:
+        """States [B, T, F] at times [B, T] within each sample's span.
+
+        Args:
+            times: [B, T], in any order.
+            mask: [B, T] bool; where it is False the state is 0.
+
+        Returns:
+            the states; NaN beyond the time that a sample reached.
+        """
+        asked = torch.where(mask, times, self.t0[:, None])
+        values = self.y0[:, None].expand(-1, asked.shape[1], -1)
+        sign = torch.where(self.t1 < self.t0, -1, 1).to(asked.dtype)
+        if self.pieces is not None and times.numel():
+            values = self.pieces.at(asked, sign, values)
+        # the interpolant ends in the step's end but for rounding: the value is the solve's, the gradient its own
+        at_end = (asked == self.end[:, None])[..., None]
+        values = values + torch.where(at_end, self.y_end[:, None] - values, 0).detach()
+        beyond = (asked - self.end[:, None]) * sign[:, None] > 0
+        values = torch.where(beyond[..., None], torch.nan, values)
+        return torch.where(mask[..., None], values, 0)
+
+
+class Interpolant:
+    """A solve's path in the user's terms: what `Solution.evaluate` asks."""
+
+    def __init__(self, path: Path, problem: Problem) -> None:
+        self.path = path
+        self.problem = replace(problem, trail=None, event=None, accumulate=None)  # no more than the times' checks need
+
+    def __call__(self, t: object) -> State:
+        """States at t, as `Solution.evaluate` describes them."""
+        problem, times = self.problem, _as_times("t", t, self.problem.t0)
+        single = times.ndim == 0
+        times = _for_each(times.reshape(1) if single else times, "t", len(problem), batched=problem.layout.batched)
+        mask = torch.ones_like(times, dtype=torch.bool)
+        _check_within("t", times, mask, problem)
+        values = self.path.at(times, mask)
+        return problem.layout.unpack(values[:, 0]) if single else problem.layout.unpack_saved(values)
 
 
 def _coefficients(steps: list[Step]) -> Tensor:
@@ -101,12 +136,13 @@ def _coefficients(steps: list[Step]) -> Tensor:
 def _interpolant(step: Step) -> tuple[tuple[float, ...], ...]:
     if step.tableau.interpolant is None:
         raise ValueError(
-            "save_at: the integrator's tableau has no interpolant; give it one, or use another, e.g. Dopri5"
+            "save_at, dense, event: the integrator's tableau has no interpolant; give it one, or use another, "
+            "e.g. Dopri5"
         )
     return step.tableau.interpolant
 
 
-class _Pieces(NamedTuple):
+class Pieces(NamedTuple):
     """P polynomials, sample by sample, in the direction of the integration within each."""
 
     sample: Tensor  # [P]
@@ -133,10 +169,37 @@ class _Pieces(NamedTuple):
         index = torch.searchsorted(ends, (times * sign[:, None]).detach().contiguous())
         piece = (first[:, None] + index.minimum((counts - 1)[:, None])).clamp(min=0)
         theta = ((times - self.t[piece]) / self.dt[piece])[..., None]
-        *lower, value = self.coefficients[piece].unbind(2)
-        for coefficient in reversed(lower):
-            value = torch.addcmul(coefficient, theta, value)
-        return torch.where((counts > 0)[:, None, None], torch.addcmul(self.y[piece], theta, value), otherwise)
+        values = _horner(self.y[piece], self.coefficients[piece].unbind(2), theta)
+        return torch.where((counts > 0)[:, None, None], values, otherwise)
+
+    def last(self, samples: Tensor) -> "Pieces":
+        """The last piece of each of some samples [K] that have one, in their order."""
+        rows = (torch.bincount(self.sample, minlength=self.number).cumsum(0) - 1)[samples]
+        return self._map(lambda column: column[rows], number=len(samples))
+
+    def detach(self) -> "Pieces":
+        """The same without a graph."""
+        return self._map(Tensor.detach, number=self.number)
+
+    def _map(self, change: Callable[[Tensor], Tensor], *, number: int) -> "Pieces":
+        sample, t, t_next, dt, y, coefficients = (change(column) for column in self[:-1])
+        return Pieces(sample, t, t_next, dt, y, coefficients, number)
+
+    def time(self, theta: Tensor) -> Tensor:
+        """[P] time at each piece's own θ [P]."""
+        return torch.where(theta == 1, self.t_next, torch.addcmul(self.t, theta, self.dt))
+
+    def within(self, theta: Tensor) -> Tensor:
+        """[P, F] state of each piece at its own θ [P], from 0 at its start to 1 at its end."""
+        return _horner(self.y, self.coefficients.unbind(1), theta[:, None])
+
+
+def _horner(y: Tensor, coefficients: Sequence[Tensor], theta: Tensor) -> Tensor:
+    """y + Σ_j c_j θ^(j+1)."""
+    *lower, value = coefficients
+    for coefficient in reversed(lower):
+        value = torch.addcmul(coefficient, theta, value)
+    return torch.addcmul(y, theta, value)
 
 
 def save_points(save_at: object, save_mask: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
@@ -150,13 +213,7 @@ def save_points(save_at: object, save_mask: object, problem: Problem) -> tuple[T
             raise ValueError("save_mask: it says which of the save points are padding, but save_at was not given")
         return None
     batched, number, t0 = problem.layout.batched, len(problem), problem.t0
-    try:
-        times = save_at if isinstance(save_at, Tensor) else torch.as_tensor(save_at, dtype=t0.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"save_at: expected times, numbers or a tensor, got {type(save_at).__name__}") from error
-    if times.dtype.is_complex or times.dtype == torch.bool:
-        raise TypeError(f"save_at: expected real times, got {times.dtype}")
-    times = _for_each(times.to(t0), "save_at", number, batched=batched)
+    times = _for_each(_as_times("save_at", save_at, t0), "save_at", number, batched=batched)
     mask = torch.ones_like(times, dtype=torch.bool)
     if save_mask is not None:
         if not isinstance(save_mask, Tensor) or save_mask.dtype != torch.bool:
@@ -165,8 +222,19 @@ def save_points(save_at: object, save_mask: object, problem: Problem) -> tuple[T
         mask = _for_each(save_mask.to(t0.device), "save_mask", number, batched=batched)
         if mask.shape != times.shape:
             raise ValueError(f"save_mask: expected the shape of save_at, got {tuple(save_mask.shape)}")
-    _check_within(times, mask, problem)
+    _check_within("save_at", times, mask, problem)
     return times, mask
+
+
+def _as_times(name: str, times: object, like: Tensor) -> Tensor:
+    """A tensor of real times, in the dtype and on the device of `like`."""
+    try:
+        values = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=like.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected times, numbers or a tensor, got {type(times).__name__}") from error
+    if values.dtype.is_complex or values.dtype == torch.bool:
+        raise TypeError(f"{name}: expected real times, got {values.dtype}")
+    return values.to(like)
 
 
 def _for_each(values: Tensor, name: str, number: int, *, batched: bool) -> Tensor:
@@ -179,11 +247,11 @@ def _for_each(values: Tensor, name: str, number: int, *, batched: bool) -> Tenso
     raise ValueError(f"{name}: expected shape {expected}, got {tuple(values.shape)}")
 
 
-def _check_within(times: Tensor, mask: Tensor, problem: Problem) -> None:
+def _check_within(name: str, times: Tensor, mask: Tensor, problem: Problem) -> None:
     ends = torch.stack([problem.t0, problem.t1])
     low, high = ends.amin(0)[:, None], ends.amax(0)[:, None]
     outside = (mask & ~((times >= low) & (times <= high))).nonzero()
     if len(outside):
         i, j = outside[0].tolist()
         span = f"[{float(low[i, 0]):g}, {float(high[i, 0]):g}]"
-        raise ValueError(f"save_at: expected times within the span, {span} of sample {i}, got {float(times[i, j]):g}")
+        raise ValueError(f"{name}: expected times within the span, {span} of sample {i}, got {float(times[i, j]):g}")

@@ -96,6 +96,9 @@ def _advance(
     moved = accept[:, None]
     n_steps = rows.n_steps + running
     status = torch.where(accept & (t_next == rows.t1), int(Status.SUCCESS), verdict.status)
+    if problem.event is not None:
+        stop = problem.event.stops(problem.samples(rows.sample), step, t_next, accept)
+        status = torch.where(stop, int(Status.SUCCESS), status)
     if max_steps is not None:
         status = torch.where((status == Status.RUNNING) & (n_steps >= max_steps), int(Status.MAX_STEPS), status)
     if problem.trail is not None:

@@ -17,6 +17,7 @@ from dise.integrate.solution import State
 
 if TYPE_CHECKING:
     from dise.integrate.dense import Trail
+    from dise.integrate.events import Watch
 
 
 class Request(NamedTuple):
@@ -115,7 +116,8 @@ class Problem:
     compact: bool = False
     through_control: bool = False
     accumulate: Callable | None = None
-    trail: "Trail | None" = None  # where steps are kept, if save points are asked for
+    trail: "Trail | None" = None  # where steps are kept, if dense output is asked for
+    event: "Watch | None" = None  # what stops a sample before t1, if anything
     sample: Tensor | None = None  # [n] which of the solve's samples these are; None: all, in order
 
     def __len__(self) -> int:

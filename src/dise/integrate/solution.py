@@ -1,10 +1,15 @@
 """What a solve returns, and every message a failed one can give."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dise.integrate.dense import Interpolant
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -49,7 +54,7 @@ class Solution:
 
     Attributes:
         y: state at `t`, in the structure, shapes and dtype of y0; for a failed sample the last good state.
-        t: [B] time reached: t1, or earlier for a failed sample.
+        t: [B] time reached: t1, the event's time, or earlier for a failed sample; differentiable.
         nfe: [B] int64, evaluations of f that this sample needed (rejected steps and first-step choice included).
         calls: batch calls of f that the whole solve made.
         n_steps: [B] int64, attempted steps.
@@ -60,7 +65,8 @@ class Solution:
         dt: [B] step size last tried (signed), for diagnosis.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
         saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False);
-            0 where they are masked, NaN where a sample failed before; None if none were asked for.
+            0 where they are masked, NaN where a sample ended before; None if none were asked for.
+        event: [B] bool, whether `solve`'s `event` stopped the sample, or None if none was given.
         choice: [B] int64, index of the candidate used, if the integrator is one that chooses (-1 for a sample whose
             span has no length), else None.
     """
@@ -77,6 +83,27 @@ class Solution:
     accumulated: Tensor | None = None
     saved: State | None = None
     choice: Tensor | None = None
+    event: Tensor | None = None
+    interpolant: "Interpolant | None" = field(default=None, repr=False)
+
+    def evaluate(self, t: float | Sequence[float] | Tensor) -> State:
+        """State at any time within the span, by dense output of the method's order; needs `solve(..., dense=True)`.
+
+        Args:
+            t: a number, times [T] for all samples, or [B, T] for each its own, in any order. With batched=False a
+                number or [T].
+
+        Returns:
+            the states [B, ...] of a number, else [B, T, ...] ([...] and [T, ...] with batched=False), in the structure
+            and dtype of y0; NaN beyond the time that a sample reached. Differentiable, in t as well.
+
+        Raises:
+            ValueError: the solve kept no steps, or a time is outside a sample's span.
+            TypeError: t is not made of real numbers.
+        """
+        if self.interpolant is None:
+            raise ValueError("evaluate: this solve kept no steps; ask for them by solve(..., dense=True)")
+        return self.interpolant(t)
 
     def raise_for_status(self) -> "Solution":
         """Return self if every sample succeeded; else raise one SolveError that names the first that did not."""

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.dense import Trail, save_points
+from dise.integrate.dense import Interpolant, Trail, save_points
+from dise.integrate.events import Event, Watch, as_event
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Layout, Problem, Request, Result, merge
 from dise.integrate.solution import Solution, State, Status
@@ -25,6 +26,8 @@ def solve(
     sample_args: Sequence[Tensor] = (),
     save_at: Tensor | Sequence[float] | None = None,
     save_mask: Tensor | None = None,
+    dense: bool = False,
+    event: Event | Callable[..., Tensor] | None = None,
     batched: bool = True,
     compact: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
@@ -46,6 +49,12 @@ def solve(
             batched=False [T].
         save_mask: [B, T] or [T] bool; where it is False a save point is padding: its time may be anything, its state
             is 0.
+        dense: keep the steps, so that `Solution.evaluate` gives the state at any time within the span.
+        event: stop each sample where event(t, y, *args, *sample_args) → [n] crosses zero, or an `Event`, which may name
+            the direction. `Solution.event` says which samples it stopped, `Solution.t` and `Solution.y` when and where,
+            both differentiable. A sample without crossing goes on to t1, which may be infinite if the integrator is
+            adaptive. Signs are compared at the ends of steps: two crossings within one step go unseen. `error` and
+            `accumulated` count the whole of the last step.
         batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
         compact: let finished samples leave the batch, so that f sees only rows that still run, in training as well.
             False: f always gets all samples (for an f that mixes samples, such as batch normalization in training).
@@ -70,24 +79,25 @@ def solve(
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
     layout = Layout.of(y0, batched=batched)
     packed = layout.pack(y0)
+    start, stop = _times("t0", t0, packed, batched=batched), as_event(event)
+    passed, own = tuple(args), _check_sample_args(sample_args, packed, batched=batched)
     problem = Problem(
         y0=packed,
-        t0=_times("t0", t0, packed, batched=batched),
-        t1=_times("t1", t1, packed, batched=batched),
+        t0=start,
+        t1=_times("t1", t1, packed, batched=batched, endless=stop is not None),
+        event=None if stop is None else Watch(stop, layout, passed, own, start),
         layout=layout,
         compact=compact,
         through_control=through_control,
         accumulate=accumulate,
     )
     points = save_points(save_at, save_mask, problem)
-    if points is not None:
+    if points is not None or dense or problem.event is not None:
         problem = replace(problem, trail=Trail(len(packed), packed.device))
-    field = _Field(f, problem, tuple(args), _check_sample_args(sample_args, packed, batched=batched))
+    field = _Field(f, problem, passed, own)
     result = _drive(_integrate_moving(integrator, problem), field)
-    solution = _solution(result, layout, field.calls, accumulated=accumulate is not None)
-    if points is not None and problem.trail is not None:
-        saved = problem.trail.at(*points, problem.t0, problem.t1, packed, result)
-        solution = replace(solution, saved=layout.unpack_saved(saved))
+    result, read = _read_trail(problem, result, points, dense=dense)
+    solution = replace(_solution(result, layout, field.calls, accumulated=accumulate is not None), **read)
     return solution.raise_for_status() if throw else solution
 
 
@@ -171,6 +181,25 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
 
+def _read_trail(
+    problem: Problem, result: Result, points: tuple[Tensor, Tensor] | None, *, dense: bool
+) -> tuple[Result, dict[str, Any]]:
+    """What the kept steps are asked for: the result, ended in events, and the solution's fields from dense output."""
+    if problem.trail is None:
+        return result, {}
+    read: dict[str, Any] = {}
+    path = problem.trail.path(problem, result)
+    if problem.event is not None:
+        result = problem.event.locate(path, result)
+        path = path._replace(end=result.t, y_end=result.y)
+        read["event"] = problem.event.stopped if problem.layout.batched else problem.event.stopped.reshape(())
+    if points is not None:
+        read["saved"] = problem.layout.unpack_saved(path.at(*points))
+    if dense:
+        read["interpolant"] = Interpolant(path, problem)
+    return result, read
+
+
 def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:
     values = result._asdict()
     if not accumulated:
@@ -207,8 +236,8 @@ def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bo
     return tuple(sample_args)
 
 
-def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool) -> Tensor:
-    """[n] times in the state's dtype and on its device."""
+def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
+    """[n] times in the state's dtype and on its device; infinite ones only if `endless`."""
     if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
     if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
@@ -217,6 +246,6 @@ def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool) -> Tensor
     if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
         expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
-    if not time.isfinite().all():
+    if not (~time.isnan() if endless else time.isfinite()).all():
         raise ValueError(f"{name}: expected finite times, got {t}")
     return time.expand(len(y0))

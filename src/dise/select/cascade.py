@@ -32,7 +32,7 @@ class Cascade(Integrator):
         accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; default: everything that succeeded.
 
     Raises:
-        ValueError: no candidates; when solving: answers of `accept` of another shape or kind, or batched=False.
+        ValueError: no candidates; when solving: answers of `accept` of another shape or kind, batched=False, an event.
     """
 
     chooses = True
@@ -48,6 +48,8 @@ class Cascade(Integrator):
         """Try the candidates in turn, each on the samples that are left."""
         if not problem.layout.batched:
             raise ValueError("batched: Cascade decides for each sample, batched=False has only one system")
+        if problem.event is not None:
+            raise ValueError("event: Cascade judges states at t1, which an event forestalls; solve with one integrator")
         k1 = yield from problem.first_stage()
         rows = torch.arange(len(problem), device=problem.t0.device)
         spent = torch.ones_like(rows)  # k1

@@ -1,0 +1,141 @@
+"""Events: a sample stops where a function of time and state crosses zero, and the time at which it does has a gradient.
+
+The loop compares the function's signs at both ends of each accepted step. When the solve is over, all crossings are
+located at once on the dense output, by bisection: a fixed number of evaluations of the function, none of f.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dise.integrate.dense import Path, Pieces
+from dise.integrate.problem import Layout, Result
+from dise.integrate.solution import State
+from dise.integrate.step import Step
+
+Function = Callable[..., Tensor]
+
+_SCAN = 8  # parts of the last step that are searched in order, so that of several crossings the first is found
+
+
+@dataclass(frozen=True)
+class Event:
+    """When a sample stops: at the first zero crossing of `function`, in the direction of the integration.
+
+    Args:
+        function: called as function(t, y, *args, *sample_args) with f's arguments, for the n samples that took a step;
+            returns [n] real numbers ([] with batched=False). Where it is 0 at the start of a step, no crossing starts.
+        direction: "falling" counts crossings from positive to negative alone, "rising" the others, "any" both.
+
+    Raises:
+        TypeError: function cannot be called.
+        ValueError: another direction.
+    """
+
+    function: Function
+    direction: Literal["any", "rising", "falling"] = "any"
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"event: expected a function of (t, y), got {type(self.function).__name__}")
+        if self.direction not in ("any", "rising", "falling"):
+            raise ValueError(f"direction: expected 'any', 'rising' or 'falling', got {self.direction!r}")
+
+    def crossed(self, before: Tensor, after: Tensor) -> Tensor:
+        """[n] bool, whether there is a crossing between two values [n]; reaching 0 is one, leaving 0 is none."""
+        falling, rising = (before > 0) & (after <= 0), (before < 0) & (after >= 0)
+        return {"any": falling | rising, "falling": falling, "rising": rising}[self.direction]
+
+
+class Watch:
+    """An event in one solve of `number` samples: which of them it stopped."""
+
+    def __init__(
+        self, event: Event, layout: Layout, args: tuple[Any, ...], sample_args: tuple[Tensor, ...], t0: Tensor
+    ) -> None:
+        self._event, self._layout, self._args, self._sample_args = event, layout, args, sample_args
+        self.stopped = torch.zeros_like(t0, dtype=torch.bool)  # [B]
+
+    def value(self, sample: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """[n] the function's values for the samples [n] at times [n] and states [n, F].
+
+        Raises:
+            TypeError, ValueError: it returned something else.
+        """
+        own = tuple(arg[sample] for arg in self._sample_args) if self._layout.batched else self._sample_args
+        state: State = self._layout.unpack(y)
+        value = self._event.function(self._layout.time(t), state, *self._args, *own)
+        shape = tuple(t.shape) if self._layout.batched else ()
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"event: expected a tensor of real numbers, got {got}")
+        if value.shape != shape:
+            raise ValueError(f"event: expected shape {shape}, one number a sample, got {tuple(value.shape)}")
+        return value.reshape(t.shape)
+
+    @torch.no_grad()
+    def stops(self, sample: Tensor, step: Step, t_next: Tensor, accept: Tensor) -> Tensor:
+        """[n] bool, which of the samples [n] the event stops in this step; remembered."""
+        crossed = self._event.crossed(self.value(sample, step.t, step.y), self.value(sample, t_next, step.y_next))
+        stop = accept & crossed
+        self.stopped = self.stopped.index_put((sample,), self.stopped[sample] | stop)
+        return stop
+
+    def locate(self, path: Path, result: Result) -> Result:
+        """The result with t and y of the stopped samples moved from their last step's end to the crossing."""
+        samples = self.stopped.nonzero().flatten()
+        if len(samples) == 0 or path.pieces is None:
+            return result
+        last = path.pieces.last(samples)
+        theta = self._refine(samples, last, self._bisect(samples, last.detach()))
+        t, y = last.time(theta), last.within(theta)
+        return result._replace(t=result.t.index_put((samples,), t), y=result.y.index_put((samples,), y))
+
+    @torch.no_grad()
+    def _bisect(self, samples: Tensor, last: Pieces) -> Tensor:
+        """[K] θ of the first crossing, or a rounding before it, in the last steps of the samples [K]."""
+
+        def value(theta: Tensor) -> Tensor:
+            return self.value(samples, last.time(theta), last.within(theta))
+
+        low, high = torch.zeros_like(last.t), torch.ones_like(last.t)
+        start = before = value(low)
+        found = torch.zeros_like(samples, dtype=torch.bool)
+        for part in range(_SCAN):
+            after = value(torch.full_like(low, (part + 1) / _SCAN))
+            here = ~found & self._event.crossed(before, after)
+            low = torch.where(here, part / _SCAN, low)
+            high = torch.where(here, (part + 1) / _SCAN, high)
+            start, found, before = torch.where(here, before, start), found | here, after
+        for _ in range(round(-torch.tensor(torch.finfo(low.dtype).eps).log2().item())):
+            middle = (low + high) / 2
+            past = self._event.crossed(start, value(middle))
+            low, high = torch.where(past, low, middle), torch.where(past, middle, high)
+        # just before: who starts anew from there is on the side that he came from
+        return torch.where(value(high) == 0, high, low)
+
+    def _refine(self, samples: Tensor, last: Pieces, theta: Tensor) -> Tensor:
+        """θ [K] with its gradient; the value stays.
+
+        By the implicit function theorem, g(θ(p), p) = 0 gives θ' = −g_p / g_θ: a Newton step from the constant θ has
+        this derivative. A second step makes second derivatives right too.
+        """
+        value = self.value(samples, last.time(theta), last.within(theta))
+        if not (torch.is_grad_enabled() and value.requires_grad):
+            return theta
+        theta = theta.clone().requires_grad_()
+        for _ in range(2):
+            value = self.value(samples, last.time(theta), last.within(theta))
+            (slope,) = torch.autograd.grad(value.sum(), theta, create_graph=True, materialize_grads=True)
+            # a crossing without slope has no gradient, but its time is known
+            slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
+            theta = theta - (value - value.detach()) / slope
+        return theta
+
+
+def as_event(event: Event | Function | None) -> Event | None:
+    """What `solve` was given as an `Event`."""
+    return event if isinstance(event, Event) or event is None else Event(event)
