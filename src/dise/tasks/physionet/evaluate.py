@@ -42,7 +42,7 @@ class Answers:
 
 def quality(p: Tensor, labels: Tensor) -> dict[str, float]:
     """Areas under the ROC and the precision–recall curve, and the expected calibration error of 10 bins."""
-    target = labels.long()
+    p, target = p.contiguous(), labels.long()
     return {
         "auroc": auroc(p, labels),
         "auprc": float(binary_average_precision(p, target)),
