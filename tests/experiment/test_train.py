@@ -1,5 +1,6 @@
 """Training of the tiny run of conftest.py: 8 batches of 8 images an epoch, 2 epochs."""
 
+import csv
 import json
 import signal
 
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 
 from dise import SolveError
 from dise.experiment.config import ExperimentError, RunConfig
+from dise.experiment.rundir import load_model, read_json
 from dise.experiment.train import Training, read_log, train
 from dise.tasks.errors import UserError
 from dise.tasks.mnist import task as mnist_task
@@ -272,3 +274,21 @@ def test_training_json_is_json_where_there_is_no_error_estimate(rknet):
 
     text = (rknet[1] / "training.json").read_text()
     assert json.loads(text, parse_constant=refuse)["train/nfe"] == 4
+
+
+def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path):
+    """PhysioNet keeps the epoch of the largest held-out area under the ROC curve."""
+    config = RunConfig.of("physionet", "sample", changes=["epochs=4", "quantization=4"])
+    path = tmp_path / "run"
+    train(config, path, device="cpu")
+    task, preset = config.found
+    batches = task.monitored_batches(task.load(preset, None), preset)
+    model = load_model(path, config)
+    with torch.no_grad():
+        (kept,) = [float(task.loss(model, batch, None).metrics["auroc"]) for batch in batches]
+    with next((path / "logs").glob("csv*/metrics.csv")).open() as lines:
+        logged = [float(row["held_out/auroc"]) for row in csv.DictReader(lines) if row["held_out/auroc"]]
+    assert len(logged) == 4
+    assert kept == pytest.approx(max(logged), abs=1e-6)
+    assert read_json(path / "training.json")["best_epoch"] == logged.index(max(logged)) + 1
+    assert len(set(logged)) > 1

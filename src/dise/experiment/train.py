@@ -5,7 +5,8 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,15 @@ def train(
     checkpoint = path / "checkpoints" / "last.ckpt"
     torch.manual_seed(config.seed)
     module = Training(config, splits)
-    clock = _Clock()
-    trainer = _trainer(path, settings.epochs, device, clock)
+    clock, keep = _Clock(), partial(ModelCheckpoint, checkpoint.parent, enable_version_counter=False)
+    best = None if task.keeps is None else keep(filename="best", monitor=task.keeps, mode="max")
+    trainer = _trainer(
+        path, settings.epochs, device, clock, [keep(filename=checkpoint.stem), *([best] if best else [])]
+    )
     _fit(trainer, module, checkpoint)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.isfinite()}
+    if best is not None:
+        metrics |= _take_best(module, Path(best.best_model_path))
     write_json(path / TRAINING, {"seconds": clock.seconds, "threads": torch.get_num_threads()} | metrics)
     save_weights(module.model, path / MODEL)
     return True
@@ -139,6 +145,7 @@ def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
     with warnings.catch_warnings():
         # the batches lie in memory: loader workers would only cost
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
         try:
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
         except SolveError as error:
@@ -154,6 +161,13 @@ def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
             ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _take_best(module: Training, checkpoint: Path) -> dict[str, float]:
+    """Give the module the weights of its best epoch; which one (from 1) that was."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    module.load_state_dict(saved["state_dict"])
+    return {"best_epoch": saved["epoch"] + 1}
 
 
 def _readable(checkpoint: Path) -> bool:
@@ -200,7 +214,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [last[step] for step in sorted(last)]
 
 
-def _trainer(path: Path, epochs: int, device: str, clock: Callback) -> L.Trainer:
+def _trainer(path: Path, epochs: int, device: str, clock: Callback, checkpoints: Sequence[Callback]) -> L.Trainer:
     terminal = sys.stderr.isatty()
     return L.Trainer(
         accelerator=device,
@@ -209,7 +223,7 @@ def _trainer(path: Path, epochs: int, device: str, clock: Callback) -> L.Trainer
         callbacks=[
             clock,
             RichProgressBar() if terminal else EpochLine(),
-            ModelCheckpoint(dirpath=path / "checkpoints", filename="last", enable_version_counter=False),
+            *checkpoints,
         ],
         logger=[
             CSVLogger(path, name="logs", version=_new_version(path / "logs", "csv")),

@@ -91,6 +91,7 @@ class Task(ABC):
         reference: the adaptive integrator that the others are judged by.
         baselines: further integrators to evaluate alone.
         selectors: by name.
+        keeps: the logged metric, larger is better, by which the epoch is chosen whose weights are kept; None: the last.
     """
 
     name: ClassVar[str]
@@ -102,6 +103,7 @@ class Task(ABC):
     reference: ClassVar[Adaptive]
     baselines: ClassVar[tuple[Integrator, ...]] = ()
     selectors: ClassVar[Mapping[str, SelectorSpec]]
+    keeps: ClassVar[str | None] = None
 
     def check(self, model: str, reg: str) -> str | None:
         """Why a model cannot be trained with a regularizer; None if it can."""
