@@ -132,11 +132,13 @@ class _Pieces(NamedTuple):
         ends = ends.index_put((self.sample, place), (self.t_next * sign[self.sample]).detach().to(times.dtype))
         index = torch.searchsorted(ends, (times * sign[:, None]).detach().contiguous())
         piece = (first[:, None] + index.minimum((counts - 1)[:, None])).clamp(min=0)
-        theta = ((times - self.t[piece]) / self.dt[piece])[..., None]
+        exists = (counts > 0)[:, None, None]
+        # without a piece it would be another sample's, whose θ may be beyond all bounds, and 0 · inf in the gradient
+        theta = torch.where(exists, ((times - self.t[piece]) / self.dt[piece])[..., None], 0)
         *lower, value = self.coefficients[piece].unbind(2)
         for coefficient in reversed(lower):
             value = torch.addcmul(coefficient, theta, value)
-        return torch.where((counts > 0)[:, None, None], torch.addcmul(self.y[piece], theta, value), otherwise)
+        return torch.where(exists, torch.addcmul(self.y[piece], theta, value), otherwise)
 
 
 def save_points(save_at: object, save_mask: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
