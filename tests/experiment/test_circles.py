@@ -180,7 +180,7 @@ def test_help_says_how_to_change_a_setting(dise):
     assert code == 0
     assert "--set" in out
     assert "NAME=VALUE" in out
-    assert "mnist or circles" in out
+    assert "mnist, physionet or circles" in out
 
 
 # ---- end to end
