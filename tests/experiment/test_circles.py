@@ -196,7 +196,7 @@ def small_world():
     with pytest.MonkeyPatch.context() as patch:
         candidates = (RK4(2), Midpoint(10), Dopri5(rtol=1e-5, atol=1e-5))
         patch.setattr(CirclesTask, "candidates", candidates)
-        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=(1e4,), folds=2))
+        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=(1e4,), folds=4))
         for module in (evaluate, circles_task):
             patch.setattr(module, "SMALL", SETS)
         for name, value in (("GRID", 20), ("SAMPLES", 200), ("FRAMES", 3)):

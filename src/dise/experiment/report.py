@@ -59,6 +59,11 @@ def selection_tables(selection: dict[str, Any]) -> list[Table]:
 _PASSED = {None: "", True: " (passed its test)", False: " (no M passed the test; the best there is)"}
 
 
+def _members(fit: dict[str, Any]) -> str:
+    number = fit.get("members", 1)
+    return f", mean of {number} selectors" if number > 1 else ""
+
+
 def _selection_table(selection: dict[str, Any], unit: str) -> Table:
     outcome = selection["units"][unit]
     fits = {name: fit for name, fit in selection["selectors"].items() if fit["unit"] == unit}
@@ -67,8 +72,8 @@ def _selection_table(selection: dict[str, Any], unit: str) -> Table:
         for i, (name, c) in enumerate(outcome["candidates"].items())
     ]
     notes = [
-        f"{name}: M = {fit['M']:g}{_PASSED[fit.get('passed')]}, validation loss {fit['validation_loss']:.3f} of "
-        f"{fit['initial_loss']:.3f} in {fit['epochs']} epochs"
+        f"{name}: M = {fit['M']:g}{_PASSED[fit.get('passed')]}{_members(fit)}, validation loss "
+        f"{fit['validation_loss']:.3f} of {fit['initial_loss']:.3f} in {fit['epochs']:.0f} epochs"
         for name, fit in fits.items()
     ]
     warnings = [f"Warning, {name}: {fit['warning']}" for name, fit in fits.items() if fit["warning"]]

@@ -10,6 +10,7 @@ from dise.select.calibrate import (
     samples_needed,
 )
 from dise.select.cascade import Cascade, Confidence
+from dise.select.committee import Committee, cross_fit, route
 from dise.select.cost import (
     BinaryCost,
     ClassificationCost,
@@ -27,7 +28,8 @@ from dise.select.diagnose import diagnose
 from dise.select.dynamic import Dynamic, joined
 from dise.select.evaluate import PolicyScore, chosen, oracle, random_mix, single
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
-from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
+from dise.select.paired import loss_bound
+from dise.select.penalty import PenaltyChoice, Trial, choose_penalty
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Calibration",
     "Cascade",
     "ClassificationCost",
+    "Committee",
     "Confidence",
     "ConfidenceNetwork",
     "CostRule",
@@ -55,12 +58,14 @@ __all__ = [
     "choose_penalty",
     "chosen",
     "collect_costs",
+    "cross_fit",
     "diagnose",
     "disagreement",
     "find_block",
     "has_block",
     "hoeffding_bentkus",
     "joined",
+    "loss_bound",
     "lost_accuracy",
     "oracle",
     "random_mix",

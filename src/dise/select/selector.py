@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import nan
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,15 @@ class CostSelector(nn.Module):
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
         """Predicted costs [n, K] of samples with states and derivatives [n, ...] at t0."""
-        return self.network(h0, k1) * self.scale + self.mean
+        return self._scores(self.network(h0, k1))
+
+    def of_features(self, features: Tensor) -> Tensor:
+        """Predicted costs [n, K] from features [n, F] that the network, a `FeatureNetwork`, would compute itself."""
+        return self._scores(cast(FeatureNetwork, self.network).score(features))
+
+    def _scores(self, answer: Tensor) -> Tensor:
+        """[n, K] scores from what the network says."""
+        return answer * self.scale + self.mean
 
     @classmethod
     def fit(
