@@ -1,5 +1,6 @@
 """How an initial value problem is solved."""
 
+from dise.integrate.controllers import IController, PIController
 from dise.integrate.integrators import (
     RK4,
     RK38,
@@ -16,12 +17,14 @@ from dise.integrate.integrators import (
     Midpoint,
     Ralston,
     RungeKutta,
+    StepDoubling,
     Tsit5,
 )
 from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.solve import solve
 from dise.integrate.step import Step
 from dise.integrate.tableau import ButcherTableau
+from dise.integrate.tolerance import max_norm, rms_norm
 
 __all__ = [
     "RK4",
@@ -36,8 +39,10 @@ __all__ = [
     "FixedStep",
     "Heun",
     "HeunEuler",
+    "IController",
     "Integrator",
     "Midpoint",
+    "PIController",
     "Ralston",
     "RungeKutta",
     "Solution",
@@ -45,6 +50,9 @@ __all__ = [
     "State",
     "Status",
     "Step",
+    "StepDoubling",
     "Tsit5",
+    "max_norm",
+    "rms_norm",
     "solve",
 ]

@@ -28,6 +28,7 @@ class _Rows(NamedTuple):
     error: Tensor
     status: Tensor
     dt: Tensor
+    memory: Tensor  # the controller's
     accumulated: Tensor
 
     def take(self, rows: Tensor) -> "_Rows":
@@ -58,7 +59,7 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
         running = rows.status == Status.RUNNING
         t_next = torch.where(running, control.end(index, rows.t, rows.dt, rows.t0, rows.t1), rows.t)
         step = yield from runge_kutta_step(tableau, rows.t, t_next, rows.y, rows.k1, subset)
-        rows = _advance(rows, step, t_next, control.judge(step, problem), problem, control.max_steps)
+        rows = _advance(rows, step, t_next, control.judge(step, rows.memory, problem), problem, control.max_steps)
     return _collect([*finished, rows])
 
 
@@ -79,6 +80,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> _Rows:
         error=zero,
         status=torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE)),
         dt=dt,
+        memory=torch.ones_like(zero),
         accumulated=zero,
     )
 
@@ -113,6 +115,7 @@ def _advance(
         error=rows.error + torch.where(accept, verdict.error, 0),
         status=torch.where(running, status, rows.status),
         dt=torch.where(running, verdict.dt, rows.dt),
+        memory=verdict.memory,
         accumulated=accumulated,
     )
 

@@ -6,7 +6,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-State = Tensor | tuple[Tensor, ...]
+State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 class Status(IntEnum):
@@ -17,6 +17,7 @@ class Status(IntEnum):
     NON_FINITE = 2
     STEP_UNDERFLOW = 3
     MAX_STEPS = 4
+    DT_MIN = 5
 
 
 _MEANING = {
@@ -27,6 +28,10 @@ _MEANING = {
     Status.STEP_UNDERFLOW: (
         "the step size fell below what the time's precision resolves",
         "loosen rtol/atol, use float64, or check f for a singularity or stiffness near this t",
+    ),
+    Status.DT_MIN: (
+        "a step of length dt_min was not accurate enough",
+        "lower dt_min or loosen rtol/atol; accept_at_dt_min=True goes on regardless",
     ),
     Status.MAX_STEPS: (
         "max_steps steps were not enough",
