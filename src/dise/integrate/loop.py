@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     error: Tensor
     status: Tensor
     dt: Tensor
+    memory: Tensor  # the controller's
     accumulated: Tensor
 
     def take(self, rows: Tensor) -> "Rows":
@@ -58,7 +59,7 @@ class Method(NamedTuple):
     def end(self, rows: Rows, attempt: Attempt, problem: Problem) -> tuple[Rows, Seen]:
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
-        verdict = self.control.judge(step, problem)
+        verdict = self.control.judge(step, rows.memory, problem)
         running = rows.status == int(Status.RUNNING)
         accept = running & verdict.accept
         moved = accept[:, None]
@@ -78,6 +79,7 @@ class Method(NamedTuple):
             error=rows.error + torch.where(accept, verdict.error, 0),
             status=torch.where(running, status, rows.status),
             dt=torch.where(running, verdict.dt, rows.dt),
+            memory=verdict.memory,
             accumulated=accumulated,
         )
         return rows, Seen(rows.sample, step, t_next, verdict.error, accept)
@@ -99,7 +101,7 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     `problem.compact` it leaves the batch. The device is read once a step, and never if the number of steps is known.
     """
     k1 = yield from problem.first_stage()
-    dt, evaluations = yield from _first_step(control, problem, k1, tableau.order)
+    dt, evaluations = yield from control.first_step(problem, k1, tableau.order)
     state = LoopState(_start(problem, k1, dt, nfe=1 + evaluations), (), 0, over=False)
     rounds = partial(_rounds, Method(tableau, control), problem)
     if problem.checkpoint and problem.field is not None:
@@ -107,16 +109,6 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     else:
         state = yield from rounds(state, None, problem.show)
     return _collect([*state.left, state.rows], known=tableau.fsal)
-
-
-def _first_step(
-    control: Controller, problem: Problem, k1: Tensor, order: int
-) -> Generator[Request, Tensor, tuple[Tensor, int]]:
-    """[n] signed first step, and the evaluations of f that it cost."""
-    if problem.dt is None or control.rounds is not None:
-        return (yield from control.first_step(problem, k1, order))
-    span = problem.t1 - problem.t0
-    return torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span)), 0
 
 
 def _rounds(
@@ -233,6 +225,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> Rows:
         error=zero,
         status=torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE)),
         dt=dt,
+        memory=torch.ones_like(zero),
         accumulated=zero,
     )
 
