@@ -1,5 +1,6 @@
 """How an initial value problem is solved."""
 
+from dise.integrate.controllers import IController, PIController
 from dise.integrate.events import Event
 from dise.integrate.integrators import (
     RK4,
@@ -17,12 +18,14 @@ from dise.integrate.integrators import (
     Midpoint,
     Ralston,
     RungeKutta,
+    StepDoubling,
     Tsit5,
 )
 from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.solve import solve
 from dise.integrate.step import Step
 from dise.integrate.tableau import ButcherTableau
+from dise.integrate.tolerance import max_norm, rms_norm
 
 __all__ = [
     "RK4",
@@ -38,8 +41,10 @@ __all__ = [
     "FixedStep",
     "Heun",
     "HeunEuler",
+    "IController",
     "Integrator",
     "Midpoint",
+    "PIController",
     "Ralston",
     "RungeKutta",
     "Solution",
@@ -47,6 +52,9 @@ __all__ = [
     "State",
     "Status",
     "Step",
+    "StepDoubling",
     "Tsit5",
+    "max_norm",
+    "rms_norm",
     "solve",
 ]

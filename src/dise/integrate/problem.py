@@ -8,16 +8,17 @@ asks for all their evaluations in one call of f.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from dise.integrate.observe import Observer, Seen
 from dise.integrate.solution import State
 
 if TYPE_CHECKING:
-    from dise.integrate.dense import Trail
     from dise.integrate.events import Watch
+    from dise.integrate.field import Field
 
 
 class Request(NamedTuple):
@@ -40,10 +41,19 @@ class Result(NamedTuple):
     status: Tensor
     dt: Tensor
     accumulated: Tensor
+    k1: Tensor  # [n, F] f(t, y); NaN where the method did not evaluate it there
     choice: Tensor | None = None
 
 
 Integration = Generator[Request, Tensor, Result]
+T = TypeVar("T")
+
+
+def leaves(state: State) -> tuple[Tensor, ...]:
+    """A state's tensors."""
+    if isinstance(state, Tensor):
+        return (state,)
+    return tuple(state.values()) if isinstance(state, dict) else state
 
 
 @dataclass(frozen=True)
@@ -51,53 +61,68 @@ class Layout:
     """How the user's state lies in the solver's [n, F] tensor.
 
     A batch of B samples is n = B rows. With batched=False the whole state is one system: n = 1.
+
+    States of half precision are added up in float32, since dt·k is soon less than what y resolves; f gets and returns
+    its own dtype.
     """
 
     shapes: tuple[torch.Size, ...]  # of the state's tensors, without the batch dimension if batched
     is_tuple: bool
     batched: bool
+    names: tuple[str, ...] | None = None  # of a dict's tensors
+    dtype: torch.dtype = torch.float32  # the user's
 
     @classmethod
     def of(cls, y: State, *, batched: bool) -> "Layout":
         """Layout of a state whose tensors are [B, ...]."""
-        leaves = y if isinstance(y, tuple) else (y,)
-        shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in leaves)
-        return cls(shapes, isinstance(y, tuple), batched)
+        parts = leaves(y)
+        shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in parts)
+        return cls(shapes, isinstance(y, tuple), batched, tuple(y) if isinstance(y, dict) else None, parts[0].dtype)
 
     @property
     def sizes(self) -> list[int]:
         """Features of each tensor of the state."""
         return [shape.numel() for shape in self.shapes]
 
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """What the solver calculates in."""
+        return torch.float32 if self.dtype in (torch.float16, torch.bfloat16) else self.dtype
+
     def pack(self, y: State) -> Tensor:
-        """User's state → [n, F]."""
-        leaves = y if isinstance(y, tuple) else (y,)
+        """User's state → [n, F], in the solver's dtype."""
+        parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
         rows = [
-            leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(leaves, self.sizes, strict=True)
+            leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(parts, self.sizes, strict=True)
         ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(self.working_dtype)
 
     def unpack(self, y: Tensor) -> State:
         """[n, F] → user's state of n samples."""
         batch = (len(y),) if self.batched else ()
-        parts = y.split(self.sizes, dim=1) if len(self.sizes) > 1 else (y,)
-        leaves = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
-        return leaves if self.is_tuple else leaves[0]
+        return self._structured(y.to(self.dtype), batch)
 
     def unpack_saved(self, y: Tensor) -> State:
         """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""
-        times = y.shape[:2] if self.batched else y.shape[1:2]
-        leaves = tuple(
-            part.reshape((*times, *shape)) for part, shape in zip(y.split(self.sizes, dim=2), self.shapes, strict=True)
-        )
-        return leaves if self.is_tuple else leaves[0]
+        return self._structured(y.to(self.dtype), tuple(y.shape[:2] if self.batched else y.shape[1:2]))
+
+    def shaped(self, x: Tensor) -> State:
+        """[n, F] of any dtype → the state's structure and shapes, [n, ...] always: [1, ...] if not batched."""
+        return self._structured(x, (len(x),))
+
+    def _structured(self, x: Tensor, batch: tuple[int, ...]) -> State:
+        parts = x.split(self.sizes, dim=-1) if len(self.sizes) > 1 else (x,)
+        shaped = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
+        if self.names is not None:
+            return dict(zip(self.names, shaped, strict=True))
+        return shaped if self.is_tuple else shaped[0]
 
     def time(self, t: Tensor) -> Tensor:
         """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
 
     def norm(self, x: Tensor) -> Tensor:
-        """[n, F] → [n] root mean square over features; of a tuple the largest of its tensors', as torchdiffeq."""
+        """[n, F] → [n] root mean square of moduli over features; of a tuple or dict the largest of its tensors'."""
         parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
         # vector_norm has gradient 0 at 0, where sqrt(mean(x²)) has NaN
         norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]
@@ -116,8 +141,11 @@ class Problem:
     compact: bool = False
     through_control: bool = False
     accumulate: Callable | None = None
-    trail: "Trail | None" = None  # where steps are kept, if dense output is asked for
     event: "Watch | None" = None  # what stops a sample before t1, if anything
+    dt: Tensor | None = None  # [n] first step, where it is known; for step-size control that chooses it
+    observers: tuple[Observer, ...] = ()  # who is shown each attempted step
+    field: "Field | None" = None  # f, for integrations that call it themselves instead of asking for it
+    checkpoint: bool = False  # keep some states of the solve only, and take the steps between again for gradients
     sample: Tensor | None = None  # [n] which of the solve's samples these are; None: all, in order
 
     def __len__(self) -> int:
@@ -132,12 +160,38 @@ class Problem:
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
         k1 = None if k1 is None else k1[rows]
+        dt = None if self.dt is None else self.dt[rows]
         sample = self.samples(rows)
-        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1, sample=sample)
+        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1, dt=dt, sample=sample)
 
     def samples(self, rows: Tensor) -> Tensor:
         """Which of the solve's samples some of this problem's are."""
         return rows if self.sample is None else self.sample[rows]
+
+    def answer(self, request: Request) -> Tensor:
+        """The request's evaluation of f, by calling it."""
+        if self.field is None:
+            raise RuntimeError("this problem has no field to call; its integration asks for evaluations")
+        return self.field(request._replace(rows=self.asked(request.rows)))
+
+    @property
+    def compiled_field(self) -> "Field | None":
+        """f, if whole rounds of this problem can be compiled with it inside."""
+        field = self.field
+        if field is None or field.options is None or (self.sample is not None and not self.compact):
+            return None
+        return field
+
+    def asked(self, rows: Tensor | None) -> Tensor | None:
+        """The rows of a request as the solve's samples; None: all of them, in order."""
+        return self.sample if rows is None else self.samples(rows)
+
+    def show(self, seen: Seen) -> None:
+        """Tell the observers of an attempted step of some of this problem's samples."""
+        if self.observers:
+            seen = seen._replace(sample=self.samples(seen.sample))
+            for observer in self.observers:
+                observer.see(seen)
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
@@ -171,3 +225,14 @@ def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Ten
         else:
             values = yield Request(*(torch.cat(field) for field in zip(*requests.values(), strict=True)))
             answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))
+
+
+def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], Tensor]) -> T:
+    """Run a coroutine to its end, answering each of its requests."""
+    value = None
+    while True:
+        try:
+            request = next(coroutine) if value is None else coroutine.send(value)
+        except StopIteration as stop:
+            return stop.value
+        value = answer(request)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dise.integrate.dense import Interpolant
 
-State = Tensor | tuple[Tensor, ...]
+State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 class Status(IntEnum):
@@ -22,6 +22,7 @@ class Status(IntEnum):
     NON_FINITE = 2
     STEP_UNDERFLOW = 3
     MAX_STEPS = 4
+    DT_MIN = 5
 
 
 _MEANING = {
@@ -32,6 +33,10 @@ _MEANING = {
     Status.STEP_UNDERFLOW: (
         "the step size fell below what the time's precision resolves",
         "loosen rtol/atol, use float64, or check f for a singularity or stiffness near this t",
+    ),
+    Status.DT_MIN: (
+        "a step of length dt_min was not accurate enough",
+        "lower dt_min or loosen rtol/atol; accept_at_dt_min=True goes on regardless",
     ),
     Status.MAX_STEPS: (
         "max_steps steps were not enough",
@@ -48,6 +53,13 @@ class SolveError(RuntimeError):
         self.solution = solution
 
 
+class Steps(NamedTuple):
+    """The accepted steps of B samples, in each sample's order; rows are padded with NaN at the end."""
+
+    t: Tensor  # [B, S] where each step ended
+    ratio: Tensor  # [B, S] its scaled error estimate; NaN if the method embeds none
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """The end of an integration; B is the number of samples (with batched=False the shapes [B] are []).
@@ -62,11 +74,13 @@ class Solution:
         error: [B] Σ over accepted steps of the scaled error estimate (what the step-size controller tests
             against 1; Eq. 2's summand), differentiable; NaN where the method embeds no error estimate.
         status: [B] int64, see `Status`.
-        dt: [B] step size last tried (signed), for diagnosis.
+        dt: [B] step size that the controller would try next (signed).
+        k1: f(t, y) in the structure and dtype of y0, if the method evaluated it there ("first same as last"), else NaN.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
         saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False);
             0 where they are masked, NaN where a sample ended before; None if none were asked for.
         event: [B] bool, whether `solve`'s `event` stopped the sample, or None if none was given.
+        steps: with `record`, the accepted steps' ends and error ratios (see `Steps`), else None.
         choice: [B] int64, index of the candidate used, if the integrator is one that chooses (-1 for a sample whose
             span has no length), else None.
     """
@@ -80,8 +94,10 @@ class Solution:
     error: Tensor
     status: Tensor
     dt: Tensor
+    k1: State | None = None
     accumulated: Tensor | None = None
     saved: State | None = None
+    steps: Steps | None = None
     choice: Tensor | None = None
     event: Tensor | None = None
     interpolant: "Interpolant | None" = field(default=None, repr=False)

@@ -1,16 +1,18 @@
 """`solve`: the door to integration. Checks the arguments, answers the integrator's requests, returns a Solution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dise.integrate.dense import Interpolant, Trail, save_points
 from dise.integrate.events import Event, Watch, as_event
+from dise.integrate.field import Field, shapes
 from dise.integrate.integrators import Integrator
-from dise.integrate.problem import Integration, Layout, Problem, Request, Result, merge
+from dise.integrate.observe import Observer, Progress, Record, Steps
+from dise.integrate.problem import Integration, Layout, Problem, Result, drive, merge
 from dise.integrate.solution import Solution, State, Status
 from dise.integrate.step import Step
 
@@ -32,6 +34,10 @@ def solve(
     compact: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
     through_control: bool = False,
+    gradient: Literal["direct", "checkpoint"] = "direct",
+    compile: bool | Mapping[str, Any] = False,
+    record: bool = False,
+    progress: Callable[[Progress], object] | None = None,
     throw: bool = True,
 ) -> Solution:
     """Solve y' = f(t, y), y(t0) = y0 for every sample of a batch, each on its own.
@@ -39,7 +45,10 @@ def solve(
     Args:
         f: vector field, called as f(t, y, *args, *sample_args) with t [n, 1, …, 1] and y [n, ...] of the n ≤ B
             samples that need an evaluation; returns dy/dt in y's structure and shapes. With batched=False t is [].
-        y0: [B, ...] initial state, or a tuple of such tensors (of one dtype and device); float32 or float64.
+            t has the real dtype of y: float32 for complex64, and for half precision too.
+        y0: [B, ...] initial state, or a tuple or dict of such tensors, of one device and one dtype: float64, float32,
+            complex128, complex64, bfloat16 or float16. Of complex states norms take the modulus. Half precision is what
+            f gets and what is returned; the solver adds up in float32.
         t0, t1: start and end, numbers or [B] tensors. Forwards, backwards and zero length may be mixed in a batch.
         integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
         args: passed on to f as they are.
@@ -61,6 +70,16 @@ def solve(
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
             into `Solution.accumulated` (what regularizers are made of).
         through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
+        gradient: "direct" keeps what the backward pass needs of every step; "checkpoint" keeps √steps states and takes
+            the steps between them again: less memory, the same gradients, one more forward pass. f is then called
+            again during the backward pass.
+        compile: True makes one graph of a whole step of a Runge–Kutta method, f included, by `torch.compile`; a
+            mapping gives torch.compile's arguments, e.g. {"mode": "reduce-overhead"}. Graphs are kept for later
+            solves with the same f and integrator. f must be traceable as a whole (no graph breaks). Integrators that
+            choose run their candidates one after the other.
+        record: keep every accepted step's end and error ratio in `Solution.steps`.
+        progress: called with a `Progress` after each round of attempted steps (with gradient="checkpoint" after each
+            segment of rounds).
         throw: raise if a sample fails; False returns each sample's status and last good state. Gradients of
             parameters are not usable where a failed sample was part of the batch.
 
@@ -77,6 +96,8 @@ def solve(
     _check_state(y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+    if gradient not in ("direct", "checkpoint"):
+        raise ValueError(f"gradient: expected 'direct' or 'checkpoint', got {gradient!r}")
     layout = Layout.of(y0, batched=batched)
     packed = layout.pack(y0)
     start, stop = _times("t0", t0, packed, batched=batched), as_event(event)
@@ -90,78 +111,31 @@ def solve(
         compact=compact,
         through_control=through_control,
         accumulate=accumulate,
+        checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
+    field = Field(f, problem, passed, own, _compile_options(compile))
     points = save_points(save_at, save_mask, problem)
-    if points is not None or dense or problem.event is not None:
-        problem = replace(problem, trail=Trail(len(packed), packed.device))
-    field = _Field(f, problem, passed, own)
-    result = _drive(_integrate_moving(integrator, problem), field)
-    result, read = _read_trail(problem, result, points, dense=dense)
+    trail = Trail(len(packed), packed.device) if points is not None or dense or problem.event is not None else None
+    log = Record(len(packed), packed.device) if record else None
+    meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
+    observers: tuple[Observer, ...] = tuple(o for o in (trail, log, meter) if o is not None)
+    problem = replace(problem, field=field, observers=observers)
+    result = drive(_integrate_moving(integrator, problem), field)
+    result, read = _read_trail(problem, trail, result, points, dense=dense)
+    if log is not None:
+        steps = log.steps(problem.t0)
+        read["steps"] = steps if batched else Steps(steps.t[0], steps.ratio[0])
     solution = replace(_solution(result, layout, field.calls, accumulated=accumulate is not None), **read)
     return solution.raise_for_status() if throw else solution
 
 
-class _Field:
-    """The user's f on the solver's layout: answers requests, checks what comes back, counts calls."""
-
-    def __init__(self, f: Callable[..., State], problem: Problem, args: tuple, sample_args: tuple[Tensor, ...]) -> None:
-        self.f, self.problem, self.layout = f, problem, problem.layout
-        self.args, self.sample_args = args, sample_args
-        self.calls = 0
-
-    def __call__(self, request: Request) -> Tensor:
-        if request.rows is None or self.problem.compact:
-            return self._evaluate(request)
-        # f wants all samples always: those that ask for nothing are evaluated at their start
-        rows = (request.rows,)
-        t, y = self.problem.t0.index_put(rows, request.t), self.problem.y0.index_put(rows, request.y)
-        return self._evaluate(Request(None, t, y))[request.rows]
-
-    def _evaluate(self, request: Request) -> Tensor:
-        rows = request.rows
-        y = self.layout.unpack(request.y)
-        own = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
-        self.calls += 1
-        try:
-            value = self.f(self.layout.time(request.t), y, *self.args, *own)
-        except RuntimeError as error:
-            if rows is not None:
-                error.add_note(_PARTIAL)
-            raise
-        self._check(value, y, partial=rows is not None)
-        return self.layout.pack(value).to(request.y.dtype)
-
-    def _check(self, value: object, y: State, *, partial: bool) -> None:
-        if _shapes(value) == _shapes(y):
-            return
-        note = f" {_PARTIAL}" if partial else ""
-        raise ValueError(f"f: expected dy/dt of shape {_shapes(y)} like y, got {_shapes(value)}.{note}")
-
-
-_PARTIAL = (
-    "f was called on some of the samples only. Tensors with a row a sample belong in sample_args=, "
-    "not in a closure; or pass compact=False."
-)
-
-
-def _shapes(value: object) -> object:
-    """What to compare and to show of a state: its tensors' shapes, or its type if it is none."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, tuple):
-        return [_shapes(part) for part in value]
-    return type(value).__name__
-
-
-def _drive(integration: Integration, field: _Field) -> Result:
-    """Run an integration to its end, answering each request by one call of f."""
-    answer = None
-    while True:
-        try:
-            request = next(integration) if answer is None else integration.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = field(request)
+def _compile_options(compile: object) -> Mapping[str, Any] | None:
+    """Arguments of torch.compile; None: do not compile."""
+    if isinstance(compile, Mapping):
+        return compile
+    if not isinstance(compile, bool):
+        raise TypeError(f"compile: expected True, False or a mapping of torch.compile's arguments, got {compile!r}")
+    return {} if compile else None
 
 
 def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
@@ -172,23 +146,26 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
         return (yield from integrator.integrate(problem))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     zero = torch.zeros_like(problem.t0)
+    unknown = torch.full_like(problem.y0, torch.nan)
     choice = none - 1 if integrator.chooses else None
-    still = Result(problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero, choice)
+    still = Result(
+        problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero, unknown, choice
+    )
     if len(rows) == 0:
         return still
-    (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows)))])
+    (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1)))])
     pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
 
 def _read_trail(
-    problem: Problem, result: Result, points: tuple[Tensor, Tensor] | None, *, dense: bool
+    problem: Problem, trail: Trail | None, result: Result, points: tuple[Tensor, Tensor] | None, *, dense: bool
 ) -> tuple[Result, dict[str, Any]]:
     """What the kept steps are asked for: the result, ended in events, and the solution's fields from dense output."""
-    if problem.trail is None:
+    if trail is None:
         return result, {}
     read: dict[str, Any] = {}
-    path = problem.trail.path(problem, result)
+    path = trail.path(problem, result)
     if problem.event is not None:
         result = problem.event.locate(path, result)
         path = path._replace(end=result.t, y_end=result.y)
@@ -205,44 +182,46 @@ def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) 
     if not accumulated:
         values["accumulated"] = None
     if not layout.batched:
-        values |= {name: x.reshape(()) for name, x in values.items() if name != "y" and x is not None}
-    return Solution(**(values | {"y": layout.unpack(result.y), "calls": calls}))
+        values |= {name: x.reshape(()) for name, x in values.items() if name not in ("y", "k1") and x is not None}
+    return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.k1), "calls": calls}))
 
 
 def _check_state(y0: object, *, batched: bool) -> None:
-    leaves = y0 if isinstance(y0, tuple) else (y0,)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {_shapes(y0)}")
-    first = leaves[0]
-    for leaf in leaves:
-        if leaf.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"y0: expected float32 or float64, got {leaf.dtype}")
-        if (leaf.dtype, leaf.device) != (first.dtype, first.device):
+    parts = tuple(y0.values()) if isinstance(y0, dict) else y0 if isinstance(y0, tuple) else (y0,)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(f"y0: expected a tensor, or a tuple or dict of tensors, got {shapes(y0)}")
+    if isinstance(y0, dict) and not all(isinstance(name, str) for name in y0):
+        raise TypeError(f"y0: expected a dict whose keys are strings, got {list(y0)}")
+    first = parts[0]
+    for part in parts:
+        if not (part.is_floating_point() or part.is_complex()) or part.dtype.itemsize < 2:
+            raise TypeError(f"y0: expected a floating-point or complex dtype, got {part.dtype}")
+        if (part.dtype, part.device) != (first.dtype, first.device):
             raise TypeError(
                 "y0: expected tensors of one dtype and device, got "
-                f"{first.dtype} on {first.device} and {leaf.dtype} on {leaf.device}"
+                f"{first.dtype} on {first.device} and {part.dtype} on {part.device}"
             )
-        if batched and (leaf.ndim == 0 or first.ndim == 0 or len(leaf) != len(first)):
+        if batched and (part.ndim == 0 or first.ndim == 0 or len(part) != len(first)):
             raise ValueError(
                 "y0: expected tensors [B, ...] with the same number of samples B first (batched=False takes "
-                f"any shape), got {_shapes(y0)}"
+                f"any shape), got {shapes(y0)}"
             )
 
 
 def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
     for i, arg in enumerate(sample_args):
         if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or len(arg) != len(y0))):
-            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {_shapes(arg)}")
+            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {shapes(arg)}")
     return tuple(sample_args)
 
 
 def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
-    """[n] times in the state's dtype and on its device; infinite ones only if `endless`."""
+    """[n] times in the real dtype of the (packed) state y0 and on its device; infinite ones only if `endless`."""
     if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
     if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
         raise TypeError(f"{name}: expected real times, got {t.dtype}")
-    time = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
+    time = torch.as_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
     if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
         expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
