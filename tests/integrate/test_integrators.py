@@ -189,7 +189,8 @@ def test_an_adaptive_method_is_made_of_a_doubled_tableau():
     [
         (Dopri5(controller=PIController()), "Dopri5(controller=PIController)"),
         (Dopri5(controller=IController(grow=2), dt_min=1), "Dopri5(dt_min=1, controller=IController(grow=2))"),
-        (Dopri8(norm=max_norm, dt_min=1, accept_at_dt_min=True), "Dopri8(dt_min=1, accept_at_dt_min=True, norm=max_norm)"),
+        (Dopri8(dt_min=1, accept_at_dt_min=True), "Dopri8(dt_min=1, accept_at_dt_min=True)"),
+        (Tsit5(norm=max_norm), "Tsit5(norm=max_norm)"),
         (Bosh3(atol=torch.tensor([0.5, 0.25])), "Bosh3(atol=(0.5, 0.25))"),
         (Bosh3(atol={"b": [0.5], "a": 1}), "Bosh3(atol=(('a', 1), ('b', (0.5,))))"),
         (StepDoubling(RK4(2)), "StepDoubling(RK4(steps=2))"),
