@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchdiffeq import odeint
 
 from dise.integrate import Adaptive, Euler, Integrator, State
+from dise.integrate.problem import leaves
 from dise.nn import NeuralODE, Record
 from dise.select import Dynamic, Input, find_block, joined
 
@@ -66,7 +67,7 @@ class TorchdiffeqBlock(NeuralODE):
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
         """State at t1; t0 and t1 are numbers or [B], the block's unless given."""
-        first = y0[0] if isinstance(y0, tuple) else y0
+        first = leaves(y0)[0]
         ends = (self.t0 if t0 is None else t0, self.t1 if t1 is None else t1)
         start, end = (torch.as_tensor(t, dtype=first.dtype, device=first.device) for t in ends)
         f: Callable[[Tensor, Any], Any] = self.f
@@ -80,8 +81,7 @@ def _over_parts(f: Callable[[Tensor, Any], Any], t0: Tensor, t1: Tensor) -> Call
     """dy/ds for s in [0, 1], the part of each sample's span [B] that is behind it."""
 
     def derivative(s: Tensor, y: State) -> State:
-        parts = y if isinstance(y, tuple) else (y,)
-        dy = f(_column(torch.lerp(t0, t1, s), parts[0]), y)
+        dy = f(_column(torch.lerp(t0, t1, s), leaves(y)[0]), y)
         slopes = dy if isinstance(dy, tuple) else (dy,)
         scaled = tuple(_column(t1 - t0, slope) * slope for slope in slopes)
         return scaled if isinstance(dy, tuple) else scaled[0]

@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from dise.tasks.circles.data import TARGETS
 from dise.tasks.circles.paper import TABLE_8, TABLE_9
-from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, RESOLUTION, WEIGHTS, Preset
+from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, WEIGHTS, Preset
 
 SMALL = Preset(epochs=1, selection_sets=4, test_sets=1)
 
@@ -21,7 +21,6 @@ def test_the_papers_costs():
     assert (ALPHA, PENALTY) == (0.03, 1000)
     # targets reach M^α, beyond what a tanh can give
     assert pytest.approx(1.23, abs=0.005) == PENALTY**ALPHA
-    assert 0 < RESOLUTION < BETA
 
 
 def test_the_papers_table_8():
