@@ -233,7 +233,7 @@ def test_run_prints_the_papers_tables(finished):
     for text in (
         "candidates, a set each",
         "candidates, a point each",
-        "choosing M of selector 'point' by cross-validation",
+        "fitting selector 'point', M by cross-validation",
     ):
         assert text in result.stderr
 

@@ -26,7 +26,7 @@ from dise.tasks.statistics import auroc
 
 CHANGES = ("epochs=2", "batch_size=15", "samples=2")
 OPTIONS = [option for change in CHANGES for option in ("--set", change)]
-SETTINGS = "data, quantization, held_out, epochs, batch_size, samples, learning_rate, decay, floor"
+SETTINGS = "data, quantization, held_out, epochs, batch_size, samples, left_out, learning_rate, decay, floor"
 NAME = "z_end-error-epochs=2-batch_size=15-samples=2-seed0"
 ANCHOR = "z0-none-epochs=2-batch_size=15-samples=2-seed0"
 REFERENCE = "Dopri5(atol=0.0001)"
@@ -132,7 +132,7 @@ def test_run_prints_the_papers_tables(finished):
         "DISE against DOPRI", "over seeds",
     ):  # fmt: skip
         assert text in result.stdout
-    for text in ("candidates, a record each", "choosing M of selector 'pooled' by cross-validation"):
+    for text in ("candidates, a record each", "fitting selector 'pooled', M by cross-validation"):
         assert text in result.stderr
 
 

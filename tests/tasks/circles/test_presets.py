@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from dise.tasks.circles.data import TARGETS
 from dise.tasks.circles.paper import TABLE_8, TABLE_9
-from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, WEIGHTS, Preset
+from dise.tasks.circles.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
 
 SMALL = Preset(epochs=1, selection_sets=4, test_sets=1)
 
