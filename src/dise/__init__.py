@@ -34,6 +34,7 @@ from dise.integrate import (
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
 from dise.select import (
+    BinaryCost,
     Cascade,
     ClassificationCost,
     Confidence,
@@ -56,6 +57,7 @@ __all__ = [
     "RK4",
     "RK38",
     "Adaptive",
+    "BinaryCost",
     "Bosh3",
     "ButcherTableau",
     "Cascade",
