@@ -37,11 +37,14 @@ from dise.select import (
     CostSelector,
     Dynamic,
     PooledNetwork,
+    RandomSelector,
     TaskErrorCost,
     calibrate,
     choose_penalty,
     collect_costs,
     diagnose,
+    pareto_front,
+    prune,
     run_candidates,
 )
 
@@ -78,6 +81,7 @@ __all__ = [
     "NoRegularizer",
     "PooledNetwork",
     "Ralston",
+    "RandomSelector",
     "RawErrorEstimate",
     "Regularizer",
     "RungeKutta",
@@ -93,6 +97,8 @@ __all__ = [
     "collect_costs",
     "diagnose",
     "divergence",
+    "pareto_front",
+    "prune",
     "run_candidates",
     "solve",
 ]

@@ -24,8 +24,9 @@ from dise.select.cost import (
     run_candidates,
 )
 from dise.select.diagnose import diagnose
-from dise.select.dynamic import Dynamic, joined
+from dise.select.dynamic import Dynamic, RandomSelector, joined
 from dise.select.evaluate import PolicyScore, chosen, oracle, random_mix, single
+from dise.select.front import pareto_front, prune
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
 from dise.select.selector import CostSelector, Fit
@@ -48,6 +49,7 @@ __all__ = [
     "PenaltyChoice",
     "PolicyScore",
     "PooledNetwork",
+    "RandomSelector",
     "TaskErrorCost",
     "Tested",
     "Trial",
@@ -63,6 +65,8 @@ __all__ = [
     "joined",
     "lost_accuracy",
     "oracle",
+    "pareto_front",
+    "prune",
     "random_mix",
     "route",
     "run_candidates",

@@ -1,13 +1,14 @@
 """Cheap first: integrators tried in turn until an answer is accepted."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.problem import Integration, Problem, Result, merge
 from dise.integrate.solution import State, Status
 
@@ -19,8 +20,10 @@ class Cascade(Integrator):
     """Each sample gets the first candidate whose answer is accepted; the last candidate's is accepted always.
 
     All candidates share k1 = f(t0, h0): a sample that goes on from Euler to RK4 needs 1 + 3 evaluations, not 1 + 4.
-    `Solution.nfe` counts all that a sample tried, `Solution.choice` is the candidate whose answer it kept, and
-    `Solution.calls` the batch's calls, the sum over the rounds.
+    They also share the evaluation after it where it is the same one, f at t0 + c·span and h0 + c·span·k1: Midpoint,
+    Euler(2), Bosh3 and RK4 all begin with c = 1/2, so Euler, Midpoint and RK4 in turn need 1 + 1 + 2 evaluations, not
+    one more than RK4 alone. `Solution.nfe` counts all that a sample tried, `Solution.choice` is the candidate whose
+    answer it kept, and `Solution.calls` the batch's calls, the sum over the rounds.
 
     An answer with a status other than SUCCESS is never accepted. So an adaptive candidate with max_steps=1 is
     accepted by its embedded error estimate, without any `accept`:
@@ -54,9 +57,15 @@ class Cascade(Integrator):
         rows = torch.arange(len(problem), device=problem.t0.device)
         spent = torch.ones_like(rows)  # k1
         kept: list[tuple[Tensor, Result]] = []
+        known: dict[float, Tensor] = {}
         for index, candidate in enumerate(self.candidates):
-            (result,) = yield from merge([(rows, candidate.integrate(problem.take(rows, k1)))])
-            spent = spent + result.nfe - 1
+            integration, second = candidate.integrate(problem.take(rows, k1)), _second_node(candidate)
+            reused = second in known
+            if second is not None:
+                integration = _sharing(integration, second, known)
+            (result,) = yield from merge([(rows, integration)])
+            # k1 was there, and perhaps the second evaluation; a sample that fails at k1 makes no second one
+            spent = spent + result.nfe - 1 - (reused & (result.nfe > 1)).long()
             result = result._replace(nfe=spent, choice=torch.full_like(rows, index))
             last = index + 1 == len(self.candidates)
             accepted = torch.ones_like(rows, dtype=torch.bool) if last else self._accepted(problem, result)
@@ -64,6 +73,7 @@ class Cascade(Integrator):
             rows, spent = rows[~accepted], spent[~accepted]
             if len(rows) == 0:
                 break
+            known = {c: value[~accepted] for c, value in known.items()}
             if problem.trail is not None:
                 problem.trail.start_over(problem.samples(rows))
         return _in_order(kept)
@@ -85,6 +95,33 @@ class Cascade(Integrator):
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
 
 
+def _second_node(candidate: Integrator) -> float | None:
+    """c, if the candidate evaluates f at t0 + c·span and h0 + c·span·k1 first after k1; None if that is not known.
+
+    Every explicit Runge–Kutta method's second stage is of that form, and so is the start of a second Euler step.
+    """
+    if isinstance(candidate, FixedStep):
+        if candidate.tableau.stages > 1:
+            return candidate.tableau.c[1] / candidate.steps
+        return 1 / candidate.steps if candidate.steps > 1 else None
+    if isinstance(candidate, Adaptive) and candidate.first_step == "span":
+        return candidate.tableau.c[1]
+    return None
+
+
+def _sharing(integration: Integration, second: float, known: dict[float, Tensor]) -> Integration:
+    """The integration, with its first evaluation taken from `known`, values [n, F] by node, or kept there."""
+    try:
+        request = next(integration)
+        if second not in known:
+            known[second] = yield request
+        request = integration.send(known[second])
+        while True:
+            request = integration.send((yield request))
+    except StopIteration as stop:
+        return stop.value
+
+
 def _take(result: Result, rows: Tensor) -> Result:
     return Result(**{name: column[rows] for name, column in result._asdict().items() if column is not None})
 
@@ -96,11 +133,15 @@ def _in_order(parts: Sequence[tuple[Tensor, Result]]) -> Result:
     return Result(*(torch.cat(column)[order] for column in columns))
 
 
-class Confidence(nn.Module):
+@dataclass(frozen=True, eq=False)
+class Confidence:
     """Accepts states whose logits are sure enough: for a `Cascade` of a classifier.
 
+    It looks at the model's head and owns nothing: no parameter of it is registered anywhere a second time.
+
     Args:
-        head: h(t1) [n, ...] → logits [n, C]. It is evaluated once more for each answer that is judged.
+        head: h(t1) [n, ...] → logits [n, C]; or one logit a sample, [n] or [n, 1], of a yes-or-no question. It is
+            evaluated once more for each answer that is judged.
         threshold: smallest confidence to accept, in [0, 1].
         measure: "top" probability; "margin" between the two largest probabilities; or "entropy", as
             1 − entropy / log C.
@@ -109,29 +150,38 @@ class Confidence(nn.Module):
         ValueError: a threshold outside [0, 1], or an unknown measure.
     """
 
-    def __init__(
-        self, head: nn.Module, threshold: float, *, measure: Literal["top", "margin", "entropy"] = "top"
-    ) -> None:
-        super().__init__()
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: expected a number in [0, 1], got {threshold!r}")
-        if measure not in ("top", "margin", "entropy"):
-            raise ValueError(f"measure: expected 'top', 'margin' or 'entropy', got {measure!r}")
-        self.head, self.threshold, self.measure = head, threshold, measure
+    head: nn.Module
+    threshold: float
+    measure: Literal["top", "margin", "entropy"] = field(default="top", kw_only=True)
 
-    def score(self, h: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold: expected a number in [0, 1], got {self.threshold!r}")
+        if self.measure not in ("top", "margin", "entropy"):
+            raise ValueError(f"measure: expected 'top', 'margin' or 'entropy', got {self.measure!r}")
+
+    def score(self, h: State) -> Tensor:
         """[n] confidence, in [0, 1]."""
-        log_p = self.head(h).log_softmax(1)
-        if self.measure == "entropy":
-            entropy = -(log_p.exp() * log_p).sum(1)
-            return 1 - entropy / torch.tensor(float(log_p.shape[1])).log().to(entropy)
-        best = log_p.exp().topk(2, dim=1).values
-        return best[:, 0] if self.measure == "top" else best[:, 0] - best[:, 1]
+        return confidence(self.head(h), self.measure)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def __call__(self, h: State) -> Tensor:
         """[n] bool."""
         return self.score(h) >= self.threshold
 
-    def extra_repr(self) -> str:
-        """What a printed cascade says of its rule."""
-        return f"threshold={self.threshold:g}, measure={self.measure!r}"
+
+def confidence(logits: Tensor, measure: str = "top") -> Tensor:
+    """[n] how sure logits [n, C], or one logit a sample [n] or [n, 1], are; see `Confidence`."""
+    log_p = two_classes(logits).log_softmax(1)
+    if measure == "entropy":
+        entropy = -(log_p.exp() * log_p).sum(1)
+        return 1 - entropy / math.log(log_p.shape[1])
+    best = log_p.exp().topk(2, dim=1).values
+    return best[:, 0] if measure == "top" else best[:, 0] - best[:, 1]
+
+
+def two_classes(logits: Tensor) -> Tensor:
+    """Logits [n, C ≥ 2]: as they are, or of one logit a sample, [n] or [n, 1], that of "no", 0, beside it."""
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return logits
+    yes = logits.reshape(len(logits), 1)
+    return torch.cat([torch.zeros_like(yes), yes], dim=1)
