@@ -44,6 +44,7 @@ from dise.select import (
     collect_costs,
     diagnose,
     pareto_front,
+    profile_candidates,
     prune,
     run_candidates,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "diagnose",
     "divergence",
     "pareto_front",
+    "profile_candidates",
     "prune",
     "run_candidates",
     "solve",

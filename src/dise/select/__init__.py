@@ -25,10 +25,11 @@ from dise.select.cost import (
 )
 from dise.select.diagnose import diagnose
 from dise.select.dynamic import Dynamic, RandomSelector, joined
-from dise.select.evaluate import PolicyScore, chosen, oracle, random_mix, single
+from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random_mix, single
 from dise.select.front import pareto_front, prune
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
+from dise.select.profile import Profile, profile_candidates, time_side_by_side
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "PenaltyChoice",
     "PolicyScore",
     "PooledNetwork",
+    "Profile",
     "RandomSelector",
     "TaskErrorCost",
     "Tested",
@@ -56,6 +58,7 @@ __all__ = [
     "calibrate",
     "choose_penalty",
     "chosen",
+    "closed_gap",
     "collect_costs",
     "diagnose",
     "disagreement",
@@ -66,10 +69,12 @@ __all__ = [
     "lost_accuracy",
     "oracle",
     "pareto_front",
+    "profile_candidates",
     "prune",
     "random_mix",
     "route",
     "run_candidates",
     "samples_needed",
     "single",
+    "time_side_by_side",
 ]

@@ -38,6 +38,6 @@ def prune(costs: Costs) -> Costs:
     not worth a selector's attention.
     """
     inadequate = (~costs.adequate).double().mean(0)
-    front = pareto_front(costs.nfe.double().mean(0), inadequate)
+    front = pareto_front(costs.delta.double().mean(0), inadequate)
     last = len(costs.candidates) - 1
     return costs.among(sorted({*front, last}))
