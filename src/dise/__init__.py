@@ -29,6 +29,7 @@ from dise.integrate import (
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
 from dise.select import (
+    AdequacySelector,
     Cascade,
     ClassificationCost,
     Confidence,
@@ -55,6 +56,7 @@ __all__ = [
     "RK4",
     "RK38",
     "Adaptive",
+    "AdequacySelector",
     "Bosh3",
     "ButcherTableau",
     "Cascade",

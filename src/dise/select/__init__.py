@@ -1,5 +1,6 @@
 """Which integrator each sample gets."""
 
+from dise.select.adequacy import AdequacySelector, calibration_error, equivalent_dial
 from dise.select.calibrate import (
     Calibration,
     Tested,
@@ -33,6 +34,7 @@ from dise.select.profile import Profile, profile_candidates, time_side_by_side
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
+    "AdequacySelector",
     "BinaryCost",
     "Calibration",
     "Cascade",
@@ -56,12 +58,14 @@ __all__ = [
     "Tested",
     "Trial",
     "calibrate",
+    "calibration_error",
     "choose_penalty",
     "chosen",
     "closed_gap",
     "collect_costs",
     "diagnose",
     "disagreement",
+    "equivalent_dial",
     "find_block",
     "has_block",
     "hoeffding_bentkus",

@@ -1,7 +1,7 @@
 """What each candidate costs on each sample: running them all, and Eq. 4 and 5."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -243,6 +243,10 @@ class Costs:
         """The tensors [N, K]."""
         tables = {"nfe": self.nfe, "error": self.error, "milliseconds": self.milliseconds}
         return {name: table for name, table in tables.items() if table is not None}
+
+    def states(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+        """h0 and k1, `size` samples at a time: what a selector is called with."""
+        return zip(self.h0.split(size), self.k1.split(size), strict=True)
 
     def with_penalty(self, M: float) -> "Costs":
         """The costs with another penalty M."""
