@@ -5,9 +5,8 @@ from dise.select.calibrate import (
     Calibration,
     Tested,
     calibrate,
-    disagreement,
+    exact_binomial,
     hoeffding_bentkus,
-    lost_accuracy,
     samples_needed,
 )
 from dise.select.cascade import Cascade, Confidence
@@ -31,6 +30,7 @@ from dise.select.front import pareto_front, prune
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
 from dise.select.profile import Profile, profile_candidates, time_side_by_side
+from dise.select.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.selector import CostSelector, Fit
 
 __all__ = [
@@ -44,16 +44,20 @@ __all__ = [
     "CostRule",
     "CostSelector",
     "Costs",
+    "Deviates",
     "Dynamic",
     "FeatureNetwork",
     "Fit",
     "Input",
+    "Moved",
     "Outcomes",
     "PenaltyChoice",
     "PolicyScore",
     "PooledNetwork",
     "Profile",
     "RandomSelector",
+    "Risk",
+    "RiskCost",
     "TaskErrorCost",
     "Tested",
     "Trial",
@@ -66,6 +70,7 @@ __all__ = [
     "diagnose",
     "disagreement",
     "equivalent_dial",
+    "exact_binomial",
     "find_block",
     "has_block",
     "hoeffding_bentkus",
