@@ -44,10 +44,13 @@ from dise.select import (
     choose_penalty,
     collect_costs,
     diagnose,
+    load_policy,
+    make_dynamic,
     pareto_front,
     profile_candidates,
     prune,
     run_candidates,
+    save_policy,
 )
 
 __all__ = [
@@ -100,10 +103,13 @@ __all__ = [
     "collect_costs",
     "diagnose",
     "divergence",
+    "load_policy",
+    "make_dynamic",
     "pareto_front",
     "profile_candidates",
     "prune",
     "run_candidates",
+    "save_policy",
     "solve",
 ]
 __version__ = "0.1.0"

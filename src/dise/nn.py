@@ -45,6 +45,7 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.batched, self.compact = batched, compact
+        self.report: Any = None  # of `dise.make_dynamic`
         self._records: list[Record] | None = None
 
     @property

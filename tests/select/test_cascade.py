@@ -69,6 +69,17 @@ def test_the_last_candidates_failure_is_the_cascades():
         solve(decay, Y0, 0.0, 1.3, Cascade((first, first)))  # at 1 Bosh3's estimate happens to vanish
 
 
+def test_each_candidate_may_have_a_rule_of_its_own():
+    rules = [lambda y: y[:, 0] > 0, lambda y: y[:, 0] < 0.4]  # Euler gives 0, Euler(2) a quarter
+    solution = solve(decay, Y0, 0.0, 1.0, Cascade((Euler(1), Euler(2), RK4(1)), rules))
+    assert solution.choice.tolist() == [1, 1, 2, 2]
+
+
+def test_rules_of_another_number():
+    with pytest.raises(ValueError, match="accept: expected a rule for each candidate but the last, 1, got 2"):
+        Cascade((Euler(1), RK4(1)), [lambda y: y, lambda y: y])
+
+
 # ---- what candidates share
 
 
@@ -164,6 +175,7 @@ def test_wrong_candidates():
         ("top", [0.5, 0.9]),
         ("margin", [0.25, 0.85]),
         ("entropy", [1 - 1.0397 / 1.0986, 1 - 0.3944 / 1.0986]),
+        ("gap", [0.6931, 2.8904]),  # log 2, log 18
     ],
 )
 def test_confidence_by_hand(measure, scores):
@@ -191,7 +203,15 @@ def test_a_cascade_leaves_the_models_parameters_as_they_are(decay):
     assert other[0].integrator.accept.head is other[1]
 
 
-@pytest.mark.parametrize(("arguments", "name"), [({"threshold": 1.5}, "threshold"), ({"measure": "x"}, "measure")])
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": float("nan"), "measure": "gap"}, "threshold"),
+        ({"threshold": -1, "measure": "gap"}, "threshold"),
+        ({"measure": "x"}, "measure"),
+    ],
+)
 def test_wrong_confidence(arguments, name):
     with pytest.raises(ValueError, match=f"{name}: expected"):
         Confidence(nn.Identity(), **({"threshold": 0.5} | arguments))

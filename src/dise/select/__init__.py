@@ -1,5 +1,6 @@
 """Which integrator each sample gets."""
 
+from dise.select.adapt import AdaptedBlock, adapt
 from dise.select.adequacy import AdequacySelector, calibration_error, equivalent_dial
 from dise.select.calibrate import (
     Calibration,
@@ -27,13 +28,17 @@ from dise.select.diagnose import diagnose
 from dise.select.dynamic import Dynamic, RandomSelector, joined
 from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random_mix, single
 from dise.select.front import pareto_front, prune
+from dise.select.head import find_head
+from dise.select.make import Report, make_dynamic
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.penalty import PenaltyChoice, Trial, choose_penalty, route
 from dise.select.profile import Profile, profile_candidates, time_side_by_side
 from dise.select.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.selector import CostSelector, Fit
+from dise.select.store import load_policy, save_policy
 
 __all__ = [
+    "AdaptedBlock",
     "AdequacySelector",
     "BinaryCost",
     "Calibration",
@@ -56,11 +61,13 @@ __all__ = [
     "PooledNetwork",
     "Profile",
     "RandomSelector",
+    "Report",
     "Risk",
     "RiskCost",
     "TaskErrorCost",
     "Tested",
     "Trial",
+    "adapt",
     "calibrate",
     "calibration_error",
     "choose_penalty",
@@ -72,10 +79,13 @@ __all__ = [
     "equivalent_dial",
     "exact_binomial",
     "find_block",
+    "find_head",
     "has_block",
     "hoeffding_bentkus",
     "joined",
+    "load_policy",
     "lost_accuracy",
+    "make_dynamic",
     "oracle",
     "pareto_front",
     "profile_candidates",
@@ -84,6 +94,7 @@ __all__ = [
     "route",
     "run_candidates",
     "samples_needed",
+    "save_policy",
     "single",
     "time_side_by_side",
 ]

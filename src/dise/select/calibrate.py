@@ -94,10 +94,10 @@ def calibrate(
             f"data: at least {needed} samples are needed to certify epsilon={epsilon:g} with delta={delta:g}, "
             f"even without a single loss; got {number}"
         )
-    expected, reference_nfe = _run(model, reference, batches)
+    expected, reference_nfe = evaluate(model, reference, batches)
     tested: list[Tested] = []
     for setting in settings:
-        outputs, nfe = _run(model, setting, batches)
+        outputs, nfe = evaluate(model, setting, batches)
         losses = torch.cat([risk(o, e, y) for o, e, (_, y) in zip(outputs, expected, batches, strict=True)])
         _check_losses(losses, number, binary=p_value is exact_binomial)
         mean = float(losses.double().mean())
@@ -111,7 +111,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def _run(
+def evaluate(
     model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Input, Tensor]]
 ) -> tuple[list[Tensor], float]:
     """The model's outputs, a batch each, on the data's device, and its mean NFE."""

@@ -32,20 +32,27 @@ class Cascade(Integrator):
 
     Args:
         candidates: integrators, the cheapest first.
-        accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; default: everything that succeeded.
+        accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; or a rule of its own for each candidate but the
+            last; default: everything that succeeded.
 
     Raises:
-        ValueError: no candidates; when solving: answers of `accept` of another shape or kind, batched=False, an event.
+        ValueError: no candidates, or another number of rules; when solving: answers of `accept` of another shape or
+            kind, batched=False, an event.
     """
 
     chooses = True
 
     candidates: Sequence[Integrator]
-    accept: Accept | None = None
+    accept: Accept | Sequence[Accept] | None = None
 
     def __post_init__(self) -> None:
         if not self.candidates or not all(isinstance(c, Integrator) for c in self.candidates):
             raise ValueError(f"candidates: expected at least one integrator, got {list(self.candidates)!r}")
+        if isinstance(self.accept, Sequence) and len(self.accept) != len(self.candidates) - 1:
+            raise ValueError(
+                f"accept: expected a rule for each candidate but the last, {len(self.candidates) - 1}, got "
+                f"{len(self.accept)}"
+            )
 
     def integrate(self, problem: Problem) -> Integration:
         """Try the candidates in turn, each on the samples that are left."""
@@ -68,7 +75,7 @@ class Cascade(Integrator):
             spent = spent + result.nfe - 1 - (reused & (result.nfe > 1)).long()
             result = result._replace(nfe=spent, choice=torch.full_like(rows, index))
             last = index + 1 == len(self.candidates)
-            accepted = torch.ones_like(rows, dtype=torch.bool) if last else self._accepted(problem, result)
+            accepted = torch.ones_like(rows, dtype=torch.bool) if last else self._accepted(index, problem, result)
             kept.append((rows[accepted], _take(result, accepted)))
             rows, spent = rows[~accepted], spent[~accepted]
             if len(rows) == 0:
@@ -79,12 +86,13 @@ class Cascade(Integrator):
         return _in_order(kept)
 
     @torch.no_grad()
-    def _accepted(self, problem: Problem, result: Result) -> Tensor:
-        """[n] bool."""
+    def _accepted(self, index: int, problem: Problem, result: Result) -> Tensor:
+        """[n] whether the candidate's answers are accepted."""
         succeeded = result.status == Status.SUCCESS
         if self.accept is None:
             return succeeded
-        answer = self.accept(problem.layout.unpack(result.y))
+        accept = self.accept[index] if isinstance(self.accept, Sequence) else self.accept
+        answer = accept(problem.layout.unpack(result.y))
         if answer.shape != succeeded.shape or answer.dtype != torch.bool:
             raise ValueError(
                 f"accept: expected bool of shape {tuple(succeeded.shape)}, got {answer.dtype} of {tuple(answer.shape)}"
@@ -142,26 +150,28 @@ class Confidence:
     Args:
         head: h(t1) [n, ...] → logits [n, C]; or one logit a sample, [n] or [n, 1], of a yes-or-no question. It is
             evaluated once more for each answer that is judged.
-        threshold: smallest confidence to accept, in [0, 1].
-        measure: "top" probability; "margin" between the two largest probabilities; or "entropy", as
-            1 − entropy / log C.
+        threshold: smallest confidence to accept, at least 0.
+        measure: "top" probability; "margin" between the two largest probabilities; "entropy", as 1 − entropy / log C;
+            all these are at most 1. Or "gap", between the two largest logits: an error that moves logits by less than
+            half of it cannot change the prediction.
 
     Raises:
-        ValueError: a threshold outside [0, 1], or an unknown measure.
+        ValueError: a threshold out of range, or an unknown measure.
     """
 
     head: nn.Module
     threshold: float
-    measure: Literal["top", "margin", "entropy"] = field(default="top", kw_only=True)
+    measure: Literal["top", "margin", "entropy", "gap"] = field(default="top", kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold: expected a number in [0, 1], got {self.threshold!r}")
-        if self.measure not in ("top", "margin", "entropy"):
-            raise ValueError(f"measure: expected 'top', 'margin' or 'entropy', got {self.measure!r}")
+        if self.measure not in ("top", "margin", "entropy", "gap"):
+            raise ValueError(f"measure: expected 'top', 'margin', 'entropy' or 'gap', got {self.measure!r}")
+        if not (self.threshold >= 0 and (self.threshold <= 1 or self.measure == "gap")):
+            largest = "" if self.measure == "gap" else ", at most 1"
+            raise ValueError(f"threshold: expected a number of at least 0{largest}, got {self.threshold!r}")
 
     def score(self, h: State) -> Tensor:
-        """[n] confidence, in [0, 1]."""
+        """[n] confidence."""
         return confidence(self.head(h), self.measure)
 
     def __call__(self, h: State) -> Tensor:
@@ -171,7 +181,11 @@ class Confidence:
 
 def confidence(logits: Tensor, measure: str = "top") -> Tensor:
     """[n] how sure logits [n, C], or one logit a sample [n] or [n, 1], are; see `Confidence`."""
-    log_p = two_classes(logits).log_softmax(1)
+    logits = two_classes(logits)
+    if measure == "gap":
+        two = logits.topk(2, dim=1).values
+        return two[:, 0] - two[:, 1]
+    log_p = logits.log_softmax(1)
     if measure == "entropy":
         entropy = -(log_p.exp() * log_p).sum(1)
         return 1 - entropy / math.log(log_p.shape[1])

@@ -181,6 +181,12 @@ class Outcomes:
     output: Tensor
     target: Tensor
 
+    def among(self, candidates: Sequence[int]) -> "Outcomes":
+        """What some of the candidates did, given by their indices."""
+        columns = list(candidates)
+        chosen = tuple(self.candidates[i] for i in columns)
+        return replace(self, candidates=chosen, nfe=self.nfe[:, columns], output=self.output[:, columns])
+
     def __len__(self) -> int:
         return len(self.target)
 
