@@ -34,6 +34,7 @@ from dise.integrate import (
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
 from dise.select import (
+    AdequacySelector,
     BinaryCost,
     Cascade,
     ClassificationCost,
@@ -43,12 +44,19 @@ from dise.select import (
     CostSelector,
     Dynamic,
     PooledNetwork,
+    RandomSelector,
     TaskErrorCost,
     calibrate,
     choose_penalty,
     collect_costs,
     diagnose,
+    load_policy,
+    make_dynamic,
+    pareto_front,
+    profile_candidates,
+    prune,
     run_candidates,
+    save_policy,
 )
 
 __all__ = [
@@ -57,6 +65,7 @@ __all__ = [
     "RK4",
     "RK38",
     "Adaptive",
+    "AdequacySelector",
     "BinaryCost",
     "Bosh3",
     "ButcherTableau",
@@ -87,6 +96,7 @@ __all__ = [
     "PIController",
     "PooledNetwork",
     "Ralston",
+    "RandomSelector",
     "RawErrorEstimate",
     "Regularizer",
     "RungeKutta",
@@ -103,9 +113,15 @@ __all__ = [
     "collect_costs",
     "diagnose",
     "divergence",
+    "load_policy",
+    "make_dynamic",
     "max_norm",
+    "pareto_front",
+    "profile_candidates",
+    "prune",
     "rms_norm",
     "run_candidates",
+    "save_policy",
     "solve",
 ]
 __version__ = "0.1.0"

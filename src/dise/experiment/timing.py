@@ -1,8 +1,6 @@
 """What an evaluation costs: multiply–adds, and milliseconds on this machine."""
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ from torchdiffeq import odeint
 from dise.integrate import Adaptive, Euler, Integrator, State
 from dise.integrate.problem import leaves
 from dise.nn import NeuralODE, Record
-from dise.select import Dynamic, Input, find_block, joined
+from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
 
 REFERENCE = "torchdiffeq dopri5"
 
@@ -25,33 +23,6 @@ def count_macs(call: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() // 2
-
-
-@torch.no_grad()
-def time_side_by_side(
-    calls: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], *, device: torch.device | None = None
-) -> dict[str, float]:
-    """Median milliseconds of each call on one input, all measured in one run.
-
-    The calls take turns on each input, so that whatever else the machine does falls on all of them.
-
-    Args:
-        calls: functions of an input.
-        inputs: what to call them on, e.g. batches; the first also warms up.
-        device: on which the calls compute, to wait for it; default: the CPU.
-    """
-    finish = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda device: None
-    for call in calls.values():
-        call(inputs[0])
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for x in inputs:
-        for name, call in calls.items():
-            finish(device)
-            start = time.perf_counter()
-            call(x)
-            finish(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
 class TorchdiffeqBlock(NeuralODE):
