@@ -38,6 +38,12 @@ def test_quality_over_nfe_with_the_selectors_cost(axes):
     assert (axes.get_title(), axes.get_ylabel()) == ("title", "quality")
 
 
+def test_the_axis_of_nfe_says_what_gets_an_integrator(axes, drawn, tmp_path):
+    quality_against_nfe(ROWS, "", tmp_path / "plot.png", quality=lambda row: row["loss"], label="loss", unit="set")
+    labels = [figure.axes[0].get_xlabel() for figure in drawn]
+    assert labels == ["NFE a sample, selector included", "NFE a set, selector included"]
+
+
 def test_kinds_of_policies_look_different(axes):
     assert [line.get_marker() for line in axes.lines] == ["o", "*", "D", "x"]
     assert len({line.get_color() for line in axes.lines}) == 4

@@ -107,7 +107,8 @@ class TaskErrorCost(CostRule):
             is better, take the distance to what the reference integrator gives; likewise for a likelihood, which a
             coarse integrator can overstate.
         beta: β, the largest error that is adequate.
-        resolution: errors below it count as it: otherwise Γ → 0 makes the dearest candidate look free.
+        resolution: errors below it count as it: otherwise Γ → 0 makes the dearest candidate look free. As large as β,
+            NFE alone decides among adequate candidates.
     """
 
     task_error: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)

@@ -23,6 +23,7 @@ def quality_against_nfe(
     *,
     quality: Callable[[dict[str, Any]], float],
     label: str,
+    unit: str = "sample",
     log: bool = False,
 ) -> None:
     """Every policy's quality over its NFE, selector included.
@@ -32,6 +33,7 @@ def quality_against_nfe(
         title: above the plot.
         file: PNG to write.
         quality, label: a row's value on the y axis, and its name.
+        unit: what gets an integrator.
         log: whether that axis is logarithmic.
     """
     kinds = {"DISE": "D", "random": "x", "oracle": "*"}
@@ -55,6 +57,6 @@ def quality_against_nfe(
         if log:
             axes.set_yscale("log")
         axes.margins(x=0.12, y=0.15)
-        axes.set(xlabel="NFE a sample, selector included", ylabel=label, title=title)
+        axes.set(xlabel=f"NFE a {unit}, selector included", ylabel=label, title=title)
         axes.grid(alpha=0.3)
         figure.savefig(file, dpi=150)

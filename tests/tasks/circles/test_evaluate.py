@@ -36,7 +36,7 @@ FACTORS = {
     TIGHT: math.exp(-1),
 }
 NFE = {EULER: 3, HALFWAY: 10, CLASSICAL: 4}
-RULE = TaskErrorCost(0.03, 1000, task_error=likelihood_gap, beta=0.02, resolution=0.005)
+RULE = TaskErrorCost(0.03, 1000, task_error=likelihood_gap, beta=0.02, resolution=0.02)
 X = sets("circles", 20, "test")[:, :4]  # a small test of 16 sets, a large one of 4
 UNITS = ("set", "point")
 every_unit = pytest.mark.parametrize("unit", UNITS)

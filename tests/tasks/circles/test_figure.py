@@ -27,7 +27,7 @@ def flow(linear_flow):
 @pytest.fixture
 def coarse(monkeypatch):
     """Small grids and few points and frames."""
-    for name, value in (("GRID", 20), ("SAMPLES", 100), ("FRAMES", 5)):
+    for name, value in (("GRID", 20), ("SAMPLES", 100), ("TARGET_POINTS", 400), ("FRAMES", 5)):
         monkeypatch.setattr(figure, name, value)
 
 
@@ -142,14 +142,29 @@ def test_the_target_is_the_right_way_up(flow, drawn, tmp_path, coarse):
     draw_flows({"none": flow}, "moons", tmp_path / "figure.png")
     (above, below) = panels(drawn)
     image: AxesImage = above[-1].get_images()[0]
-    points = draw("moons", figure.SAMPLES, "figure")
+    points = draw("moons", figure.TARGET_POINTS, "figure").numpy()
+    # all points are within the panel, as numpy's density wants it
     expected, *_ = np.histogram2d(
-        points[:, 1].numpy(), points[:, 0].numpy(), bins=figure.GRID, range=[[-EXTENT, EXTENT]] * 2
+        points[:, 1], points[:, 0], bins=figure.GRID, range=[[-EXTENT, EXTENT]] * 2, density=True
     )
-    assert np.array_equal(image.get_array().data, expected)
+    np.testing.assert_allclose(image.get_array().data, expected, rtol=1e-5)
     x, y = below[-1].lines[0].get_xydata().T
-    assert np.array_equal(np.stack([x, y]), points.T.numpy())
+    assert np.array_equal(np.stack([x, y], 1), points[: figure.SAMPLES])
     assert x[y > 0.3].mean() < -0.2
+
+
+def test_the_histogram_is_the_density_of_all_points():
+    """Of a normal distribution in the plane, a quarter of which is to the left of the panel."""
+    loc, scale = torch.tensor([0.674490 * 0.2 - EXTENT, 0.3]), torch.tensor([0.2, 0.2])
+    points = loc + scale * torch.randn(400_000, 2, generator=torch.Generator().manual_seed(0))
+    line = (torch.arange(GRID) + 0.5) * (2 * EXTENT / GRID) - EXTENT
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    expected = MultivariateNormal(loc, torch.diag(scale**2)).log_prob(torch.stack([x, y], -1)).exp()
+    density = figure.histogram(points)
+    assert density.sum().item() * (2 * EXTENT / GRID) ** 2 == pytest.approx(0.75, abs=0.01)
+    # the counts' standard deviation is at most a fifteenth of 1/(2π 0.2²) = 4.0
+    assert (density - expected).abs().mean() < 0.03
+    assert (density - expected).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("name", ["error", "flow-none-epochs=1-iterations=4-batch_size=64-selection_sets=16-seed0"])

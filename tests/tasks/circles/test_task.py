@@ -97,7 +97,7 @@ def test_selectors(task):
 
 
 def test_the_papers_costs(task):
-    rule = TaskErrorCost(0.03, 1000, task_error=likelihood_gap, beta=0.02, resolution=0.005)
+    rule = TaskErrorCost(0.03, 1000, task_error=likelihood_gap, beta=0.02, resolution=0.02)
     assert task.rule(None, None, 5) == rule
     assert (task.rule(0.1, None, 5).alpha, task.rule(0.1, None, 5).M) == (0.1, 1000)
     assert (task.rule(None, 50, 5).alpha, task.rule(None, 50, 5).M) == (0.03, 50)
@@ -118,15 +118,16 @@ def test_the_gap_of_points_is_their_own():
 def test_eq_5_by_hand(task):
     """Candidates of 4, 60 and 200 evaluations of f; the middle one reports a better likelihood than there is."""
     target = torch.zeros(2, 4)
-    gaps = torch.tensor([[-0.5, 0.015, 0.0], [0.02, 0.01, 1e-6]])
+    gaps = torch.tensor([[-0.5, 0.019, 0.0], [0.02, 0.01, 1e-6]])
     output = gaps[:, :, None].expand(2, 3, 4)
     nfe = torch.tensor([[4, 60, 200], [4, 60, 200]])
     outcomes = Outcomes(task.candidates[:3], target, target, nfe, output, target)
     costs = Costs.of(outcomes, task.rule(None, None, 5))
     assert costs.adequate.tolist() == [[False, True, True], [True, True, True]]
-    # (Δ·Γ)^α with Γ of at least 0.005; (M)^α where Γ > 0.02
-    bases = [[1000, 60 * 0.015, 200 * 0.005], [4 * 0.02, 60 * 0.01, 200 * 0.005]]
+    # (Δ·β)^α: NFE alone decides; M^α where Γ > 0.02
+    bases = [[1000, 60 * 0.02, 200 * 0.02], [4 * 0.02, 60 * 0.02, 200 * 0.02]]
     assert costs.cost.tolist() == [pytest.approx([base**0.03 for base in row]) for row in bases]
+    assert costs.cost.argmin(1).tolist() == [1, 0]
 
 
 def test_overstating_the_likelihood_is_not_cheap(task, linear_flow):
@@ -375,7 +376,7 @@ def test_tables_of_a_run_without_selectors(task, run):
 
 
 def test_files_of_plots(task, flow, run, tmp_path, monkeypatch):
-    for name, value in (("GRID", 10), ("SAMPLES", 50), ("FRAMES", 2)):
+    for name, value in (("GRID", 10), ("SAMPLES", 50), ("TARGET_POINTS", 50), ("FRAMES", 2)):
         monkeypatch.setattr(figure, name, value)
     (tmp_path / "flow-none-seed0").mkdir()
     files = task.plots([run()], tmp_path, lambda one: flow)
@@ -409,10 +410,10 @@ def plots(task, flow, tmp_path, monkeypatch):
     return plot
 
 
-def test_figure_3_has_the_runs_of_the_first_seed(plots, run):
+def test_figure_3_has_the_runs_of_the_first_seed_in_the_papers_order(plots, run):
     files, loaded, drawn, _ = plots([run("error", seed=2), run("l1", seed=1), run("none", seed=1)])
-    assert drawn == {"figure-3.png": (["l1", "none"], "circles"), "flow.gif": None}
-    assert loaded == ["flow-l1-seed1", "flow-none-seed1"]
+    assert drawn == {"figure-3.png": (["none", "l1"], "circles"), "flow.gif": None}
+    assert loaded == ["flow-none-seed1", "flow-l1-seed1"]
     runs = ("flow-error-seed2", "flow-l1-seed1", "flow-none-seed1")
     assert files == ["figure-3.png", "flow.gif", *(f"{name}/nll-nfe.png" for name in runs)]
 

@@ -16,6 +16,7 @@ from dise.tasks.plots import styled
 
 EXTENT = 1.5  # of the plane that is shown, to each side
 GRID, SAMPLES = 100, 4000
+TARGET_POINTS = 400_000  # of the target's histogram: 40 a cell
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # the paper's labels, as parts of the flow's time
 FRAMES = 25
 
@@ -29,24 +30,24 @@ def draw_flows(flows: Mapping[str, Flow], target: str, file: Path) -> None:
         file: PNG to write.
     """
     rows, columns = 2 * len(flows), len(TIMES) + 1
+    points = draw(target, TARGET_POINTS, "figure")
     with styled():
         figure = Figure(figsize=(1.5 * columns, 1.5 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for (name, flow), above, below in zip(flows.items(), axes[::2], axes[1::2], strict=True):
-            points = draw(target, SAMPLES, "figure")
             for panel, density in zip(above, densities(flow, TIMES), strict=False):
                 show_density(panel, density)
             for panel, samples in zip(below, sample_paths(flow, TIMES), strict=False):
                 show_points(panel, samples)
-            histogram, *_ = torch.histogramdd(points, bins=[GRID, GRID], range=[-EXTENT, EXTENT] * 2)
-            show_density(above[-1], histogram.T)
-            show_points(below[-1], points)
+            show_density(above[-1], histogram(points))
+            show_points(below[-1], points[:SAMPLES])
             above[0].set_ylabel("\n".join(wrap(f"{name}: density", 22)), fontsize=8)
             below[0].set_ylabel("samples", fontsize=8)
         for panel, title in zip(axes[0], [*(f"t = {t:g}" for t in TIMES), "target"], strict=True):
             panel.set_title(title)
         for panel in axes.flat:
             panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(True)
         figure.savefig(file, dpi=110)
 
 
@@ -98,6 +99,12 @@ def sample_paths(flow: Flow, times: Sequence[float]) -> list[Tensor]:
         z = flow.transport(z, before, moment)
         paths.append(z[0])
     return paths
+
+
+def histogram(points: Tensor) -> Tensor:
+    """[GRID, GRID] density of points [n, 2] that are as many as to be one, rows from below."""
+    counts, _ = torch.histogramdd(points, bins=[GRID, GRID], range=[-EXTENT, EXTENT] * 2)
+    return counts.T / (len(points) * (2 * EXTENT / GRID) ** 2)
 
 
 def show_density(panel: Axes, density: Tensor) -> None:

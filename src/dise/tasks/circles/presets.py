@@ -42,7 +42,8 @@ WEIGHTS = {"none": 0.0, "kinetic": 5e-4, "l1": 1e-5, "l2": 3e-4, "error": 4e-3, 
 # α and M of Eq. 5, from the paper's section 4.3
 ALPHA, PENALTY = 0.03, 1000.0
 
-# β of Eq. 5, in nats, and the error below which candidates are equally good: a quarter of it. The paper's β is the mean
-# NLP of the model trained with R_err, on the NLP itself; here Γ is the distance to the reference, which a coarse
-# integrator cannot make smaller by overstating the likelihood.
-BETA, RESOLUTION = 0.02, 0.005
+# β of Eq. 5, in nats. Errors below it count as it, so that NFE alone decides among adequate candidates: the product of
+# NFE and Γ would buy errors that do not matter with evaluations that do. The paper's β is the mean NLP of the model
+# trained with R_err, on the NLP itself; here Γ is the distance to the reference, which a coarse integrator cannot make
+# smaller by overstating the likelihood.
+BETA = 0.02

@@ -15,7 +15,7 @@ from dise.tasks.circles.evaluate import SMALL, batches, policies
 from dise.tasks.circles.figure import animate, draw_flows
 from dise.tasks.circles.model import DIM, hypernetwork_flow
 from dise.tasks.circles.points import FreshBatches, sets
-from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, RESOLUTION, WEIGHTS, Preset
+from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, WEIGHTS, Preset
 from dise.tasks.circles.report import other_shares, other_targets, seeds, table_8, table_9
 from dise.tasks.circles.report import policies as policies_table
 from dise.tasks.circles.selector import PaperNetwork, SetNetwork
@@ -53,13 +53,13 @@ class CirclesTask(Task):
     }
 
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> TaskErrorCost:
-        """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's."""
+        """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's, counted as β up to β."""
         return TaskErrorCost(
             alpha=ALPHA if alpha is None else alpha,
             M=PENALTY if penalty is None else penalty,
             task_error=likelihood_gap,
             beta=BETA,
-            resolution=RESOLUTION,
+            resolution=BETA,
         )
 
     def load(self, preset: Preset, data_dir: Path | None) -> Preset:
@@ -124,14 +124,15 @@ class CirclesTask(Task):
         return [policies_table(run)]
 
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
-        """For each target Figure 3, with a row for each run of the first seed, and an animation of the first run.
+        """For each target Figure 3 and, animated, its first flow; for each run likelihood over NFE.
 
-        For each run likelihood over NFE.
+        Figure 3 has the runs of the first seed, in the paper's order of regularizers.
         """
-        files = []
+        files, order = [], list(self.weights)
         for target in dict.fromkeys(run.metrics["target"] for run in runs):
             learnt = [run for run in runs if run.metrics["target"] == target]
             first = [run for run in learnt if run.seed == min(run.seed for run in learnt)]
+            first.sort(key=lambda run: order.index(run.reg))
             short = len({run.reg for run in first}) == len(first)
             flows = {run.reg if short else run.name: _flow(load(run)) for run in first}
             suffix = "" if target == CIRCLES else f"-{target}"
@@ -142,7 +143,7 @@ class CirclesTask(Task):
             files.append(folder / run.name / "nll-nfe.png")
             rows = [row for row in run.policies() if row["unit"] == "set"]
             label = "distance to the model's NLL, nats"
-            quality_against_nfe(rows, run.name, files[-1], quality=_distance, label=label, log=True)
+            quality_against_nfe(rows, run.name, files[-1], quality=_distance, label=label, unit="set", log=True)
         return files
 
 
