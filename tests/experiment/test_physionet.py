@@ -47,7 +47,7 @@ def small_world():
             for name, spec in PhysionetTask.selectors.items()
         }
         patch.setattr(PhysionetTask, "selectors", specs)
-        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=(1e4,), folds=2))
+        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=(1e4,), folds=4))
         few = partial(physionet_evaluate.bootstrap_auroc, resamples=100)
         patch.setattr(physionet_evaluate, "bootstrap_auroc", few)
         patch.delenv("DISE_DATA", raising=False)
