@@ -1,9 +1,13 @@
 import pytest
+import torch
 from pydantic import ValidationError
 
+from dise.select.paired import loss_bound
 from dise.tasks.circles.data import TARGETS
 from dise.tasks.circles.paper import TABLE_8, TABLE_9
 from dise.tasks.circles.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
+from dise.tasks.circles.selector import SET
+from dise.tasks.circles.task import POINT_PART, TOLERANCE
 
 SMALL = Preset(epochs=1, selection_sets=4, test_sets=1)
 
@@ -61,6 +65,15 @@ def test_presets_grow():
         assert all(one[key] <= other[key] for key in one if key not in ("target", "learning_rate"))
         assert one != other
     assert {preset.target for preset in PRESETS.values()} == {"circles"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_selector_can_pass_its_test(name):
+    """If it loses none of the selection rows."""
+    number = PRESETS[name].selection_sets
+    for rows in (number, number // POINT_PART * SET):
+        adequate = torch.ones(rows, dtype=torch.bool)
+        assert loss_bound(adequate, adequate) <= TOLERANCE
 
 
 # ---- settings
