@@ -43,7 +43,7 @@ from dise.tasks.physionet.presets import PRESETS
 from dise.tasks.physionet.records import Records, Scaling
 from dise.tasks.physionet.stays import Stays, Walk
 
-PRESET = PRESETS["cpu"]
+PRESET = PRESETS["paper"]
 EPOCH = 64  # batches of 50 of the 3,200 published training records
 ALONE = 4  # records by themselves, on which both losses are compared
 TIGHT = Dopri5(rtol=1e-6, atol=1e-6)

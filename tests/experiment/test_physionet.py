@@ -114,7 +114,7 @@ def test_wrong_names(dise, tmp_path, arguments, message):
     ("changes", "name"),
     [
         ([], "z_end-none-seed0"),
-        (["quantization=1"], "z_end-none-quantization=1.0-seed0"),
+        (["quantization=2"], "z_end-none-quantization=2.0-seed0"),
         (["epochs=3", "samples=1"], "z_end-none-epochs=3-samples=1-seed0"),
     ],
 )
@@ -166,6 +166,14 @@ def test_the_run_is_of_the_settings_that_were_set(finished):
     assert checkpoint["global_step"] == 2 * 2
 
 
+def test_the_weights_are_those_of_the_epoch_of_the_largest_held_out_area(finished):
+    path = finished[0] / NAME
+    best = torch.load(path / "checkpoints" / "best.ckpt", weights_only=False)
+    assert read(path, "training.json")["best_epoch"] == best["epoch"] + 1
+    kept = load_model(path, open_run(path)).state_dict()
+    assert all(torch.equal(kept[name], best["state_dict"][f"model.{name}"]) for name in kept)
+
+
 def test_training_logs_what_the_loss_is_made_of(finished):
     training = read(finished[0] / NAME, "training.json")
     assert {"train/loss", "train/penalty", "train/likelihood", "train/kl", "train/cross_entropy", "train/nfe"} <= set(
@@ -184,7 +192,7 @@ def test_what_was_selected(finished):
     assert selection["units"]["record, Eq. 5"]["candidates"][REFERENCE]["adequate"] == 1
     assert {name: (fit["M"], fit["passed"]) for name, fit in selection["selectors"].items()} == {
         "paper": (1000, None), "paper-dropout": (1000, None), "paper-gap": (1000, None),
-        # a test at 0.02 needs 82 records
+        # a test at 0.02 needs 136 records
         "pooled": (1e4, False),
     }  # fmt: skip
     assert (selection["on"], selection["alpha"]) == ("held-out", 0.05)
