@@ -31,10 +31,7 @@ class Data(StrEnum):
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet or circles.")]
 Preset = Annotated[
     str,
-    typer.Option(
-        help="Size of the experiment: sample (minutes), cpu (a quarter of an hour a model; physionet: three quarters) "
-        "or paper."
-    ),
+    typer.Option(help="Size of the experiment: sample (minutes), cpu (at most a quarter of an hour a model) or paper."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and what is drawn in training.")]
 DataDir = Annotated[
