@@ -4,14 +4,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dise.integrate import Euler, Integrator, State
-from dise.nn import NeuralODE
-from dise.select.cost import Costs, find_block
+from dise.nn import NeuralODE, Record
+from dise.select.cost import Costs, Input, find_block
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,28 @@ class Profile:
         return replace(costs, milliseconds=self.price(costs.nfe, batch))
 
 
+class _Starts(NamedTuple):
+    """What a block integrates: n samples' states and spans."""
+
+    y0: State
+    t0: Tensor  # [n]
+    t1: Tensor  # [n]
+
+    @property
+    def device(self) -> torch.device:
+        return self.t0.device
+
+    def rows(self, start: int, size: int) -> "_Starts":
+        """`size` samples from `start` on, going round."""
+        index = (torch.arange(start, start + size) % len(self.t0)).to(self.device)
+        y0 = tuple(part[index] for part in self.y0) if isinstance(self.y0, tuple) else self.y0[index]
+        return _Starts(y0, self.t0[index], self.t1[index])
+
+
 @torch.no_grad()
 def profile_candidates(
     model: nn.Module,
-    data: Iterable[tuple[Tensor, Any]],
+    data: Iterable[tuple[Input, Any]],
     candidates: Sequence[Integrator],
     *,
     batches: Sequence[int] = (1, 32, 100),
@@ -94,54 +112,56 @@ def profile_candidates(
         )
     block, sizes = find_block(model), tuple(sorted(set(batches)))
     starts = _starts(model, data, max(sizes))
-    first = starts[0] if isinstance(starts, tuple) else starts
     times, evaluations = [], []
     for size in sizes:
-        states = [_rows(starts, turn * size, size) for turn in range(repeats)]
+        inputs = [starts.rows(turn * size, size) for turn in range(repeats)]
         nfe: list[list[Tensor]] = [[] for _ in candidates]
         calls = {str(index): _solver(block, candidate, nfe[index]) for index, candidate in enumerate(candidates)}
-        times.append(list(time_side_by_side(calls, states, device=first.device).values()))
+        times.append(list(time_side_by_side(calls, inputs, device=starts.device).values()))
         evaluations.append([float(torch.cat(column).double().mean()) for column in nfe])
-    device = f"cpu, {torch.get_num_threads()} threads" if first.device.type == "cpu" else str(first.device)
+    device = f"cpu, {torch.get_num_threads()} threads" if starts.device.type == "cpu" else str(starts.device)
     return Profile(tuple(candidates), sizes, torch.tensor(times), torch.tensor(evaluations), device)
 
 
-def _starts(model: nn.Module, data: Iterable[tuple[Tensor, Any]], number: int) -> State:
-    """The block's starts h0 of at least `number` samples."""
+def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _Starts:
+    """What the model's block integrates for at least `number` samples."""
     block, device = find_block(model), next(model.parameters()).device
-    found: list[State] = []
     count = 0
     with block.using(Euler()), block.recording() as records:
         for x, _ in data:
             model(x.to(device))
-            found.append(records[-1].y0)
             count += len(x)
             if count >= number:
                 break
     if count < number:
         raise ValueError(f"data: expected at least {number} samples for the largest batch, got {count}")
-    if isinstance(found[0], tuple):
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-    return torch.cat([state for state in found if isinstance(state, Tensor)])
+    return _Starts(*(_stacked([column(record) for record in records]) for column in (_state, _begin, _end)))
 
 
-def _rows(state: State, start: int, size: int) -> State:
-    """`size` samples from `start` on, going round."""
-    if isinstance(state, tuple):
-        return tuple(_part(part, start, size) for part in state)
-    return _part(state, start, size)
+def _state(record: Record) -> State:
+    return record.y0
 
 
-def _part(tensor: Tensor, start: int, size: int) -> Tensor:
-    return tensor[(torch.arange(start, start + size) % len(tensor)).to(tensor.device)]
+def _begin(record: Record) -> Tensor:
+    return torch.as_tensor(record.t0, device=record.solution.t.device).expand(record.solution.t.shape)
 
 
-def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[State], None]:
-    """Integrates a state; the samples' NFE are appended to `nfe`."""
+def _end(record: Record) -> Tensor:
+    return torch.as_tensor(record.t1, device=record.solution.t.device).expand(record.solution.t.shape)
 
-    def run(state: State) -> None:
+
+def _stacked(parts: list[Any]) -> Any:
+    if isinstance(parts[0], tuple):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return torch.cat(parts)
+
+
+def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[_Starts], None]:
+    """Integrates; the samples' NFE are appended to `nfe`."""
+
+    def run(start: _Starts) -> None:
         with block.using(candidate):
-            nfe.append(block.solve(state).nfe)
+            nfe.append(block.solve(start.y0, t0=start.t0, t1=start.t1).nfe)
 
     return run
 
