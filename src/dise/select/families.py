@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Adaptive, Bosh3, Integrator
+from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
 from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Cascade, Confidence, confidence, two_classes
 from dise.select.cost import Costs
@@ -70,7 +70,10 @@ def families(
                 kept = [costs.candidates.index(candidates[i]) for i in chain]
                 found.append(gap_cascades([candidates[i] for i in chain], head, logits[:, kept]))
     if isinstance(reference, Adaptive):
-        found.append(Family("embedded error of Bosh3", tuple(_probes(reference))))
+        found += [
+            Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
+            for method in (HeunEuler, Bosh3)
+        ]
     if len(front) >= FEWEST and len(candidates) > 1:
         networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
         if logits is not None and head is not None:
@@ -103,10 +106,10 @@ def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tens
     return Family("cascade " + " → ".join(map(str, candidates)), tuple(settings))
 
 
-def _probes(reference: Adaptive) -> Iterator[Integrator]:
-    """One step of Bosh3 over the span; the reference where its error estimate is too large."""
+def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]:
+    """One step over the span; the reference where its error estimate is too large."""
     for tolerance in TOLERANCES:
-        first = Bosh3(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
+        first = method(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
         yield Cascade((first, reference))
 
 
