@@ -139,3 +139,30 @@ class PairModel(nn.Module):
 def test_states_may_be_tuples():
     result = profile_candidates(PairModel(), data(2, 2), (Euler(), RK4()), batches=(3,), repeats=2)
     assert_close(result.nfe, torch.tensor([[1.0, 4.0]]))
+
+
+class Spans(nn.Module):
+    """Each sample has a span of its own, as long as its first number says."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.block = NeuralODE(f, Euler())
+
+    def forward(self, x):
+        return self.block(x, t1=x[:, 0])
+
+
+def test_each_sample_is_integrated_over_its_own_span():
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ends, self.rate = [], nn.Parameter(torch.ones(()))
+
+        def forward(self, t, y):
+            self.ends.append(float(t.max()))
+            return -self.rate * y
+
+    f = Field()
+    x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
+    profile_candidates(Spans(f), [(x, None)], (RK4(1),), batches=(1,), repeats=2)
+    assert f.ends[1:] == [0, 1.5, 1.5, 3] * 2 + [0, 2.5, 2.5, 5]  # the first is the model's own Euler step

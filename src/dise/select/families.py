@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Adaptive, Bosh3, Integrator
+from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
 from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Cascade, Confidence, confidence, two_classes
 from dise.select.cost import Costs
@@ -15,7 +15,7 @@ from dise.select.front import prune
 from dise.select.networks import ConfidenceNetwork, PooledNetwork
 
 # κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
-FACTORS = (8.0, 6.0, 5.0, 4.0, 3.2, 2.6, 2.2, 1.8, 1.5, 1.25, 1.0, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1)
+FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
 FEWEST = 200  # samples to fit a selector to
 TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of a first step that is kept if its error estimate is below
@@ -64,10 +64,16 @@ def families(
     safe = next(i for i, share in enumerate(lost) if share <= epsilon)
     found = [Family("one candidate for all", tuple(reversed(candidates[:-1])))]
     if logits is not None and head is not None:
-        kept = [costs.candidates.index(candidate) for candidate in candidates]
-        found += _cascades(candidates, safe, head, logits[:, kept])
+        last = len(candidates) - 1
+        for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
+            if len(chain) > 1:
+                kept = [costs.candidates.index(candidates[i]) for i in chain]
+                found.append(gap_cascades([candidates[i] for i in chain], head, logits[:, kept]))
     if isinstance(reference, Adaptive):
-        found.append(Family("embedded error of Bosh3", tuple(_probes(reference))))
+        found += [
+            Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
+            for method in (HeunEuler, Bosh3)
+        ]
     if len(front) >= FEWEST and len(candidates) > 1:
         networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
         if logits is not None and head is not None:
@@ -77,30 +83,33 @@ def families(
     return [family for family in found if family.settings]
 
 
-def _cascades(candidates: Sequence[Integrator], safe: int, head: nn.Module, logits: Tensor) -> Iterator[Family]:
-    """Cascades on the gap between the two largest logits [N, K, C].
+def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tensor) -> Family:
+    """Cascades that differ in how large a gap between the two largest logits is enough.
 
-    A candidate's answer is accepted where its gap is at least κ times what its gaps are off the reference's by: κ, the
-    one setting, treats candidates alike that are more or less accurate. Each cascade ends with the reference, which
-    hardly a sample reaches, so that large κ are safe.
+    A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
+    on nine in ten of the hard samples, the fifth with the smallest gaps: only those can change their prediction. κ, the
+    one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference, which
+    hardly a sample reaches, so that a large κ is safe.
+
+    Args:
+        candidates: K ≥ 2, the cheapest first and the reference last.
+        head: h(t1) [n, ...] → logits [n, C] or one logit a sample.
+        logits: [N, K, ...] the model's outputs with each candidate, from which the scale is learnt, without labels.
     """
     gaps = torch.stack([confidence(column, "gap") for column in logits.unbind(1)], 1).double()
-    off = (gaps - gaps[:, -1:]).abs().quantile(0.9, dim=0).tolist()
-    last = len(candidates) - 1
-    for chain in sorted({(*range(last + 1),), tuple(sorted({0, safe, last})), (0, last)}):
-        steps = [candidates[i] for i in chain]
-        if len(steps) > 1:
-            settings = [
-                Cascade(steps, [Confidence(head, factor * off[i], measure="gap") for i in chain[:-1]])
-                for factor in FACTORS
-            ]
-            yield Family("cascade " + " → ".join(map(str, steps)), tuple(settings))
+    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.2)
+    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.9, dim=0).tolist()[:-1]
+    settings = (
+        Cascade(tuple(candidates), tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
+        for factor in FACTORS
+    )
+    return Family("cascade " + " → ".join(map(str, candidates)), tuple(settings))
 
 
-def _probes(reference: Adaptive) -> Iterator[Integrator]:
-    """One step of Bosh3 over the span; the reference where its error estimate is too large."""
+def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]:
+    """One step over the span; the reference where its error estimate is too large."""
     for tolerance in TOLERANCES:
-        first = Bosh3(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
+        first = method(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
         yield Cascade((first, reference))
 
 

@@ -138,8 +138,7 @@ def make_dynamic(
     head = head or _head_of(model, own, reference, x[:size], notes)
     part: nn.Module = model
     if head is not None:
-        # what comes before the block is the same for all policies
-        x, part = _starts(model, own, x, size), nn.Sequential(own, head)
+        part, x = _without_stem(model, own, reference, head, x, size)
     fit, test = _split(x, target, size, needed, seed, part=0.0 if settings else FIT_PART)
     family = Family("as given", tuple(settings or ()))
     if not settings:
@@ -239,13 +238,28 @@ def _head_of(
 
 
 @torch.no_grad()
-def _starts(model: nn.Module, block: NeuralODE, x: Tensor, size: int) -> Tensor:
-    """The block's starts h0 [N, ...] for inputs [N, ...], where the inputs are."""
+def _without_stem(
+    model: nn.Module, block: NeuralODE, reference: Integrator, head: nn.Module, x: Tensor, size: int
+) -> tuple[nn.Module, Tensor]:
+    """Block and head as a model of the block's starts, since what comes before is the same for all policies.
+
+    The model and its inputs as they are, if that is not all that it does: its spans may depend on the sample.
+    """
+    part = nn.Sequential(block, head)
+    with block.using(reference), block.recording() as records:
+        expected = model(x[:size].to(_device(model)))
+        start = records[0].y0
+        if not isinstance(start, Tensor) or not _same(part(start), expected):
+            return model, x
     with block.using(Euler()), block.recording() as records:
-        for part in x.split(size):
-            model(part.to(_device(model)))
+        for inputs in x.split(size):
+            model(inputs.to(_device(model)))
             records[-1] = records[-1]._replace(y0=joined(records[-1].y0).to(x.device))
-    return torch.cat([joined(record.y0) for record in records])
+    return part, torch.cat([joined(record.y0) for record in records])
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def _choose(

@@ -4,15 +4,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Euler, Integrator, State
+from dise.integrate import Euler, Integrator
 from dise.integrate.problem import Layout
-from dise.nn import NeuralODE
-from dise.select.cost import Costs, find_block
+from dise.nn import NeuralODE, Record
+from dise.select.cost import Costs, Input, find_block
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,28 @@ class Profile:
         return replace(costs, milliseconds=self.price(costs.nfe, batch))
 
 
+class _Starts(NamedTuple):
+    """What a block integrates: n samples' states and spans."""
+
+    layout: Layout
+    y0: Tensor  # [n, F]
+    t0: Tensor  # [n]
+    t1: Tensor  # [n]
+
+    @property
+    def device(self) -> torch.device:
+        return self.t0.device
+
+    def rows(self, start: int, size: int) -> "_Starts":
+        """`size` samples from `start` on, going round."""
+        index = (torch.arange(start, start + size) % len(self.t0)).to(self.device)
+        return _Starts(self.layout, self.y0[index], self.t0[index], self.t1[index])
+
+
 @torch.no_grad()
 def profile_candidates(
     model: nn.Module,
-    data: Iterable[tuple[Tensor, Any]],
+    data: Iterable[tuple[Input, Any]],
     candidates: Sequence[Integrator],
     *,
     batches: Sequence[int] = (1, 32, 100),
@@ -94,47 +112,49 @@ def profile_candidates(
             f"{len(candidates)}, {tuple(batches)} and {repeats}"
         )
     block, sizes = find_block(model), tuple(sorted(set(batches)))
-    layout, starts = _starts(model, data, max(sizes))
+    starts = _starts(model, data, max(sizes))
     times, evaluations = [], []
     for size in sizes:
-        states = [layout.unpack(_rows(starts, turn * size, size)) for turn in range(repeats)]
+        inputs = [starts.rows(turn * size, size) for turn in range(repeats)]
         nfe: list[list[Tensor]] = [[] for _ in candidates]
         calls = {str(index): _solver(block, candidate, nfe[index]) for index, candidate in enumerate(candidates)}
-        times.append(list(time_side_by_side(calls, states, device=starts.device).values()))
+        times.append(list(time_side_by_side(calls, inputs, device=starts.device).values()))
         evaluations.append([float(torch.cat(column).double().mean()) for column in nfe])
     device = f"cpu, {torch.get_num_threads()} threads" if starts.device.type == "cpu" else str(starts.device)
     return Profile(tuple(candidates), sizes, torch.tensor(times), torch.tensor(evaluations), device)
 
 
-def _starts(model: nn.Module, data: Iterable[tuple[Tensor, Any]], number: int) -> tuple[Layout, Tensor]:
-    """The block's starts h0 of at least `number` samples [N, F], and how they are laid out."""
+def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _Starts:
+    """What the model's block integrates for at least `number` samples."""
     block, device = find_block(model), next(model.parameters()).device
-    found: list[State] = []
     count = 0
     with block.using(Euler()), block.recording() as records:
         for x, _ in data:
             model(x.to(device))
-            found.append(records[-1].y0)
             count += len(x)
             if count >= number:
                 break
     if count < number:
         raise ValueError(f"data: expected at least {number} samples for the largest batch, got {count}")
-    layout = Layout.of(found[0], batched=True)
-    return layout, torch.cat([layout.pack(state) for state in found])
+    layout = Layout.of(records[0].y0, batched=True)
+    columns = (lambda record: layout.pack(record.y0), _begin, _end)
+    return _Starts(layout, *(torch.cat([column(record) for record in records]) for column in columns))
 
 
-def _rows(tensor: Tensor, start: int, size: int) -> Tensor:
-    """`size` rows from `start` on, going round."""
-    return tensor[(torch.arange(start, start + size) % len(tensor)).to(tensor.device)]
+def _begin(record: Record) -> Tensor:
+    return torch.as_tensor(record.t0, device=record.solution.t.device).expand(record.solution.t.shape)
 
 
-def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[State], None]:
-    """Integrates a state; the samples' NFE are appended to `nfe`."""
+def _end(record: Record) -> Tensor:
+    return torch.as_tensor(record.t1, device=record.solution.t.device).expand(record.solution.t.shape)
 
-    def run(state: State) -> None:
+
+def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[_Starts], None]:
+    """Integrates; the samples' NFE are appended to `nfe`."""
+
+    def run(start: _Starts) -> None:
         with block.using(candidate):
-            nfe.append(block.solve(state).nfe)
+            nfe.append(block.solve(start.layout.unpack(start.y0), t0=start.t0, t1=start.t1).nfe)
 
     return run
 
