@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -136,6 +137,12 @@ def test_wall_clock_is_relative_to_torchdiffeq(run):
     euler = next(row for row in table.rows if row[0] == "Euler")
     assert euler[1:3] == [f"{ode['Euler']:.1f}", f"{ode['torchdiffeq dopri5'] / ode['Euler']:.1f}×"]
     assert euler[3:] == [f"{whole['Euler']:.1f}", f"{whole['torchdiffeq dopri5'] / whole['Euler']:.1f}×"]
+
+
+def test_selectors_are_timed_in_milliseconds_and_in_evaluations_of_f(run):
+    timing = run.timing | {"parts_ms": {"f": 2.0, "paper": 3.0, "pooled": 0.25}}
+    note = wall_clock(replace(run, timing=timing)).note
+    assert note.endswith("One evaluation: f 2.00 ms (1.00 f), paper 3.00 ms (1.50 f), pooled 0.25 ms (0.12 f).")
 
 
 def fitted(unit, shares, warning=None, M=1e3, passed=None, members=1):

@@ -94,13 +94,13 @@ def wall_clock(run: Run) -> Table:
          f"{whole[REFERENCE] / whole[name]:.1f}×"]
         for name in ode
     ]  # fmt: skip
-    parts = ", ".join(f"{name} {ms:.2f} ms" for name, ms in timing["parts_ms"].items())
+    parts = [f"{name} {ms:.2f} ms ({ms / timing['parts_ms']['f']:.2f} f)" for name, ms in timing["parts_ms"].items()]
     return Table(
         f"{run.name}: wall-clock",
         ["policy", "ODE part, ms", "ODE part faster", "whole model, ms", "whole faster"],
         rows,
         f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
-        f"{timing['device']}, all in one run. One evaluation: {parts}.",
+        f"{timing['device']}, all in one run. One evaluation: {', '.join(parts)}.",
     )
 
 
