@@ -100,7 +100,8 @@ def wall_clock(run: Run) -> Table:
         ["policy", "ODE part, ms", "ODE part faster", "whole model, ms", "whole faster"],
         rows,
         f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
-        f"{timing['device']}, all in one run. One evaluation: {', '.join(parts)}.",
+        f"{timing['device']}, all in one run. torchdiffeq has one step size for the batch; of spans that "
+        f"differ it is the same part of each. One evaluation: {', '.join(parts)}.",
     )
 
 
