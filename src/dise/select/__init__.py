@@ -28,6 +28,7 @@ from dise.select.cost import (
 from dise.select.diagnose import diagnose
 from dise.select.dynamic import Dynamic, RandomSelector, joined
 from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random_mix, single
+from dise.select.export import export_policy
 from dise.select.front import pareto_front, prune
 from dise.select.head import find_head
 from dise.select.make import Report, make_dynamic
@@ -82,6 +83,7 @@ __all__ = [
     "disagreement",
     "equivalent_dial",
     "exact_binomial",
+    "export_policy",
     "find_block",
     "find_head",
     "has_block",
