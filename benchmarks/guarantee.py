@@ -4,8 +4,10 @@
 
 A cascade's settings are run once on all images of a trained run that nothing was fitted to. Then, again and again, one
 random part calibrates (Learn then Test) and the rest tests: a violation is a chosen setting whose predictions differ
-from DOPRI's on more than ε of the rest. Beside it stands the setting that hindsight chooses: the cheapest whose risk
-on the rest is at most ε. The scale of the cascade's thresholds comes from images that are left out of both parts.
+from DOPRI's on more than ε of the rest. The rest, too, is a sample, so "of all" counts the settings that differ on more
+than ε of all images, which is what the guarantee is about where these are all that there is. Beside it stands the
+setting that hindsight chooses: the cheapest whose risk on the rest is at most ε. The scale of the cascade's thresholds
+comes from images that are left out of all parts.
 """
 
 import argparse
@@ -62,7 +64,7 @@ def resplit(
     """Violations and NFE over the splits; settings are the safest first, and `full` is the reference's NFE."""
     number = losses.shape[1]
     generator = torch.Generator().manual_seed(0)
-    violations, chosen_nfe, best_nfe, risks = 0, [], [], []
+    violations, of_all, chosen_nfe, best_nfe, risks = 0, 0, [], [], []
     for _ in range(splits):
         order = torch.randperm(number, generator=generator)
         here, there = order[:calibration], order[calibration:]
@@ -72,6 +74,7 @@ def resplit(
         pick = int(nfe[:certified, here].mean(1).argmin()) if certified else None
         risk = 0.0 if pick is None else float(rest_risk[pick])
         violations += risk > epsilon
+        of_all += pick is not None and float(losses[pick].mean()) > epsilon
         risks.append(risk)
         chosen_nfe.append(full if pick is None else float(rest_nfe[pick]))
         best_nfe.append(float(torch.where(rest_risk <= epsilon, rest_nfe, full).min()))
@@ -79,6 +82,7 @@ def resplit(
     return {
         "calibration": calibration,
         "violations": violations / splits,
+        "of all": of_all / splits,
         "mean risk": mean["risk"],
         "NFE": mean["nfe"],
         "NFE with hindsight": mean["best"],
@@ -105,7 +109,7 @@ def main() -> None:
     rows = [
         {"p-value": name} | resplit(losses, nfe, calibration=round(part * number), p_value=p_value, **options)
         for name, p_value in P_VALUES.items()
-        for part in (0.25, 0.5, 0.75)
+        for part in (0.25, 0.5)
     ]
     settings = {
         name: {"risk": float(loss.mean()), "nfe": float(cost.mean())}
