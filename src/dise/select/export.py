@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import FixedStep, Integrator
-from dise.integrate.step import runge_kutta_step
+from dise.integrate.step import Attempt
 from dise.nn import NeuralODE
 from dise.select.cascade import Cascade, Confidence
 from dise.select.cost import find_block
@@ -151,21 +151,17 @@ class _Candidate(nn.Module):
     def integrate(self, h0: Tensor, k1: Tensor) -> Tensor:
         """h(t1): the same steps as `dise.solve` makes."""
         shape, tableau, steps = h0.shape[1:], self.candidate.tableau, self.candidate.steps
-        y, k, (t0, t1) = h0.flatten(1), k1.flatten(1), self.span
+        y, (t0, t1) = h0.flatten(1), self.span
 
         def f(t: Tensor, y: Tensor) -> Tensor:
             return self.f(t.reshape(-1, *(1 for _ in shape)), y.unflatten(1, shape)).flatten(1)
 
         ends = [torch.full_like(y[:, 0], t0 + (t1 - t0) * i / steps) for i in range(steps + 1)]
         for index in range(steps):
-            k = k if index == 0 else f(ends[index], y)
-            step = runge_kutta_step(tableau, ends[index], ends[index + 1], y, k, None)
-            try:
-                request = next(step)
-                while True:
-                    request = step.send(f(request.t, request.y))
-            except StopIteration as stop:
-                y = stop.value.y_next
+            attempt = Attempt(tableau, ends[index], ends[index + 1], y, k1.flatten(1) if index == 0 else None)
+            while attempt.pending:
+                attempt.stages.append(f(*attempt.point()))
+            y = attempt.finish().y_next
         return y.unflatten(1, shape)
 
 
