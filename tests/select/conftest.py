@@ -106,7 +106,8 @@ def points():
     """points(n, seed=): inputs [n, 4] of `classifier`, in batches of 100."""
 
     def draw(number, seed=0):
-        x = torch.randn(number, 4, generator=torch.Generator().manual_seed(seed))
+        # not the stream of make_dynamic's own seed: its split would depend on the points
+        x = torch.randn(number, 4, generator=torch.Generator().manual_seed(1000 + seed))
         return list(x.split(100))
 
     return draw
