@@ -16,6 +16,7 @@ from torch import Tensor
 from dise.integrate.solution import State
 
 if TYPE_CHECKING:
+    from dise.integrate.backsolve import Quadrature
     from dise.integrate.dense import Trail
     from dise.integrate.events import Watch
 
@@ -116,7 +117,7 @@ class Problem:
     compact: bool = False
     through_control: bool = False
     accumulate: Callable | None = None
-    trail: "Trail | None" = None  # where steps are kept, if dense output is asked for
+    trail: "Trail | Quadrature | None" = None  # who is told of each attempted step
     event: "Watch | None" = None  # what stops a sample before t1, if anything
     sample: Tensor | None = None  # [n] which of the solve's samples these are; None: all, in order
 

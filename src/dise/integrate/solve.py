@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dise.integrate.dense import Interpolant, Trail, save_points
+from dise.integrate.backsolve import Adjoint, Backsolve, as_backsolve
+from dise.integrate.dense import Interpolant, Path, Trail, save_points
 from dise.integrate.events import Event, Watch, as_event
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Layout, Problem, Request, Result, merge
@@ -32,6 +33,7 @@ def solve(
     compact: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
     through_control: bool = False,
+    gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
     throw: bool = True,
 ) -> Solution:
     """Solve y' = f(t, y), y(t0) = y0 for every sample of a batch, each on its own.
@@ -61,6 +63,10 @@ def solve(
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
             into `Solution.accumulated` (what regularizers are made of).
         through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
+        gradient: "direct" backpropagates through the steps. "backsolve" integrates the adjoint equation backwards:
+            memory does not grow with the number of steps, but gradients are exact only up to the tolerance,
+            `Solution.error` and `accumulated` have none, and a backward solve may be unstable. f's parameters are known
+            if f is an nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
         throw: raise if a sample fails; False returns each sample's status and last good state. Gradients of
             parameters are not usable where a failed sample was part of the batch.
 
@@ -92,12 +98,29 @@ def solve(
         accumulate=accumulate,
     )
     points = save_points(save_at, save_mask, problem)
-    if points is not None or dense or problem.event is not None:
-        problem = replace(problem, trail=Trail(len(packed), packed.device))
+    kept = points is not None or dense or problem.event is not None
+    trail = Trail(len(packed), packed.device) if kept else None
+    problem = replace(problem, trail=trail)
+    back = as_backsolve(gradient, integrator, {"through_control": through_control, "dense": dense})
+    asked = problem
+    if back is not None:
+        problem = replace(problem, y0=packed.detach(), t0=problem.t0.detach(), t1=problem.t1.detach())
     field = _Field(f, problem, passed, own)
-    result = _drive(_integrate_moving(integrator, problem), field)
-    result, read = _read_trail(problem, result, points, dense=dense)
-    solution = replace(_solution(result, layout, field.calls, accumulated=accumulate is not None), **read)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
+        result = _drive(_integrate_moving(integrator, problem), field)
+        result, path = _ended(result, problem, trail)
+        saved = None if points is None or path is None else path.at(*points)
+    if back is not None and back.integrator is not None:
+        run = lambda integrator, problem, answer: _drive(_integrate_moving(integrator, problem), answer)  # noqa: E731
+        adjoint = Adjoint(asked, field, back.wanted(f, (*passed, *own)), back.integrator, run)
+        result, saved = adjoint.attach(result, points, saved)
+    solution = _solution(result, layout, field.calls, accumulated=accumulate is not None)
+    solution = replace(
+        solution,
+        saved=None if saved is None else layout.unpack_saved(saved),
+        event=None if problem.event is None else problem.event.stopped.reshape(solution.t.shape),
+        interpolant=Interpolant(path, problem) if dense and path is not None else None,
+    )
     return solution.raise_for_status() if throw else solution
 
 
@@ -153,7 +176,7 @@ def _shapes(value: object) -> object:
     return type(value).__name__
 
 
-def _drive(integration: Integration, field: _Field) -> Result:
+def _drive(integration: Integration, field: Callable[[Request], Tensor]) -> Result:
     """Run an integration to its end, answering each request by one call of f."""
     answer = None
     while True:
@@ -181,23 +204,14 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
 
-def _read_trail(
-    problem: Problem, result: Result, points: tuple[Tensor, Tensor] | None, *, dense: bool
-) -> tuple[Result, dict[str, Any]]:
-    """What the kept steps are asked for: the result, ended in events, and the solution's fields from dense output."""
-    if problem.trail is None:
-        return result, {}
-    read: dict[str, Any] = {}
-    path = problem.trail.path(problem, result)
+def _ended(result: Result, problem: Problem, trail: Trail | None) -> tuple[Result, Path | None]:
+    """The result, stopped samples moved to their events, and the path that the kept steps describe, if they were."""
+    if trail is None:
+        return result, None
+    path = trail.path(problem, result)
     if problem.event is not None:
         result = problem.event.locate(path, result)
-        path = path._replace(end=result.t, y_end=result.y)
-        read["event"] = problem.event.stopped if problem.layout.batched else problem.event.stopped.reshape(())
-    if points is not None:
-        read["saved"] = problem.layout.unpack_saved(path.at(*points))
-    if dense:
-        read["interpolant"] = Interpolant(path, problem)
-    return result, read
+    return result, path._replace(end=result.t, y_end=result.y)
 
 
 def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:
