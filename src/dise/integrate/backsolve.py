@@ -328,7 +328,7 @@ def _check_leaves(value: Tensor, known: Sequence[Tensor]) -> None:
         if leaf is not None and not any(leaf is x for x in known):
             raise ValueError(
                 f"gradient: f uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, which backsolve "
-                "would not give: pass it by args= or sample_args=, or name it by gradient=dise.Backsolve(params=[...]); "
+                "would not give: pass it by args= or sample_args=, or name it: gradient=dise.Backsolve(params=[...]); "
                 "of an nn.Module f the parameters are known"
             )
         stack.extend(parent for parent, _ in node.next_functions)
