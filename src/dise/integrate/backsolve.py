@@ -20,9 +20,10 @@ from torch.autograd.function import once_differentiable
 
 from dise.integrate.events import Watch
 from dise.integrate.integrators import FixedStep, Integrator
+from dise.integrate.observe import Seen
 from dise.integrate.problem import Layout, Problem, Request, Result
 from dise.integrate.solution import Solution, SolveError, Status
-from dise.integrate.step import Step, combine
+from dise.integrate.step import combine
 
 Answer = Callable[[Request], Tensor]
 Run = Callable[[Integrator, Problem, Answer], Result]
@@ -124,6 +125,7 @@ class Adjoint:
         result = result._replace(
             y=y,
             t=end,
+            k1=torch.full_like(result.k1, torch.nan),  # it has no graph, and who goes on from it would not notice
             error=_Refuse.apply("error", result.error, *refused),
             accumulated=_Refuse.apply("accumulated", result.accumulated, *refused),
         )
@@ -188,7 +190,7 @@ class Adjoint:
             t1=goal,
             layout=_doubled(self.problem.layout),
             compact=self.problem.compact,
-            trail=quadrature,
+            observers=(quadrature,),
         )
         integrator = self.integrator
         if isinstance(integrator, FixedStep):
@@ -285,18 +287,19 @@ class Quadrature:
         self.adjoint = adjoint
         self.sums = [torch.zeros_like(tensor) for tensor in adjoint.wanted]
 
-    def record(self, sample: Tensor, step: Step, t_next: Tensor, accept: Tensor) -> None:
+    def see(self, seen: Seen) -> None:
         """Add the step's share, stage by stage; a rejected one has none."""
         if not self.sums:
             return
-        rows = None if len(sample) == len(self.adjoint.problem) else sample
+        step, accept = seen.step, seen.accept
+        rows = None if len(seen.sample) == len(self.adjoint.problem) else seen.sample
         dt = torch.where(accept, step.dt, 0)[:, None]
         for c, a, b in zip(step.tableau.c, step.tableau.a, step.tableau.b, strict=True):
             if b == 0:
                 continue
             pair = step.y if not a else torch.addcmul(step.y, step.dt[:, None], combine(a, step.stages))
             y, adjoint = torch.where(accept[:, None], pair, step.y).chunk(2, 1)
-            t = t_next if c == 1 else torch.add(step.t, step.dt, alpha=c)
+            t = seen.t_next if c == 1 else torch.add(step.t, step.dt, alpha=c)
             with torch.enable_grad():
                 value = self.adjoint.answer(Request(rows, t, y.detach()))
             shares = _pull(value, self.adjoint.wanted, -b * dt * adjoint)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dise.integrate.observe import Seen
 from dise.integrate.problem import Problem, Result
 from dise.integrate.solution import State
 from dise.integrate.step import Step
@@ -39,9 +40,10 @@ class Trail:
         self._attempts: list[_Attempt] = []
         self._started_over = torch.zeros(number, dtype=torch.int64, device=device)
 
-    def record(self, sample: Tensor, step: Step, t_next: Tensor, accept: Tensor) -> None:
-        """Keep an attempted step of the samples [n], if it was accepted [n]."""
-        self._attempts.append(_Attempt(sample, self._started_over[sample], accept, t_next, step))
+    def see(self, seen: Seen) -> None:
+        """Keep an attempted step."""
+        start_over = self._started_over[seen.sample]
+        self._attempts.append(_Attempt(seen.sample, start_over, seen.accept, seen.t_next, seen.step))
 
     def start_over(self, sample: Tensor) -> None:
         """Forget the steps of these samples: another integrator begins with them anew."""
@@ -105,7 +107,7 @@ class Interpolant:
 
     def __init__(self, path: Path, problem: Problem) -> None:
         self.path = path
-        self.problem = replace(problem, trail=None, event=None, accumulate=None)  # no more than the times' checks need
+        self.problem = replace(problem, observers=(), event=None, accumulate=None, field=None)  # for the times' checks
 
     def __call__(self, t: object) -> State:
         """States at t, as `Solution.evaluate` describes them."""

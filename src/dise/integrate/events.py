@@ -92,7 +92,12 @@ class Watch:
         last = path.pieces.last(samples)
         theta = self._refine(samples, last, self._bisect(samples, last.detach()))
         t, y = last.time(theta), last.within(theta)
-        return result._replace(t=result.t.index_put((samples,), t), y=result.y.index_put((samples,), y))
+        unknown = torch.full_like(y, torch.nan)
+        return result._replace(
+            t=result.t.index_put((samples,), t),
+            y=result.y.index_put((samples,), y),
+            k1=result.k1.index_put((samples,), unknown),
+        )
 
     @torch.no_grad()
     def _bisect(self, samples: Tensor, last: Pieces) -> Tensor:

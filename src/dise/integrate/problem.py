@@ -8,17 +8,17 @@ asks for all their evaluations in one call of f.
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from dise.integrate.observe import Observer, Seen
 from dise.integrate.solution import State
 
 if TYPE_CHECKING:
-    from dise.integrate.backsolve import Quadrature
-    from dise.integrate.dense import Trail
     from dise.integrate.events import Watch
+    from dise.integrate.field import Field
 
 
 class Request(NamedTuple):
@@ -41,10 +41,12 @@ class Result(NamedTuple):
     status: Tensor
     dt: Tensor
     accumulated: Tensor
+    k1: Tensor  # [n, F] f(t, y); NaN where the method did not evaluate it there
     choice: Tensor | None = None
 
 
 Integration = Generator[Request, Tensor, Result]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,11 @@ class Problem:
     compact: bool = False
     through_control: bool = False
     accumulate: Callable | None = None
-    trail: "Trail | Quadrature | None" = None  # who is told of each attempted step
     event: "Watch | None" = None  # what stops a sample before t1, if anything
+    dt: Tensor | None = None  # [n] first step, where it is known; for step-size control that chooses it
+    observers: tuple[Observer, ...] = ()  # who is shown each attempted step
+    field: "Field | None" = None  # f, for integrations that call it themselves instead of asking for it
+    checkpoint: bool = False  # keep some states of the solve only, and take the steps between again for gradients
     sample: Tensor | None = None  # [n] which of the solve's samples these are; None: all, in order
 
     def __len__(self) -> int:
@@ -133,12 +138,38 @@ class Problem:
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
         k1 = None if k1 is None else k1[rows]
+        dt = None if self.dt is None else self.dt[rows]
         sample = self.samples(rows)
-        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1, sample=sample)
+        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1, dt=dt, sample=sample)
 
     def samples(self, rows: Tensor) -> Tensor:
         """Which of the solve's samples some of this problem's are."""
         return rows if self.sample is None else self.sample[rows]
+
+    def answer(self, request: Request) -> Tensor:
+        """The request's evaluation of f, by calling it."""
+        if self.field is None:
+            raise RuntimeError("this problem has no field to call; its integration asks for evaluations")
+        return self.field(request._replace(rows=self.asked(request.rows)))
+
+    @property
+    def compiled_field(self) -> "Field | None":
+        """f, if whole rounds of this problem can be compiled with it inside."""
+        field = self.field
+        if field is None or field.options is None or (self.sample is not None and not self.compact):
+            return None
+        return field
+
+    def asked(self, rows: Tensor | None) -> Tensor | None:
+        """The rows of a request as the solve's samples; None: all of them, in order."""
+        return self.sample if rows is None else self.samples(rows)
+
+    def show(self, seen: Seen) -> None:
+        """Tell the observers of an attempted step of some of this problem's samples."""
+        if self.observers:
+            seen = seen._replace(sample=self.samples(seen.sample))
+            for observer in self.observers:
+                observer.see(seen)
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
@@ -172,3 +203,14 @@ def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Ten
         else:
             values = yield Request(*(torch.cat(field) for field in zip(*requests.values(), strict=True)))
             answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))
+
+
+def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], Tensor]) -> T:
+    """Run a coroutine to its end, answering each of its requests."""
+    value = None
+    while True:
+        try:
+            request = next(coroutine) if value is None else coroutine.send(value)
+        except StopIteration as stop:
+            return stop.value
+        value = answer(request)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,13 @@ class SolveError(RuntimeError):
         self.solution = solution
 
 
+class Steps(NamedTuple):
+    """The accepted steps of B samples, in each sample's order; rows are padded with NaN at the end."""
+
+    t: Tensor  # [B, S] where each step ended
+    ratio: Tensor  # [B, S] its scaled error estimate; NaN if the method embeds none
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """The end of an integration; B is the number of samples (with batched=False the shapes [B] are []).
@@ -62,11 +69,13 @@ class Solution:
         error: [B] Σ over accepted steps of the scaled error estimate (what the step-size controller tests
             against 1; Eq. 2's summand), differentiable; NaN where the method embeds no error estimate.
         status: [B] int64, see `Status`.
-        dt: [B] step size last tried (signed), for diagnosis.
+        dt: [B] step size that the controller would try next (signed).
+        k1: f(t, y) in the structure and dtype of y0, if the method evaluated it there ("first same as last"), else NaN.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
         saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False);
             0 where they are masked, NaN where a sample ended before; None if none were asked for.
         event: [B] bool, whether `solve`'s `event` stopped the sample, or None if none was given.
+        steps: with `record`, the accepted steps' ends and error ratios (see `Steps`), else None.
         choice: [B] int64, index of the candidate used, if the integrator is one that chooses (-1 for a sample whose
             span has no length), else None.
     """
@@ -80,8 +89,10 @@ class Solution:
     error: Tensor
     status: Tensor
     dt: Tensor
+    k1: State | None = None
     accumulated: Tensor | None = None
     saved: State | None = None
+    steps: Steps | None = None
     choice: Tensor | None = None
     event: Tensor | None = None
     interpolant: "Interpolant | None" = field(default=None, repr=False)

@@ -1,6 +1,6 @@
 """`solve`: the door to integration. Checks the arguments, answers the integrator's requests, returns a Solution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,8 +10,10 @@ from torch import Tensor
 from dise.integrate.backsolve import Adjoint, Backsolve, as_backsolve
 from dise.integrate.dense import Interpolant, Path, Trail, save_points
 from dise.integrate.events import Event, Watch, as_event
+from dise.integrate.field import Field, shapes
 from dise.integrate.integrators import Integrator
-from dise.integrate.problem import Integration, Layout, Problem, Request, Result, merge
+from dise.integrate.observe import Observer, Progress, Record
+from dise.integrate.problem import Integration, Layout, Problem, Request, Result, drive, merge
 from dise.integrate.solution import Solution, State, Status
 from dise.integrate.step import Step
 
@@ -34,6 +36,9 @@ def solve(
     accumulate: Callable[[Step], Tensor] | None = None,
     through_control: bool = False,
     gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
+    compile: bool | Mapping[str, Any] = False,
+    record: bool = False,
+    progress: Callable[[Progress], object] | None = None,
     throw: bool = True,
 ) -> Solution:
     """Solve y' = f(t, y), y(t0) = y0 for every sample of a batch, each on its own.
@@ -63,10 +68,19 @@ def solve(
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
             into `Solution.accumulated` (what regularizers are made of).
         through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
-        gradient: "direct" backpropagates through the steps. "backsolve" integrates the adjoint equation backwards:
-            memory does not grow with the number of steps, but gradients are exact only up to the tolerance,
-            `Solution.error` and `accumulated` have none, and a backward solve may be unstable. f's parameters are known
-            if f is an nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
+        gradient: "direct" keeps what the backward pass needs of every step; "checkpoint" keeps √steps states and takes
+            the steps between them again: less memory, the same gradients, one more forward pass. f is then called
+            again during the backward pass. "backsolve" integrates the adjoint equation backwards: memory does not grow
+            with the number of steps, but gradients are exact only up to the tolerance, `Solution.error` and
+            `accumulated` have none, and a backward solve may be unstable. f's parameters are known if f is an
+            nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
+        compile: True makes one graph of a whole step of a Runge–Kutta method, f included, by `torch.compile`; a
+            mapping gives torch.compile's arguments, e.g. {"mode": "reduce-overhead"}. Graphs are kept for later
+            solves with the same f and integrator. f must be traceable as a whole (no graph breaks). Integrators that
+            choose run their candidates one after the other.
+        record: keep every accepted step's end and error ratio in `Solution.steps`.
+        progress: called with a `Progress` after each round of attempted steps (with gradient="checkpoint" after each
+            segment of rounds).
         throw: raise if a sample fails; False returns each sample's status and last good state. Gradients of
             parameters are not usable where a failed sample was part of the batch.
 
@@ -96,95 +110,48 @@ def solve(
         compact=compact,
         through_control=through_control,
         accumulate=accumulate,
+        checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
     points = save_points(save_at, save_mask, problem)
-    kept = points is not None or dense or problem.event is not None
-    trail = Trail(len(packed), packed.device) if kept else None
-    problem = replace(problem, trail=trail)
     back = as_backsolve(gradient, integrator, {"through_control": through_control, "dense": dense})
-    asked = problem
+    wanted = problem
     if back is not None:
         problem = replace(problem, y0=packed.detach(), t0=problem.t0.detach(), t1=problem.t1.detach())
-    field = _Field(f, problem, passed, own)
+    field = Field(f, problem, passed, own, _compile_options(compile))
+    kept = points is not None or dense or problem.event is not None
+    trail = Trail(len(packed), packed.device) if kept else None
+    log = Record(len(packed), packed.device) if record else None
+    meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
+    observers: tuple[Observer, ...] = tuple(o for o in (trail, log, meter) if o is not None)
+    problem = replace(problem, field=field, observers=observers)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
-        result = _drive(_integrate_moving(integrator, problem), field)
+        result = drive(_integrate_moving(integrator, problem), field)
         result, path = _ended(result, problem, trail)
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
-        run = lambda integrator, problem, answer: _drive(_integrate_moving(integrator, problem), answer)  # noqa: E731
-        adjoint = Adjoint(asked, field, back.wanted(f, (*passed, *own)), back.integrator, run)
+        adjoint = Adjoint(wanted, field, back.wanted(f, (*passed, *own)), back.integrator, _run)
         result, saved = adjoint.attach(result, points, saved)
-    solution = _solution(result, layout, field.calls, accumulated=accumulate is not None)
     solution = replace(
-        solution,
+        _solution(result, layout, field.calls, accumulated=accumulate is not None),
         saved=None if saved is None else layout.unpack_saved(saved),
-        event=None if problem.event is None else problem.event.stopped.reshape(solution.t.shape),
+        event=None if problem.event is None else problem.event.stopped if batched else problem.event.stopped[0],
         interpolant=Interpolant(path, problem) if dense and path is not None else None,
+        steps=None if log is None else log.steps(problem.t0, batched=batched),
     )
     return solution.raise_for_status() if throw else solution
 
 
-class _Field:
-    """The user's f on the solver's layout: answers requests, checks what comes back, counts calls."""
-
-    def __init__(self, f: Callable[..., State], problem: Problem, args: tuple, sample_args: tuple[Tensor, ...]) -> None:
-        self.f, self.problem, self.layout = f, problem, problem.layout
-        self.args, self.sample_args = args, sample_args
-        self.calls = 0
-
-    def __call__(self, request: Request) -> Tensor:
-        if request.rows is None or self.problem.compact:
-            return self._evaluate(request)
-        # f wants all samples always: those that ask for nothing are evaluated at their start
-        rows = (request.rows,)
-        t, y = self.problem.t0.index_put(rows, request.t), self.problem.y0.index_put(rows, request.y)
-        return self._evaluate(Request(None, t, y))[request.rows]
-
-    def _evaluate(self, request: Request) -> Tensor:
-        rows = request.rows
-        y = self.layout.unpack(request.y)
-        own = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
-        self.calls += 1
-        try:
-            value = self.f(self.layout.time(request.t), y, *self.args, *own)
-        except RuntimeError as error:
-            if rows is not None:
-                error.add_note(_PARTIAL)
-            raise
-        self._check(value, y, partial=rows is not None)
-        return self.layout.pack(value).to(request.y.dtype)
-
-    def _check(self, value: object, y: State, *, partial: bool) -> None:
-        if _shapes(value) == _shapes(y):
-            return
-        note = f" {_PARTIAL}" if partial else ""
-        raise ValueError(f"f: expected dy/dt of shape {_shapes(y)} like y, got {_shapes(value)}.{note}")
+def _run(integrator: Integrator, problem: Problem, answer: Callable[[Request], Tensor]) -> Result:
+    return drive(_integrate_moving(integrator, problem), answer)
 
 
-_PARTIAL = (
-    "f was called on some of the samples only. Tensors with a row a sample belong in sample_args=, "
-    "not in a closure; or pass compact=False."
-)
-
-
-def _shapes(value: object) -> object:
-    """What to compare and to show of a state: its tensors' shapes, or its type if it is none."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, tuple):
-        return [_shapes(part) for part in value]
-    return type(value).__name__
-
-
-def _drive(integration: Integration, field: Callable[[Request], Tensor]) -> Result:
-    """Run an integration to its end, answering each request by one call of f."""
-    answer = None
-    while True:
-        try:
-            request = next(integration) if answer is None else integration.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = field(request)
+def _compile_options(compile: object) -> Mapping[str, Any] | None:
+    """Arguments of torch.compile; None: do not compile."""
+    if isinstance(compile, Mapping):
+        return compile
+    if not isinstance(compile, bool):
+        raise TypeError(f"compile: expected True, False or a mapping of torch.compile's arguments, got {compile!r}")
+    return {} if compile else None
 
 
 def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
@@ -195,11 +162,14 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
         return (yield from integrator.integrate(problem))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     zero = torch.zeros_like(problem.t0)
+    unknown = torch.full_like(problem.y0, torch.nan)
     choice = none - 1 if integrator.chooses else None
-    still = Result(problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero, choice)
+    still = Result(
+        problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero, unknown, choice
+    )
     if len(rows) == 0:
         return still
-    (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows)))])
+    (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1)))])
     pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
@@ -219,14 +189,14 @@ def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) 
     if not accumulated:
         values["accumulated"] = None
     if not layout.batched:
-        values |= {name: x.reshape(()) for name, x in values.items() if name != "y" and x is not None}
-    return Solution(**(values | {"y": layout.unpack(result.y), "calls": calls}))
+        values |= {name: x.reshape(()) for name, x in values.items() if name not in ("y", "k1") and x is not None}
+    return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.k1), "calls": calls}))
 
 
 def _check_state(y0: object, *, batched: bool) -> None:
     leaves = y0 if isinstance(y0, tuple) else (y0,)
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {_shapes(y0)}")
+        raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {shapes(y0)}")
     first = leaves[0]
     for leaf in leaves:
         if leaf.dtype not in (torch.float32, torch.float64):
@@ -239,14 +209,14 @@ def _check_state(y0: object, *, batched: bool) -> None:
         if batched and (leaf.ndim == 0 or first.ndim == 0 or len(leaf) != len(first)):
             raise ValueError(
                 "y0: expected tensors [B, ...] with the same number of samples B first (batched=False takes "
-                f"any shape), got {_shapes(y0)}"
+                f"any shape), got {shapes(y0)}"
             )
 
 
 def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
     for i, arg in enumerate(sample_args):
         if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or len(arg) != len(y0))):
-            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {_shapes(arg)}")
+            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {shapes(arg)}")
     return tuple(sample_args)
 
 

@@ -1,12 +1,11 @@
 """One Runge–Kutta step."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dise.integrate.problem import Request
 from dise.integrate.tableau import ButcherTableau
 
 
@@ -40,26 +39,48 @@ def combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def runge_kutta_step(
-    tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor, rows: Tensor | None
-) -> Generator[Request, Tensor, Step]:
-    """Attempt one step: a pure function of its arguments and of the values of f it asks for.
+class Attempt:
+    """A step under way. It says where it needs f next; whoever runs it puts the values in:
+
+        while attempt.pending:
+            attempt.stages.append(f(*attempt.point()))
+        step = attempt.finish()
+
+    so that one text serves those who ask somebody else for f (a coroutine) and those who call it (a compiled graph).
 
     Args:
         tableau: the method.
         t, t_next: [n] start and end of each sample's step; f is evaluated nowhere outside.
         y: [n, F] state at t.
-        k1: [n, F] first stage, f(t, y).
-        rows: [n] which of the problem's samples these are; None: all.
+        k1: [n, F] first stage, f(t, y), if it is known.
     """
-    dt = t_next - t
-    dt_column = dt[:, None]
-    stages = [k1]
-    for c, a in zip(tableau.c[1:], tableau.a[1:], strict=True):
-        y_stage = torch.addcmul(y, dt_column, combine(a, stages))
+
+    def __init__(self, tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor | None = None) -> None:
+        self.tableau, self.t, self.t_next, self.y = tableau, t, t_next, y
+        self.dt = t_next - t
+        self.stages = [] if k1 is None else [k1]
+        self.evaluations = tableau.stages - len(self.stages)
+        self._y_stage = y
+
+    @property
+    def pending(self) -> bool:
+        """Whether a stage is missing."""
+        return len(self.stages) < self.tableau.stages
+
+    def point(self) -> tuple[Tensor, Tensor]:
+        """[n] time and [n, F] state of the next stage."""
+        i = len(self.stages)
+        if i == 0:
+            return self.t, self.y
+        self._y_stage = torch.addcmul(self.y, self.dt[:, None], combine(self.tableau.a[i], self.stages))
+        c = self.tableau.c[i]
         # t + dt would miss t_next by a rounding
-        t_stage = t_next if c == 1 else torch.add(t, dt, alpha=c)
-        stages.append((yield Request(rows, t_stage, y_stage)))
-    # first same as last: the last stage was evaluated at y_next
-    y_next = y_stage if tableau.fsal else torch.addcmul(y, dt_column, combine(tableau.b, stages))
-    return Step(t, dt, y, y_next, tuple(stages), tableau)
+        return (self.t_next if c == 1 else torch.add(self.t, self.dt, alpha=c)), self._y_stage
+
+    def finish(self) -> Step:
+        """The step, once all stages are there."""
+        if self.tableau.fsal:
+            y_next = self._y_stage  # first same as last: the last stage was evaluated at the step's end
+        else:
+            y_next = torch.addcmul(self.y, self.dt[:, None], combine(self.tableau.b, self.stages))
+        return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau)

@@ -64,8 +64,8 @@ class Cascade(Integrator):
             rows, spent = rows[~accepted], spent[~accepted]
             if len(rows) == 0:
                 break
-            if problem.trail is not None:
-                problem.trail.start_over(problem.samples(rows))
+            for observer in problem.observers:
+                observer.start_over(problem.samples(rows))
         return _in_order(kept)
 
     @torch.no_grad()

@@ -1,0 +1,101 @@
+"""The user's vector field, as the solver calls it."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from dise.integrate.compiled import compiled
+from dise.integrate.problem import Layout, Problem, Request
+from dise.integrate.solution import State
+
+F = TypeVar("F", bound=Callable)
+
+
+class Bound(NamedTuple):
+    """f with its arguments, on the solver's layout and for certain samples."""
+
+    f: Callable[..., State]
+    layout: Layout
+    args: tuple[Any, ...]
+    own: tuple[Tensor, ...]  # the samples' rows of sample_args
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """f at times [n] and states [n, F], checked: [n, F]."""
+        state = self.layout.unpack(y)
+        value = self.f(self.layout.time(t), state, *self.args, *self.own)
+        if shapes(value) != shapes(state):
+            raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
+        return self.layout.pack(value).to(y.dtype)
+
+
+class Field:
+    """The user's f on the solver's layout: answers requests, checks what comes back, counts calls.
+
+    Args:
+        f: vector field (see `dise.solve`).
+        problem: the solve's problem; its times and states stand in for samples that ask for nothing.
+        args, sample_args: further arguments of f.
+        options: arguments of `torch.compile`; None: f is called as it is.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., State],
+        problem: Problem,
+        args: Sequence[Any] = (),
+        sample_args: Sequence[Tensor] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.f, self.problem = f, problem
+        self.args, self.sample_args, self.options = tuple(args), tuple(sample_args), options
+        self.calls = 0
+
+    def __call__(self, request: Request) -> Tensor:
+        """The request's values of f."""
+        if request.rows is None or self.problem.compact:
+            return self._evaluate(request)
+        # f wants all samples always: those that ask for nothing are evaluated at their start
+        rows = (request.rows,)
+        t, y = self.problem.t0.index_put(rows, request.t), self.problem.y0.index_put(rows, request.y)
+        return self._evaluate(Request(None, t, y))[request.rows]
+
+    def bound(self, rows: Tensor | None) -> Bound:
+        """f for some of the samples (None: all, in order)."""
+        own = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
+        return Bound(self.f, self.problem.layout, self.args, own)
+
+    def compiled(self, function: F, *key: Hashable) -> F:
+        """A function of a `Bound` f and of tensors, compiled."""
+        if self.options is None:
+            raise RuntimeError("this field was made without options of torch.compile")
+        return compiled(function, self.f, key, self.options)
+
+    def _evaluate(self, request: Request) -> Tensor:
+        self.calls += 1
+        call = _call if self.options is None else self.compiled(_call)
+        try:
+            return call(self.bound(request.rows), request.t.contiguous(), request.y)
+        except (RuntimeError, ValueError) as error:
+            if request.rows is not None:
+                error.add_note(PARTIAL)
+            raise
+
+
+def _call(f: Bound, t: Tensor, y: Tensor) -> Tensor:
+    return f(t, y)
+
+
+PARTIAL = (
+    "f was called on some of the samples only. Tensors with a row a sample belong in sample_args=, "
+    "not in a closure; or pass compact=False."
+)
+
+
+def shapes(value: object) -> object:
+    """What to compare and to show of a state: its tensors' shapes, or its type if it is none."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple):
+        return [shapes(part) for part in value]
+    return type(value).__name__

@@ -1,0 +1,46 @@
+"""What of a solve is kept for its gradients.
+
+"direct" keeps everything that f and the steps need for their backward pass: memory grows with the number of steps.
+"checkpoint" keeps the states between segments of a growing number of rounds, and takes a segment's steps again when
+its gradients are wanted: memory grows with the square root, time by one more forward pass.
+"""
+
+from collections.abc import Callable, Generator
+from itertools import count
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dise.integrate.observe import Seen
+from dise.integrate.problem import Problem, Request, drive
+
+if TYPE_CHECKING:
+    from dise.integrate.loop import LoopState
+
+Rounds = Callable[["LoopState", int, Callable[[Seen], None]], Generator[Request, Tensor, "LoopState"]]
+
+
+def in_segments(rounds: Rounds, state: "LoopState", problem: Problem) -> "LoopState":
+    """Run all rounds, in segments that are recomputed for gradients.
+
+    The number of rounds, N, is not known before. Segments of 1, 2, 3, … rounds are √(2N) segments, and the longest has
+    √(2N) rounds.
+
+    Args:
+        rounds: from a state some rounds on, telling a function of each attempted step.
+        state: the start.
+        problem: answers the requests; its observers are told of the attempts, segment by segment.
+    """
+    for length in count(1):
+        # a recomputation must leave no trace: what it sees is told outside
+        def segment(state: "LoopState" = state, length: int = length) -> tuple["LoopState", list[Seen]]:
+            seen: list[Seen] = []
+            return drive(rounds(state, length, seen.append), problem.answer), seen
+
+        state, seen = checkpoint(segment, use_reentrant=False)
+        for attempt in seen:
+            problem.show(attempt)
+        if state.over:
+            break
+    return state
