@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Event, Integrator, Solution, State, Step, solve
+from dise.integrate.problem import Layout
 
 
 class Record(NamedTuple):
@@ -90,11 +91,10 @@ class NeuralODE(nn.Module):
 
     def first_stage(self, y0: State, *, t0: float | Tensor | None = None) -> State:
         """k1 = f(t0, y0), shaped like y0 [B, ...]: what every integrator evaluates first."""
-        first = y0[0] if isinstance(y0, tuple) else y0
-        t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=first.dtype, device=first.device)
-        if self.batched:
-            t0 = t0.expand(len(first)).reshape(-1, *(1 for _ in first.shape[1:]))
-        return self.f(t0, y0)
+        layout = Layout.of(y0, batched=self.batched)
+        state = layout.pack(y0)
+        t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=state.dtype.to_real(), device=state.device)
+        return self.f(layout.time(t0.expand(len(state))), y0)
 
     @contextmanager
     def recording(self) -> Iterator[list[Record]]:

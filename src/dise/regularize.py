@@ -77,7 +77,7 @@ class KineticEnergy(Regularizer):
     def accumulate(step: Step) -> Tensor:
         """[n] the step's share of the integral."""
         weighted = [
-            weight * stage.square().sum(1)
+            weight * (stage * stage.conj()).real.sum(1)
             for weight, stage in zip(step.tableau.b, step.stages, strict=True)
             if weight != 0
         ]

@@ -1,8 +1,10 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from dise import (
     RK4,
@@ -17,11 +19,23 @@ from dise import (
     FixedStep,
     Heun,
     HeunEuler,
+    IController,
     Midpoint,
+    PIController,
     Ralston,
+    StepDoubling,
     Tsit5,
+    max_norm,
     solve,
 )
+
+
+def column(*values):
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def row(*values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, 2.0, True, "3", None])
@@ -124,3 +138,128 @@ def test_the_error_follows_the_tolerance(method):
         for tol in (1e-4, 1e-6)
     )
     assert 100 / 3 < loose / tight < 100 * 3
+
+
+# ---- step doubling
+
+
+def test_the_result_is_that_of_twice_the_steps(tanh_field, starts):
+    f, y0 = tanh_field(3), starts(4, 3)
+    doubled = solve(f, y0, 0.0, row(1.0, -1.0, 2.0, 0.0), StepDoubling(RK4(3)))
+    assert_close(doubled.y, solve(f, y0, 0.0, row(1.0, -1.0, 2.0, 0.0), RK4(6)).y, rtol=1e-13, atol=1e-13)
+    assert doubled.nfe.tolist() == [33, 33, 33, 0]
+    assert doubled.n_steps.tolist() == [3, 3, 3, 0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_its_nfe_is_the_counters(steps, record):
+    f = record(lambda t, y: -y)
+    solution = solve(f, torch.ones(2, 1), 0.0, 1.0, StepDoubling(RK4(steps)))
+    assert solution.nfe.tolist() == [f.calls] * 2 == [11 * steps] * 2
+
+
+def test_its_error_is_richardsons_by_hand():
+    """One step of Euler's on y' = −2y: whole 1 − 2h, halves (1 − h)²; the difference is h²."""
+    h = 0.1
+    solution = solve(lambda t, y: -2 * y, column(1.0), 0.0, h, StepDoubling(Euler(1), rtol=1e-3, atol=1e-4))
+    assert_close(solution.y, column((1 - h) ** 2))
+    assert_close(solution.error, row(h**2 / (1e-4 + 1e-3)))
+
+
+class AdaptiveRK4(Adaptive):
+    tableau = RK4.tableau.doubled()
+
+
+def test_an_adaptive_method_is_made_of_a_doubled_tableau():
+    exact = math.exp(-(1.5**2))
+    errors = []
+    for tol in (1e-4, 1e-7):
+        solution = solve(lambda t, y: -2 * t * y, column(1.0), 0.0, 1.5, AdaptiveRK4(rtol=tol, atol=tol))
+        errors.append(abs(solution.y.item() - exact))
+        assert solution.nfe == 1 + 11 * solution.n_steps
+    assert errors[0] < 1e-3
+    assert 200 < errors[0] / errors[1] < 5000  # 1000 but for constants
+
+
+# ---- integrators with these are values still
+
+
+@pytest.mark.parametrize(
+    ("integrator", "text"),
+    [
+        (Dopri5(controller=PIController()), "Dopri5(controller=PIController)"),
+        (Dopri5(controller=IController(grow=2), dt_min=1), "Dopri5(dt_min=1, controller=IController(grow=2))"),
+        (Dopri8(dt_min=1, accept_at_dt_min=True), "Dopri8(dt_min=1, accept_at_dt_min=True)"),
+        (Tsit5(norm=max_norm), "Tsit5(norm=max_norm)"),
+        (Bosh3(atol=torch.tensor([0.5, 0.25])), "Bosh3(atol=(0.5, 0.25))"),
+        (Bosh3(atol={"b": [0.5], "a": 1}), "Bosh3(atol=(('a', 1), ('b', (0.5,))))"),
+        (StepDoubling(RK4(2)), "StepDoubling(RK4(steps=2))"),
+        (StepDoubling(RK4(), rtol=1e-5), "StepDoubling(RK4, rtol=1e-05)"),
+    ],
+)  # fmt: skip
+def test_they_print_what_differs_from_the_defaults(integrator, text):
+    assert str(integrator) == text
+    assert integrator == dataclasses.replace(integrator)
+    assert hash(integrator) == hash(dataclasses.replace(integrator))
+
+
+def test_they_compare_by_value():
+    assert Dopri5(atol=torch.tensor([0.5, 0.25])) == Dopri5(atol=[0.5, 0.25]) != Dopri5(atol=[0.5, 0.5])
+    assert Dopri5(atol={"a": 1, "b": 2}) == Dopri5(atol={"b": 2, "a": 1})
+    assert Dopri5(controller=PIController()) != Dopri5(controller=IController())
+    assert StepDoubling(RK4(2)) == StepDoubling(RK4(2)) != StepDoubling(RK4(3))
+    assert Dopri5(rtol=np.float64(1e-4)) == Dopri5(rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("rtol", torch.tensor([1e-3, -1.0]), "rtol: expected a finite number of at least 0, or a tensor of .*, got -1"),
+        ("atol", {"a": math.nan}, "atol: expected"),
+        ("atol", (1e-3, "1e-3"), "atol: expected numbers that broadcast"),
+        ("atol", torch.tensor([1j]), "atol: expected"),
+        ("atol", True, "atol: expected"),
+        ("dt_min", -1, "dt_min: expected a finite number of at least 0, got -1"),
+        ("dt_min", math.inf, "dt_min: expected"),
+        ("dt_max", 0, "dt_max: expected a positive number of at least dt_min, got 0"),
+        ("dt_max", math.nan, "dt_max: expected"),
+        ("accept_at_dt_min", 2, "accept_at_dt_min: expected False, or True with a positive dt_min, got 2"),
+        ("accept_at_dt_min", True, "accept_at_dt_min: .*, got True with dt_min=0"),
+        ("controller", "PI", r"controller: expected one such as dise.PIController\(\), got 'PI'"),
+        ("controller", PIController, "controller: expected one such as"),
+        ("norm", "max", "norm: expected a function such as dise.max_norm, got 'max'"),
+    ],
+)  # fmt: skip
+def test_a_bad_argument_says_what_was_expected(argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        solve(lambda t, y: -y, torch.ones(2, 2), 0.0, 1.0, Dopri5(**{argument: value}))
+
+
+def test_dt_max_is_at_least_dt_min():
+    with pytest.raises(ValueError, match=r"dt_max: expected a positive number of at least dt_min, got 0\.1"):
+        Dopri5(dt_min=0.2, dt_max=0.1)
+
+
+def test_tolerances_may_not_all_be_0():
+    assert Dopri5(rtol=0, atol=[0, 1e-3]).rtol == 0
+    with pytest.raises(ValueError, match="rtol, atol: at least one must be positive"):
+        Dopri5(rtol=[0, 0], atol={"a": 0})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: IController(safety=1), "safety: expected a number between 0 and 1, got 1"),
+        (lambda: IController(shrink=0), "shrink: expected a number between 0 and 1, got 0"),
+        (lambda: IController(grow=1), "grow: expected a finite number above 1, got 1"),
+        (lambda: PIController(proportional=-0.1), "proportional: expected a finite number of at least 0, got -0.1"),
+        (lambda: PIController(integral=0), "integral: expected a finite number above 0, got 0"),
+        (lambda: PIController(safety="0.9"), "safety: expected"),
+        (lambda: StepDoubling(Dopri5()), "integrator: expected a fixed-step method such as RK4"),
+        (lambda: StepDoubling(RK4(), rtol=-1), "rtol: expected"),
+        (lambda: StepDoubling(RK4(), norm=2), "norm: expected a function"),
+    ],
+)
+def test_bad_controllers_and_wrappers_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

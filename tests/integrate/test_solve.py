@@ -261,13 +261,17 @@ def test_unbatched_sample_args_are_passed_whole():
 @pytest.mark.parametrize(
     ("y0", "error", "message"),
     [
-        ([[1.0]], TypeError, "y0: expected a tensor or a tuple of tensors, got list"),
-        (1.0, TypeError, "y0: expected a tensor or a tuple of tensors, got float"),
-        ((), TypeError, "y0: expected a tensor or a tuple of tensors"),
-        ((torch.ones(1), 2.0), TypeError, "y0: expected a tensor or a tuple of tensors"),
-        (torch.ones(2, 3, dtype=torch.int64), TypeError, "y0: expected float32 or float64, got torch.int64"),
-        (torch.ones(2, 3, dtype=torch.float16), TypeError, "y0: expected float32 or float64, got torch.float16"),
-        (torch.ones(2, 3, dtype=torch.complex64), TypeError, "y0: expected float32 or float64, got torch.complex64"),
+        ([[1.0]], TypeError, "y0: expected a tensor, or a tuple or dict of tensors, got list"),
+        (1.0, TypeError, "y0: expected a tensor, or a tuple or dict of tensors, got float"),
+        ((), TypeError, "y0: expected a tensor, or a tuple or dict of tensors"),
+        ((torch.ones(1), 2.0), TypeError, "y0: expected a tensor, or a tuple or dict of tensors"),
+        ({}, TypeError, "y0: expected a tensor, or a tuple or dict of tensors"),
+        ({"a": torch.ones(1), "b": 2.0}, TypeError, "y0: expected a tensor, or a tuple or dict of tensors"),
+        ({1: torch.ones(1)}, TypeError, r"y0: expected a dict whose keys are strings, got \[1\]"),
+        *(
+            (torch.ones(2, 3).to(dtype), TypeError, f"y0: expected a floating-point or complex dtype, got {dtype}")
+            for dtype in (torch.int64, torch.bool, torch.float8_e5m2)
+        ),
         ((torch.ones(2), torch.ones(2).double()), TypeError, "y0: expected tensors of one dtype"),
         ((torch.ones(2, 1), torch.ones(3, 1)), ValueError, "y0: expected tensors .* same number of samples"),
         (torch.tensor(1.0), ValueError, r"y0: expected tensors \[B, ...\]"),
@@ -321,7 +325,7 @@ def test_an_unknown_integrator_is_named(integrator):
         (lambda y: y.sum(), r"\(\)"),
         (lambda y: (y,), r"\[\(2, 3\)\]"),
         (lambda y: [y], "list"),
-        (lambda y: {"y": y}, "dict"),
+        (lambda y: {"y": y}, r"\{'y': \(2, 3\)\}"),
     ],
 )
 @pytest.mark.parametrize("batched", [True, False])

@@ -1,6 +1,7 @@
 """How an initial value problem is solved."""
 
 from dise.integrate.backsolve import Backsolve
+from dise.integrate.controllers import IController, PIController
 from dise.integrate.events import Event
 from dise.integrate.integrators import (
     RK4,
@@ -18,12 +19,14 @@ from dise.integrate.integrators import (
     Midpoint,
     Ralston,
     RungeKutta,
+    StepDoubling,
     Tsit5,
 )
 from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.solve import solve
 from dise.integrate.step import Step
 from dise.integrate.tableau import ButcherTableau
+from dise.integrate.tolerance import max_norm, rms_norm
 
 __all__ = [
     "RK4",
@@ -40,8 +43,10 @@ __all__ = [
     "FixedStep",
     "Heun",
     "HeunEuler",
+    "IController",
     "Integrator",
     "Midpoint",
+    "PIController",
     "Ralston",
     "RungeKutta",
     "Solution",
@@ -49,6 +54,9 @@ __all__ = [
     "State",
     "Status",
     "Step",
+    "StepDoubling",
     "Tsit5",
+    "max_norm",
+    "rms_norm",
     "solve",
 ]

@@ -7,13 +7,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dise.integrate.controllers import IController
 from dise.integrate.problem import Problem, Request
 from dise.integrate.solution import Status
 from dise.integrate.step import Step
-
-# Safety factor and limits of a step's growth, as torchdiffeq, torchode and SciPy's RK45 have them
-# (Hairer, Nørsett, Wanner, II.4, recommend 0.9 and limits of this size).
-SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+from dise.integrate.tolerance import ErrorTest
 
 
 class Verdict(NamedTuple):
@@ -23,6 +21,7 @@ class Verdict(NamedTuple):
     error: Tensor  # [n] scaled error estimate; NaN if the method embeds none
     dt: Tensor  # [n] length of the next attempt
     status: Tensor  # [n] Status.RUNNING, or why the sample cannot go on
+    memory: Tensor  # [n] what the controller wants to know of this step at the next
 
 
 FirstStep = Generator[Request, Tensor, tuple[Tensor, int]]
@@ -49,16 +48,17 @@ class Controller(Protocol):
         """[n] time at which the step number `index` ends; t1 itself when it is the last."""
         ...
 
-    def judge(self, step: Step, problem: Problem) -> Verdict:
-        """Accept or reject."""
+    def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
+        """Accept or reject; `memory` [n] is the last verdict's, 1 at the start."""
         ...
 
 
 @dataclass(frozen=True)
 class FixedSteps:
-    """`rounds` steps of equal length, all accepted while finite."""
+    """`rounds` steps of equal length, all accepted while finite; `test` measures their errors, if it is given."""
 
     rounds: int
+    test: ErrorTest | None = None
     max_steps: None = None
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
@@ -73,27 +73,26 @@ class FixedSteps:
             return t1
         return torch.lerp(t0, t1, (index + 1) / self.rounds)
 
-    def judge(self, step: Step, problem: Problem) -> Verdict:
+    def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Everything finite is accepted."""
         finite = step.y_next.isfinite().all(1)
         status = torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE))
-        return Verdict(finite, torch.full_like(step.t, torch.nan), step.dt, status)
+        error = torch.full_like(step.t, torch.nan) if self.test is None else self.test.ratio(step, problem.layout)
+        return Verdict(finite, error, step.dt, status, memory)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ErrorControl:
-    """The elementary (I) controller on the embedded error estimate, a step size per sample.
+    """A step size per sample, by the embedded error estimate: a step is accepted if the scaled error is at most 1."""
 
-    A step is accepted if the RMS over features of err / (atol + rtol·max(|y|, |y_next|)) is at most 1.
-
-    Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.10–4.13; the exponent is 1/order, as in torchdiffeq.
-    """
-
-    rtol: float
-    atol: float
+    test: ErrorTest
+    controller: IController
     initial: str | float
+    dt_min: float
+    dt_max: float
+    accept_at_dt_min: bool
     max_steps: int | None
-    order: int
+    order: int  # power of dt with which the error estimate falls
     rounds: None = None
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
@@ -101,35 +100,44 @@ class ErrorControl:
         span = problem.t1 - problem.t0
         if self.initial == "span":
             _check_finite(problem)
-            return span, 0
+            return self._limited(span), 0
         if self.initial == "heuristic":
-            step = yield from _starting_step(problem, k1, order, self.rtol, self.atol)
-            return _resolved(step, problem), 1
-        return _resolved(torch.copysign(span.abs().clamp(max=float(self.initial)), span), problem), 0
+            step = yield from _starting_step(problem, k1, order, self.test)
+            return self._limited(_resolved(step, problem)), 1
+        return self._limited(_resolved(torch.copysign(span.abs().clamp(max=float(self.initial)), span), problem)), 0
+
+    def _limited(self, dt: Tensor) -> Tensor:
+        if self.dt_min == 0 and self.dt_max == float("inf"):
+            return dt
+        return torch.copysign(dt.abs().clamp(self.dt_min, self.dt_max), dt)
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """t + dt, or t1 if that is not beyond; a remainder of a few roundings is not left for another step."""
         slack = 1 - 100 * torch.finfo(t.dtype).eps
         return torch.where(dt.abs() >= (t1 - t).abs() * slack, t1, t + dt)
 
-    def judge(self, step: Step, problem: Problem) -> Verdict:
+    def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
-        scale = torch.maximum(step.y.abs(), step.y_next.abs()).mul_(self.rtol).add_(self.atol)
-        # a component that is and stays 0 has no error, whatever the tolerance
-        error = problem.layout.norm(step.error() / scale.clamp_(min=torch.finfo(scale.dtype).tiny))
-        ratio = error if problem.through_control else error.detach()
+        error = self.test.ratio(step, problem.layout)
+        ratio, dt = (error, step.dt) if problem.through_control else (error.detach(), step.dt.detach())
         accept = ratio <= 1
-        # the clamp keeps 0^(-1/order), and its gradient, out of the graph
-        factor = SAFETY * ratio.clamp(min=1e-10) ** (-1 / self.order)
-        lowest = torch.where(accept, torch.ones_like(ratio), SHRINK)
-        factor = torch.where(ratio.isfinite(), factor, lowest).clamp(max=GROW).maximum(lowest)
-        dt = (step.dt if problem.through_control else step.dt.detach()) * factor
-        return Verdict(accept, error, dt, self._status(step, accept, ratio, dt))
+        if self.accept_at_dt_min:
+            accept = accept | (self._at_dt_min(step) & ratio.isfinite())
+        factor, memory = self.controller.factor(ratio, memory, accept, self.order)
+        dt = self._limited(dt * factor)
+        return Verdict(accept, error, dt, self._status(step, accept, ratio, dt), memory)
 
     def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor) -> Tensor:
-        underflow = ~accept & ((step.t + dt == step.t) | dt.isinf())
-        reason = torch.where(ratio.isfinite(), int(Status.STEP_UNDERFLOW), int(Status.NON_FINITE))
-        return torch.where(underflow, reason, int(Status.RUNNING))
+        stuck, reason = ~accept & ((step.t + dt == step.t) | dt.isinf()), Status.STEP_UNDERFLOW
+        if self.dt_min > 0:
+            stuck, reason = stuck | (~accept & self._at_dt_min(step)), Status.DT_MIN
+        failed = torch.where(ratio.isfinite(), int(reason), int(Status.NON_FINITE))
+        return torch.where(stuck, failed, int(Status.RUNNING))
+
+    def _at_dt_min(self, step: Step) -> Tensor:
+        """[n] whether a step could not be shorter, but for the rounding of its end."""
+        rounding = 4 * torch.finfo(step.t.dtype).eps * (step.t.abs() + step.dt.abs())
+        return step.dt.abs() <= self.dt_min + rounding
 
 
 def _check_finite(problem: Problem) -> None:
@@ -148,20 +156,18 @@ def _resolved(step: Tensor, problem: Problem) -> Tensor:
     return torch.copysign(step.abs().maximum(shortest), step)
 
 
-def _starting_step(
-    problem: Problem, k1: Tensor, order: int, rtol: float, atol: float
-) -> Generator[Request, Tensor, Tensor]:
+def _starting_step(problem: Problem, k1: Tensor, order: int, test: ErrorTest) -> Generator[Request, Tensor, Tensor]:
     """[n] first step such that an explicit Euler step, then the method's, has a small error.
 
     Source: Hairer, Nørsett, Wanner, II.4, "Starting step size", with torchdiffeq's reading: the exponent is
     1/order. The probe at t0 + h0 never leaves the span.
     """
-    norm, y0 = problem.layout.norm, problem.y0
+    y0, layout = problem.y0, problem.layout
     span = problem.t1 - problem.t0
     longest = torch.where(span.isinf(), 1, span.abs())  # what a sample tries whose f is NaN; it will fail there
     with torch.set_grad_enabled(problem.through_control and torch.is_grad_enabled()):
-        scale = atol + y0.abs() * rtol
-        d0, d1 = norm(y0 / scale), norm(k1 / scale)
+        scale = test.scale(y0.abs(), layout)
+        d0, d1 = test.size(y0 / scale, layout), test.size(k1 / scale, layout)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / torch.where(tiny, 1.0, d1))
         # of a sample that is NaN from the start f still sees a time within the span
@@ -171,7 +177,7 @@ def _starting_step(
         y1 = torch.addcmul(y0, probe[:, None], k1)
     f1 = yield Request(None, t_probe, y1)
     with torch.set_grad_enabled(problem.through_control and torch.is_grad_enabled()):
-        d2 = norm((f1 - k1) / scale) / h0
+        d2 = test.size((f1 - k1) / scale, layout) / h0
         largest = torch.maximum(d1, d2)
         flat = largest <= 1e-15
         h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.where(flat, 1.0, largest)) ** (1 / order))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from dise.integrate.compiled import compiled
-from dise.integrate.problem import Layout, Problem, Request
+from dise.integrate.problem import Layout, Problem, Request, leaves
 from dise.integrate.solution import State
 
 F = TypeVar("F", bound=Callable)
@@ -26,7 +26,9 @@ class Bound(NamedTuple):
         value = self.f(self.layout.time(t), state, *self.args, *self.own)
         if shapes(value) != shapes(state):
             raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
-        return self.layout.pack(value).to(y.dtype)
+        if not self.layout.dtype.is_complex and any(part.is_complex() for part in leaves(value)):
+            raise TypeError(f"f: expected a real dy/dt like y, of {self.layout.dtype}, got a complex one")
+        return self.layout.pack(value)
 
 
 class Field:
@@ -98,4 +100,6 @@ def shapes(value: object) -> object:
         return tuple(value.shape)
     if isinstance(value, tuple):
         return [shapes(part) for part in value]
+    if isinstance(value, dict):
+        return {name: shapes(part) for name, part in value.items()}
     return type(value).__name__

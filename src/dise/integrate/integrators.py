@@ -1,15 +1,19 @@
 """Integrators: values that say how an initial value problem is solved."""
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from dise.integrate import methods
 from dise.integrate.control import Controller, ErrorControl, FixedSteps
+from dise.integrate.controllers import ELEMENTARY, IController
 from dise.integrate.dopri8 import DOPRI8
 from dise.integrate.loop import integrate
 from dise.integrate.problem import Integration, Problem
 from dise.integrate.tableau import ButcherTableau
+from dise.integrate.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
+from dise.integrate.value import Value, check_from_zero, check_whole, is_number
 
 
 class Integrator(ABC):
@@ -23,7 +27,7 @@ class Integrator(ABC):
 
 
 @dataclass(frozen=True)
-class RungeKutta(Integrator):
+class RungeKutta(Value, Integrator):
     """A Runge–Kutta method: a tableau and a stepping rule. Subclass it, set `tableau`, and a method is made."""
 
     tableau: ClassVar[ButcherTableau]
@@ -37,25 +41,15 @@ class RungeKutta(Integrator):
         """Step every sample from t0 to t1."""
         return integrate(self.tableau, self.control, problem)
 
-    def __str__(self) -> str:
-        """The name, and what differs from the defaults: `RK4(steps=2)`, `Dopri5`."""
-        changed = [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in fields(self)
-            if field.default is MISSING or getattr(self, field.name) != field.default
-        ]
-        return type(self).__name__ + (f"({', '.join(changed)})" if changed else "")
-
 
 @dataclass(frozen=True)
 class FixedStep(RungeKutta):
-    """A Runge–Kutta method with `steps` equal steps over each sample's span."""
+    """A Runge–Kutta method with `steps` equal steps over each sample's span. Its error: `StepDoubling`."""
 
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps: expected a whole number of at least 1, got {self.steps!r}")
+        check_whole("steps", self.steps)
 
     @property
     def control(self) -> Controller:
@@ -63,43 +57,126 @@ class FixedStep(RungeKutta):
         return FixedSteps(self.steps)
 
 
+@dataclass(frozen=True)
+class StepDoubling(Value, Integrator):
+    """A fixed-step method with an error estimate: each of its steps is done again as two of half the length.
+
+    The result is that of the half steps: `StepDoubling(RK4(4))` ends where `RK4(8)` does. `Solution.error` sums
+    (y₂ − y₁) / (2^order − 1) over the steps, scaled as the error of adaptive methods is; y₂ is the half steps' state,
+    y₁ the whole step's. Both share their first evaluation of f: a method of s stages needs 3s − 1 a step.
+
+    An adaptive method is made of it as of any other: a subclass of `Adaptive` with `tableau = RK4.tableau.doubled()`.
+
+    Args:
+        integrator: a fixed-step method, e.g. `RK4(steps=4)`.
+        rtol, atol, norm: the units of the error, as of `Adaptive`. They change nothing else.
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.4.
+    """
+
+    integrator: FixedStep
+    _: KW_ONLY
+    rtol: Tolerance = 1e-3
+    atol: Tolerance = 1e-3
+    norm: Norm = rms_norm
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.integrator, FixedStep):
+            raise ValueError(f"integrator: expected a fixed-step method such as RK4(steps=4), got {self.integrator!r}")
+        _check_error_test(self)
+
+    @property
+    def tableau(self) -> ButcherTableau:
+        """The doubled method's."""
+        return self.integrator.tableau.doubled()
+
+    @property
+    def control(self) -> Controller:
+        """Equal steps, whose errors are measured."""
+        return FixedSteps(self.integrator.steps, ErrorTest(self.rtol, self.atol, self.norm))
+
+    def integrate(self, problem: Problem) -> Integration:
+        """Step every sample from t0 to t1."""
+        return integrate(self.tableau, self.control, problem)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(RungeKutta):
     """A Runge–Kutta method that chooses each sample's step sizes by its embedded error estimate.
 
     Args:
-        rtol, atol: a step is accepted if the RMS over features of err / (atol + rtol·max(|y|, |y_next|)) ≤ 1.
+        rtol, atol: a step is accepted if norm(err / (atol + rtol·max(|y|, |y_next|))) ≤ 1. Numbers, or tensors that
+            broadcast to a sample's state; for a tuple or dict of tensors a tuple or dict of these. Tensors are kept as
+            tuples of numbers, so that integrators can be compared, hashed and printed.
         first_step: "heuristic" (Hairer, Nørsett, Wanner, II.4; one evaluation of f), "span" (try the whole
             span at once) or a positive number (units of t).
         max_steps: attempted steps after which a sample gives up.
+        dt_min: no step is shorter (units of t), but for the last. A sample that needs a shorter one fails
+            (`Status.DT_MIN`).
+        dt_max: no step is longer (units of t).
+        accept_at_dt_min: accept finite steps of length dt_min whatever their error, as torchdiffeq's min_step does;
+            `Solution.error` counts them.
+        controller: how step sizes change, `IController` or `PIController`.
+        norm: scaled error, magnitudes in the state's structure and shapes [n, ...] (n = 1 with batched=False) → [n]:
+            `dise.rms_norm`, of a tuple or dict the largest of its tensors', as in torchdiffeq; `dise.max_norm`; or any
+            function. One that reads only some tensors leaves the others out of the error test.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range; when solving: tolerances of another shape or structure than the state,
+            a norm that returns something else than [n].
     """
 
-    rtol: float = 1e-3
-    atol: float = 1e-3
+    rtol: Tolerance = 1e-3
+    atol: Tolerance = 1e-3
     first_step: str | float = "heuristic"
     max_steps: int = 10_000
+    dt_min: float = 0.0
+    dt_max: float = math.inf
+    accept_at_dt_min: bool = False
+    controller: IController = ELEMENTARY
+    norm: Norm = rms_norm
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
-                raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
-        if self.rtol == self.atol == 0:
-            raise ValueError("rtol, atol: at least one must be positive, got 0 and 0")
+        _check_error_test(self)
         step = self.first_step
-        number = isinstance(step, int | float) and 0 < step < float("inf")
-        if step not in ("heuristic", "span") and not number:
+        number = isinstance(step, int | float) and is_number(step) and 0 < step < math.inf
+        if not number and step not in ("heuristic", "span"):
             raise ValueError(f"first_step: expected 'heuristic', 'span' or a positive number, got {step!r}")
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise ValueError(f"max_steps: expected a whole number of at least 1, got {self.max_steps!r}")
+        check_whole("max_steps", self.max_steps)
+        check_from_zero("dt_min", self.dt_min)
+        if not (is_number(self.dt_max) and self.dt_min <= self.dt_max and self.dt_max > 0):
+            raise ValueError(f"dt_max: expected a positive number of at least dt_min, got {self.dt_max!r}")
+        if self.accept_at_dt_min not in (True, False) or (self.accept_at_dt_min and self.dt_min == 0):
+            got = f"got {self.accept_at_dt_min!r} with dt_min={self.dt_min}"
+            raise ValueError(f"accept_at_dt_min: expected False, or True with a positive dt_min, {got}")
+        if not isinstance(self.controller, IController):
+            raise ValueError(f"controller: expected one such as dise.PIController(), got {self.controller!r}")
 
     @property
     def control(self) -> Controller:
         """Error control."""
-        return ErrorControl(self.rtol, self.atol, self.first_step, self.max_steps, self.tableau.order)
+        return ErrorControl(
+            test=ErrorTest(self.rtol, self.atol, self.norm),
+            controller=self.controller,
+            initial=self.first_step,
+            dt_min=self.dt_min,
+            dt_max=self.dt_max,
+            accept_at_dt_min=self.accept_at_dt_min,
+            max_steps=self.max_steps,
+            order=self.tableau.error_order or self.tableau.order,
+        )
+
+
+def _check_error_test(integrator: Adaptive | StepDoubling) -> None:
+    """Check rtol, atol and norm, and make values of the tolerances."""
+    for name in ("rtol", "atol"):
+        object.__setattr__(integrator, name, frozen(name, getattr(integrator, name)))
+    check_tolerances(integrator.rtol, integrator.atol)
+    if not callable(integrator.norm):
+        raise ValueError(f"norm: expected a function such as dise.max_norm, got {integrator.norm!r}")
 
 
 class Euler(FixedStep):

@@ -35,6 +35,7 @@ class Rows(NamedTuple):
     error: Tensor
     status: Tensor
     dt: Tensor
+    memory: Tensor  # the controller's
     accumulated: Tensor
 
     def take(self, rows: Tensor) -> "Rows":
@@ -58,7 +59,7 @@ class Method(NamedTuple):
     def end(self, rows: Rows, attempt: Attempt, problem: Problem) -> tuple[Rows, Seen]:
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
-        verdict = self.control.judge(step, problem)
+        verdict = self.control.judge(step, rows.memory, problem)
         running = rows.status == int(Status.RUNNING)
         accept = running & verdict.accept
         moved = accept[:, None]
@@ -78,6 +79,7 @@ class Method(NamedTuple):
             error=rows.error + torch.where(accept, verdict.error, 0),
             status=torch.where(running, status, rows.status),
             dt=torch.where(running, verdict.dt, rows.dt),
+            memory=verdict.memory,
             accumulated=accumulated,
         )
         return rows, Seen(rows.sample, step, t_next, verdict.error, accept)
@@ -233,6 +235,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> Rows:
         error=zero,
         status=torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE)),
         dt=dt,
+        memory=torch.ones_like(zero),
         accumulated=zero,
     )
 

@@ -49,58 +49,80 @@ Integration = Generator[Request, Tensor, Result]
 T = TypeVar("T")
 
 
+def leaves(state: State) -> tuple[Tensor, ...]:
+    """A state's tensors."""
+    if isinstance(state, Tensor):
+        return (state,)
+    return tuple(state.values()) if isinstance(state, dict) else state
+
+
 @dataclass(frozen=True)
 class Layout:
     """How the user's state lies in the solver's [n, F] tensor.
 
     A batch of B samples is n = B rows. With batched=False the whole state is one system: n = 1.
+
+    States of half precision are added up in float32, since dt·k is soon less than what y resolves; f gets and returns
+    its own dtype.
     """
 
     shapes: tuple[torch.Size, ...]  # of the state's tensors, without the batch dimension if batched
     is_tuple: bool
     batched: bool
+    names: tuple[str, ...] | None = None  # of a dict's tensors
+    dtype: torch.dtype = torch.float32  # the user's
 
     @classmethod
     def of(cls, y: State, *, batched: bool) -> "Layout":
         """Layout of a state whose tensors are [B, ...]."""
-        leaves = y if isinstance(y, tuple) else (y,)
-        shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in leaves)
-        return cls(shapes, isinstance(y, tuple), batched)
+        parts = leaves(y)
+        shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in parts)
+        return cls(shapes, isinstance(y, tuple), batched, tuple(y) if isinstance(y, dict) else None, parts[0].dtype)
 
     @property
     def sizes(self) -> list[int]:
         """Features of each tensor of the state."""
         return [shape.numel() for shape in self.shapes]
 
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """What the solver calculates in."""
+        return torch.float32 if self.dtype in (torch.float16, torch.bfloat16) else self.dtype
+
     def pack(self, y: State) -> Tensor:
-        """User's state → [n, F]."""
-        leaves = y if isinstance(y, tuple) else (y,)
+        """User's state → [n, F], in the solver's dtype."""
+        parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
         rows = [
-            leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(leaves, self.sizes, strict=True)
+            leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(parts, self.sizes, strict=True)
         ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(self.working_dtype)
 
     def unpack(self, y: Tensor) -> State:
         """[n, F] → user's state of n samples."""
         batch = (len(y),) if self.batched else ()
-        parts = y.split(self.sizes, dim=1) if len(self.sizes) > 1 else (y,)
-        leaves = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
-        return leaves if self.is_tuple else leaves[0]
+        return self._structured(y.to(self.dtype), batch)
 
     def unpack_saved(self, y: Tensor) -> State:
         """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""
-        times = y.shape[:2] if self.batched else y.shape[1:2]
-        leaves = tuple(
-            part.reshape((*times, *shape)) for part, shape in zip(y.split(self.sizes, dim=2), self.shapes, strict=True)
-        )
-        return leaves if self.is_tuple else leaves[0]
+        return self._structured(y.to(self.dtype), tuple(y.shape[:2] if self.batched else y.shape[1:2]))
+
+    def shaped(self, x: Tensor) -> State:
+        """[n, F] of any dtype → the state's structure and shapes, [n, ...] always: [1, ...] if not batched."""
+        return self._structured(x, (len(x),))
+
+    def _structured(self, x: Tensor, batch: tuple[int, ...]) -> State:
+        parts = x.split(self.sizes, dim=-1) if len(self.sizes) > 1 else (x,)
+        shaped = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
+        if self.names is not None:
+            return dict(zip(self.names, shaped, strict=True))
+        return shaped if self.is_tuple else shaped[0]
 
     def time(self, t: Tensor) -> Tensor:
         """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
 
     def norm(self, x: Tensor) -> Tensor:
-        """[n, F] → [n] root mean square over features; of a tuple the largest of its tensors', as torchdiffeq."""
+        """[n, F] → [n] root mean square of moduli over features; of a tuple or dict the largest of its tensors'."""
         parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
         # vector_norm has gradient 0 at 0, where sqrt(mean(x²)) has NaN
         norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dise.integrate.dense import Interpolant
 
-State = Tensor | tuple[Tensor, ...]
+State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 class Status(IntEnum):
@@ -22,6 +22,7 @@ class Status(IntEnum):
     NON_FINITE = 2
     STEP_UNDERFLOW = 3
     MAX_STEPS = 4
+    DT_MIN = 5
 
 
 _MEANING = {
@@ -32,6 +33,10 @@ _MEANING = {
     Status.STEP_UNDERFLOW: (
         "the step size fell below what the time's precision resolves",
         "loosen rtol/atol, use float64, or check f for a singularity or stiffness near this t",
+    ),
+    Status.DT_MIN: (
+        "a step of length dt_min was not accurate enough",
+        "lower dt_min or loosen rtol/atol; accept_at_dt_min=True goes on regardless",
     ),
     Status.MAX_STEPS: (
         "max_steps steps were not enough",

@@ -46,7 +46,10 @@ def solve(
     Args:
         f: vector field, called as f(t, y, *args, *sample_args) with t [n, 1, …, 1] and y [n, ...] of the n ≤ B
             samples that need an evaluation; returns dy/dt in y's structure and shapes. With batched=False t is [].
-        y0: [B, ...] initial state, or a tuple of such tensors (of one dtype and device); float32 or float64.
+            t has the real dtype of y: float32 for complex64, and for half precision too.
+        y0: [B, ...] initial state, or a tuple or dict of such tensors, of one device and one dtype: float64, float32,
+            complex128, complex64, bfloat16 or float16. Of complex states norms take the modulus. Half precision is what
+            f gets and what is returned; the solver adds up in float32.
         t0, t1: start and end, numbers or [B] tensors. Forwards, backwards and zero length may be mixed in a batch.
         integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
         args: passed on to f as they are.
@@ -194,19 +197,21 @@ def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) 
 
 
 def _check_state(y0: object, *, batched: bool) -> None:
-    leaves = y0 if isinstance(y0, tuple) else (y0,)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {shapes(y0)}")
-    first = leaves[0]
-    for leaf in leaves:
-        if leaf.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"y0: expected float32 or float64, got {leaf.dtype}")
-        if (leaf.dtype, leaf.device) != (first.dtype, first.device):
+    parts = tuple(y0.values()) if isinstance(y0, dict) else y0 if isinstance(y0, tuple) else (y0,)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(f"y0: expected a tensor, or a tuple or dict of tensors, got {shapes(y0)}")
+    if isinstance(y0, dict) and not all(isinstance(name, str) for name in y0):
+        raise TypeError(f"y0: expected a dict whose keys are strings, got {list(y0)}")
+    first = parts[0]
+    for part in parts:
+        if not (part.is_floating_point() or part.is_complex()) or part.dtype.itemsize < 2:
+            raise TypeError(f"y0: expected a floating-point or complex dtype, got {part.dtype}")
+        if (part.dtype, part.device) != (first.dtype, first.device):
             raise TypeError(
                 "y0: expected tensors of one dtype and device, got "
-                f"{first.dtype} on {first.device} and {leaf.dtype} on {leaf.device}"
+                f"{first.dtype} on {first.device} and {part.dtype} on {part.device}"
             )
-        if batched and (leaf.ndim == 0 or first.ndim == 0 or len(leaf) != len(first)):
+        if batched and (part.ndim == 0 or first.ndim == 0 or len(part) != len(first)):
             raise ValueError(
                 "y0: expected tensors [B, ...] with the same number of samples B first (batched=False takes "
                 f"any shape), got {shapes(y0)}"
@@ -221,12 +226,12 @@ def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bo
 
 
 def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
-    """[n] times in the state's dtype and on its device; infinite ones only if `endless`."""
+    """[n] times in the real dtype of the (packed) state y0 and on its device; infinite ones only if `endless`."""
     if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
     if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
         raise TypeError(f"{name}: expected real times, got {t.dtype}")
-    time = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
+    time = torch.as_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
     if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
         expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")

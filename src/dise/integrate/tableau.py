@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 _ROUNDING = 1e-12  # coefficients are quotients of small integers in double precision
 
@@ -90,26 +91,31 @@ class ButcherTableau:
 
         Source: Hairer, Nørsett, Wanner, II.4, "Richardson extrapolation" (Eq. 4.4).
         """
-        s, whole, half = self.stages, self.b, tuple(b / 2 for b in self.b)
-        middle = (half[0], *(0.0,) * (s - 1), *half[1:])  # weights of y(t + dt/2) over the stages so far
-        first = [(a[0] / 2, *(0.0,) * (s - 1), *(x / 2 for x in a[1:])) for a in self.a[1:]]
-        second = [middle + tuple(x / 2 for x in a) for a in self.a]
-        b = middle + half
-        error = tuple((x - y) / (2**self.order - 1) for x, y in zip(b, whole + (0.0,) * (2 * s - 1), strict=True))
-        start, centre = 0, 2 * s - 1  # stages at the start and in the middle
-        interpolant = tuple(
-            _quartic(float(i == start), float(i == centre), m, w)
-            for i, (m, w) in enumerate(zip(middle + (0.0,) * s, b, strict=True))
-        )
-        return ButcherTableau(
-            c=(*self.c, *(c / 2 for c in self.c[1:]), *((1 + c) / 2 for c in self.c)),
-            a=(*self.a, *first, *second),
-            b=b,
-            order=self.order,
-            b_err=error,
-            interpolant=interpolant,
-            error_order=self.order + 1,
-        )
+        return _doubled(self)
+
+
+@cache
+def _doubled(method: ButcherTableau) -> ButcherTableau:
+    s, whole, half = method.stages, method.b, tuple(b / 2 for b in method.b)
+    middle = (half[0], *(0.0,) * (s - 1), *half[1:])  # weights of y(t + dt/2) over the stages so far
+    first = [(a[0] / 2, *(0.0,) * (s - 1), *(x / 2 for x in a[1:])) for a in method.a[1:]]
+    second = [middle + tuple(x / 2 for x in a) for a in method.a]
+    b = middle + half
+    error = tuple((x - y) / (2**method.order - 1) for x, y in zip(b, whole + (0.0,) * (2 * s - 1), strict=True))
+    start, centre = 0, 2 * s - 1  # stages at the start and in the middle
+    interpolant = tuple(
+        _quartic(float(i == start), float(i == centre), m, w)
+        for i, (m, w) in enumerate(zip(middle + (0.0,) * s, b, strict=True))
+    )
+    return ButcherTableau(
+        c=(*method.c, *(c / 2 for c in method.c[1:]), *((1 + c) / 2 for c in method.c)),
+        a=(*method.a, *first, *second),
+        b=b,
+        order=method.order,
+        b_err=error,
+        interpolant=interpolant,
+        error_order=method.order + 1,
+    )
 
 
 def _quartic(start: float, centre: float, middle: float, end: float) -> tuple[float, float, float, float]:

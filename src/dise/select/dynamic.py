@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from dise.integrate.integrators import Integrator
-from dise.integrate.problem import Integration, Problem, Request, Result, merge
+from dise.integrate.problem import Integration, Problem, Request, Result, leaves, merge
 from dise.integrate.solution import State
 
 Selector = Callable[[Tensor, Tensor], Tensor]
 
 
 def joined(state: State) -> Tensor:
-    """A state as selectors see it: a tensor as it is; the tensors of a tuple side by side.
+    """A state as selectors see it: a tensor as it is; the tensors of a tuple or dict side by side, in their order.
 
     They are joined along the last dimension if they agree in all others, else flattened first: [n, F].
     """
     if isinstance(state, Tensor):
         return state
-    if len({part.shape[:-1] for part in state}) > 1:
-        state = tuple(part.reshape(len(part), -1) for part in state)
-    return torch.cat(state, dim=-1)
+    parts = leaves(state)
+    if len({part.shape[:-1] for part in parts}) > 1:
+        parts = tuple(part.reshape(len(part), -1) for part in parts)
+    return torch.cat(parts, dim=-1)
 
 
 def cheapest(scores: Tensor) -> Tensor:
@@ -40,8 +41,8 @@ class Dynamic(Integrator):
 
     Args:
         candidates: integrators to choose from.
-        selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; tuple states are `joined`. It
-            costs no evaluation of f, since every candidate needs k1.
+        selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; states of several tensors are
+            `joined`. It costs no evaluation of f, since every candidate needs k1.
 
     Raises:
         ValueError: no candidates; when solving: scores of another shape, or batched=False. NaN is never the smallest.

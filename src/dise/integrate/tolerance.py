@@ -1,0 +1,123 @@
+"""How large an error is: tolerances, norms, and the scaled error that controllers test against 1."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dise.integrate.problem import Layout, leaves
+from dise.integrate.solution import State
+from dise.integrate.step import Step
+from dise.integrate.value import is_number
+
+Norm = Callable[[State], Tensor]
+Tolerance = Any  # a number, numbers that broadcast to a sample's state, or one of these for each of its tensors
+
+
+def rms_norm(error: State) -> Tensor:
+    """[n] root mean square over all features [n, ...]; of a tuple or dict the largest of its tensors'."""
+    return _largest([torch.linalg.vector_norm(row, dim=1) / row.shape[1] ** 0.5 for row in _rows(error)])
+
+
+def max_norm(error: State) -> Tensor:
+    """[n] largest over all features [n, ...]: every component keeps to the tolerance."""
+    return _largest([row.amax(1) for row in _rows(error)])
+
+
+def _rows(error: State) -> list[Tensor]:
+    return [leaf.abs()[:, None].flatten(1) for leaf in leaves(error) if leaf.numel()]
+
+
+def _largest(norms: list[Tensor]) -> Tensor:
+    return torch.stack(norms).amax(0)
+
+
+@dataclass(frozen=True)
+class ErrorTest:
+    """The scaled error estimate: norm(err / (atol + rtol·max(|y|, |y_next|))), at most 1 if a step is good.
+
+    Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.10 and 4.11.
+    """
+
+    rtol: Tolerance  # as `frozen` returns it
+    atol: Tolerance
+    norm: Norm
+
+    def scale(self, size: Tensor, layout: Layout) -> Tensor:
+        """[n, F] atol + rtol·size of magnitudes [n, F]."""
+        return spread("atol", self.atol, layout, size) + size * spread("rtol", self.rtol, layout, size)
+
+    def size(self, scaled: Tensor, layout: Layout) -> Tensor:
+        """[n] the norm of a state or an error [n, F] in units of the scale."""
+        if self.norm is rms_norm:
+            return layout.norm(scaled)  # the same, on the solver's layout
+        value = self.norm(layout.shaped(scaled.abs()))
+        if isinstance(value, Tensor) and value.shape == scaled.shape[:1] and value.is_floating_point():
+            return value.to(scaled.dtype.to_real())
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"norm: expected one real number a sample, shape {tuple(scaled.shape[:1])}, got {got}")
+
+    def ratio(self, step: Step, layout: Layout) -> Tensor:
+        """[n] the step's scaled error estimate."""
+        scale = self.scale(torch.maximum(step.y.abs(), step.y_next.abs()), layout)
+        # a component that is and stays 0 has no error, whatever the tolerance
+        return self.size(step.error() / scale.clamp(min=torch.finfo(scale.dtype).tiny), layout)
+
+
+def frozen(name: str, value: object) -> Tolerance:
+    """A tolerance as a value, which can be compared, hashed and printed: tensors become tuples, dicts tuples of pairs.
+
+    Raises:
+        ValueError: something else than finite numbers of at least 0.
+    """
+    if isinstance(value, Tensor):
+        value = value.tolist() if not value.dtype.is_complex else value
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), frozen(name, part)) for key, part in value.items()))
+    if isinstance(value, tuple | list):
+        return tuple(part if isinstance(part, str) else frozen(name, part) for part in value)
+    if isinstance(value, int | float) and is_number(value) and 0 <= value < float("inf"):
+        return value
+    raise ValueError(f"{name}: expected a finite number of at least 0, or a tensor of them, got {value!r}")
+
+
+def check_tolerances(rtol: Tolerance, atol: Tolerance) -> None:
+    """Raise a ValueError if both are 0 throughout."""
+    if not _any(rtol) and not _any(atol):
+        raise ValueError("rtol, atol: at least one must be positive, got 0 and 0")
+
+
+def _any(value: Tolerance) -> bool:
+    return any(_any(part) for part in value) if isinstance(value, tuple) else not isinstance(value, str) and value > 0
+
+
+def spread(name: str, value: Tolerance, layout: Layout, like: Tensor) -> float | Tensor:
+    """A tolerance on the solver's layout: a number, or [F]."""
+    return value if is_number(value) else _spread(name, value, layout, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)  # every step asks, and the tensor may have to be copied to a device
+def _spread(name: str, value: tuple, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    parts = (value,)
+    if layout.names is not None:
+        pairs = all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str) for part in value)
+        named = dict(value) if pairs else {}
+        if named.keys() != set(layout.names):
+            raise ValueError(f"{name}: expected a number or a dict with the state's keys {layout.names}, got {value}")
+        parts = tuple(named[key] for key in layout.names)
+    elif layout.is_tuple:
+        if len(value) != len(layout.shapes):
+            raise ValueError(f"{name}: expected one for each of the state's {len(layout.shapes)} tensors, got {value}")
+        parts = value
+    with torch.inference_mode(False):  # a tensor made in inference mode could serve no later training
+        return torch.cat([_column(name, *pair, dtype) for pair in zip(parts, layout.shapes, strict=True)]).to(device)
+
+
+def _column(name: str, value: Tolerance, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.tensor(value, dtype=dtype).expand(shape).reshape(-1)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected numbers that broadcast to {tuple(shape)}, got {value}") from error

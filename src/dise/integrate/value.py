@@ -1,0 +1,51 @@
+"""Integrators and controllers are values: small, frozen, checked when they are made, and short when printed."""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+
+class Value:
+    """A frozen dataclass that prints its name and what differs from the defaults.
+
+    `Dopri5`, `RK4(steps=2)`, `StepDoubling(RK4(steps=2), rtol=1e-05)`.
+    """
+
+    def __str__(self) -> str:
+        described: Any = self  # subclasses are dataclasses
+        given = [
+            _text(value) if field.default is MISSING else f"{field.name}={_text(value)}"
+            for field in fields(described)
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return type(self).__name__ + (f"({', '.join(given)})" if given else "")
+
+
+def _text(value: object) -> str:
+    """A function by its name, without an address; the rest as it prints."""
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return str(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number of Python's, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_above(name: str, value: object, low: float, high: float = float("inf")) -> None:
+    """Raise a ValueError unless it is a number with low < value < high."""
+    if not (isinstance(value, int | float) and is_number(value) and low < value < high):
+        limits = f"a number between {low} and {high}" if high < float("inf") else f"a finite number above {low}"
+        raise ValueError(f"{name}: expected {limits}, got {value!r}")
+
+
+def check_from_zero(name: str, value: object) -> None:
+    """Raise a ValueError unless it is a finite number of at least 0."""
+    if not (isinstance(value, int | float) and is_number(value) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raise a ValueError unless it is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
