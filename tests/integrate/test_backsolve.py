@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import grad, gradcheck
 from torch.testing import assert_close
 
-from dise import RK4, Backsolve, Dopri5, Dynamic, Euler, Event, SolveError, solve
+from dise import RK4, Backsolve, Dopri5, Dynamic, Euler, Event, SolveError, max_norm, solve
 
 TIGHT = Dopri5(rtol=1e-10, atol=1e-10)
 FINE = RK4(200)
@@ -179,6 +179,57 @@ def test_the_forward_values_and_counts_are_the_direct_ones(tanh_field, starts):
     for name in ("y", "t", "nfe", "n_steps", "n_accepted", "error", "status"):
         assert torch.equal(getattr(ours, name), getattr(direct, name)), name
     assert ours.calls == direct.calls
+
+
+# ---- states of other kinds, norms and tolerances
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_complex_dicts(batched):
+    """y' = iωy beside a driven w: gradients in ω, y0 and the times are the direct ones."""
+    y0 = {"y": torch.tensor([[1 + 2j], [-0.5j]], dtype=torch.complex128), "w": torch.ones(2, 3, dtype=torch.complex128)}
+    rate, t1 = rows(1.7)[0].requires_grad_(), rows(0.9)[0].requires_grad_()
+    for part in y0.values():
+        part.requires_grad_()
+
+    def f(t, y, rate):
+        return {"y": 1j * rate * y["y"], "w": y["y"].abs() * torch.sin(t) * y["w"].conj()}
+
+    def gradients(gradient):
+        options = {"args": (rate,), "batched": batched, "save_at": torch.stack([0.5 * t1, t1]), "gradient": gradient}
+        s = solve(f, y0, 0.1, t1, TIGHT, **options)
+        total = s.y["y"].real.sum() + (s.saved["w"] ** 2).imag.sum() + s.saved["y"].abs().sum()
+        return grad(total, (*y0.values(), rate, t1))
+
+    assert_close(gradients("backsolve"), gradients("direct"), rtol=1e-6, atol=1e-7)
+
+
+def test_half_precision():
+    y0 = torch.tensor([[0.5, -1.0]], dtype=torch.bfloat16, requires_grad=True)
+    y = solve(lambda t, y: -y, y0, 0.0, 1.0, Dopri5(), gradient="backsolve").y
+    assert y.dtype == grad(y.sum(), y0, retain_graph=True)[0].dtype == torch.bfloat16
+    assert grad(y.sum(), y0)[0].tolist() == [[pytest.approx(math.exp(-1), rel=1e-2)] * 2]
+
+
+@pytest.mark.parametrize("atol", [{"a": [1e-9, 1e-8], "b": 1e-9}, 1e-9])
+def test_tolerances_and_norms_of_the_state_serve_its_adjoint(atol):
+    """The norm is asked of the state and of the adjoint, each in the state's structure; the larger value counts."""
+    seen = []
+
+    def norm(error):
+        assert {name: part.shape[1:] for name, part in error.items()} == {"b": (), "a": (2,)}
+        seen.append(len(error["a"]))
+        return max_norm(error)
+
+    y0 = {"b": rows(0.3, 0.7, -1.0).requires_grad_(), "a": rows([1.0, 2.0], [0.1, -0.3], [2.0, 2.0]).requires_grad_()}
+    f = lambda t, y: {"a": torch.sin(y["a"]) * y["b"][:, None], "b": -y["b"] * torch.cos(t[:])}  # noqa: E731
+    integrator = Dopri5(rtol=1e-8, atol=atol, norm=norm)
+    ours, direct = (
+        grad(solve(f, y0, 0.0, 1.0, integrator, gradient=gradient).y["a"].sum(), tuple(y0.values()))
+        for gradient in ("backsolve", "direct")
+    )
+    assert set(seen) >= {3}
+    assert_close(ours, direct, rtol=1e-6, atol=1e-7)
 
 
 # ---- what is differentiated

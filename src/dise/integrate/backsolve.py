@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dise.integrate.events import Watch
-from dise.integrate.integrators import FixedStep, Integrator
+from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.observe import Seen
-from dise.integrate.problem import Layout, Problem, Request, Result
-from dise.integrate.solution import Solution, SolveError, Status
+from dise.integrate.problem import Layout, Problem, Request, Result, leaves
+from dise.integrate.solution import Solution, SolveError, State, Status
 from dise.integrate.step import combine
+from dise.integrate.tolerance import each, rms_norm
 
 Answer = Callable[[Request], Tensor]
 Run = Callable[[Integrator, Problem, Answer], Result]
@@ -34,8 +35,8 @@ class Backsolve:
     """`solve(..., gradient=Backsolve(...))`: what the backward solve differentiates, and how it integrates.
 
     Args:
-        params: tensors that f uses and that want gradients, beside `args` and `sample_args`; default: f's parameters,
-            if f is an `nn.Module`.
+        params: tensors that f uses and that get gradients, beside `args` and `sample_args`, and no others do. Default:
+            f's parameters, if f is an `nn.Module`; then f may use no others that want gradients, which is checked.
         integrator: for the backward solve; default: that of the forward solve. Of fixed-step methods each stretch
             between save points takes its share of the steps, at least one.
 
@@ -108,6 +109,7 @@ class Adjoint:
     wanted: tuple[Tensor, ...]
     integrator: Integrator
     run: Run
+    check: bool  # that f uses nothing else that wants a gradient
 
     def attach(self, result: Result, points: tuple[Tensor, Tensor] | None, saved: Tensor | None) -> tuple[Result, Any]:
         """The forward solve's result and its saved states [n, T, F] or None, with gradients."""
@@ -197,7 +199,7 @@ class Adjoint:
             part = ((goal - start) / torch.where(self.problem.t1 == t0, 1, self.problem.t1 - t0)).abs().nan_to_num(1)
             steps = math.ceil(integrator.steps * min(1.0, float(part.max()) if len(part) else 1.0) - 1e-6)
             integrator = replace(integrator, steps=max(1, steps))
-        result = self.run(integrator, pair, _Dynamics(self))
+        result = self.run(_for_pair(integrator, self.problem.layout), pair, _Dynamics(self))
         _check(result, pair)
         return result.y.split(y.shape[1], 1)
 
@@ -273,7 +275,7 @@ class _Dynamics:
         with torch.enable_grad():
             y = y.detach().requires_grad_()
             value = self.adjoint.answer(Request(request.rows, request.t, y))
-        if not self.checked:
+        if self.adjoint.check and not self.checked:
             _check_leaves(value, (y, *self.adjoint.wanted))
             self.checked = True
         (change,) = _pull(value, (y,), a)
@@ -338,8 +340,22 @@ def _check_leaves(value: Tensor, known: Sequence[Tensor]) -> None:
 
 
 def _doubled(layout: Layout) -> Layout:
-    """The layout of (y, a), of which the larger of both norms counts."""
-    return replace(layout, shapes=layout.shapes * 2, is_tuple=True)
+    """The layout of (y, a): a tuple of y's tensors and a's, in the solver's dtype."""
+    return replace(layout, shapes=layout.shapes * 2, is_tuple=True, names=None, dtype=layout.working_dtype)
+
+
+def _for_pair(integrator: Integrator, layout: Layout) -> Integrator:
+    """An adaptive integrator with the tolerances and the norm that it has for y, for (y, a): the larger norm counts."""
+    if not isinstance(integrator, Adaptive):
+        return integrator
+    norm = integrator.norm
+
+    def larger(pair: State) -> Tensor:
+        rows = torch.cat([part.reshape(len(part), -1) for part in leaves(pair)], 1)
+        return torch.stack([norm(layout.shaped(half)) for half in rows.chunk(2, 1)]).amax(0)
+
+    rtol, atol = (each(name, getattr(integrator, name), layout) * 2 for name in ("rtol", "atol"))
+    return replace(integrator, rtol=rtol, atol=atol, norm=norm if norm is rms_norm else larger)
 
 
 def _check(result: Result, pair: Problem) -> None:

@@ -132,7 +132,8 @@ def solve(
         result, path = _ended(result, problem, trail)
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
-        adjoint = Adjoint(wanted, field, back.wanted(f, (*passed, *own)), back.integrator, _run)
+        used = back.wanted(f, (*passed, *own))
+        adjoint = Adjoint(wanted, field, used, back.integrator, _run, check=back.params is None)
         result, saved = adjoint.attach(result, points, saved)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
