@@ -22,7 +22,8 @@ from dise import (
 )
 from dise.integrate.methods import DOPRI5
 from dise.integrate.methods import EULER as EULER_TABLEAU
-from dise.integrate.step import combine
+from dise.integrate.step import unscaled
+from dise.integrate.tableau import Terms
 
 ANY = {"rtol": 0, "atol": 1e6, "first_step": "span"}  # accepts whatever it tries; the error's scale is constant
 ONE_STEP = Dopri5(**ANY)
@@ -115,6 +116,7 @@ def test_a_method_without_error_estimate_says_so():
         step.error()
 
 
-def test_combine_does_not_read_stages_of_weight_0():
+def test_stages_of_weight_0_are_not_read():
     nan = torch.tensor(math.nan)
-    assert combine((0.0, 2.0, 0.0, -1.0), (nan, torch.tensor(3.0), nan, torch.tensor(4.0))) == 2
+    terms = Terms.of((0.0, 2.0, 0.0, -1.0))
+    assert terms.scale * unscaled(terms, (nan, torch.tensor(3.0), nan, torch.tensor(4.0))) == 2 * 3 - 4

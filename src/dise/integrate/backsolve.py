@@ -23,7 +23,7 @@ from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Layout, Problem, Request, Result, leaves
 from dise.integrate.solution import Solution, SolveError, State, Status
-from dise.integrate.step import combine
+from dise.integrate.step import Attempt
 from dise.integrate.tolerance import each, rms_norm
 
 Answer = Callable[[Request], Tensor]
@@ -296,12 +296,13 @@ class Quadrature:
         step, accept = seen.step, seen.accept
         rows = None if len(seen.sample) == len(self.adjoint.problem) else seen.sample
         dt = torch.where(accept, step.dt, 0)[:, None]
-        for c, a, b in zip(step.tableau.c, step.tableau.a, step.tableau.b, strict=True):
+        attempt = Attempt(step.tableau, step.t, seen.t_next, step.y)
+        for b, stage in zip(step.tableau.b, step.stages, strict=True):
+            t, pair = attempt.point()
+            attempt.stages.append(stage)
             if b == 0:
                 continue
-            pair = step.y if not a else torch.addcmul(step.y, step.dt[:, None], combine(a, step.stages))
             y, adjoint = torch.where(accept[:, None], pair, step.y).chunk(2, 1)
-            t = seen.t_next if c == 1 else torch.add(step.t, step.dt, alpha=c)
             with torch.enable_grad():
                 value = self.adjoint.answer(Request(rows, t, y.detach()))
             shares = _pull(value, self.adjoint.wanted, -b * dt * adjoint)

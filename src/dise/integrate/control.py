@@ -96,8 +96,10 @@ class ErrorControl:
     rounds: None = None
 
     def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
-        """The span, a given number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
+        """The problem's own, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
         span = problem.t1 - problem.t0
+        if problem.dt is not None:
+            return self._limited(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span))), 0
         if self.initial == "span":
             _check_finite(problem)
             return self._limited(span), 0
@@ -113,8 +115,8 @@ class ErrorControl:
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """t + dt, or t1 if that is not beyond; a remainder of a few roundings is not left for another step."""
-        slack = 1 - 100 * torch.finfo(t.dtype).eps
-        return torch.where(dt.abs() >= (t1 - t).abs() * slack, t1, t + dt)
+        slack = 1 + 100 * torch.finfo(t.dtype).eps
+        return torch.where((t1 - t) / dt <= slack, t1, t + dt)
 
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
@@ -125,14 +127,18 @@ class ErrorControl:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
         factor, memory = self.controller.factor(ratio, memory, accept, self.order)
         dt = self._limited(dt * factor)
-        return Verdict(accept, error, dt, self._status(step, accept, ratio, dt), memory)
+        return Verdict(accept, error, dt, self._status(step, accept, ratio, dt, problem), memory)
 
-    def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor) -> Tensor:
-        stuck, reason = ~accept & ((step.t + dt == step.t) | dt.isinf()), Status.STEP_UNDERFLOW
+    def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor, problem: Problem) -> Tensor:
+        stuck, reason = step.t + dt == step.t, Status.STEP_UNDERFLOW
+        if problem.event is not None:
+            stuck = stuck | dt.isinf()  # the first step of an endless span may be endless
         if self.dt_min > 0:
-            stuck, reason = stuck | (~accept & self._at_dt_min(step)), Status.DT_MIN
-        failed = torch.where(ratio.isfinite(), int(reason), int(Status.NON_FINITE))
-        return torch.where(stuck, failed, int(Status.RUNNING))
+            stuck, reason = stuck | self._at_dt_min(step), Status.DT_MIN
+        stuck = stuck > accept
+        running = torch.full_like(stuck, int(Status.RUNNING), dtype=torch.int64)
+        # a NaN ratio is not below infinity either
+        return running.masked_fill(stuck, int(reason)).masked_fill(stuck > (ratio < torch.inf), int(Status.NON_FINITE))
 
     def _at_dt_min(self, step: Step) -> Tensor:
         """[n] whether a step could not be shorter, but for the rounding of its end."""

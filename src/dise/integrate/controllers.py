@@ -51,11 +51,12 @@ class IController(Value):
         Returns:
             [n] factor and [n] memory.
         """
-        factor = self.safety * ratio.clamp(min=_SMALLEST) ** (-1 / order)
-        return self._limited(factor, ratio, torch.where(accept, torch.ones_like(ratio), self.shrink)), before
+        factor = self._limited(ratio.clamp(min=_SMALLEST) ** (-1 / order))
+        return torch.where(accept, factor.clamp(min=1), factor), before
 
-    def _limited(self, factor: Tensor, ratio: Tensor, lowest: Tensor) -> Tensor:
-        return torch.where(ratio.isfinite(), factor, lowest).clamp(max=self.grow).maximum(lowest)
+    def _limited(self, factor: Tensor) -> Tensor:
+        """With the safety factor, within the limits; the shortest step where f was NaN."""
+        return (factor * self.safety).nan_to_num(nan=self.shrink).clamp(self.shrink, self.grow)
 
 
 ELEMENTARY = IController()
@@ -90,6 +91,6 @@ class PIController(IController):
         """As of `IController`."""
         size = ratio.clamp(min=_SMALLEST)
         both = size ** (-(self.integral + self.proportional) / order) * before ** (self.proportional / order)
-        factor = self.safety * torch.where(accept, both, size ** (-1 / order))
+        factor = torch.where(accept, both, size ** (-1 / order))
         memory = torch.where(accept, ratio.clamp(min=_SMALLEST_BEFORE), before)
-        return self._limited(factor, ratio, torch.full_like(ratio, self.shrink)), memory
+        return self._limited(factor), memory

@@ -22,13 +22,16 @@ class Bound(NamedTuple):
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         """f at times [n] and states [n, F], checked: [n, F]."""
-        state = self.layout.unpack(y)
-        value = self.f(self.layout.time(t), state, *self.args, *self.own)
-        if shapes(value) != shapes(state):
+        layout = self.layout
+        state = layout.unpack(y)
+        value = self.f(layout.time(t), state, *self.args, *self.own)
+        if not (layout.plain and isinstance(value, Tensor) and value.shape == y.shape) and shapes(value) != shapes(
+            state
+        ):
             raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
-        if not self.layout.dtype.is_complex and any(part.is_complex() for part in leaves(value)):
-            raise TypeError(f"f: expected a real dy/dt like y, of {self.layout.dtype}, got a complex one")
-        return self.layout.pack(value)
+        if not layout.dtype.is_complex and any(part.is_complex() for part in leaves(value)):
+            raise TypeError(f"f: expected a real dy/dt like y, of {layout.dtype}, got a complex one")
+        return layout.pack(value)
 
 
 class Field:

@@ -29,7 +29,6 @@ class Rows(NamedTuple):
     k1: Tensor  # f(t, y), if the method knows it at the end of a step
     y: Tensor
     t: Tensor
-    nfe: Tensor
     n_steps: Tensor
     n_accepted: Tensor
     error: Tensor
@@ -49,40 +48,51 @@ class Method(NamedTuple):
     tableau: ButcherTableau
     control: Controller
 
-    def begin(self, rows: Rows, index: int) -> Attempt:
-        """The rows' step number `index`; samples that are done step on the spot."""
-        running = rows.status == int(Status.RUNNING)
-        t_next = torch.where(running, self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1), rows.t)
+    def begin(self, rows: Rows, index: int, running: Tensor | None) -> Attempt:
+        """The rows' step number `index`; those that are not `running` [n] step on the spot (None: all run)."""
+        t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
+        if running is not None:
+            t_next = torch.where(running, t_next, rows.t)
         known = index == 0 or self.tableau.fsal
         return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None)
 
-    def end(self, rows: Rows, attempt: Attempt, problem: Problem) -> tuple[Rows, Seen]:
+    def end(self, rows: Rows, attempt: Attempt, problem: Problem, running: Tensor | None) -> tuple[Rows, Seen]:
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
-        verdict = self.control.judge(step, rows.memory, problem)
-        running = rows.status == int(Status.RUNNING)
-        accept = running & verdict.accept
+        accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
+        status = status.masked_fill(accept & (t_next == rows.t1), int(Status.SUCCESS))
+        if running is not None:
+            accept, status, dt = (
+                accept & running,
+                torch.where(running, status, rows.status),
+                torch.where(running, dt, rows.dt),
+            )
         moved = accept[:, None]
-        n_steps = rows.n_steps + running
-        arrived = accept & (t_next == rows.t1)
-        status = torch.where(arrived, int(Status.SUCCESS), verdict.status)
         accumulated = rows.accumulated
         if problem.accumulate is not None:
-            accumulated = accumulated + torch.where(accept, _share(problem.accumulate(step), step), 0)
-        rows = rows._replace(
+            share = _share(problem.accumulate(step), step)
+            accumulated = torch.where(accept, accumulated + share, accumulated)
+        after = Rows(
+            sample=rows.sample,
+            t0=rows.t0,
+            t1=rows.t1,
             k1=torch.where(moved, step.stages[-1], rows.k1) if self.tableau.fsal else rows.k1,
             y=torch.where(moved, step.y_next, rows.y),
             t=torch.where(accept, t_next, rows.t),
-            nfe=rows.nfe + running * attempt.evaluations,
-            n_steps=n_steps,
+            n_steps=rows.n_steps + (1 if running is None else running),
             n_accepted=rows.n_accepted + accept,
-            error=rows.error + torch.where(accept, verdict.error, 0),
-            status=torch.where(running, status, rows.status),
-            dt=torch.where(running, verdict.dt, rows.dt),
-            memory=verdict.memory,
+            error=torch.where(accept, rows.error + error, rows.error),
+            status=status,
+            dt=dt,
+            memory=memory,
             accumulated=accumulated,
         )
-        return rows, Seen(rows.sample, step, t_next, verdict.error, accept)
+        return after, Seen(rows.sample, step, t_next, error, accept)
+
+    def evaluations(self, n_steps: Tensor) -> Tensor:
+        """[n] evaluations of f that n_steps [n] steps take; the first knows its first stage."""
+        known = n_steps if self.tableau.fsal else n_steps.clamp(max=1)
+        return self.tableau.stages * n_steps - known
 
 
 class LoopState(NamedTuple):
@@ -101,24 +111,15 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     `problem.compact` it leaves the batch. The device is read once a step, and never if the number of steps is known.
     """
     k1 = yield from problem.first_stage()
-    dt, evaluations = yield from _first_step(control, problem, k1, tableau.order)
-    state = LoopState(_start(problem, k1, dt, nfe=1 + evaluations), (), 0, over=False)
-    rounds = partial(_rounds, Method(tableau, control), problem)
+    dt, evaluations = yield from control.first_step(problem, k1, tableau.order)
+    method = Method(tableau, control)
+    state = LoopState(_start(problem, k1, dt), (), 0, over=False)
+    rounds = partial(_rounds, method, problem)
     if problem.checkpoint and problem.field is not None:
         state = in_segments(rounds, state, problem)
     else:
         state = yield from rounds(state, None, problem.show)
-    return _collect([*state.left, state.rows], known=tableau.fsal)
-
-
-def _first_step(
-    control: Controller, problem: Problem, k1: Tensor, order: int
-) -> Generator[Request, Tensor, tuple[Tensor, int]]:
-    """[n] signed first step, and the evaluations of f that it cost."""
-    if problem.dt is None or control.rounds is not None:
-        return (yield from control.first_step(problem, k1, order))
-    span = problem.t1 - problem.t0
-    return torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span)), 0
+    return _collect([*state.left, state.rows], method, first=1 + evaluations)
 
 
 def _rounds(
@@ -130,15 +131,19 @@ def _rounds(
     field = problem.compiled_field
     sizes = _tight if field is None else _compiled_size
     for index in count(start) if number is None else range(start, start + number):
+        running = rows.status == int(Status.RUNNING)
+        some: Tensor | None = running
         if known is None:
-            running = int((rows.status == int(Status.RUNNING)).sum())  # the one read of the device
-            if running == 0:
+            number_running = int(running.sum())  # the one read of the device
+            if number_running == 0:
                 return LoopState(rows, left, index, over=True)
-            size = sizes(len(rows.t), running)
+            size = sizes(len(rows.t), number_running)
             if problem.compact and size < len(rows.t):
-                order = (rows.status != int(Status.RUNNING)).int().argsort(stable=True)
+                order = running.int().argsort(descending=True, stable=True)
                 left = (*left, rows.take(order[size:]))
-                rows = rows.take(order[:size])
+                rows, some = rows.take(order[:size]), running[order[:size]]
+            if number_running == len(rows.t):
+                some = None
         elif index == known:
             return LoopState(rows, left, index, over=True)
         subset = rows.sample if left else None
@@ -146,25 +151,19 @@ def _rounds(
         if field is not None:
             rows, seen = _compiled_round(method, problem, field, rows, index, subset)
         else:
-            attempt = method.begin(rows, index)
+            attempt = method.begin(rows, index, some)
             while attempt.pending:
                 attempt.stages.append((yield Request(subset, *attempt.point())))
-            rows, seen = method.end(rows, attempt, problem)
-        rows = _stopped(rows, seen, problem, last=index + 1 == method.control.max_steps)
+            rows, seen = method.end(rows, attempt, problem, some)
+        if problem.event is not None and seen is not None:
+            stop = problem.event.stops(problem.samples(rows.sample), seen.step, seen.t_next, seen.accept)
+            rows = rows._replace(status=rows.status.masked_fill(stop, int(Status.SUCCESS)))
+        if index + 1 == method.control.max_steps:
+            given_up = rows.status == int(Status.RUNNING)
+            rows = rows._replace(status=rows.status.masked_fill(given_up, int(Status.MAX_STEPS)))
         if seen is not None:
             show(seen)
     return LoopState(rows, left, index + 1, over=False)
-
-
-def _stopped(rows: Rows, seen: Seen | None, problem: Problem, *, last: bool) -> Rows:
-    """The rows, of which those that still run but may not go on are done: by an event, or in the `last` round."""
-    status = rows.status
-    if problem.event is not None and seen is not None:
-        stop = problem.event.stops(problem.samples(rows.sample), seen.step, seen.t_next, seen.accept)
-        status = torch.where(stop, int(Status.SUCCESS), status)
-    if last:
-        status = torch.where(status == int(Status.RUNNING), int(Status.MAX_STEPS), status)
-    return rows._replace(status=status)
 
 
 def _tight(size: int, running: int) -> int:
@@ -197,10 +196,11 @@ def _compiled_round(
 
 
 def _round(f: "Bound", method: Method, problem: Problem, rows: Rows, index: int) -> tuple[Rows, Seen | None, int]:
-    attempt = method.begin(rows, index)
+    running = rows.status == int(Status.RUNNING)
+    attempt = method.begin(rows, index, running)
     while attempt.pending:
         attempt.stages.append(f(*attempt.point()))
-    rows, seen = method.end(rows, attempt, problem)
+    rows, seen = method.end(rows, attempt, problem, running)
     return rows, seen if problem.observers else None, attempt.evaluations
 
 
@@ -218,7 +218,7 @@ def _typical(rows: Rows) -> Rows:
     )
 
 
-def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> Rows:
+def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
     zero = torch.zeros_like(problem.t0)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     finite = k1.isfinite().all(1) & problem.y0.isfinite().all(1)
@@ -229,7 +229,6 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, nfe: int) -> Rows:
         k1=k1,
         y=problem.y0,
         t=problem.t0,
-        nfe=none + nfe,
         n_steps=none,
         n_accepted=none,
         error=zero,
@@ -248,12 +247,13 @@ def _share(value: object, step: Step) -> Tensor:
     raise ValueError(f"accumulate: expected a tensor of shape {tuple(step.t.shape)}, one value a sample, got {got}")
 
 
-def _collect(parts: list[Rows], *, known: bool) -> Result:
-    """The rows of all parts in the problem's order; `known`: whether their k1 is f at their end."""
+def _collect(parts: list[Rows], method: Method, *, first: int) -> Result:
+    """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
     rows = parts[0]
     if len(parts) > 1:
         rows = Rows(*(torch.cat(field) for field in zip(*parts, strict=True)))
         rows = rows.take(rows.sample.argsort())
-    if not known:
+    if not method.tableau.fsal:
         rows = rows._replace(k1=torch.full_like(rows.k1, torch.nan))
-    return Result(**{name: getattr(rows, name) for name in Result._fields if name in Rows._fields})
+    columns = {name: getattr(rows, name) for name in Result._fields if name in Rows._fields}
+    return Result(nfe=first + method.evaluations(rows.n_steps), **columns)

@@ -7,7 +7,7 @@ asks for all their evaluations in one call of f.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
@@ -71,6 +71,17 @@ class Layout:
     batched: bool
     names: tuple[str, ...] | None = None  # of a dict's tensors
     dtype: torch.dtype = torch.float32  # the user's
+    # the rest follows; it is kept, since every evaluation of f asks for it
+    sizes: tuple[int, ...] = field(init=False, compare=False)  # features of each tensor of the state
+    working_dtype: torch.dtype = field(init=False, compare=False)  # what the solver calculates in
+    plain: bool = field(init=False, compare=False)  # whether the user's state is the solver's
+
+    def __post_init__(self) -> None:
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        structured = self.is_tuple or self.names is not None or not self.batched
+        object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
+        object.__setattr__(self, "working_dtype", torch.float32 if half else self.dtype)
+        object.__setattr__(self, "plain", not structured and len(self.shapes[0]) == 1)
 
     @classmethod
     def of(cls, y: State, *, batched: bool) -> "Layout":
@@ -79,18 +90,10 @@ class Layout:
         shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in parts)
         return cls(shapes, isinstance(y, tuple), batched, tuple(y) if isinstance(y, dict) else None, parts[0].dtype)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Features of each tensor of the state."""
-        return [shape.numel() for shape in self.shapes]
-
-    @property
-    def working_dtype(self) -> torch.dtype:
-        """What the solver calculates in."""
-        return torch.float32 if self.dtype in (torch.float16, torch.bfloat16) else self.dtype
-
     def pack(self, y: State) -> Tensor:
         """User's state → [n, F], in the solver's dtype."""
+        if self.plain and isinstance(y, Tensor):
+            return y.to(self.working_dtype)
         parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
         rows = [
             leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(parts, self.sizes, strict=True)
@@ -99,8 +102,8 @@ class Layout:
 
     def unpack(self, y: Tensor) -> State:
         """[n, F] → user's state of n samples."""
-        batch = (len(y),) if self.batched else ()
-        return self._structured(y.to(self.dtype), batch)
+        y = y.to(self.dtype)
+        return y if self.plain else self._structured(y, (len(y),) if self.batched else ())
 
     def unpack_saved(self, y: Tensor) -> State:
         """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""

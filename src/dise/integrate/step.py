@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dise.integrate.tableau import ButcherTableau
+from dise.integrate.tableau import ButcherTableau, Terms
 
 
 class Step(NamedTuple):
@@ -25,17 +25,17 @@ class Step(NamedTuple):
         Raises:
             ValueError: the method embeds none.
         """
-        if self.tableau.b_err is None:
+        terms = self.tableau.b_err_terms
+        if terms is None:
             raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
-        return self.dt[:, None] * combine(self.tableau.b_err, self.stages)
+        return (self.dt * terms.scale)[:, None] * unscaled(terms, self.stages)
 
 
-def combine(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
-    """Σ weights_i · stages_i; stages of weight 0 are not read."""
-    terms = [(w, k) for w, k in zip(weights, stages, strict=False) if w != 0]
-    total = terms[0][0] * terms[0][1]
-    for weight, stage in terms[1:]:
-        total = torch.add(total, stage, alpha=weight)
+def unscaled(terms: Terms, stages: Sequence[Tensor]) -> Tensor:
+    """[n, F] a sum of stages but for its scale; stages of weight 0 are not read."""
+    total = stages[terms.first]
+    for i, factor in terms.rest:
+        total = torch.add(total, stages[i], alpha=factor)
     return total
 
 
@@ -58,6 +58,7 @@ class Attempt:
     def __init__(self, tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor | None = None) -> None:
         self.tableau, self.t, self.t_next, self.y = tableau, t, t_next, y
         self.dt = t_next - t
+        self._dt_column = self.dt[:, None]
         self.stages = [] if k1 is None else [k1]
         self.evaluations = tableau.stages - len(self.stages)
         self._y_stage = y
@@ -72,15 +73,17 @@ class Attempt:
         i = len(self.stages)
         if i == 0:
             return self.t, self.y
-        self._y_stage = torch.addcmul(self.y, self.dt[:, None], combine(self.tableau.a[i], self.stages))
+        self._y_stage = self._moved(self.tableau.a_terms[i])
         c = self.tableau.c[i]
         # t + dt would miss t_next by a rounding
         return (self.t_next if c == 1 else torch.add(self.t, self.dt, alpha=c)), self._y_stage
 
     def finish(self) -> Step:
         """The step, once all stages are there."""
-        if self.tableau.fsal:
-            y_next = self._y_stage  # first same as last: the last stage was evaluated at the step's end
-        else:
-            y_next = torch.addcmul(self.y, self.dt[:, None], combine(self.tableau.b, self.stages))
+        # first same as last: the last stage was evaluated at the step's end
+        y_next = self._y_stage if self.tableau.fsal else self._moved(self.tableau.b_terms)
         return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau)
+
+    def _moved(self, terms: Terms) -> Tensor:
+        """y + dt · a sum of stages."""
+        return torch.addcmul(self.y, self._dt_column, unscaled(terms, self.stages), value=terms.scale)

@@ -1,10 +1,29 @@
 """Explicit Runge–Kutta methods as data."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 _ROUNDING = 1e-12  # coefficients are quotients of small integers in double precision
+
+
+class Terms(NamedTuple):
+    """A sum Σ_i w_i k_i as scale · (k_first + Σ factor_i k_i), without the k_i of weight 0.
+
+    In a step dt multiplies the sum, and the scale goes with it: one operation on the state less.
+    """
+
+    scale: float
+    first: int
+    rest: tuple[tuple[int, float], ...]  # i and w_i / scale
+
+    @classmethod
+    def of(cls, weights: tuple[float, ...]) -> "Terms":
+        """The sum with these weights."""
+        used = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
+        (first, scale), *rest = used
+        return cls(scale, first, tuple((i, w / scale) for i, w in rest))
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,10 @@ class ButcherTableau:
     b_err: tuple[float, ...] | None = None
     interpolant: tuple[tuple[float, ...], ...] | None = None
     error_order: int | None = None
+    # the weights of each stage's state, of the solution and of the error without zeros, as steps use them
+    a_terms: tuple["Terms", ...] = field(init=False, repr=False, compare=False)
+    b_terms: "Terms" = field(init=False, repr=False, compare=False)
+    b_err_terms: "Terms | None" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = {"a": self.a, "b": self.b, "b_err": self.b_err, "interpolant": self.interpolant}
@@ -57,9 +80,11 @@ class ButcherTableau:
             raise ValueError(f"b: must sum to 1, sums to {sum(self.b)}")
         if self.b_err is not None and abs(sum(self.b_err)) > _ROUNDING:
             raise ValueError(f"b_err: must sum to 0, sums to {sum(self.b_err)}")
-
         if self.interpolant is not None:
             self._check_interpolant(self.interpolant)
+        object.__setattr__(self, "a_terms", tuple(Terms.of(row) for row in self.a))
+        object.__setattr__(self, "b_terms", Terms.of(self.b))
+        object.__setattr__(self, "b_err_terms", None if self.b_err is None else Terms.of(self.b_err))
 
     def _check_interpolant(self, interpolant: tuple[tuple[float, ...], ...]) -> None:
         if len({len(row) for row in interpolant}) != 1 or not interpolant[0]:

@@ -63,8 +63,10 @@ class ErrorTest:
     def ratio(self, step: Step, layout: Layout) -> Tensor:
         """[n] the step's scaled error estimate."""
         scale = self.scale(torch.maximum(step.y.abs(), step.y_next.abs()), layout)
-        # a component that is and stays 0 has no error, whatever the tolerance
-        return self.size(step.error() / scale.clamp(min=torch.finfo(scale.dtype).tiny), layout)
+        tiny = torch.finfo(scale.dtype).tiny
+        if not (is_number(self.atol) and self.atol >= tiny):
+            scale = scale.clamp(min=tiny)  # a component that is and stays 0 has no error, whatever the tolerance
+        return self.size(step.error() / scale, layout)
 
 
 def frozen(name: str, value: object) -> Tolerance:
