@@ -1,5 +1,6 @@
 """How an initial value problem is solved."""
 
+from dise.integrate.backsolve import Backsolve
 from dise.integrate.controllers import IController, PIController
 from dise.integrate.events import Event
 from dise.integrate.integrators import (
@@ -31,6 +32,7 @@ __all__ = [
     "RK4",
     "RK38",
     "Adaptive",
+    "Backsolve",
     "Bosh3",
     "ButcherTableau",
     "Dopri5",

@@ -48,8 +48,12 @@ class Record:
         """Void what was seen of these samples."""
         self._started_over = self._started_over.index_add(0, sample, torch.ones_like(sample))
 
-    def steps(self, like: Tensor) -> Steps:
-        """What was kept; `like` [B] has the dtype and device of times."""
+    def steps(self, like: Tensor, *, batched: bool) -> Steps:
+        """What was kept; `like` [B] has the dtype and device of times. One system's steps are [S]."""
+        steps = self._padded(like)
+        return steps if batched else Steps(steps.t[0], steps.ratio[0])
+
+    def _padded(self, like: Tensor) -> Steps:
         number = len(self._started_over)
         if not self._seen:
             return Steps(like.new_empty(number, 0), like.new_empty(number, 0))

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dise.integrate.dense import Interpolant, Trail, save_points
+from dise.integrate.backsolve import Adjoint, Backsolve, as_backsolve
+from dise.integrate.dense import Interpolant, Path, Trail, save_points
 from dise.integrate.events import Event, Watch, as_event
 from dise.integrate.field import Field, shapes
 from dise.integrate.integrators import Integrator
-from dise.integrate.observe import Observer, Progress, Record, Steps
-from dise.integrate.problem import Integration, Layout, Problem, Result, drive, merge
+from dise.integrate.observe import Observer, Progress, Record
+from dise.integrate.problem import Integration, Layout, Problem, Request, Result, drive, merge
 from dise.integrate.solution import Solution, State, Status
 from dise.integrate.step import Step
 
@@ -34,7 +35,7 @@ def solve(
     compact: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
     through_control: bool = False,
-    gradient: Literal["direct", "checkpoint"] = "direct",
+    gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
     compile: bool | Mapping[str, Any] = False,
     record: bool = False,
     progress: Callable[[Progress], object] | None = None,
@@ -72,7 +73,10 @@ def solve(
         through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
         gradient: "direct" keeps what the backward pass needs of every step; "checkpoint" keeps √steps states and takes
             the steps between them again: less memory, the same gradients, one more forward pass. f is then called
-            again during the backward pass.
+            again during the backward pass. "backsolve" integrates the adjoint equation backwards: memory does not grow
+            with the number of steps, but gradients are exact only up to the tolerance, `Solution.error` and
+            `accumulated` have none, and a backward solve may be unstable. f's parameters are known if f is an
+            nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
         compile: True makes one graph of a whole step of a Runge–Kutta method, f included, by `torch.compile`; a
             mapping gives torch.compile's arguments, e.g. {"mode": "reduce-overhead"}. Graphs are kept for later
             solves with the same f and integrator. f must be traceable as a whole (no graph breaks). Integrators that
@@ -96,8 +100,6 @@ def solve(
     _check_state(y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
-    if gradient not in ("direct", "checkpoint"):
-        raise ValueError(f"gradient: expected 'direct' or 'checkpoint', got {gradient!r}")
     layout = Layout.of(y0, batched=batched)
     packed = layout.pack(y0)
     start, stop = _times("t0", t0, packed, batched=batched), as_event(event)
@@ -113,20 +115,38 @@ def solve(
         accumulate=accumulate,
         checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
-    field = Field(f, problem, passed, own, _compile_options(compile))
     points = save_points(save_at, save_mask, problem)
-    trail = Trail(len(packed), packed.device) if points is not None or dense or problem.event is not None else None
+    back = as_backsolve(gradient, integrator, {"through_control": through_control, "dense": dense})
+    wanted = problem
+    if back is not None:
+        problem = replace(problem, y0=packed.detach(), t0=problem.t0.detach(), t1=problem.t1.detach())
+    field = Field(f, problem, passed, own, _compile_options(compile))
+    kept = points is not None or dense or problem.event is not None
+    trail = Trail(len(packed), packed.device) if kept else None
     log = Record(len(packed), packed.device) if record else None
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     observers: tuple[Observer, ...] = tuple(o for o in (trail, log, meter) if o is not None)
     problem = replace(problem, field=field, observers=observers)
-    result = drive(_integrate_moving(integrator, problem), field)
-    result, read = _read_trail(problem, trail, result, points, dense=dense)
-    if log is not None:
-        steps = log.steps(problem.t0)
-        read["steps"] = steps if batched else Steps(steps.t[0], steps.ratio[0])
-    solution = replace(_solution(result, layout, field.calls, accumulated=accumulate is not None), **read)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
+        result = drive(_integrate_moving(integrator, problem), field)
+        result, path = _ended(result, problem, trail)
+        saved = None if points is None or path is None else path.at(*points)
+    if back is not None and back.integrator is not None:
+        used = back.wanted(f, (*passed, *own))
+        adjoint = Adjoint(wanted, field, used, back.integrator, _run, check=back.params is None)
+        result, saved = adjoint.attach(result, points, saved)
+    solution = replace(
+        _solution(result, layout, field.calls, accumulated=accumulate is not None),
+        saved=None if saved is None else layout.unpack_saved(saved),
+        event=None if problem.event is None else problem.event.stopped if batched else problem.event.stopped[0],
+        interpolant=Interpolant(path, problem) if dense and path is not None else None,
+        steps=None if log is None else log.steps(problem.t0, batched=batched),
+    )
     return solution.raise_for_status() if throw else solution
+
+
+def _run(integrator: Integrator, problem: Problem, answer: Callable[[Request], Tensor]) -> Result:
+    return drive(_integrate_moving(integrator, problem), answer)
 
 
 def _compile_options(compile: object) -> Mapping[str, Any] | None:
@@ -158,23 +178,14 @@ def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
 
-def _read_trail(
-    problem: Problem, trail: Trail | None, result: Result, points: tuple[Tensor, Tensor] | None, *, dense: bool
-) -> tuple[Result, dict[str, Any]]:
-    """What the kept steps are asked for: the result, ended in events, and the solution's fields from dense output."""
+def _ended(result: Result, problem: Problem, trail: Trail | None) -> tuple[Result, Path | None]:
+    """The result, stopped samples moved to their events, and the path that the kept steps describe, if they were."""
     if trail is None:
-        return result, {}
-    read: dict[str, Any] = {}
+        return result, None
     path = trail.path(problem, result)
     if problem.event is not None:
         result = problem.event.locate(path, result)
-        path = path._replace(end=result.t, y_end=result.y)
-        read["event"] = problem.event.stopped if problem.layout.batched else problem.event.stopped.reshape(())
-    if points is not None:
-        read["saved"] = problem.layout.unpack_saved(path.at(*points))
-    if dense:
-        read["interpolant"] = Interpolant(path, problem)
-    return result, read
+    return result, path._replace(end=result.t, y_end=result.y)
 
 
 def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:

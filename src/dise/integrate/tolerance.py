@@ -101,19 +101,30 @@ def spread(name: str, value: Tolerance, layout: Layout, like: Tensor) -> float |
     return value if is_number(value) else _spread(name, value, layout, like.dtype, like.device)
 
 
-@lru_cache(maxsize=64)  # every step asks, and the tensor may have to be copied to a device
-def _spread(name: str, value: tuple, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
-    parts = (value,)
+def each(name: str, value: Tolerance, layout: Layout) -> tuple[Tolerance, ...]:
+    """A tolerance for each of the state's tensors.
+
+    Raises:
+        ValueError: it has another structure than the state.
+    """
+    if is_number(value):
+        return (value,) * len(layout.shapes)
     if layout.names is not None:
         pairs = all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], str) for part in value)
         named = dict(value) if pairs else {}
         if named.keys() != set(layout.names):
             raise ValueError(f"{name}: expected a number or a dict with the state's keys {layout.names}, got {value}")
-        parts = tuple(named[key] for key in layout.names)
-    elif layout.is_tuple:
+        return tuple(named[key] for key in layout.names)
+    if layout.is_tuple:
         if len(value) != len(layout.shapes):
             raise ValueError(f"{name}: expected one for each of the state's {len(layout.shapes)} tensors, got {value}")
-        parts = value
+        return value
+    return (value,)
+
+
+@lru_cache(maxsize=64)  # every step asks, and the tensor may have to be copied to a device
+def _spread(name: str, value: tuple, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    parts = each(name, value, layout)
     with torch.inference_mode(False):  # a tensor made in inference mode could serve no later training
         return torch.cat([_column(name, *pair, dtype) for pair in zip(parts, layout.shapes, strict=True)]).to(device)
 

@@ -1,0 +1,618 @@
+"""torchdiffeq's functions on this solver: its own test scenarios, and side by side with it."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torchdiffeq
+from torch import nn
+from torch.autograd import grad, gradcheck
+from torch.testing import assert_close
+
+from dise import SolveError
+from dise.torchdiffeq import ADAPTIVE, FIXED, odeint, odeint_adjoint, odeint_dense, odeint_event
+
+PEERS = sorted(set(ADAPTIVE) - {"tsit5"})  # its 0.2.5 has no tsit5
+every = pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+
+
+# ---- closed forms: f(t, y) and the solution at times [T], from a start of any shape
+
+
+def constant(t):
+    """y' = a + (y − (a t + b))⁵ is solved by the line a t + b."""
+    return (0.2 * t + 3)[:, None].expand(-1, 2)
+
+
+def constant_field(t, y):
+    return 0.2 + (y - (0.2 * t + 3)) ** 5
+
+
+def sine(t):
+    return (
+        -0.5 * t**4 * (2 * t).cos() + 0.5 * t**3 * (2 * t).sin() + 0.25 * t**2 * (2 * t).cos() - t**3 + 2 * t**4
+        + (math.pi - 0.25) * t**2
+    )[:, None]  # fmt: skip
+
+
+def sine_field(t, y):
+    return 2 * y / t + t**4 * torch.sin(2 * t) - t**2 + 4 * t**3
+
+
+SKEW = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SKEW = 0.3 * (SKEW - SKEW.T)
+
+
+def linear(t):
+    """y' = A y with a skew A: y = exp(A t)·1."""
+    return torch.stack([torch.matrix_exp(SKEW.to(t) * s) @ torch.ones(4).to(t) for s in t])
+
+
+def linear_field(t, y):
+    return SKEW.to(y) @ y
+
+
+def exponential(t):
+    return t.exp()[:, None]
+
+
+def exponential_field(t, y):
+    return y
+
+
+PROBLEMS = {
+    "constant": (constant_field, constant),
+    "sine": (sine_field, sine),
+    "linear": (linear_field, linear),
+    "exp": (exponential_field, exponential),
+}
+LOW = {"bosh3", "adaptive_heun", "fehlberg2"}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@directions
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_adaptive_methods_reach_the_exact_solution(problem, reverse, dtype, method):
+    f, exact = PROBLEMS[problem]
+    t = torch.linspace(1, 4, 7, dtype=dtype)
+    t = t.flip(0) if reverse else t
+    tolerance = 1e-4 if method == "adaptive_heun" else 1e-5 if dtype == torch.float32 or method in LOW else 1e-8
+    y = odeint(f, exact(t)[0], t, method=method, rtol=tolerance, atol=tolerance)
+    assert y.dtype == dtype
+    assert y.shape == exact(t).shape
+    bound = 8e-3 if method == "fehlberg2" else 4e-3 if method in LOW else 3e-4
+    assert ((y - exact(t)) / exact(t).abs().clamp(min=1)).abs().max() < bound
+
+
+@pytest.mark.parametrize("problem", ["constant", "linear", "exp"])
+@directions
+@pytest.mark.parametrize(
+    ("method", "bound"), [("euler", 5e-2), ("midpoint", 3e-4), ("heun2", 3e-4), ("heun3", 1e-5), ("rk4", 1e-6)]
+)
+def test_fixed_methods_approach_it(problem, reverse, method, bound):
+    f, exact = PROBLEMS[problem]
+    t = torch.linspace(1, 3, 5, dtype=torch.float64)
+    t = t.flip(0) if reverse else t
+    y = odeint(f, exact(t)[0], t, method=method, options={"step_size": 0.02})
+    assert ((y - exact(t)) / exact(t).abs().clamp(min=1)).abs().max() < bound
+
+
+# ---- side by side
+
+
+def pendulum(t, y):
+    return torch.stack([y[1], -torch.sin(y[0]) - 0.2 * y[1] + torch.cos(2 * t)])
+
+
+@pytest.fixture
+def start():
+    return torch.tensor([0.5, -1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("options", [{}, {"step_size": 0.13}, {"step_size": 0.13, "interp": "cubic"},
+                                     {"grid_constructor": lambda f, y0, t: torch.cat([t[:1], t[1:] - 0.02, t[-1:]])}],
+                         ids=["t", "step_size", "cubic", "grid"])  # fmt: skip
+@directions
+def test_fixed_methods_are_torchdiffeqs_to_rounding(method, options, reverse, start, record):
+    """The grid is t or step_size's; between its points it interpolates as it does."""
+    t = torch.tensor([0.0, 0.3, 0.4, 1.1, 2.0], dtype=torch.float64)
+    t = 1 - t if reverse else t
+    if reverse and "grid_constructor" in options:
+        options = {"grid_constructor": lambda f, y0, t: torch.cat([t[:1], t[1:] + 0.02, t[-1:]])}
+    f, g = record(pendulum), record(pendulum)
+    ours = odeint(f, start, t, method=method, options=dict(options))
+    theirs = torchdiffeq.odeint(g, start, t, method=method, options=dict(options))
+    assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    if "interp" not in options:
+        assert f.calls == g.calls
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "dopri8"])
+@directions
+def test_adaptive_methods_take_its_steps(method, reverse, start, record):
+    """Where it is made to end a step at the last time, as this solver always does."""
+    t = torch.tensor([0.0, 2.0 if not reverse else -2.0], dtype=torch.float64)
+    beyond = torch.cat([t, 1.001 * t[1:]])
+    f, g = record(pendulum), record(pendulum)
+    ours = odeint(f, start, t, method=method, rtol=1e-6, atol=1e-6)
+    at_end = []
+    g.callback_step = lambda time, y, dt: at_end.append((y, g.calls)) if time == t[1] else None
+    torchdiffeq.odeint(g, start, beyond, method=method, rtol=1e-6, atol=1e-6, options={"step_t": t[1:]})
+    y, calls = at_end[0]
+    assert_close(ours[1], y, rtol=0, atol=1e-10)
+    assert f.calls == calls
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_adaptive_methods_agree_with_it_within_the_tolerance(method, start):
+    t = torch.linspace(0, 3, 9, dtype=torch.float64)
+    tolerance = 1e-5 if method in LOW else 1e-9
+    ours, theirs = (
+        solver(pendulum, start, t, method=method, rtol=tolerance, atol=tolerance)
+        for solver in (odeint, torchdiffeq.odeint)
+    )
+    exact = torchdiffeq.odeint(pendulum, start, t, rtol=1e-11, atol=1e-11)
+    assert (ours - exact).abs().max() <= max(2 * (theirs - exact).abs().max().item(), 1e-7)
+
+
+@pytest.mark.parametrize("options", [
+    {"first_step": 0.01}, {"max_step": 0.05}, {"min_step": 0.2}, {"safety": 0.5}, {"ifactor": 1.5},
+    {"dfactor": 0.9, "first_step": 2.0}, {"max_num_steps": 500}, {"norm": lambda x: x.abs().max()},
+])  # fmt: skip
+def test_options_act_as_there(options, start):
+    """The accepted steps are the same ones."""
+    t = torch.tensor([0.0, 3.0, 3.001], dtype=torch.float64)
+    steps = {}
+    for name, solver, more in (("ours", odeint, {}), ("theirs", torchdiffeq.odeint, {"step_t": t[1:2]})):
+        times = []
+
+        class Field(nn.Module):
+            def forward(self, t, y):
+                return pendulum(t, y)
+
+            def callback_accept_step(self, t, y, dt, times=times):
+                times.append((t.item(), dt.item()))
+
+        span = t[:2] if name == "ours" else t
+        solver(Field(), start, span, method="dopri5", rtol=1e-6, atol=1e-6, options={**options, **more})
+        steps[name] = [step for step in times if step[0] < 3]
+    assert len(steps["ours"]) == len(steps["theirs"])
+    assert_close(torch.tensor(steps["ours"]), torch.tensor(steps["theirs"]), rtol=1e-9, atol=1e-9)
+
+
+def test_tolerances_for_each_element(start):
+    """Ten times looser where it does not matter: fewer steps than with the tight one everywhere."""
+
+    def count(atol):
+        calls = 0
+
+        def f(t, y):
+            nonlocal calls
+            calls += 1
+            return torch.stack([-y[0], 50 * torch.cos(50 * t) + 0 * y[1]])
+
+        odeint(f, start, torch.tensor([0.0, 2.0]).double(), rtol=0.0, atol=atol)
+        return calls
+
+    assert count(torch.tensor([1e-9, 1e3])) < count(1e-9)
+
+
+# ---- discontinuities
+
+
+@directions
+def test_jump_t(reverse):
+    """y' = 1 before t = 1, 2 from there on. Either side of the jump sees its own f, so two steps are enough."""
+    t = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    t = t.flip(0) if reverse else t
+    exact = torch.where(t < 1, t, 2 * t - 1)[:, None]
+    times = []
+
+    def f(t, y):
+        times.append(t.item())
+        return torch.where(t < 1, 1.0, 2.0) + 0 * y
+
+    y = odeint(f, exact[0], t, options={"jump_t": torch.tensor([1.0])})
+    assert_close(y, exact, rtol=1e-12, atol=1e-12)
+    assert 1.0 not in times
+    assert len(times) < 80
+
+
+def test_step_t_ends_steps_there(start):
+    t, stops, ends = torch.tensor([0.0, 2.0]).double(), torch.tensor([0.7, 0.31, 5.0]).double(), []
+
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return pendulum(t, y)
+
+        def callback_accept_step(self, t, y, dt):
+            ends.append((t + dt).item())
+
+    y = odeint(Field(), start, t, options={"step_t": stops})
+    assert {0.31, 0.7, 2.0} <= {round(end, 6) for end in ends}
+    assert_close(y, odeint(pendulum, start, t), rtol=1e-6, atol=1e-6)
+
+
+# ---- gradients
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("interface", [odeint, odeint_adjoint])
+def test_gradcheck_in_y0_and_t(problem, interface):
+    f, exact = PROBLEMS[problem]
+    t = torch.tensor([1.0, 1.4, 2.0], dtype=torch.float64, requires_grad=True)
+    y0 = exact(t.detach())[0].clone().requires_grad_()
+    more = {"adjoint_params": ()} if interface is odeint_adjoint else {}
+    function = lambda y0, t: interface(f, y0, t, rtol=1e-9, atol=1e-9, **more)  # noqa: E731
+    assert gradcheck(function, (y0, t), eps=1e-5, atol=1e-4, rtol=1e-4)
+
+
+@every
+@directions
+def test_the_adjoint_is_the_direct_gradient(method, reverse, tanh_field, start):
+    class Field(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = tanh_field(2, scale=0.7)
+
+        def forward(self, t, y):
+            return self.inner(t, y[None])[0]
+
+    f = Field()
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    t = (1 - t if reverse else t).requires_grad_()
+    start = start.requires_grad_()
+    options = {"step_size": 0.05, "interp": "cubic"} if method in FIXED else {}  # a linear piece's slope is no f
+    tolerance = 1e-5 if method in LOW else 1e-7
+    wanted = (start, t, *f.parameters())
+    gradients = []
+    for interface in (odeint, odeint_adjoint):
+        y = interface(f, start, t, method=method, options=options, rtol=tolerance, atol=tolerance)
+        gradients.append(grad(y.sin().sum(), wanted))
+    bound = 5e-2 if method == "euler" else 1e-2 if method in LOW or method in FIXED else 1e-5
+    assert_close(gradients[1], gradients[0], rtol=bound, atol=bound)
+
+
+def test_the_adjoint_is_torchdiffeqs(tanh_field, starts):
+    f, y0 = tanh_field(3, scale=1.0), starts(4, 3).requires_grad_()
+    t = torch.linspace(0, 1.5, 4, dtype=torch.float64).requires_grad_()
+    wanted = (y0, t, *f.parameters())
+    ours, theirs = (
+        grad(interface(f, y0, t, rtol=1e-9, atol=1e-9, adjoint_options={"norm": "seminorm"}).cos().sum(), wanted)
+        for interface in (odeint_adjoint, torchdiffeq.odeint_adjoint)
+    )
+    assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_adjoint_options_are_the_backward_solves(tanh_field, starts, record):
+    f, y0 = tanh_field(3, scale=1.0), starts(4, 3).requires_grad_()
+    counted = record(f)
+    t = torch.linspace(0, 1, 2, dtype=torch.float64)
+    params = {"adjoint_params": tuple(f.parameters())}
+
+    def backward_calls(**options):
+        y = odeint_adjoint(counted, y0, t, rtol=1e-6, atol=1e-6, **params, **options)
+        before = counted.calls
+        y.sum().backward()
+        return counted.calls - before
+
+    assert backward_calls(adjoint_rtol=1e-3, adjoint_atol=1e-3) < backward_calls()
+    assert backward_calls(adjoint_method="euler", adjoint_options={"step_size": 0.5}) == 4  # two steps, and their sums
+    with pytest.raises(ValueError, match="adjoint_options"):
+        odeint_adjoint(counted, y0, t, method="dopri5", options={"safety": 0.8}, adjoint_method="bosh3", **params)
+    with pytest.raises(ValueError, match="adjoint_params"):
+        odeint_adjoint(lambda t, y: -y, y0, t)
+
+
+def test_tensors_left_out_of_adjoint_params_get_no_gradient():
+    weight, other = torch.tensor(0.5, requires_grad=True), torch.tensor(0.3, requires_grad=True)
+    f = lambda t, y: -weight * y + other  # noqa: E731
+    odeint_adjoint(f, torch.ones(2), torch.tensor([0.0, 1.0]), adjoint_params=(weight,)).sum().backward()
+    assert weight.grad is not None
+    assert other.grad is None
+
+
+# ---- callbacks
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@directions
+def test_accepted_and_rejected_are_all_steps(method, reverse, start):
+    calls = {"step": [], "accept_step": [], "reject_step": []}
+
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return torch.tanh(8 * pendulum(t, y[0])), torch.cos(y[1])
+
+    f = Field()
+    for name, times in calls.items():
+
+        def callback(t, y, dt, times=times):
+            assert t.shape == dt.shape == ()
+            assert [part.shape for part in y] == [(2,), ()]
+            assert dt > 0
+            times.append(t.item())
+
+        setattr(f, f"callback_{name}", callback)
+    t = torch.tensor([0.0, 1.0 if not reverse else -1.0], dtype=torch.float64)
+    odeint(f, (start, torch.tensor(0.3).double()), t, method=method, rtol=1e-3, atol=1e-3, options={"first_step": 0.9})
+    assert len(calls["accept_step"]) + len(calls["reject_step"]) == len(calls["step"])
+    assert calls["reject_step"] or method == "fehlberg2"  # whose estimate is a small part of its error
+    assert calls["accept_step"] == sorted(calls["accept_step"], reverse=reverse)
+
+
+@pytest.mark.parametrize("method", FIXED)
+def test_fixed_methods_call_back_for_each_step(method, start):
+    times = []
+
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return pendulum(t, y)
+
+        def callback_step(self, t, y, dt):
+            times.append(round(t.item(), 9))
+
+    odeint(Field(), start, torch.tensor([0.0, 1.0]).double(), method=method, options={"step_size": 0.25})
+    assert times == [0.0, 0.25, 0.5, 0.75]
+
+    Field.callback_accept_step = lambda self, t, y, dt: None
+    with pytest.warns(UserWarning, match="callback_step alone"):
+        odeint(Field(), start, torch.tensor([0.0, 1.0]).double(), method=method)
+
+
+def test_adjoint_callbacks_are_the_backward_solves(tanh_field, starts):
+    f, calls = tanh_field(3), {"step": 0, "accept_step": 0, "reject_step": 0}
+    for name in calls:
+
+        def callback(t, pair, dt, name=name):
+            y, adjoint = pair
+            assert y.shape == adjoint.shape == (4, 3)
+            calls[name] += 1
+
+        setattr(f, f"callback_{name}_adjoint", callback)
+    y = odeint_adjoint(f, starts(4, 3).requires_grad_(), torch.tensor([0.0, 1.0]).double(), rtol=1e-5, atol=1e-5)
+    assert calls["step"] == 0
+    y.sum().backward()
+    assert calls["accept_step"] + calls["reject_step"] == calls["step"] > 0
+
+
+# ---- tuples and norms
+
+
+@every
+def test_tuples(method, start):
+    t = torch.linspace(0, 1, 3, dtype=torch.float64)
+    y0 = (start, torch.ones(2, 3, dtype=torch.float64), torch.tensor(0.5).double())
+    f = lambda t, y: [pendulum(t, y[0]), -y[1] * y[2], torch.cos(t) * y[2]]  # a list will do  # noqa: E731
+    options = {"step_size": 0.1} if method in FIXED else {}
+    y = odeint(f, y0, t, method=method, rtol=1e-5, atol=1e-5, options=options)
+    assert isinstance(y, tuple)
+    assert [part.shape for part in y] == [(3, 2), (3, 2, 3), (3,)]
+    flat = lambda t, y: torch.cat([pendulum(t, y[:2]), -y[2:8] * y[8], torch.cos(t) * y[8:]])  # noqa: E731
+    whole = odeint(flat, torch.cat([part.reshape(-1) for part in y0]), t, method=method, rtol=1e-5, atol=1e-5,
+                   options=options)  # fmt: skip
+    bound = 1e-12 if method in FIXED else 5e-3  # the norm of a tuple is another one
+    assert_close(torch.cat([part.reshape(3, -1) for part in y], 1), whole, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("rtol", [(1e-6, 1e-3), torch.tensor([1e-6, 1e-3]), (torch.full((2,), 1e-6), 1e-3)])
+def test_tolerances_for_each_of_a_tuple(rtol, start):
+    y = odeint(lambda t, y: (pendulum(t, y[0]), y[1]), (start, start[:1]), torch.tensor([0.0, 1.0]).double(), rtol=rtol)
+    assert_close(y[1][1], math.e * start[:1], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="rtol: expected one for each of the state's 2 tensors, got 3"):
+        odeint(lambda t, y: y, (start, start), torch.tensor([0.0, 1.0]), rtol=(1e-3, 1e-3, 1e-3))
+
+
+@pytest.mark.parametrize("interface", [odeint, odeint_adjoint])
+@pytest.mark.parametrize("is_tuple", [False, True])
+def test_norms_see_the_states_shapes(interface, is_tuple, start):
+    seen = []
+
+    def norm(state):
+        seen.append([tuple(part.shape) for part in (state if is_tuple else (state,))])
+        return max(part.abs().max() for part in (state if is_tuple else (state,)))
+
+    y0 = (start.requires_grad_(), torch.ones(2, 3).double()) if is_tuple else start.requires_grad_()
+    f = (lambda t, y: (pendulum(t, y[0]), -y[1])) if is_tuple else pendulum
+    more = {"adjoint_params": ()} if interface is odeint_adjoint else {}
+    y = interface(f, y0, torch.tensor([0.0, 1.0]).double(), method="dopri5", options={"norm": norm}, **more)
+    forwards = len(seen)
+    (y[0] if is_tuple else y).sum().backward()
+    assert set(map(tuple, seen)) == {((2,), (2, 3)) if is_tuple else ((2,),)}
+    assert (len(seen) > forwards) == (interface is odeint_adjoint)
+
+
+# ---- events
+
+THROWN = {"g": 9.81}
+
+
+def thrown(t, y):
+    return torch.stack([y[1], -9.81 + 0 * y[1]])
+
+
+def ground(t, y):
+    return y[0]
+
+
+@every
+@pytest.mark.parametrize("interface", [odeint, odeint_adjoint])
+def test_an_events_time_and_state(method, interface):
+    """A ball from 10 m at rest: t* = √(2h/g), and dt*/dh = 1/√(2 g h)."""
+    y0 = torch.tensor([10.0, 0.0], dtype=torch.float64, requires_grad=True)
+    options = {"step_size": 0.05, "interp": "cubic"} if method in FIXED else {}
+    tolerance = 1e-4 if method in LOW else 1e-8  # the solution is a parabola
+    more = {"adjoint_params": ()} if interface is odeint_adjoint else {}
+    t, y = odeint_event(thrown, y0, torch.tensor(0.0).double(), event_fn=ground, odeint_interface=interface,
+                        method=method, options=options, rtol=tolerance, atol=tolerance, **more)  # fmt: skip
+    bound = 5e-2 if method == "euler" else 1e-5
+    assert t.shape == ()
+    assert y.shape == (2, 2)
+    assert t.item() == pytest.approx(math.sqrt(20 / 9.81), rel=bound)
+    assert_close(y[1], torch.tensor([0.0, -math.sqrt(20 * 9.81)]).double(), rtol=bound, atol=bound)
+    of_h = grad(t, y0, retain_graph=True)[0][0]
+    assert of_h.item() == pytest.approx(1 / math.sqrt(2 * 9.81 * 10), rel=2 * bound)
+    assert grad(y[1, 1], y0)[0][0].item() == pytest.approx(-math.sqrt(9.81 / 20), rel=2 * bound)
+
+
+@directions
+def test_its_events_and_ours(reverse, start):
+    """First of two functions to reach zero, in either direction of time; gradients in y0 and t0."""
+    event = lambda t, y: torch.stack([y[0] - 0.1, y.norm() - 1.6 + 0.1 * t])  # noqa: E731
+    start, t0 = start.requires_grad_(), torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    results = []
+    for module in (odeint_event, torchdiffeq.odeint_event):
+        t, y = module(pendulum, start, t0, event_fn=event, reverse_time=reverse, rtol=1e-10, atol=1e-10)
+        results.append((t, y, *grad(t + y[1].sum(), (start, t0))))
+    assert (results[0][0] < 0.3) == reverse
+    assert_close(results[0][:2], results[1][:2], rtol=1e-7, atol=1e-7)
+    assert_close(results[0][2:], results[1][2:], rtol=1e-5, atol=1e-5)
+
+
+def test_an_event_at_the_start_is_at_the_start(start):
+    t0 = torch.tensor(0.7, dtype=torch.float64)
+    t, y = odeint_event(pendulum, start, t0, event_fn=lambda t, y: y[0] - 0.5)
+    assert (t.item(), y.tolist()) == (0.7, [start.tolist()] * 2)
+
+
+def test_odeint_with_an_event_takes_its_direction_from_t(start):
+    for sign in (1, -1):
+        t, y = odeint(pendulum, start, torch.tensor([0.0, sign]).double(), event_fn=lambda t, y: t.abs() - 2)
+        assert t.item() == pytest.approx(2 * sign, rel=1e-12)
+        assert_close(y[1], odeint(pendulum, start, torch.tensor([0.0, 2.0 * sign]).double())[1], rtol=1e-6, atol=1e-6)
+    with pytest.raises(ValueError, match="t: expected two times with event_fn"):
+        odeint(pendulum, start, torch.linspace(0, 1, 3).double(), event_fn=lambda t, y: t - 2)
+
+
+def test_an_event_that_never_comes_is_an_error(start):
+    with pytest.raises(SolveError):
+        odeint_event(lambda t, y: -y, start, torch.tensor(0.0), event_fn=lambda t, y: y.norm() + 1,
+                     options={"max_num_steps": 300}, method="dopri5")  # fmt: skip
+    with pytest.raises(SolveError):
+        odeint_event(lambda t, y: 0 * y, start, torch.tensor(0.0), event_fn=lambda t, y: y.norm() + 1)
+    with pytest.raises(ValueError, match="step_size"):
+        odeint_event(lambda t, y: -y, start, torch.tensor(0.0), event_fn=lambda t, y: y.norm() - 1, method="rk4")
+
+
+def test_events_beyond_a_jump():
+    f = lambda t, y: torch.where(t < 1, 1.0, 2.0) + 0 * y  # noqa: E731
+    options = {"jump_t": torch.tensor([1.0])}
+    t, _ = odeint_event(f, torch.zeros(1).double(), torch.tensor(0.0), event_fn=lambda t, y: y[0] - 4, options=options)
+    assert t.item() == pytest.approx(2.5, rel=1e-12)
+
+
+# ---- the rest
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_dense_output(method, start):
+    at = odeint_dense(
+        pendulum, start, 0.0, 2.0, method=method, options={"step_size": 0.01} if method == "rk4" else None
+    )
+    exact = odeint(pendulum, start, torch.tensor([0.0, 0.3, 1.7]).double(), rtol=1e-10, atol=1e-10)
+    assert_close(at(torch.tensor([0.3, 1.7]).double()), exact[1:], rtol=1e-3, atol=1e-3 if method == "rk4" else 1e-6)
+    assert_close(at(0.3), at(torch.tensor([0.3]).double())[0])
+
+
+def test_one_time_is_the_start(start):
+    assert odeint(pendulum, start, torch.tensor([0.3])).tolist() == [start.tolist()]
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_any_shape_and_dtype(shape, dtype):
+    y = odeint(lambda t, y: -y, torch.ones(shape, dtype=dtype), torch.tensor([0.0, 1.0]), rtol=1e-5, atol=1e-5)
+    assert y.dtype == dtype
+    assert_close(y[1], torch.full(shape, math.exp(-1), dtype=dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_f_is_never_called_outside_of_the_span(start):
+    times = []
+
+    def f(t, y):
+        times.append(t.item())
+        return pendulum(t, y)
+
+    for ends in ([0.0, 0.37, 1.1], [1.1, 0.0]):
+        odeint(f, start, torch.tensor(ends, dtype=torch.float64))
+    assert min(times) >= 0
+    assert max(times) <= 1.1
+
+
+def test_no_warnings(start):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in (*ADAPTIVE, *FIXED):
+            odeint(pendulum, start.requires_grad_(), torch.tensor([0.0, 1.0]), method=method, rtol=1e-3, atol=1e-3)
+
+
+# ---- what is wrong is named
+
+T = torch.tensor([0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"method": "rk45"}, ValueError, "method: expected one of dopri8, dopri5, tsit5, .*, rk4, got 'rk45'"),
+        ({"method": "implicit_adams"}, ValueError, "method: expected one of"),
+        ({"options": {"step_size": 0.1}}, ValueError, "options: dopri5 has first_step, .*, got 'step_size'"),
+        (
+            {"method": "rk4", "options": {"max_num_steps": 9}},
+            ValueError,
+            "options: rk4 has step_size, .*, got 'max_num",
+        ),
+        ({"options": {"dtype": torch.float64}}, ValueError, "options: times have the state's real dtype"),
+        ({"method": "rk4", "options": {"perturb": True}}, ValueError, "options: perturb"),
+        ({"method": "rk4", "options": {"interp": "spline"}}, ValueError, "options: interp is 'linear' or 'cubic'"),
+        ({"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": len}}, ValueError, "give one"),
+        ({"method": "rk4", "options": {"step_size": 0.0}}, ValueError, "step_size: expected a positive number, got 0"),
+        ({"method": "rk4", "options": {"grid_constructor": lambda f, y0, t: t[:1]}}, ValueError, "grid_constructor"),
+        ({"method": "rk4", "options": {"grid_constructor": lambda f, y0, t: t + 1}}, ValueError, "grid_constructor"),
+        ({"options": {"norm": "rms"}}, ValueError, "options: expected a function as norm, got 'rms'"),
+        ({"options": {"norm": lambda y: y}}, ValueError, "options: expected a norm that returns one number"),
+        ({"options": {"step_t": torch.tensor([0.5, 0.5])}}, ValueError, "step_t and jump_t must not have a time twice"),
+        ({"options": {"safety": 2.0}}, ValueError, "safety: expected"),
+        ({"options": {"first_step": -1.0}}, ValueError, "first_step: expected"),
+        ({"options": {"max_num_steps": 0}}, ValueError, "max_steps: expected"),
+        ({"t": [0.0, 1.0]}, TypeError, "t: expected a tensor of real times, got list"),
+        ({"t": torch.tensor([0, 1])}, TypeError, "t: expected a tensor of real times, got torch.int64"),
+        ({"t": torch.tensor(1.0)}, ValueError, r"t: expected shape \[T\], got \(\)"),
+        ({"t": torch.zeros(0)}, ValueError, r"t: expected shape \[T\], got \(0,\)"),
+        ({"t": torch.tensor([0.0, 1.0, 0.5])}, ValueError, "t: expected strictly increasing or decreasing times"),
+        ({"t": torch.tensor([0.0, 0.0])}, ValueError, "t: expected strictly increasing or decreasing times"),
+        ({"t": torch.tensor([0.0, math.nan])}, ValueError, "t: expected strictly increasing or decreasing times"),
+        ({"t": torch.tensor([0.0, math.inf])}, ValueError, "expected finite times"),
+        ({"y0": 1.0}, TypeError, "y0: expected a tensor or a tuple of tensors, got float"),
+        ({"y0": {"y": torch.ones(2)}}, TypeError, "y0: expected a tensor or a tuple of tensors, got dict"),
+        ({"y0": ()}, TypeError, "y0: expected a tensor or a tuple of tensors"),
+        ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, "y0: expected a floating-point or complex dtype"),
+        ({"rtol": torch.tensor(1e-3, requires_grad=True)}, ValueError, "rtol: a tolerance has no gradient"),
+        ({"atol": -1.0}, ValueError, "atol: expected a finite number of at least 0"),
+        ({"func": lambda t, y: y[:1]}, ValueError, "f: expected dy/dt of shape"),
+        ({"func": lambda t, y: None}, ValueError, "f: expected dy/dt of shape"),
+        ({"func": 3}, TypeError, r"func: expected a function of \(t, y\), got int"),
+        ({"event_fn": lambda t, y: None}, TypeError, "event_fn: expected a tensor, got NoneType"),
+    ],
+)
+def test_a_bad_argument_is_named(change, error, message):
+    call = {"func": lambda t, y: -y, "y0": torch.ones(2), "t": T} | change
+    with pytest.raises(error, match=message):
+        odeint(call.pop("func"), call.pop("y0"), call.pop("t"), **call)
+
+
+@pytest.mark.parametrize("options", [{"norm": lambda parts: parts[0]}, {"norm": "rms"}])
+def test_a_norm_of_the_adjoint_is_refused(options):
+    with pytest.raises(ValueError, match="adjoint_options: expected the norm 'seminorm'"):
+        odeint_adjoint(lambda t, y: -y, torch.ones(2), T, adjoint_params=(), adjoint_options=options)
+
+
+def test_failures_say_what_to_try():
+    with pytest.raises(SolveError, match=r"MAX_STEPS.*What to try"):
+        odeint(lambda t, y: -y, torch.ones(2), T, method="dopri5", options={"max_num_steps": 1})
+    with pytest.raises(SolveError, match="NON_FINITE"):
+        odeint(lambda t, y: y * math.nan, torch.ones(2), T)
