@@ -10,7 +10,9 @@ batches; its time is extrapolated from the median batch.
 stay of the batch has an observation, with all stays at each of them, and those that have none there keep their state;
 torchdiffeq's dopri5 follows all stays through the same times, with one step size. What that code does more slowly than
 it must is left out, to see what the grid costs: here, as in dise, the gated unit's share of the observations is
-computed for all times at once, only what was observed is decoded, and the likelihood is one sum.
+computed for all times at once, only what was observed is decoded, and the likelihood is one sum. torchdiffeq writes the
+states one by one into one tensor, of which the backward pass makes a copy for every time; so the third way is the union
+grid with dise's save points in place of torchdiffeq: one system, one step size, the same times.
 
 The losses of the two are not equal, and should not be: on the union grid a stay's ODE begins at the batch's last time
 and takes an Euler step to each time of the batch, so its state depends on what else is in the batch. For a stay by
@@ -34,7 +36,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torchdiffeq import odeint
 
-from dise import Adaptive, Dopri5
+from dise import Dopri5, solve
 from dise.tasks.physionet.batches import TrainingBatches, draw
 from dise.tasks.physionet.data import load_physionet, load_physionet_sample
 from dise.tasks.physionet.loss import latent_ode_loss
@@ -50,11 +52,16 @@ TIGHT = Dopri5(rtol=1e-6, atol=1e-6)
 
 
 class UnionGrid(nn.Module):
-    """A Latent ODE that takes every batch through the union of its stays' times; counts the generator's evaluations."""
+    """A Latent ODE that takes every batch through the union of its stays' times; counts the generator's evaluations.
 
-    def __init__(self, model: LatentODE) -> None:
+    Args:
+        model: whose weights and integrator to use.
+        follow: (f, z0 [n, 20], times [T], integrator) → states [T, n, 20].
+    """
+
+    def __init__(self, model: LatentODE, follow: "Follow") -> None:
         super().__init__()
-        self.model, self.nfe = model, 0
+        self.model, self.follow, self.nfe = model, follow, 0
         model.block.f.register_forward_hook(self._count)
 
     def _count(self, *arguments: Any) -> None:
@@ -65,7 +72,9 @@ class UnionGrid(nn.Module):
         times, column = x.times.unique(return_inverse=True)  # rising
         mean, deviation = self._encode(x, times, column)
         z0 = mean + deviation * x.noise
-        path = self._follow(z0.flatten(0, 1), times).unflatten(1, (len(z0), len(x)))  # [T, S, B, 20]
+        block = self.model.block
+        states = self.follow(block.f, z0.flatten(0, 1), times, block.integrator)
+        path = states.unflatten(1, (len(z0), len(x)))  # [T, S, B, 20]
         last = column[x.place.diff(append=x.place.new_zeros(1)) <= 0]  # of each stay
         z = path[last, :, torch.arange(len(x))].transpose(0, 1)
         observed = path[column, :, x.stay].transpose(0, 1)
@@ -76,7 +85,8 @@ class UnionGrid(nn.Module):
         encoder, cell = self.model.encoder, (x.stay, column)
         own = torch.cat([x.values, x.mask], dim=1)
         seen = encoder.unit.read(own.new_zeros(len(x), len(times), own.shape[1]).index_put(cell, own).flatten(0, 1))
-        seen = seen.unflatten(0, (len(x), len(times)))
+        # unbound at once: the gradient of one time's slice alone would be as large as all times'
+        columns = seen.unflatten(0, (len(x), len(times))).unbind(1)
         here = torch.zeros(len(x), len(times), dtype=torch.bool).index_put(cell, torch.tensor(True))
         # the grid's walk is that of one stay with all of these times
         walk = Walk.of(times, torch.zeros_like(column[: len(times)]), times[-1:])
@@ -85,16 +95,22 @@ class UnionGrid(nn.Module):
             mean = h[:, 0]
             h = torch.stack([mean + dt * encoder.field(t, mean), h[:, 1]], dim=1)
             if row >= 0:
-                h = torch.where(here[:, row, None, None], encoder.unit(h, seen[:, row]), h)
+                h = torch.where(here[:, row, None, None], encoder.unit(h, columns[row]), h)
         mean, deviation = encoder.posterior(h.flatten(1)).chunk(2, dim=1)
         return mean, deviation.abs()
 
-    def _follow(self, z0: Tensor, times: Tensor) -> Tensor:
-        """[T, n, 20] states from z0 [n, 20] on."""
-        tolerance = self.model.block.integrator
-        if not isinstance(tolerance, Adaptive):
-            raise TypeError(f"integrator: expected an adaptive one, got {tolerance}")
-        return odeint(self.model.block.f, z0, times, rtol=tolerance.rtol, atol=tolerance.atol, method="dopri5")
+
+Follow = Callable[[nn.Module, Tensor, Tensor, Any], Tensor]
+
+
+def by_odeint(f: nn.Module, z0: Tensor, times: Tensor, integrator: Dopri5) -> Tensor:
+    """torchdiffeq's dopri5."""
+    return odeint(f, z0, times, rtol=integrator.rtol, atol=integrator.atol, method="dopri5")
+
+
+def by_save_points(f: nn.Module, z0: Tensor, times: Tensor, integrator: Dopri5) -> Tensor:
+    """dise's, of one system."""
+    return solve(f, z0, 0.0, times[-1], integrator, batched=False, save_at=times).saved
 
 
 Iteration = Callable[[Stays], tuple[float, float]]
@@ -113,9 +129,9 @@ def by_dise(model: LatentODE) -> Iteration:
     return iterate
 
 
-def by_union_grid(model: LatentODE) -> Iteration:
+def by_union_grid(model: LatentODE, follow: Follow) -> Iteration:
     """One iteration: loss and the generator's NFE, the same for all samples."""
-    union = UnionGrid(model)
+    union = UnionGrid(model, follow)
     optimizer = torch.optim.Adamax(model.parameters(), lr=PRESET.learning_rate)
 
     def iterate(x: Stays) -> tuple[float, float]:
@@ -138,7 +154,7 @@ def alone(model: LatentODE, records: Records) -> float:
     """Largest relative difference of the two ways' losses of records by themselves, at a tolerance of 1e-6."""
     model, generator, differences = copy.deepcopy(model), torch.Generator().manual_seed(0), []
     model.block.integrator = TIGHT
-    union = UnionGrid(model)
+    union = UnionGrid(model, by_odeint)
     for i in range(min(ALONE, len(records))):
         x = Stays.of(records[i : i + 1], noise=draw(PRESET.samples, 1, generator))
         ours, theirs = (float(latent_ode_loss(way.reconstruct(x), x)[0]) for way in (model, union))
@@ -148,10 +164,14 @@ def alone(model: LatentODE, records: Records) -> float:
 
 def compare(model: LatentODE, batches: TrainingBatches, number: int) -> dict[str, Any]:
     """Medians over `number` batches, after one to warm up."""
-    ways = {"dise": by_dise(copy.deepcopy(model)), "union grid": by_union_grid(copy.deepcopy(model))}
+    ways = {
+        "dise": by_dise(copy.deepcopy(model)),
+        "union grid": by_union_grid(copy.deepcopy(model), by_odeint),
+        "union grid, save points": by_union_grid(copy.deepcopy(model), by_save_points),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    steps: dict[str, list[int]] = {name: [] for name in ways}
+    steps: dict[str, list[int]] = {"dise": [], "union": []}
     for index, x in enumerate(islice(batches, number + 1)):
         for name, iterate in ways.items():
             start = time.perf_counter()
@@ -161,12 +181,12 @@ def compare(model: LatentODE, batches: TrainingBatches, number: int) -> dict[str
                 results[name].append(result)
         if index > 0:
             steps["dise"].append(len(x.walk.sizes))
-            steps["union grid"].append(len(x.times.unique()))
+            steps["union"].append(len(x.times.unique()))
     return {
         name: {
             "s": statistics.median(seconds[name]),
             "epoch_s": EPOCH * statistics.median(seconds[name]),
-            "encoder_steps": statistics.mean(steps[name]),
+            "encoder_steps": statistics.mean(steps["dise" if name == "dise" else "union"]),
             "nfe": statistics.mean(nfe for _, nfe in results[name]),
             "loss": statistics.mean(loss for loss, _ in results[name]),
         }

@@ -59,15 +59,16 @@ def test_stays_that_share_their_times_are_encoded_alike(script, model, records):
         counts=torch.tensor([number, number]),
     )
     x = stays(both)
-    union = script["UnionGrid"](model)
+    union = script["UnionGrid"](model, script["by_odeint"])
     ours, theirs = model.reconstruct(x), union.reconstruct(x)
     for name in ("mean", "deviation"):
         assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("follow", ["by_odeint", "by_save_points"])
 @torch.no_grad()
-def test_from_the_same_starts_both_follow_the_same_paths(script, model, records):
-    x, union = stays(records), script["UnionGrid"](model)
+def test_from_the_same_starts_all_follow_the_same_paths(script, model, records, follow):
+    x, union = stays(records), script["UnionGrid"](model, script[follow])
     assert len(x.times.unique()) > int(records.counts.max())  # no stay has all of the batch's times
     union._encode = lambda x, times, column: model.encoder(x)
     ours, theirs = model.reconstruct(x), union.reconstruct(x)
@@ -79,7 +80,7 @@ def test_from_the_same_starts_both_follow_the_same_paths(script, model, records)
 @torch.no_grad()
 def test_a_stay_without_an_observation_keeps_its_state_but_for_the_ode(script, model, records):
     """Nothing that another stay has observed reaches it: only the times do."""
-    x, union = stays(records), script["UnionGrid"](model)
+    x, union = stays(records), script["UnionGrid"](model, script["by_odeint"])
     times, column = x.times.unique(return_inverse=True)
     before, _ = union._encode(x, times, column)
     other = x.stay != 0
@@ -90,7 +91,7 @@ def test_a_stay_without_an_observation_keeps_its_state_but_for_the_ode(script, m
 
 
 def test_nfe_counts_the_generators_evaluations(script, model, records):
-    union, x = script["UnionGrid"](model), stays(records)
+    union, x = script["UnionGrid"](model, script["by_odeint"]), stays(records)
     union.reconstruct(x)
     assert union.nfe > 0
     assert (union.nfe - 2) % 6 == 0  # torchdiffeq's dopri5
@@ -104,7 +105,7 @@ def test_it_prints_a_table_and_writes_json(script, tmp_path, monkeypatch, capsys
     assert {key: result[key] for key in ("records", "batch", "batches", "epoch_batches", "quantization")} == {
         "records": 200, "batch": 3, "batches": 1, "epoch_batches": 64, "quantization": 0.016,
     }  # fmt: skip
-    assert set(result["ways"]) == {"dise", "union grid"}
+    assert set(result["ways"]) == {"dise", "union grid", "union grid, save points"}
     for row in result["ways"].values():
         assert set(row) == {"s", "epoch_s", "encoder_steps", "nfe", "loss"}
         assert row["epoch_s"] == 64 * row["s"]
