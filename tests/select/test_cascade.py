@@ -99,6 +99,7 @@ SPAN = {"rtol": 1e-3, "atol": 1e-3, "first_step": "span"}
         (Euler(1), RK4(1), False),  # Euler evaluates nothing after k1
         (RK4(1), Dopri5(**SPAN), False),  # 1/2 and 1/5
         (Midpoint(1), Bosh3(), False),  # the heuristic's probe is elsewhere
+        (Midpoint(1), Bosh3(**SPAN, dt_max=0.5), False),  # a first step that is not the span
     ],
     ids=str,
 )

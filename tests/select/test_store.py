@@ -15,10 +15,13 @@ from dise import (
     Dopri5,
     Dynamic,
     Euler,
+    PIController,
     PooledNetwork,
     RandomSelector,
+    StepDoubling,
     load_policy,
     make_dynamic,
+    max_norm,
     save_policy,
 )
 from dise.select import find_block
@@ -40,6 +43,10 @@ def policies(model):
     adequacy = AdequacySelector(ConfidenceNetwork(head, 3, classes=3, span=2.0), candidates=3, dial=7.5)
     return {
         "single": RK4(3),
+        "controlled": Dopri5(
+            rtol=torch.tensor([1e-3, 1e-4]), dt_max=0.25, controller=PIController(safety=0.8), norm=max_norm
+        ),
+        "doubled": StepDoubling(RK4(2), rtol=1e-5),
         "cascade": Cascade(three, Confidence(head, 0.9, measure="margin")),
         "cascade with rules": Cascade(
             list(three), [Confidence(head, 3.0, measure="gap"), Confidence(head, 0.5, measure="entropy")]
@@ -106,6 +113,7 @@ def test_no_file_is_a_pickle(classifier, tmp_path):
     ("policy", "message"),
     [
         (Cascade((Euler(), RK4()), lambda y: y[:, 0] > 0), r"integrator.accept: <function .* cannot be saved"),
+        (Dopri5(norm=lambda x: x), r"integrator.norm: <function .* cannot be saved"),
         (Dynamic((Euler(),), nn.Identity()), r"integrator.selector: Identity\(\) cannot be saved"),
         (Cascade((Euler(), RK4()), Confidence(nn.Linear(2, 3), 0.5)), "the head is not made of modules of the model"),
         (Dynamic((Euler(),), CostSelector(nn.Identity(), candidates=1)), "a network of Identity cannot be saved"),

@@ -112,7 +112,7 @@ def _second_node(candidate: Integrator) -> float | None:
         if candidate.tableau.stages > 1:
             return candidate.tableau.c[1] / candidate.steps
         return 1 / candidate.steps if candidate.steps > 1 else None
-    if isinstance(candidate, Adaptive) and candidate.first_step == "span":
+    if isinstance(candidate, Adaptive) and candidate.first_step == "span" and candidate.dt_max == math.inf:
         return candidate.tableau.c[1]
     return None
 

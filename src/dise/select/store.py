@@ -142,6 +142,7 @@ def _find(model: nn.Module, block: dict[str, Any], integrator: Integrator) -> Ne
 # ---- values as JSON
 
 _NORMS: dict[str, Callable[[State], torch.Tensor]] = {norm.__name__: norm for norm in (rms_norm, max_norm)}
+_FUNCTIONS = {"max_norm": max_norm, "rms_norm": rms_norm}
 _NETWORKS: dict[str, type[FeatureNetwork]] = {cls.__name__: cls for cls in (ConfidenceNetwork, PooledNetwork)}
 
 
@@ -203,7 +204,7 @@ class _Reader:
 
     def read(self, value: Any) -> Any:
         if isinstance(value, list):
-            return [self.read(part) for part in value]
+            return tuple(self.read(part) for part in value)
         if not isinstance(value, dict):
             return value
         kind, parts = value["kind"], {key: part for key, part in value.items() if key != "kind"}
@@ -212,8 +213,8 @@ class _Reader:
         if kind == "Confidence":
             return Confidence(self._head(parts.pop("head")), **parts)
         if kind in ("CostSelector", "AdequacySelector"):
-            cls = AdequacySelector if kind == "AdequacySelector" else CostSelector
-            return cls(self._network(parts.pop("network")), **parts)
+            selector = AdequacySelector if kind == "AdequacySelector" else CostSelector
+            return selector(self._network(parts.pop("network")), **parts)
         if kind == "RandomSelector":
             return RandomSelector(parts["shares"])
         for cls in (*_kinds(Integrator), *_kinds(Value)):
