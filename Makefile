@@ -34,6 +34,7 @@ types: setup
 bench: setup
 	$(BIN)/python benchmarks/parity.py results/mnist-cpu/odenet-none-seed0
 	$(BIN)/python benchmarks/flow_training.py results/circles-cpu/flow-none-seed0
+	$(BIN)/python benchmarks/union_grid.py --sample --batches 2
 
 docs: .venv/docs-installed
 	$(BIN)/mkdocs build --strict

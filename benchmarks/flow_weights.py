@@ -8,7 +8,6 @@ on the same 625 sets of 32 points by a solve at 1e-7 in double precision; NFE is
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dise.experiment.rundir import load_model, open_run
 from dise.select import find_block
 from dise.tasks.circles.evaluate import Reference
 from dise.tasks.circles.points import sets
+from dise.tasks.table import spread
 
 SETS = 625
 
@@ -67,14 +67,6 @@ def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return means
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean ± standard deviation."""
-    if not values:
-        return "–"
-    text = f"{statistics.mean(values):.{digits}f}"
-    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def tiny():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "sample", TINY)
         patch.setattr(mnist_task, "load_mnist_sample", lambda: splits)
-        quick = partial(choose_penalty, penalties=(1e3, 1e5), folds=2)
+        quick = partial(choose_penalty, penalties=(1e3, 1e5), folds=4)
         patch.setattr("dise.experiment.select.choose_penalty", quick)
         patch.delenv("DISE_DATA", raising=False)
         patch.setenv("COLUMNS", "200")
@@ -187,7 +187,7 @@ def test_select_says_which_penalties_it_tries(ran, dise):
     (ran / "selection.json").unlink()
     code, _, err = dise("select", ran)
     assert code == 0
-    assert "choosing M of selector 'pooled' by cross-validation" in err
+    assert "fitting selector 'pooled', M by cross-validation" in err
     for M in (1000, 100000):
         assert re.search(rf"M = {M}: 0\.\d+ adequate \(reference 0\.\d+, at most \d\.\d+ lost\), NFE \d", err)
     assert "no M is certain to lose at most 0.001 within the budget" in err

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from dise import RK4, Dopri5, Euler, NeuralODE, SolveError, solve
+from dise import RK4, Cascade, Dopri5, Dynamic, Euler, NeuralODE, SolveError, solve
 
 
 @pytest.fixture
@@ -112,6 +114,59 @@ def test_the_first_stage_at_other_starts(block, y0):
 def test_the_state_dict_holds_f_alone(block):
     assert list(block.state_dict()) == ["f.W", "f.b", "f.c"]
     assert {name for name, _ in block.named_parameters()} == {"f.W", "f.b", "f.c"}
+
+
+class Scores(nn.Module):
+    """A selector with parameters: K scores of a state [n, 3]."""
+
+    def __init__(self, candidates):
+        super().__init__()
+        self.layer = nn.Linear(3, candidates, dtype=torch.float64)
+
+    def forward(self, h0, k1):
+        return self.layer(h0)
+
+
+def test_a_policys_network_is_part_of_the_block(block):
+    block.integrator = Dynamic((Euler(), RK4()), Scores(2))
+    names = ["policy.selector.layer.weight", "policy.selector.layer.bias"]
+    assert list(block.state_dict())[3:] == names
+    block.to(torch.float32)
+    assert block.integrator.selector.layer.weight.dtype == torch.float32
+    block.eval()
+    assert not block.integrator.selector.training
+
+
+def test_a_policy_inside_a_policy_is_found(block):
+    inner = Dynamic((Euler(), RK4()), Scores(2))
+    block.integrator = Cascade((Euler(), inner), nn.Identity())
+    assert block.get_submodule("policy.candidates.1.selector") is inner.selector
+    assert "policy.accept" in dict(block.named_modules())
+
+
+def test_a_policy_that_is_exchanged_leaves_nothing_behind(block, y0):
+    dynamic = Dynamic((Euler(), RK4()), Scores(2))
+    block.integrator = dynamic
+    with block.using(Euler()):
+        assert list(block.state_dict()) == ["f.W", "f.b", "f.c"]
+    assert block.policy.selector is dynamic.selector
+    block.integrator = RK4()
+    assert list(block.state_dict()) == ["f.W", "f.b", "f.c"]
+    assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, RK4()).y)
+
+
+def test_weights_of_a_policy_are_loaded_and_copied_with_the_model(tanh_field, y0):
+    def dynamic_block(seed):
+        torch.manual_seed(seed)
+        return NeuralODE(tanh_field(3), Dynamic((Euler(), RK4(2)), Scores(2)))
+
+    first, second = dynamic_block(1), dynamic_block(2)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(y0), second(y0))
+    third = copy.deepcopy(first)
+    assert third.integrator.selector is third.policy.selector
+    assert third.integrator.selector is not first.integrator.selector
+    assert torch.equal(first(y0), third(y0))
 
 
 def test_gradients_reach_the_parameters(block, y0):

@@ -35,6 +35,8 @@ from dise.integrate import (
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
 from dise.select import (
+    AdequacySelector,
+    BinaryCost,
     Cascade,
     ClassificationCost,
     Confidence,
@@ -43,12 +45,20 @@ from dise.select import (
     CostSelector,
     Dynamic,
     PooledNetwork,
+    RandomSelector,
     TaskErrorCost,
     calibrate,
     choose_penalty,
     collect_costs,
     diagnose,
+    export_policy,
+    load_policy,
+    make_dynamic,
+    pareto_front,
+    profile_candidates,
+    prune,
     run_candidates,
+    save_policy,
 )
 
 __all__ = [
@@ -57,7 +67,9 @@ __all__ = [
     "RK4",
     "RK38",
     "Adaptive",
+    "AdequacySelector",
     "Backsolve",
+    "BinaryCost",
     "Bosh3",
     "ButcherTableau",
     "Cascade",
@@ -87,6 +99,7 @@ __all__ = [
     "PIController",
     "PooledNetwork",
     "Ralston",
+    "RandomSelector",
     "RawErrorEstimate",
     "Regularizer",
     "RungeKutta",
@@ -103,9 +116,16 @@ __all__ = [
     "collect_costs",
     "diagnose",
     "divergence",
+    "export_policy",
+    "load_policy",
+    "make_dynamic",
     "max_norm",
+    "pareto_front",
+    "profile_candidates",
+    "prune",
     "rms_norm",
     "run_candidates",
+    "save_policy",
     "solve",
 ]
 __version__ = "0.1.0"

@@ -28,17 +28,18 @@ class Data(StrEnum):
     train = "train"
 
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist or circles.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet or circles.")]
 Preset = Annotated[
     str,
-    typer.Option(help="Size of the experiment: sample (minutes), cpu (about a quarter of an hour a model) or paper."),
+    typer.Option(help="Size of the experiment: sample (minutes), cpu (at most a quarter of an hour a model) or paper."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and crops.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and what is drawn in training.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(
         envvar="DISE_DATA",
-        help="Folder that holds mnist/*.gz. Without it, the images are downloaded and checked. circles needs no data.",
+        help="Folder that holds mnist/*.gz and physionet2012/*. Without it, what a task needs is downloaded and "
+        "checked. The preset sample and circles need no data.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
@@ -51,14 +52,14 @@ Changes = Annotated[
 ]
 Weight = Annotated[float | None, typer.Option(min=0.0, help="λ of the regularizer; the paper's by default.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, made by `dise train`.")]
-Alpha = Annotated[float | None, typer.Option(help="Exponent α of Eq. 4; the paper's by default.")]
+Alpha = Annotated[float | None, typer.Option(help="Exponent α of Eq. 4 and 5; the paper's by default.")]
 Penalty = Annotated[
     float | None,
     typer.Option(
         "--penalty",
         "-M",
-        help="Penalty M of Eq. 4 for all selectors. By default the paper's selector has the paper's M; the others' is "
-        "chosen on held-out data.",
+        help="Penalty M of Eq. 4 and 5 for all selectors. By default the paper's selectors have the paper's M; the "
+        "others' is chosen on held-out data.",
     ),
 ]
 On = Annotated[Data, typer.Option(help="Collect costs on held-out data, or on training data as the paper does.")]
@@ -84,8 +85,8 @@ def run(
     model: Annotated[
         list[str],
         typer.Option(
-            help="Model, by default the task's first; mnist: odenet, rknet, resnet. Repeatable; the other models only "
-            "without regularizer."
+            help="Model, by default the task's first; mnist: odenet, rknet, resnet; physionet: z_end, z0. Repeatable; "
+            "the other models only without regularizer."
         ),
     ] = [],  # noqa: B006
     weight: Weight = None,
@@ -135,7 +136,8 @@ def train(
     preset: Preset = "sample",
     reg: Annotated[str, typer.Option(help="Regularizer: none, kinetic, l1, l2, error, raw-error.")] = "none",
     model: Annotated[
-        str | None, typer.Option(help="Model, by default the task's first; mnist: odenet, rknet, resnet.")
+        str | None,
+        typer.Option(help="Model, by default the task's first; mnist: odenet, rknet, resnet; physionet: z_end, z0."),
     ] = None,
     weight: Weight = None,
     seed: Seed = 0,
@@ -188,7 +190,7 @@ def evaluate(
     threads: Threads = None,
     timing: Timing = True,
 ) -> None:
-    """Evaluate a run on the test set: every policy, its accuracy, NFE and wall-clock."""
+    """Evaluate a run on the test set: every policy, its quality, NFE and wall-clock."""
     from dise.experiment.evaluate import evaluate as evaluate_run
     from dise.experiment.report import read_run, wall_clock
     from dise.experiment.rundir import open_run

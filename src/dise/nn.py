@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ class NeuralODE(nn.Module):
 
     Args:
         f: vector field, a module called as f(t, y, ...) (see `dise.solve`).
-        integrator: how to solve; assign to `block.integrator` to change it.
+        integrator: how to solve; assign to `block.integrator` to change it. Modules that it holds, such as a
+            selector, become part of the block, as `block.policy`: they move with it and are in its `state_dict`.
         t0, t1: span of the integration.
         batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
         compact: False calls f on all samples always (see `dise.solve`).
@@ -44,7 +46,21 @@ class NeuralODE(nn.Module):
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.batched, self.compact = batched, compact
+        self.report: Any = None  # of `dise.make_dynamic`
         self._records: list[Record] | None = None
+
+    @property
+    def integrator(self) -> Integrator:
+        """How to solve."""
+        return self._integrator
+
+    @integrator.setter
+    def integrator(self, integrator: Integrator) -> None:
+        self._integrator = integrator
+        self._modules.pop("policy", None)
+        held = _held_modules(integrator)
+        if held is not None:
+            self.add_module("policy", held)
 
     def solve(
         self,
@@ -126,3 +142,16 @@ class NeuralODE(nn.Module):
     def extra_repr(self) -> str:
         """What a printed model says of this block."""
         return f"integrator={self.integrator}, t0={self.t0}, t1={self.t1}" + ("" if self.batched else ", batched=False")
+
+
+def _held_modules(value: object) -> nn.Module | None:
+    """The modules that an integrator holds in its fields, as a tree named like them; None if it holds none."""
+    parts: dict[str, object] = {}
+    if isinstance(value, nn.Module):
+        return value
+    if isinstance(value, Integrator) and is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif isinstance(value, list | tuple):
+        parts = {str(index): part for index, part in enumerate(value)}
+    held = {name: module for name, part in parts.items() if (module := _held_modules(part)) is not None}
+    return nn.ModuleDict(held) if held else None

@@ -27,7 +27,7 @@ def small_world(preset=TINY):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "sample", preset)
         patch.setattr(mnist_task, "load_mnist_sample", lambda: splits)
-        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=PENALTIES, folds=2))
+        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=PENALTIES, folds=4))
         yield splits
 
 

@@ -180,7 +180,7 @@ def test_help_says_how_to_change_a_setting(dise):
     assert code == 0
     assert "--set" in out
     assert "NAME=VALUE" in out
-    assert "mnist or circles" in out
+    assert "mnist, physionet or circles" in out
 
 
 # ---- end to end
@@ -196,7 +196,7 @@ def small_world():
     with pytest.MonkeyPatch.context() as patch:
         candidates = (RK4(2), Midpoint(10), Dopri5(rtol=1e-5, atol=1e-5))
         patch.setattr(CirclesTask, "candidates", candidates)
-        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=(1e4,), folds=2))
+        patch.setattr("dise.experiment.select.choose_penalty", partial(choose_penalty, penalties=(1e4,), folds=4))
         for module in (evaluate, circles_task):
             patch.setattr(module, "SMALL", SETS)
         for name, value in (("GRID", 20), ("SAMPLES", 200), ("FRAMES", 3)):
@@ -233,7 +233,7 @@ def test_run_prints_the_papers_tables(finished):
     for text in (
         "candidates, a set each",
         "candidates, a point each",
-        "choosing M of selector 'point' by cross-validation",
+        "fitting selector 'point', M by cross-validation",
     ):
         assert text in result.stderr
 

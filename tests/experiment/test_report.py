@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -138,8 +139,15 @@ def test_wall_clock_is_relative_to_torchdiffeq(run):
     assert euler[3:] == [f"{whole['Euler']:.1f}", f"{whole['torchdiffeq dopri5'] / whole['Euler']:.1f}×"]
 
 
-def fitted(unit, shares, warning=None, M=1e3, passed=None):
-    values = {"unit": unit, "M": M, "trials": [], "initial_loss": 1.0, "validation_loss": 0.25, "epochs": 9}
+def test_selectors_are_timed_in_milliseconds_and_in_evaluations_of_f(run):
+    timing = run.timing | {"parts_ms": {"f": 2.0, "paper": 3.0, "pooled": 0.25}}
+    note = wall_clock(replace(run, timing=timing)).note
+    assert note.endswith("One evaluation: f 2.00 ms (1.00 f), paper 3.00 ms (1.50 f), pooled 0.25 ms (0.12 f).")
+
+
+def fitted(unit, shares, warning=None, M=1e3, passed=None, members=1):
+    values = {"unit": unit, "M": M, "trials": [], "members": members}
+    values |= {"initial_loss": 1.0, "validation_loss": 0.25, "epochs": 9.0}
     return values | {"best_epoch": 5, "shares": shares, "warning": warning, "passed": passed}
 
 
@@ -158,7 +166,7 @@ def test_selection_of_one_unit(finished):
     assert [row[2] for row in table.rows[:2]] == ["1.00", "4.00"]
     for name, fit in fits.items():
         # 40 images are too few to pass
-        passed = "" if name == "paper" else " (no M passed the test; the best there is)"
+        passed = "" if name == "paper" else " (no M passed the test; the best there is), mean of 6 selectors"
         assert f"{name}: M = {fit['M']:g}{passed}, " in table.note
     for i, row in enumerate(table.rows):
         assert row[3:] == [f"{fit['shares'][i]:.1%}" for fit in fits.values()]
@@ -175,7 +183,7 @@ def test_a_table_for_each_unit_with_its_own_selectors():
         },
         "selectors": {
             "a": fitted("set", [0.5, 0.5]),
-            "b": fitted("point", [0.25, 0.75], "careful", M=1e6, passed=False),
+            "b": fitted("point", [0.25, 0.75], "careful", M=1e6, passed=False, members=6),
             "c": fitted("set", [1.0, 0.0], M=10.0, passed=True),
         },
     }
@@ -190,7 +198,8 @@ def test_a_table_for_each_unit_with_its_own_selectors():
     assert points.title == "Selection on 256 train rows (point), α = 0.25"
     assert points.rows == [["Euler", "0.2500", "1.00", "25.0%"], ["RK4", "0.5000", "4.00", "75.0%"]]
     assert points.note == (
-        "b: M = 1e+06 (no M passed the test; the best there is), validation loss 0.250 of 1.000 in 9 epochs\n"
+        "b: M = 1e+06 (no M passed the test; the best there is), mean of 6 selectors, "
+        "validation loss 0.250 of 1.000 in 9 epochs\n"
         "Warning, b: careful"
     )
 

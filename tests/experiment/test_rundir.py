@@ -14,6 +14,7 @@ from dise.experiment.rundir import (
     open_run,
     read_json,
     save_weights,
+    weight_names,
     write_json,
     write_text,
 )
@@ -154,6 +155,12 @@ def test_damaged_weights(tmp_path, damage):
     save_weights(layer, file)
     file.write_bytes(damage(file.read_bytes()))
     fails(lambda: load_weights(nn.Linear(2, 3), file), file, "does not hold the weights of Linear")
+    assert weight_names(file) == []
+
+
+def test_names_of_the_weights_in_a_file(tmp_path):
+    save_weights(nn.Linear(2, 3), tmp_path / "w.safetensors")
+    assert sorted(weight_names(tmp_path / "w.safetensors")) == ["bias", "weight"]
 
 
 def test_a_missing_parameter_is_not_left_as_it_was(tmp_path):

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from dise import RK4, Dopri5, Dynamic, Euler, NeuralODE
 from dise.experiment import timing
-from dise.experiment.timing import TorchdiffeqBlock, count_macs, time_policies, time_side_by_side, with_torchdiffeq
+from dise.experiment.timing import TorchdiffeqBlock, count_macs, time_policies, with_torchdiffeq
 from dise.select import find_block
 from dise.tasks.mnist.data import load_mnist_sample, to_input
 from dise.tasks.mnist.model import odenet, resnet
@@ -41,43 +41,7 @@ def test_count_macs(layer, shape, macs):
     assert count_macs(lambda: layer(torch.zeros(shape))) == macs
 
 
-# ---- wall-clock, on a clock that the calls themselves turn
-
-
-class Clock:
-    def __init__(self):
-        self.now, self.order = 0.0, []
-
-    def perf_counter(self):
-        return self.now
-
-    def takes(self, name, milliseconds):
-        """A call that takes as long as its input says."""
-
-        def call(x):
-            self.order.append((name, int(x)))
-            self.now += milliseconds[int(x)] / 1e3
-
-        return call
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(timing.time, "perf_counter", clock.perf_counter)
-    return clock
-
-
-def test_medians_of_each_call(clock):
-    calls = {"a": clock.takes("a", [9, 2, 3]), "b": clock.takes("b", [10, 30, 20])}
-    result = time_side_by_side(calls, [torch.tensor(i) for i in range(3)])
-    assert result == pytest.approx({"a": 3.0, "b": 20.0})
-
-
-def test_calls_take_turns_after_one_to_warm_up(clock):
-    calls = {name: clock.takes(name, [1, 1]) for name in "ab"}
-    time_side_by_side(calls, [torch.tensor(0), torch.tensor(1)])
-    assert clock.order == [("a", 0), ("b", 0), *[(name, i) for i in range(2) for name in "ab"]]
+# ---- wall-clock
 
 
 def test_policies_are_all_timed(model, digits, assign):

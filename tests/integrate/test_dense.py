@@ -180,6 +180,24 @@ def test_each_sample_is_on_its_own(problem, integrator):
         assert_close(alone, saved[row], atol=1e-13, rtol=1e-13)
 
 
+@every
+def test_samples_that_stay_in_the_batch_save_the_same(problem, integrator):
+    y0, t0, t1, times = problem
+    compacted, whole = (
+        solve(linear, y0, t0, t1, integrator, save_at=times, compact=compact).saved for compact in (True, False)
+    )
+    assert_close(compacted, whole, atol=1e-13, rtol=1e-13)
+
+
+@pytest.mark.parametrize("integrator", [Bosh3(rtol=1e-6, atol=1e-6, first_step=1.0), Dopri5(rtol=1e-8, atol=1e-8)])
+def test_rejected_steps_leave_nothing(integrator):
+    """y' = 50 / (1 + 2500 t²) has y = arctan(50 t) + c: steps that grew on the way to t = 0 are too long there."""
+    y0, times = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.linspace(-1, 1, 41, dtype=torch.float64)
+    solution = solve(lambda t, y: 50 / (1 + (50 * t) ** 2) + 0 * y, y0, -1.0, 1.0, integrator, save_at=times)
+    assert (solution.n_steps > solution.n_accepted).all()
+    assert_close(solution.saved[..., 0], y0 + (50 * times).atan() + np.arctan(50), atol=1e-5, rtol=1e-5)
+
+
 def test_times_for_all_samples():
     y0, times = torch.ones(3, 2, dtype=torch.float64), [0.5, 0.0, 1.0]
     shared = solve(linear, y0, 0.0, 1.0, RK4(3), save_at=times).saved
@@ -280,6 +298,20 @@ def test_tuples_and_shapes():
     assert_close(saved[1][..., 0], torch.tensor([[0.0, 1.0]] * 4))
 
 
+@pytest.mark.parametrize(
+    "integrator", [Euler(2000), Bosh3(rtol=1e-7, atol=1e-7), Dopri5(rtol=1e-9, atol=1e-9)], ids=str
+)
+def test_one_system_backwards_of_a_tuple(integrator):
+    """One step size for all; the tensors may be of any shape."""
+    y0 = (torch.ones(4, 2, dtype=torch.float64), torch.full((3,), 2.0, dtype=torch.float64))
+    times = torch.tensor([2.0, 1.3, 0.1, 0.0], dtype=torch.float64)
+    f = lambda t, y: (torch.cos(t) * y[0], -y[1])  # noqa: E731
+    saved = solve(f, y0, 2.0, 0.0, integrator, batched=False, save_at=times).saved
+    first = (times.sin() - np.sin(2.0)).exp()[:, None, None].expand(4, 4, 2)
+    second = 2 * (2.0 - times).exp()[:, None].expand(4, 3)
+    assert_close(saved, (first, second), atol=3e-2 if isinstance(integrator, Euler) else 1e-6, rtol=1e-6)
+
+
 def test_one_system():
     y0 = torch.ones(4, 2)
     solution = solve(lambda t, y: -y, y0, 0.0, 1.0, RK4(8), batched=False, save_at=[0.0, 0.5, 1.0])
@@ -366,10 +398,29 @@ def test_a_cascade_forgets_what_it_did_not_accept(tanh_field):
         assert_close(solution.saved[i : i + 1], alone.saved, atol=1e-13, rtol=1e-13)
 
 
+def test_integrators_that_choose_within_integrators_that_choose(problem, tanh_field):
+    """A cascade that one of Dynamic's candidates is, beside samples of no length."""
+    _, t0, t1, times = problem
+    f, y0 = tanh_field(3), torch.randn(5, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    loose = Bosh3(rtol=1e-2, atol=1e-2, first_step="span", max_steps=1)
+    candidates = (Cascade((loose, Dopri5(rtol=1e-6, atol=1e-6))), RK4(3))
+    scores = lambda h0, k1: torch.nn.functional.one_hot(torch.tensor([1, 1, 0, 1]), 2).double()  # noqa: E731
+    solution = solve(f, y0, t0, t1, Dynamic(candidates, scores), save_at=times)
+    for i, choice in enumerate([0, 0, 0, 1, 0]):
+        row = slice(i, i + 1)
+        alone = solve(f, y0[row], t0[row], t1[row], candidates[choice], save_at=times[row])
+        assert_close(solution.saved[row], alone.saved, atol=1e-13, rtol=1e-13)
+    assert len(set(solution.nfe.tolist())) > 2
+
+
 # ---- gradients
 
 
-@pytest.mark.parametrize("integrator", [Euler(2), Midpoint(2), RK4(2), Dopri5(rtol=0.1, atol=0.1, first_step="span")])
+@pytest.mark.parametrize(
+    "integrator",
+    [Euler(2), Midpoint(2), RK4(2), *(m(rtol=0.1, atol=0.1, first_step="span") for m in (Bosh3, Dopri5))],
+    ids=str,
+)
 def test_gradients_of_states_times_and_parameters(integrator):
     draw = torch.Generator().manual_seed(5)
     y0, weight = (torch.randn(2, 2, generator=draw, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -383,6 +434,21 @@ def test_gradients_of_states_times_and_parameters(integrator):
 
     inputs = (y0, weight, t0.requires_grad_(), t1.requires_grad_(), inside)
     assert gradcheck(saved, inputs, atol=1e-7, rtol=1e-6)
+
+
+def test_padding_and_samples_of_no_length_leave_gradients_alone(tanh_field):
+    """Padding that is NaN, and a sample without a step beside one whose steps are minute."""
+    f, y0 = tanh_field(3), torch.ones(3, 3, dtype=torch.float64, requires_grad=True)
+    t0, t1 = (torch.tensor(t, dtype=torch.float64) for t in ([0.0, 1e6, 0.0], [1e-200, 1e6, 1.0]))
+    times = torch.tensor([[1e-200, 0.0], [1e6, 1e6], [0.5, 1.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    padded = torch.where(mask, times, torch.nan).requires_grad_()
+    saved = solve(f, y0, t0, t1, Dopri5(first_step="span"), save_at=padded, save_mask=mask).saved
+    gradients = torch.autograd.grad(saved.sum(), (y0, padded, f.W))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert_close(gradients[0][1], torch.full((3,), 2.0, dtype=torch.float64))
+    assert gradients[1][2, 1] == 0
+    assert gradients[1][2, 0] != 0
 
 
 def test_gradients_at_the_end_are_those_of_the_end(tanh_field):

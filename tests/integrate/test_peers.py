@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.nn import functional as F
 
-from dise import RK4, Bosh3, Dopri5, Euler, solve
+from dise import RK4, RK38, Bosh3, Dopri5, Dopri8, Euler, Heun, IController, Midpoint, max_norm, solve
 
 
 def van_der_pol(t, y):
@@ -36,7 +36,7 @@ class ConvField(nn.Module):
         return self.gain * self.norm3(y)
 
 
-def torchdiffeq_dopri5(f, y0, t0, t1, tol, method="dopri5"):
+def torchdiffeq_dopri5(f, y0, t0, t1, tol, method="dopri5", **options):
     """State at t1, NFE, and accepted steps.
 
     step_t ends a step at t1, which torchdiffeq would else overstep. The state is read where the next step begins:
@@ -45,7 +45,7 @@ def torchdiffeq_dopri5(f, y0, t0, t1, tol, method="dopri5"):
     accepted, there, t = [], [], torch.tensor([t0, t1, t1 + 1e-3 * (t1 - t0)], dtype=torch.float64)
     f.callback_accept_step = lambda t, y, dt: accepted.append(t)
     f.callback_step = lambda time, y, dt: there.append((y, f.calls, len(accepted))) if time == t[1] else None
-    torchdiffeq.odeint(f, y0, t, rtol=tol, atol=tol, method=method, options={"step_t": t[1:2]})
+    torchdiffeq.odeint(f, y0, t, rtol=tol, atol=tol, method=method, options={"step_t": t[1:2], **options})
     return there[0]
 
 
@@ -90,7 +90,7 @@ def test_float64_dopri5_takes_torchdiffeqs_steps(tanh_field, starts, record, tol
             torch.testing.assert_close(ours.y[i : i + 1], y, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("method", [Dopri5, Bosh3])
+@pytest.mark.parametrize("method", [Dopri5, Bosh3, Dopri8])
 def test_rejected_steps_are_torchdiffeqs(record, method):
     y0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
     ours = solve(van_der_pol, y0, 0.0, 6.0, method(rtol=1e-5, atol=1e-5))
@@ -98,6 +98,38 @@ def test_rejected_steps_are_torchdiffeqs(record, method):
     assert ours.n_accepted < ours.n_steps
     assert (ours.nfe, ours.n_accepted) == (nfe, accepted)
     torch.testing.assert_close(ours.y, y, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"safety": 0.7}, {"controller": IController(safety=0.7)}),
+        ({"ifactor": 1.5, "dfactor": 0.6}, {"controller": IController(grow=1.5, shrink=0.6)}),
+        ({"max_step": 0.05}, {"dt_max": 0.05}),
+        ({"min_step": 0.04}, {"dt_min": 0.04, "accept_at_dt_min": True}),
+        ({"first_step": 0.3}, {"first_step": 0.3}),
+        ({"norm": lambda x: x.abs().max()}, {"norm": max_norm}),
+    ],
+    ids=lambda options: ", ".join(options),
+)
+def test_options_do_what_torchdiffeqs_do(record, theirs, ours):
+    y0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    plain = solve(van_der_pol, y0, 0.0, 6.0, Dopri5(rtol=1e-5, atol=1e-5))
+    solution = solve(van_der_pol, y0, 0.0, 6.0, Dopri5(rtol=1e-5, atol=1e-5, **ours))
+    y, nfe, accepted = torchdiffeq_dopri5(record(van_der_pol), y0, 0.0, 6.0, 1e-5, **theirs)
+    assert (solution.nfe, solution.n_accepted) == (nfe, accepted)
+    assert solution.nfe != plain.nfe
+    torch.testing.assert_close(solution.y, y, rtol=0, atol=1e-10)
+
+
+def test_tolerances_of_each_feature_are_torchdiffeqs(record):
+    y0, atol = torch.tensor([[2.0, 0.0]], dtype=torch.float64), torch.tensor([1e-4, 1e-8], dtype=torch.float64)
+    solution = solve(van_der_pol, y0, 0.0, 6.0, Dopri5(rtol=0, atol=atol))
+    counted, accepted = record(van_der_pol), []
+    counted.callback_accept_step = lambda t, y, dt: accepted.append(t)
+    t = torch.tensor([0.0, 6.0], dtype=torch.float64)
+    torchdiffeq.odeint(counted, y0, t, rtol=0, atol=atol, method="dopri5", options={"step_t": t[1:]})
+    assert solution.n_accepted <= len(accepted) <= solution.n_accepted + 1  # torchdiffeq oversteps the end
 
 
 @pytest.mark.parametrize("gain", [1.0, 10.0])
@@ -137,14 +169,18 @@ def test_a_tuple_state_is_normed_as_torchdiffeqs(starts, record, batched, sample
     torch.testing.assert_close(ours.y, y, rtol=0, atol=1e-10)
 
 
+FIXED = {"euler": Euler, "midpoint": Midpoint, "heun2": Heun, "rk4": RK38}
+
+
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize("batched", [True, False])
-def test_euler_is_torchdiffeqs(tanh_field, starts, record, steps, batched):
+@pytest.mark.parametrize("method", FIXED)
+def test_fixed_steps_are_torchdiffeqs(tanh_field, starts, record, steps, batched, method):
     f, y0 = tanh_field(3), starts(4, 3)
     counted = record(f)
     t = torch.linspace(0.5, 2.0, steps + 1, dtype=torch.float64)
     with torch.no_grad():
-        y = torchdiffeq.odeint(counted, y0, t, method="euler")[-1]
-        ours = solve(f, y0, 0.5, 2.0, Euler(steps), batched=batched)
+        y = torchdiffeq.odeint(counted, y0, t, method=method)[-1]
+        ours = solve(f, y0, 0.5, 2.0, FIXED[method](steps), batched=batched)
     torch.testing.assert_close(ours.y, y, rtol=0, atol=1e-12)
-    assert ours.calls == counted.calls == steps
+    assert ours.calls == counted.calls

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dise import RK4, Dopri5, Euler
-from dise.integrate.problem import Layout, Problem, Request, merge
+from dise.integrate.problem import Layout, Problem, Request, leaves, merge
 
 # ---- Layout
 
@@ -17,16 +17,22 @@ from dise.integrate.problem import Layout, Problem, Request, merge
         torch.zeros(0, 3),
         (torch.arange(6.0).view(2, 3), torch.arange(8.0).view(2, 2, 2), torch.arange(2.0)),
         (torch.arange(6.0).view(2, 3),),
+        {"b": torch.arange(6.0).view(2, 3), "a": torch.arange(8.0).view(2, 2, 2)},
+        torch.arange(6.0, dtype=torch.bfloat16).view(2, 3),
+        (1j * torch.arange(6.0).view(2, 3), 1j * torch.arange(2.0)),
     ],
+    ids=lambda y: type(y).__name__,
 )
 def test_pack_and_unpack_are_inverse(y, batched):
     layout = Layout.of(y, batched=batched)
     packed = layout.pack(y)
-    first = y[0] if isinstance(y, tuple) else y
+    first = leaves(y)[0]
+    assert packed.dtype == (torch.float32 if first.dtype == torch.bfloat16 else first.dtype)
     assert packed.ndim == 2
     assert len(packed) == (len(first) if batched else 1)
     back = layout.unpack(packed)
     assert type(back) is type(y)
+    assert [part.dtype for part in leaves(back)] == [part.dtype for part in leaves(y)]
     torch.testing.assert_close(back, y, rtol=0, atol=0)
 
 
@@ -48,6 +54,13 @@ def test_a_sample_is_a_row():
 def test_time_broadcasts_against_the_first_state(y, shape):
     assert Layout.of(y, batched=True).time(torch.zeros(2)).shape == shape
     assert Layout.of(y, batched=False).time(torch.zeros(1)).shape == ()
+
+
+def test_a_dict_is_packed_by_name():
+    layout = Layout.of({"b": torch.zeros(2, 1), "a": torch.zeros(2, 2)}, batched=True)
+    packed = layout.pack({"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([[5.0], [6.0]])})
+    assert packed.tolist() == [[5, 1, 2], [6, 3, 4]]
+    assert list(layout.unpack(packed)) == ["b", "a"]
 
 
 def test_norm_is_the_rms_and_of_tuples_the_largest():

@@ -5,22 +5,88 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dise import RK4, Dopri5, Euler, solve
+from dise import (
+    RK4,
+    RK38,
+    Adaptive,
+    Bosh3,
+    ButcherTableau,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Fehlberg2,
+    FixedStep,
+    Heun,
+    HeunEuler,
+    IController,
+    Midpoint,
+    PIController,
+    Ralston,
+    StepDoubling,
+    Tsit5,
+    max_norm,
+    rms_norm,
+    solve,
+)
 
 few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 PER_SAMPLE = ("y", "t", "nfe", "n_steps", "n_accepted", "error", "status", "accumulated")
 
 times = st.floats(-2, 2, width=32)
-integrators = st.one_of(
-    st.builds(Euler, st.integers(1, 4)),
-    st.builds(RK4, st.integers(1, 3)),
-    st.builds(
-        Dopri5,
-        rtol=st.sampled_from([1e-3, 1e-6]),
-        atol=st.sampled_from([1e-3, 1e-6]),
-        first_step=st.one_of(st.just("heuristic"), st.just("span"), st.floats(1e-2, 1)),
-    ),
+
+
+@st.composite
+def tableaus(draw):
+    """Any explicit method whose stages lie within the step: of order 1, embedded or not, FSAL or not."""
+    stages, weight = draw(st.integers(1, 5)), st.floats(0.01, 1)
+    a = [()]
+    for i in range(1, stages):
+        row = draw(st.lists(weight, min_size=i, max_size=i))
+        a.append(tuple(draw(st.floats(0, 1)) * x / sum(row) for x in row))
+    c = [sum(row) for row in a]
+    b = draw(st.lists(weight, min_size=stages, max_size=stages))
+    b = [x / sum(b) for x in b]
+    if draw(st.booleans()):
+        a, c, b = [*a, tuple(b)], [*c, 1.0], [*b, 0.0]
+    other = draw(st.lists(weight, min_size=len(b), max_size=len(b)))
+    b_err = tuple(x - y / sum(other) for x, y in zip(b, other, strict=True))
+    interpolant = tuple((x,) for x in b)
+    return ButcherTableau(tuple(c), tuple(a), tuple(b), order=1, b_err=b_err, interpolant=interpolant)
+
+
+def made(base):
+    """Random methods of a kind, as a user would make them."""
+    return tableaus().map(lambda tableau: type(f"Random{base.__name__}", (base,), {"tableau": tableau}))
+
+
+first_steps = st.one_of(st.just("heuristic"), st.just("span"), st.floats(1e-2, 1))
+controllers = st.sampled_from([IController(), PIController(), PIController(safety=0.8, shrink=0.3, grow=3)])
+norms = st.sampled_from([rms_norm, max_norm])
+fixed = st.builds(
+    lambda method, steps: method(steps),
+    st.one_of(st.sampled_from([Euler, Midpoint, Heun, Ralston, RK4, RK38]), made(FixedStep)),
+    st.integers(1, 4),
 )
+adaptive = st.builds(
+    lambda method, **options: method(**options),
+    st.sampled_from([Bosh3, Dopri5, Tsit5, Dopri8]),
+    rtol=st.sampled_from([1e-3, 1e-6]),
+    atol=st.sampled_from([1e-3, 1e-6]),
+    first_step=first_steps,
+    controller=controllers,
+    norm=norms,
+    dt_max=st.sampled_from([0.1, 10.0]),
+)
+coarse = st.builds(
+    lambda method, **options: method(rtol=1e-2, atol=1e-2, **options),
+    st.one_of(st.sampled_from([HeunEuler, Fehlberg2]), made(Adaptive)),
+    first_step=first_steps,
+    controller=controllers,
+    norm=norms,
+    dt_min=st.just(1e-3),
+    accept_at_dt_min=st.just(True),
+)
+integrators = st.one_of(fixed, fixed.map(StepDoubling), adaptive, coarse)
 
 
 def linear_field(size, *, scale, seed):
@@ -91,21 +157,33 @@ def test_nfe_counts_the_rows_that_f_sees(field_of, record, problem, integrator):
 def test_nfe_follows_from_the_steps(field_of, problem, integrator):
     kind, arguments, y0, t0, t1 = problem
     solution = solve(field_of(kind, arguments), y0, t0, t1, integrator)
-    if isinstance(integrator, Dopri5):
-        first, each = (2 if integrator.first_step == "heuristic" else 1), 6
-    else:
-        first, each = 0, {Euler: 1, RK4: 4}[type(integrator)]
+    tableau = integrator.tableau
+    first = 1 if isinstance(integrator, Adaptive) and integrator.first_step == "heuristic" else 0
+    first, each = (first + 1, tableau.stages - 1) if tableau.fsal else (first, tableau.stages)
     expected = torch.where(t0 == t1, 0, first + each * solution.n_steps)
     assert solution.nfe.tolist() == expected.tolist()
 
 
 @few
-@given(problem=problems())
-def test_forth_and_back_returns(field_of, problem):
+@given(problem=problems(), method=st.sampled_from([Dopri5, Tsit5, Dopri8]), controller=controllers, norm=norms)
+def test_forth_and_back_returns(field_of, problem, method, controller, norm):
     kind, arguments, y0, t0, t1 = problem
-    f, integrator = field_of(kind, arguments), Dopri5(rtol=1e-9, atol=1e-9)
+    f, integrator = field_of(kind, arguments), method(rtol=1e-9, atol=1e-9, controller=controller, norm=norm)
     there = solve(f, y0, t0, t1, integrator).y
     torch.testing.assert_close(solve(f, there, t1, t0, integrator).y, y0, rtol=1e-3, atol=1e-3)
+
+
+@few
+@given(problem=problems(), method=made(FixedStep))
+def test_any_method_returns_the_closer_the_shorter_its_steps(field_of, problem, method):
+    """All are of order 1 at least: four times the steps, a fourth of the distance, nearly."""
+    kind, arguments, y0, t0, t1 = problem
+    f = field_of(kind, arguments | {"scale": 0.5})
+    distances = []
+    for steps in (32, 128):
+        back = solve(f, solve(f, y0, t0, t1, method(steps)).y, t1, t0, method(steps)).y
+        distances.append((back - y0).abs().max().item())
+    assert distances[1] < 0.35 * distances[0] + 1e-9
 
 
 @few

@@ -83,3 +83,31 @@ def make_costs():
         return Costs(candidates, h0, h0 if k1 is None else k1, nfe, (~adequate).float(), rule)
 
     return make
+
+
+@pytest.fixture
+def classifier(tanh_field):
+    """classifier(seed=): points [n, 4] → logits [n, 3] by a stem, a nonlinear field and a head, DOPRI at 1e-4."""
+
+    def make(seed=0, *, classes=3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            field = tanh_field(2, scale=1.5, seed=1, dtype=torch.float32)
+            block = NeuralODE(field, Dopri5(rtol=1e-4, atol=1e-4))
+            stem, head = nn.Linear(4, 2), nn.Sequential(nn.Tanh(), nn.Linear(2, classes))
+            nn.init.normal_(head[1].weight, std=3.0)
+            return nn.Sequential(stem, block, head)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def points():
+    """points(n, seed=): inputs [n, 4] of `classifier`, in batches of 100."""
+
+    def draw(number, seed=0):
+        # not the stream of make_dynamic's own seed: its split would depend on the points
+        x = torch.randn(number, 4, generator=torch.Generator().manual_seed(1000 + seed))
+        return list(x.split(100))
+
+    return draw

@@ -6,7 +6,7 @@ from scipy.stats import binom
 from torch import nn
 
 from dise import RK4, Euler, NeuralODE
-from dise.select import calibrate, disagreement, hoeffding_bentkus, lost_accuracy, samples_needed
+from dise.select import calibrate, exact_binomial, hoeffding_bentkus, samples_needed
 
 
 @pytest.mark.parametrize(("epsilon", "delta", "number"), [(0.001, 0.05, 2995), (0.01, 0.05, 299), (0.1, 0.1, 22)])
@@ -32,6 +32,21 @@ def test_the_p_value_is_valid(n, risk):
     chance = torch.from_numpy(binom.pmf(outcomes.numpy(), n, risk))
     for delta in (0.01, 0.05, 0.1, 0.3):
         assert chance[p <= delta].sum() <= delta
+
+
+@pytest.mark.parametrize("losses", [0, 1, 5, 40, 1000])
+def test_the_exact_p_value_by_scipy(losses):
+    assert exact_binomial(losses / 1000, 1000, 0.01) == pytest.approx(binom.cdf(losses, 1000, 0.01), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "risk"), [(300, 0.05), (1000, 0.01)])
+def test_the_exact_p_value_is_valid_and_smaller(n, risk):
+    p = torch.tensor([exact_binomial(k / n, n, risk) for k in range(n + 1)])
+    chance = torch.from_numpy(binom.pmf(range(n + 1), n, risk))
+    for delta in (0.01, 0.05, 0.1, 0.3):
+        assert chance[p <= delta].sum() <= delta
+    rounding = 1 + 1e-9
+    assert all(exact_binomial(k / n, n, risk) <= rounding * hoeffding_bentkus(k / n, n, risk) for k in range(n + 1))
 
 
 # ---- a model whose predictions can be set: Euler(k) is wrong on known samples
@@ -78,22 +93,36 @@ def run(limits, *, n=1000, **options):
     [
         ([0, 2, 5], [True, True, True], Euler(1)),
         ([0, 2, 15], [True, True, False], Euler(2)),  # P[Binomial(1000, 0.02) ≤ 15] = 0.15
-        ([0, 30, 0], [True, False, False], Euler(3)),  # testing ends at the first failure
-        ([30, 0, 0], [False, False, False], RK4(1)),
+        ([0, 30, 0], [True, False], Euler(3)),  # testing ends at the first failure
+        ([30, 0, 0], [False], RK4(1)),
     ],
 )
 def test_the_cheapest_certified_setting(limits, certified, best):
     found = run(limits)
     assert [t.certified for t in found.tested] == certified
     assert found.integrator == best
-    assert [t.risk for t in found.tested] == [limit / 1000 for limit in limits]
-    assert [t.nfe for t in found.tested] == [3, 2, 1]
+    assert [t.risk for t in found.tested] == [limit / 1000 for limit in limits][: len(certified)]
+    assert [t.nfe for t in found.tested] == [3, 2, 1][: len(certified)]
     assert (found.reference_nfe, found.samples) == (4, 1000)
 
 
 def test_a_certified_setting_that_saves_nothing_is_not_taken():
     assert run([0, 0, 0], reference=Euler(1)).integrator == Euler(1)
     assert calibrate(Table({}), [Euler(5)], numbers(1000), reference=RK4(1), epsilon=0.02).integrator == RK4(1)
+
+
+def test_the_exact_p_value_certifies_more_losses():
+    """P[Binomial(1000, 0.02) ≤ 13] = 0.066; Bentkus's bound is e times that."""
+    limits = [0, 0, 13]
+    assert [t.certified for t in run(limits).tested] == [True, True, False]
+    exact = run(limits, p_value=exact_binomial)
+    assert [t.certified for t in exact.tested] == [True, True, True]
+    assert exact.tested[2].p == pytest.approx(binom.cdf(13, 1000, 0.02))
+
+
+def test_the_exact_p_value_is_for_losses_of_0_or_1():
+    with pytest.raises(ValueError, match="risk: exact_binomial needs losses that are 0 or 1"):
+        run([0, 0, 0], risk=lambda o, r, y: 0.5 * torch.ones(len(o)), p_value=exact_binomial)
 
 
 def test_too_few_samples():
@@ -115,15 +144,6 @@ def test_wrong_arguments(options, message):
         run([0, 0, 0], **options)
     with pytest.raises(ValueError, match="settings: expected at least one"):
         calibrate(Table({}), [], numbers(1000), reference=RK4(1), epsilon=0.02)
-
-
-def test_risks_by_hand():
-    right, wrong = [0.0, 1.0], [1.0, 0.0]
-    output = torch.tensor([right, wrong, right, wrong])
-    reference = torch.tensor([right, right, wrong, wrong])
-    label = torch.ones(4, dtype=torch.int64)
-    assert disagreement(output, reference, label).tolist() == [0, 1, 1, 0]
-    assert lost_accuracy(output, reference, label).tolist() == [0, 1, 0, 0]
 
 
 def test_the_guarantee_holds_over_resplits():

@@ -115,6 +115,22 @@ def test_eq5_refuses_errors_of_the_wrong_kind():
         rule.error(torch.tensor([[-3.0]]), torch.zeros(1))
 
 
+def test_eq5_mirrored_by_hand():
+    """(Δ/Γ)^α from β up, M^α below; Γ above the resolution counts as it; below β it may be anything."""
+    rule = TaskErrorCost(
+        alpha=0.5, M=100, task_error=lambda output, target: output, beta=0.5, resolution=4.0, larger_is_better=True
+    )
+    quality = rule.error(torch.tensor([[0.25, 0.5, 2.0, 9.0, -3.0, 0.0]]), torch.zeros(1))
+    assert rule.adequate(quality).tolist() == [[False, True, True, True, False, False]]
+    expected = torch.tensor([[10, 8**0.5, 2**0.5, 1, 10, 10]])  # 4/0.5, 4/2, 4/4
+    assert_close(rule(torch.tensor([[4] * 6]), quality), expected)
+
+
+def test_eq5_mirrored_needs_a_resolution_from_beta_on():
+    with pytest.raises(ValueError, match="beta, resolution: expected 0 < beta <= resolution, got beta=2, resolution=1"):
+        TaskErrorCost(task_error=distance, beta=2, resolution=1, larger_is_better=True)
+
+
 # ---- running the candidates
 
 CANDIDATES = (Euler(1), Euler(2), RK4(1))

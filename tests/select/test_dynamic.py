@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from dise import RK4, Dopri5, Dynamic, Euler, SolveError, Status, solve
+from dise.select import RandomSelector
 
 CANDIDATES = (
     Euler(1),
@@ -165,6 +166,64 @@ def test_scores_of_another_shape(starts, shape):
 def test_unbatched_problems_have_nothing_to_choose_for(starts, assign):
     with pytest.raises(ValueError, match="batched: Dynamic chooses for each sample"):
         solve(lambda t, y: -y, starts(4, 2), 0.0, 1.0, Dynamic((Euler(),), assign([0] * 4, 1)), batched=False)
+
+
+# ---- one choice for a batch
+
+
+def test_a_batch_gets_the_candidate_of_the_smallest_mean_score(starts):
+    scores = torch.tensor([[0.0, 2.0], [0.0, 2.0], [9.0, 2.0]])  # two of three samples alone would get the first
+    dynamic = Dynamic((Euler(1), Euler(2)), lambda h0, k1: scores, granularity="batch")
+    solution = solve(lambda t, y: -y, starts(3, 2), 0.0, 1.0, dynamic)
+    assert solution.choice.tolist() == [1, 1, 1]
+    assert solution.nfe.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_one_system_gets_one_candidate(tanh_field, starts, rows):
+    f, y0, seen = tanh_field(3), starts(4, 3), []
+
+    def selector(h0, k1):
+        seen.append(h0)
+        return torch.tensor([[1.0, 0.0]]).expand(rows, 2)
+
+    dynamic = Dynamic((Euler(1), Dopri5()), selector, granularity="batch")
+    solution = solve(f, y0, 0.0, 1.0, dynamic, batched=False)
+    alone = solve(f, y0, 0.0, 1.0, Dopri5(), batched=False)
+    assert torch.equal(solution.y, alone.y)
+    assert (int(solution.choice), int(solution.nfe)) == (1, int(alone.nfe))
+    assert torch.equal(seen[0], y0)
+
+
+def test_an_unknown_granularity():
+    with pytest.raises(ValueError, match="granularity: expected 'sample' or 'batch', got 'row'"):
+        Dynamic((Euler(),), lambda h0, k1: None, granularity="row")
+
+
+# ---- chance
+
+
+def test_random_choices_have_the_shares_asked_for():
+    torch.manual_seed(0)
+    dynamic = Dynamic((Euler(1), Euler(2), Euler(3)), RandomSelector([3, 0, 1]))
+    choice = solve(lambda t, y: -y, torch.ones(20_000, 1), 0.0, 1.0, dynamic).choice
+    counts = torch.bincount(choice, minlength=3)
+    assert counts[1] == 0
+    # five standard deviations of Binomial(20000, 3/4)
+    assert abs(int(counts[0]) - 15_000) < 5 * (20_000 * 3 / 16) ** 0.5
+
+
+def test_random_choices_differ_from_call_to_call():
+    torch.manual_seed(0)
+    dynamic = Dynamic((Euler(1), Euler(2)), RandomSelector([1, 1]))
+    first, second = (solve(lambda t, y: -y, torch.ones(50, 1), 0.0, 1.0, dynamic).choice for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("shares", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1], [[1, 2]]])
+def test_shares_are_none(shares):
+    with pytest.raises(ValueError, match="shares: expected numbers of at least 0, not all 0"):
+        RandomSelector(shares)
 
 
 @pytest.mark.parametrize("candidates", [(), [], (Euler(), "rk4"), (Euler,)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dise.select import oracle, random_mix, single
+from dise.select import closed_gap, oracle, random_mix, single
 
 NFE = [[1, 4, 14], [1, 4, 20], [1, 4, 14], [1, 4, 26], [1, 4, 26]]
 RIGHT = [
@@ -69,3 +69,13 @@ def test_oracle_is_at_least_as_right_as_any_candidate(make_costs):
     best = oracle(costs)
     assert best.accuracy == pytest.approx(right.any(1).double().mean().item())
     assert all(best.accuracy >= single(costs, i).accuracy for i in range(3))
+
+
+def test_the_closed_gap_by_hand():
+    """Single candidates cost 2 and 2.5 in the mean, the oracle 1."""
+    cost = torch.tensor([[1.0, 4.0], [3.0, 1.0]])
+    assert closed_gap(cost, torch.tensor([0, 1])) == 1
+    assert closed_gap(cost, torch.tensor([0, 0])) == 0
+    assert closed_gap(cost, torch.tensor([1, 1])) == pytest.approx(-0.5)
+    assert closed_gap(cost, torch.tensor([1, 0])) == pytest.approx(-1.5)
+    assert closed_gap(torch.ones(3, 2), torch.tensor([0, 1, 0])) is None

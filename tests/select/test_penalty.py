@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from dise import RK4, ClassificationCost, Euler, PooledNetwork, choose_penalty
-from dise.select import Costs, Trial, penalty
-from dise.select.penalty import _choose, _lost, route
+from dise.select import Costs, cross_fit, loss_bound, penalty, route
 
 
 def sided(number, *, hard, seed=0):
@@ -18,69 +17,129 @@ def network():
     return PooledNetwork(2, 2)
 
 
-TRIALS = [
-    Trial(1e3, 0.98, 2.0, 0.012),
-    Trial(1e4, 0.989, 5.0, 0.0009),
-    Trial(1e5, 0.9896, 8.0, 0.0006),
-    Trial(1e6, 0.9899, 14.0, 0.0002),
-]
-REFERENCE = Trial(1e3, 0.99, 20.0, 0.0)
+# what is lost and the NFE by M; the reference, RK4, needs 4
+LOST = {1e3: 0.012, 1e4: 0.0009, 1e5: 0.0006, 1e6: 0.0002}
+SHARES = {1e3: 0.9, 1e4: 0.8, 1e5: 0.7, 1e6: 0.5}  # of Euler; NFE 1.3, 1.6, 1.9, 2.5
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """trials(LOST, SHARES): fits whose committees lose and cost as given; the penalties that were fitted."""
+
+    def given(lost, shares):
+        fitted = []
+
+        def fit(costs, network, *, folds, seed):
+            fitted.append(costs.rule.M)
+            choice = torch.ones(len(costs), dtype=torch.int64)
+            choice[: round(shares[costs.rule.M] * len(costs))] = 0
+            return f"committee of {costs.rule.M:g}", choice
+
+        def answers(*results):
+            # the first question is of the reference itself
+            return lost[fitted[-1]] if fitted else 0.0
+
+        monkeypatch.setattr(penalty, "cross_fit", fit)
+        monkeypatch.setattr(penalty, "loss_bound", answers)
+        return fitted
+
+    return given
+
+
+def choose(**arguments):
+    return choose_penalty(sided(1000, hard=0.0), network, penalties=sorted(LOST), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "budget", "expected", "tried"),
+    [
+        (1e-3, 0.9, 1e4, [1e6, 1e5, 1e4, 1e3]),  # the smallest that passes
+        (7e-4, 0.9, 1e5, [1e6, 1e5, 1e4]),  # what comes after the first that fails is not tried
+        (1e-3, 0.5, 1e4, [1e6, 1e5, 1e4, 1e3]),  # 1e6 passes, but is not within the budget
+        (1.0, 0.9, 1e3, [1e6, 1e5, 1e4, 1e3]),
+    ],
+)
+def test_penalties_are_tested_from_the_safest_until_one_fails(trials, tolerance, budget, expected, tried):
+    fitted = trials(LOST, SHARES)
+    found = choose(tolerance=tolerance, budget=budget)
+    assert (found.M, found.passed) == (expected, True)
+    assert fitted == tried == [trial.M for trial in found.trials]
+    assert found.selector == f"committee of {expected:g}"
+
+
+def test_nothing_passes_after_the_first_that_fails(trials):
+    """1e5 would pass by itself, but only one test at a time keeps the level of 5 %."""
+    trials(LOST | {1e6: 0.002}, SHARES)
+    found = choose(budget=0.9)
+    assert found.passed is False
+    # the best there is
+    assert found.M == 1e5
+    assert found.selector == "committee of 100000"
+    assert len(found.trials) == 4
 
 
 @pytest.mark.parametrize(
     ("tolerance", "budget", "expected"),
     [
-        (1e-3, 0.5, 1e4),  # the smallest that is nearly as good
-        (7e-4, 0.5, 1e5),
-        (1e-4, 0.5, 1e5),  # none is: the best within 10 NFE
-        (1e-4, 0.7, 1e6),
-        (1.0, 0.5, 1e3),
-        (1e-3, 0.05, 1e3),  # none within 1 NFE: the cheapest
+        (1e-4, 0.9, 1e6),  # none passes: the least lost
+        (1e-4, 0.5, 1e5),  # within the budget of 2 NFE
+        (1.0, 0.25, 1e3),  # all pass, but none within 1 NFE: the cheapest
     ],
 )
-def test_the_rule_of_choice(tolerance, budget, expected):
-    assert expected == _choose(TRIALS, REFERENCE, tolerance, budget).M
+def test_if_nothing_passes_the_best_there_is_is_taken_and_told(trials, tolerance, budget, expected):
+    trials(LOST, SHARES)
+    lines = []
+    found = choose(tolerance=tolerance, budget=budget, log=lines.append)
+    assert (found.M, found.passed) == (expected, False)
+    said = f"no M is certain to lose at most {tolerance:g} within the budget: M = {expected:g} is the best there is"
+    assert lines[-1] == said
+    assert len(lines) == 5
 
 
-@pytest.mark.parametrize(
-    ("tolerance", "budget", "passed"),
-    [(1e-3, 0.5, True), (1e-4, 0.5, False), (1e-4, 0.7, False), (1.0, 0.5, True), (1.0, 0.05, False)],
-)
-def test_a_choice_tells_whether_it_passed(monkeypatch, tolerance, budget, passed):
-    """Trials as above; at 0.05 even the cheapest is beyond the budget."""
-    found = iter([REFERENCE, *TRIALS])
-    monkeypatch.setattr(penalty, "_cross_validated", lambda *arguments: None)
-    monkeypatch.setattr(penalty, "_trial", lambda *arguments: next(found))
-    lines, penalties = [], [trial.M for trial in TRIALS]
-    choice = choose_penalty(
-        sided(50, hard=0.3), network, penalties=penalties, tolerance=tolerance, budget=budget, log=lines.append
-    )
-    assert (choice.M, choice.passed) == (_choose(TRIALS, REFERENCE, tolerance, budget).M, passed)
-    said = [f"no M is certain to lose at most {tolerance:g} within the budget: M = {choice.M:g} is the best there is"]
-    assert [line for line in lines if "certain" in line and "best" in line] == ([] if passed else said)
+def test_of_equals_the_cheapest_is_the_best_there_is(trials):
+    trials(dict.fromkeys(LOST, 0.1), SHARES)
+    assert choose(budget=0.9).M == 1e3
+
+
+def test_a_line_a_trial(trials):
+    trials(LOST, SHARES)
+    lines = []
+    choose(tolerance=7e-4, budget=0.9, log=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["M = 1e+06", "M = 100000", "M = 10000"]
+    # every result is right
+    assert lines[0].endswith("1.0000 adequate (reference 1.0000, at most 0.0002 lost), NFE 2.50")
 
 
 def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():
-    found = choose_penalty(sided(600, hard=0.3), network, penalties=[1e3, 1e6], tolerance=0.02, budget=0.9)
+    costs = sided(600, hard=0.3)
+    found = choose_penalty(costs, network, penalties=[1e3, 1e6], tolerance=0.03, budget=0.9)
     assert (found.reference.adequate, found.reference.nfe) == (1.0, 4.0)
-    by_penalty = {trial.M: trial for trial in found.trials}
-    assert by_penalty[found.M].adequate > 0.98
+    assert found.passed
+    trial = next(trial for trial in found.trials if trial.M == found.M)
+    assert trial.adequate > 0.97
     # the oracle needs 1 · 0.7 + 4 · 0.3 = 1.9; RK4 alone 4
-    assert 1.9 - 0.2 < by_penalty[found.M].nfe < 2.6
+    assert 1.9 - 0.2 < trial.nfe < 2.6
+    fresh = sided(1000, hard=0.3, seed=1)
+    routed, hard = route(found.selector, fresh), fresh.h0[:, 0] <= 0.3
+    assert routed[hard].double().mean() > 0.97
+    assert routed.double().mean() == pytest.approx((trial.nfe - 1) / 3, abs=0.05)
 
 
-@pytest.mark.parametrize(("lost", "won"), [(0, 0), (3, 3), (12, 2), (2, 12)])
-def test_the_bound_of_the_loss_covers_it(lost, won):
-    """By hand: (lost − won ± 1.645 √(lost + won + 1 − (lost − won)²/n)) / n with n = 1002."""
-    reference, policy = torch.ones(2, 1000, dtype=torch.bool)
-    policy[:lost] = False
-    reference[lost : lost + won] = False
-    root = (lost + won + 1 - (lost - won) ** 2 / 1002) ** 0.5
-    assert _lost(reference, policy) == pytest.approx((lost - won + 1.645 * root) / 1002)
+def test_the_trial_and_the_selector_are_those_of_cross_fit():
+    costs = sided(200, hard=0.3)
+    found = choose_penalty(costs, network, penalties=[1e4], folds=3, seed=7)
+    committee, choice = cross_fit(costs.with_penalty(1e4), network, folds=3, seed=7)
+    weights = zip(found.selector.state_dict().values(), committee.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
+    (trial,) = found.trials
+    right = costs.adequate[torch.arange(200), choice]
+    assert trial.adequate == pytest.approx(right.double().mean().item())
+    assert trial.nfe == pytest.approx(costs.nfe[torch.arange(200), choice].double().mean().item())
+    assert trial.lost == loss_bound(torch.ones(200, dtype=torch.bool), right)
 
 
 def test_noise_cannot_be_learnt():
-    """Euler right by a coin: cross-validated accuracy is what routing gives on samples that were not fitted."""
+    """Euler right by a coin: the accuracy is what routing gives on samples that were not fitted."""
     costs = sided(400, hard=-1.0)
     coin = (torch.rand(400, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     noise = Costs(costs.candidates, costs.h0, costs.k1, costs.nfe, torch.stack([coin, 0 * coin], 1), costs.rule)
@@ -97,25 +156,13 @@ def test_the_choice_depends_on_its_seed_alone():
     assert choose_penalty(costs, network, penalties=[1e3], seed=3) == first
 
 
-def test_nan_never_wins_a_sample():
-    """Of more samples than are scored at once."""
-    costs = sided(1100, hard=0.3)
-    nan = costs.h0[:, 0] < 0.5
-
-    def selector(h0, k1):
-        cheap = torch.where(h0[:, 0] < 0.5, torch.nan, 0.0)
-        return torch.stack([cheap, torch.ones(len(h0))], 1)
-
-    assert torch.equal(route(selector, costs), nan.long())
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"penalties": []}, "penalties: expected at least one"),
-        ({"folds": 1}, "folds: expected 2 to 50"),
-        ({"folds": 51}, "folds: expected 2 to 50"),
-        ({"penalties": [2.0]}, "M: expected more than the largest price"),
+        ({"folds": 2}, "folds: expected 3 to 50"),
+        ({"folds": 51}, "folds: expected 3 to 50"),
+        ({"penalties": [1e3, 2.0]}, "M: expected more than the largest price"),
     ],
 )
 def test_wrong_arguments(arguments, message):

@@ -1,6 +1,6 @@
 import pytest
 
-from dise.tasks.table import Table, number
+from dise.tasks.table import Table, number, spread
 
 
 def test_a_table_in_markdown():
@@ -21,3 +21,17 @@ def test_a_number_or_a_dash(value, digits, text):
 
 def test_a_number_has_two_digits():
     assert number(26) == "26.00"
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "text"),
+    [
+        # 1, 2, 3 deviate by 1; 0 and 2 by √2
+        ([1.0, 2.0, 3.0], 1, "2.0 ± 1.0"),
+        ([0, 2], 3, "1.000 ± 1.414"),
+        ([0.12345], 4, "0.1235"),
+        ([], 4, "–"),
+    ],
+)
+def test_mean_and_deviation(values, digits, text):
+    assert spread(values, digits) == text

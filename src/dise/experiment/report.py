@@ -59,6 +59,11 @@ def selection_tables(selection: dict[str, Any]) -> list[Table]:
 _PASSED = {None: "", True: " (passed its test)", False: " (no M passed the test; the best there is)"}
 
 
+def _members(fit: dict[str, Any]) -> str:
+    number = fit.get("members", 1)
+    return f", mean of {number} selectors" if number > 1 else ""
+
+
 def _selection_table(selection: dict[str, Any], unit: str) -> Table:
     outcome = selection["units"][unit]
     fits = {name: fit for name, fit in selection["selectors"].items() if fit["unit"] == unit}
@@ -67,8 +72,8 @@ def _selection_table(selection: dict[str, Any], unit: str) -> Table:
         for i, (name, c) in enumerate(outcome["candidates"].items())
     ]
     notes = [
-        f"{name}: M = {fit['M']:g}{_PASSED[fit.get('passed')]}, validation loss {fit['validation_loss']:.3f} of "
-        f"{fit['initial_loss']:.3f} in {fit['epochs']} epochs"
+        f"{name}: M = {fit['M']:g}{_PASSED[fit.get('passed')]}{_members(fit)}, validation loss "
+        f"{fit['validation_loss']:.3f} of {fit['initial_loss']:.3f} in {fit['epochs']:.0f} epochs"
         for name, fit in fits.items()
     ]
     warnings = [f"Warning, {name}: {fit['warning']}" for name, fit in fits.items() if fit["warning"]]
@@ -89,13 +94,14 @@ def wall_clock(run: Run) -> Table:
          f"{whole[REFERENCE] / whole[name]:.1f}×"]
         for name in ode
     ]  # fmt: skip
-    parts = ", ".join(f"{name} {ms:.2f} ms" for name, ms in timing["parts_ms"].items())
+    parts = [f"{name} {ms:.2f} ms ({ms / timing['parts_ms']['f']:.2f} f)" for name, ms in timing["parts_ms"].items()]
     return Table(
         f"{run.name}: wall-clock",
         ["policy", "ODE part, ms", "ODE part faster", "whole model, ms", "whole faster"],
         rows,
         f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
-        f"{timing['device']}, all in one run. One evaluation: {parts}.",
+        f"{timing['device']}, all in one run. torchdiffeq has one step size for the batch; of spans that "
+        f"differ it is the same part of each. One evaluation: {', '.join(parts)}.",
     )
 
 

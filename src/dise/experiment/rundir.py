@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -90,6 +90,15 @@ def load_weights(module: nn.Module, file: Path) -> None:
         reason = str(error).strip().splitlines()
         detail = reason[1].strip() if len(reason) > 1 else reason[0]
         raise ExperimentError(f"{file} does not hold the weights of {type(module).__name__}: {detail}") from error
+
+
+def weight_names(file: Path) -> list[str]:
+    """Names of the tensors in a file of safetensors; none if it is damaged, which `load_weights` tells."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except SafetensorError:
+        return []
 
 
 def save_weights(module: nn.Module, file: Path) -> None:

@@ -4,14 +4,24 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
 from dise.experiment.config import ExperimentError, RunConfig
-from dise.experiment.rundir import load_model, load_weights, open_run, read_json, save_weights, write_json
+from dise.experiment.rundir import (
+    load_model,
+    load_weights,
+    open_run,
+    read_json,
+    save_weights,
+    weight_names,
+    write_json,
+)
 from dise.select import (
+    Committee,
     CostRule,
     Costs,
     CostSelector,
@@ -109,7 +119,11 @@ def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic
         raise ExperimentError(f"{path} has no selector {name!r} ({file.name} is missing); `dise select` makes it")
     spec = task.selectors[name]
     candidates = spec.choosable(task.candidates)
-    selector = CostSelector(spec.network(model, len(candidates)), candidates=len(candidates))
+    # a committee's weights say which member they are of: members.0.…
+    number = len({weight.split(".")[1] for weight in weight_names(file) if weight.startswith("members.")})
+    networks = [spec.network(model, len(candidates)) for _ in range(number or 1)]
+    members = [CostSelector(network, candidates=len(candidates)) for network in networks]
+    selector = Committee(members) if number else members[0]
     load_weights(selector, file)
     return Dynamic(candidates, selector.to(next(model.parameters()).device).eval())
 
@@ -146,15 +160,18 @@ def _fit(
     choosable = range(number) if spec.candidates is None else spec.candidates
     costs = costs.among(choosable)
     network = partial(spec.network, model, len(costs.candidates))
+    selector: nn.Module
     if tune and spec.tolerance is not None:
-        log(f"choosing M of selector {name!r} by cross-validation")
+        log(f"fitting selector {name!r}, M by cross-validation")
         found = choose_penalty(costs, network, tolerance=spec.tolerance, seed=config.seed, log=log)
         costs, trials, passed = costs.with_penalty(found.M), [asdict(t) for t in found.trials], found.passed
-    log(f"fitting selector {name!r}, M = {costs.rule.M:g}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        selector = CostSelector.fit(network(), costs, seed=config.seed, log=log)
-    fit = selector.history
+        selector = found.selector
+    else:
+        log(f"fitting selector {name!r}, M = {costs.rule.M:g}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            selector = CostSelector.fit(network(), costs, seed=config.seed, log=log)
+    fits = [module.history for module in selector.modules() if isinstance(module, CostSelector)]
     save_weights(selector, _file(path, name))
     choice = route(selector, costs)
     warning = diagnose(choice, costs)
@@ -165,10 +182,12 @@ def _fit(
         "M": costs.rule.M,
         "trials": trials,
         "passed": passed,
-        "initial_loss": fit.initial,
-        "validation_loss": min([fit.initial, *fit.validation]),
-        "epochs": len(fit.validation),
-        "best_epoch": fit.best_epoch,
+        "members": len(fits),
+        # means over the members
+        "initial_loss": fmean(fit.initial for fit in fits),
+        "validation_loss": fmean(min([fit.initial, *fit.validation]) for fit in fits),
+        "epochs": fmean(len(fit.validation) for fit in fits),
+        "best_epoch": fmean(fit.best_epoch for fit in fits),
         "shares": torch.bincount(torch.tensor(choosable)[choice], minlength=number).div(len(choice)).tolist(),
         "warning": warning,
     }

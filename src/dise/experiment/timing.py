@@ -1,8 +1,6 @@
 """What an evaluation costs: multiply–adds, and milliseconds on this machine."""
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchdiffeq import odeint
 
 from dise.integrate import Adaptive, Euler, Integrator, State
+from dise.integrate.problem import leaves
 from dise.nn import NeuralODE, Record
-from dise.select import Dynamic, Input, find_block, joined
+from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
 
 REFERENCE = "torchdiffeq dopri5"
 
@@ -24,33 +23,6 @@ def count_macs(call: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() // 2
-
-
-@torch.no_grad()
-def time_side_by_side(
-    calls: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], *, device: torch.device | None = None
-) -> dict[str, float]:
-    """Median milliseconds of each call on one input, all measured in one run.
-
-    The calls take turns on each input, so that whatever else the machine does falls on all of them.
-
-    Args:
-        calls: functions of an input.
-        inputs: what to call them on, e.g. batches; the first also warms up.
-        device: on which the calls compute, to wait for it; default: the CPU.
-    """
-    finish = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda device: None
-    for call in calls.values():
-        call(inputs[0])
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for x in inputs:
-        for name, call in calls.items():
-            finish(device)
-            start = time.perf_counter()
-            call(x)
-            finish(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
 class TorchdiffeqBlock(NeuralODE):
@@ -66,7 +38,7 @@ class TorchdiffeqBlock(NeuralODE):
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
         """State at t1; t0 and t1 are numbers or [B], the block's unless given."""
-        first = y0[0] if isinstance(y0, tuple) else y0
+        first = leaves(y0)[0]
         ends = (self.t0 if t0 is None else t0, self.t1 if t1 is None else t1)
         start, end = (torch.as_tensor(t, dtype=first.dtype, device=first.device) for t in ends)
         f: Callable[[Tensor, Any], Any] = self.f
@@ -80,8 +52,7 @@ def _over_parts(f: Callable[[Tensor, Any], Any], t0: Tensor, t1: Tensor) -> Call
     """dy/ds for s in [0, 1], the part of each sample's span [B] that is behind it."""
 
     def derivative(s: Tensor, y: State) -> State:
-        parts = y if isinstance(y, tuple) else (y,)
-        dy = f(_column(torch.lerp(t0, t1, s), parts[0]), y)
+        dy = f(_column(torch.lerp(t0, t1, s), leaves(y)[0]), y)
         slopes = dy if isinstance(dy, tuple) else (dy,)
         scaled = tuple(_column(t1 - t0, slope) * slope for slope in slopes)
         return scaled if isinstance(dy, tuple) else scaled[0]

@@ -146,6 +146,8 @@ def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
         # the batches lie in memory: loader workers would only cost
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+        # small experiments have short epochs; what is logged each epoch does not depend on it
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         try:
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
         except SolveError as error:

@@ -68,8 +68,8 @@ class PIController(IController):
 
     After an accepted step dt_next = dt · safety · ratio^(−(integral + proportional)/q) · before^(proportional/q), with
     the order q and the ratio `before` of the accepted step before. After a rejected step it is the elementary
-    controller, and what it remembers stays. Steps change more smoothly than with `IController`: fewer are rejected
-    where f changes its pace or stiffness limits the step; where neither is so, it gains nothing.
+    controller, and what it remembers stays. Steps change more smoothly than with `IController` and fewer are rejected:
+    it saves evaluations where stiffness limits the step, and may cost some elsewhere, for smaller errors.
 
     Args:
         proportional, integral: coefficients, at least 0 and greater than 0.

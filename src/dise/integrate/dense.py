@@ -170,9 +170,10 @@ class Pieces(NamedTuple):
         ends = ends.index_put((self.sample, place), (self.t_next * sign[self.sample]).detach().to(times.dtype))
         index = torch.searchsorted(ends, (times * sign[:, None]).detach().contiguous())
         piece = (first[:, None] + index.minimum((counts - 1)[:, None])).clamp(min=0)
-        theta = ((times - self.t[piece]) / self.dt[piece])[..., None]
-        values = _horner(self.y[piece], self.coefficients[piece].unbind(2), theta)
-        return torch.where((counts > 0)[:, None, None], values, otherwise)
+        exists = (counts > 0)[:, None, None]
+        # without a piece it would be another sample's, whose θ may be beyond all bounds, and 0 · inf in the gradient
+        theta = torch.where(exists, ((times - self.t[piece]) / self.dt[piece])[..., None], 0)
+        return torch.where(exists, _horner(self.y[piece], self.coefficients[piece].unbind(2), theta), otherwise)
 
     def last(self, samples: Tensor) -> "Pieces":
         """The last piece of each of some samples [K] that have one, in their order."""

@@ -6,6 +6,21 @@ from dise.integrate.tableau import ButcherTableau
 # stage of the next step as a 14th, as in torchdiffeq and diffrax. The interpolant needs no further stage: Bogacki,
 # Shampine, Interpolating high-order Runge–Kutta formulas, Comput. Math. Appl. 20, 1990; it is of order 5, the highest
 # that these stages allow (the conditions of order 6 contradict each other).
+_B = (
+    14005451 / 335480064,
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+    -59238493 / 1068277825,
+    181606767 / 758867731,
+    561292985 / 797845732,
+    -1041891430 / 1371343529,
+    760417239 / 1151165299,
+    118820643 / 751138087,
+    -528747749 / 2220607170,
+    1 / 4,
+)
 DOPRI8 = ButcherTableau(
     c=(
         0.0,
@@ -100,38 +115,9 @@ DOPRI8 = ButcherTableau(
             248638103 / 1413531060,
             0.0,
         ),
-        (
-            14005451 / 335480064,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            -59238493 / 1068277825,
-            181606767 / 758867731,
-            561292985 / 797845732,
-            -1041891430 / 1371343529,
-            760417239 / 1151165299,
-            118820643 / 751138087,
-            -528747749 / 2220607170,
-            1 / 4,
-        ),
+        _B,
     ),
-    b=(
-        14005451 / 335480064,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        -59238493 / 1068277825,
-        181606767 / 758867731,
-        561292985 / 797845732,
-        -1041891430 / 1371343529,
-        760417239 / 1151165299,
-        118820643 / 751138087,
-        -528747749 / 2220607170,
-        1 / 4,
-        0.0,
-    ),
+    b=(*_B, 0.0),
     order=8,
     interpolant=(
         (

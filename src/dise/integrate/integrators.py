@@ -257,7 +257,6 @@ class Dopri5(Adaptive):
 class Tsit5(Adaptive):
     """Tsitouras 5(4): order 5, adaptive, six evaluations of f a step. Dense output of order 4.
 
-    Its error constant is smaller than Dopri5's: fewer steps for the same tolerance, mostly.
     NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
     """
 

@@ -56,7 +56,7 @@ class ErrorTest:
             return layout.norm(scaled)  # the same, on the solver's layout
         value = self.norm(layout.shaped(scaled.abs()))
         if isinstance(value, Tensor) and value.shape == scaled.shape[:1] and value.is_floating_point():
-            return value.to(scaled.dtype.to_real())
+            return value.to(scaled.real.dtype)
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"norm: expected one real number a sample, shape {tuple(scaled.shape[:1])}, got {got}")
 

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.select.cost import Input, find_block
+from dise.select.risk import Risk, disagreement
 
-Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
+PValue = Callable[[float, int, float], float]  # of the mean loss, the number of samples, and ε
 
 
 @dataclass(frozen=True)
 class Tested:
     """A setting on the calibration data: its mean loss, mean NFE, and the p-value of a risk above ε.
 
-    `certified` says whether the p-value is at most δ, and that of every setting before it.
+    `certified` says whether the p-value is at most δ; that of every setting before it is.
     """
 
     integrator: Integrator
@@ -37,7 +38,7 @@ class Calibration:
 
     Attributes:
         integrator: the cheapest certified setting; the reference if none is.
-        tested: all settings, in the order given.
+        tested: the settings in the order given, up to the first that is not certified.
         reference_nfe: mean NFE of the reference.
         epsilon, delta, samples: the guarantee: a risk of at most ε with confidence 1 − δ, from this many samples.
     """
@@ -50,16 +51,6 @@ class Calibration:
     samples: int
 
 
-def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-    """[n] 1 where logits [n, C] predict another class than the reference's; needs no labels."""
-    return (output.argmax(-1) != reference.argmax(-1)).double()
-
-
-def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-    """[n] 1 where logits [n, C] do not predict the label [n] and the reference's do."""
-    return ((output.argmax(-1) != target) & (reference.argmax(-1) == target)).double()
-
-
 def calibrate(
     model: nn.Module,
     settings: Sequence[Integrator],
@@ -69,6 +60,7 @@ def calibrate(
     epsilon: float,
     delta: float = 0.05,
     risk: Risk = disagreement,
+    p_value: PValue | None = None,
 ) -> Calibration:
     """The cheapest setting whose risk against the reference is at most ε, with confidence 1 − δ.
 
@@ -84,11 +76,14 @@ def calibrate(
         epsilon: ε, in (0, 1).
         delta: δ, in (0, 1).
         risk: (output, reference's output, target) → [n] losses in [0, 1]; default: the predictions disagree.
+        p_value: of "the risk is above ε", given the mean loss, the number of samples and ε: `hoeffding_bentkus`, for
+            any losses in [0, 1] (default), or `exact_binomial`, which is smaller, for losses that are 0 or 1.
 
     Raises:
-        ValueError: no settings, ε or δ not in (0, 1), losses not in [0, 1], or too few samples to certify anything
-            (the message says how many are needed).
+        ValueError: no settings, ε or δ not in (0, 1), losses not in [0, 1] (0 or 1 for `exact_binomial`), or too few
+            samples to certify anything (the message says how many are needed).
     """
+    p_value = p_value or hoeffding_bentkus
     if not settings:
         raise ValueError("settings: expected at least one integrator, got none")
     needed = samples_needed(epsilon, delta)
@@ -99,23 +94,24 @@ def calibrate(
             f"data: at least {needed} samples are needed to certify epsilon={epsilon:g} with delta={delta:g}, "
             f"even without a single loss; got {number}"
         )
-    expected, reference_nfe = _run(model, reference, batches)
+    expected, reference_nfe = evaluate(model, reference, batches)
     tested: list[Tested] = []
     for setting in settings:
-        outputs, nfe = _run(model, setting, batches)
+        outputs, nfe = evaluate(model, setting, batches)
         losses = torch.cat([risk(o, e, y) for o, e, (_, y) in zip(outputs, expected, batches, strict=True)])
-        _check_losses(losses, number)
+        _check_losses(losses, number, binary=p_value is exact_binomial)
         mean = float(losses.double().mean())
-        p = hoeffding_bentkus(mean, number, epsilon)
-        certified = p <= delta and all(before.certified for before in tested)
-        tested.append(Tested(setting, mean, nfe, p, certified))
+        p = p_value(mean, number, epsilon)
+        tested.append(Tested(setting, mean, nfe, p, p <= delta))
+        if p > delta:
+            break
     certain = [t for t in tested if t.certified and t.nfe < reference_nfe]
     best = min(certain, key=lambda t: t.nfe).integrator if certain else reference
     return Calibration(best, tuple(tested), reference_nfe, epsilon, delta, number)
 
 
 @torch.no_grad()
-def _run(
+def evaluate(
     model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Input, Tensor]]
 ) -> tuple[list[Tensor], float]:
     """The model's outputs, a batch each, on the data's device, and its mean NFE."""
@@ -125,9 +121,11 @@ def _run(
     return outputs, float(torch.cat([record.solution.nfe for record in records]).double().mean())
 
 
-def _check_losses(losses: Tensor, number: int) -> None:
+def _check_losses(losses: Tensor, number: int, *, binary: bool) -> None:
     if losses.shape != (number,) or not ((losses >= 0) & (losses <= 1)).all():
         raise ValueError(f"risk: expected a loss in [0, 1] a sample, got {tuple(losses.shape)} values for {number}")
+    if binary and not ((losses == 0) | (losses == 1)).all():
+        raise ValueError("risk: exact_binomial needs losses that are 0 or 1; take p_value=hoeffding_bentkus")
 
 
 def samples_needed(epsilon: float, delta: float) -> int:
@@ -155,9 +153,27 @@ def hoeffding_bentkus(mean: float, number: int, epsilon: float) -> float:
     """
     a = min(mean, epsilon)
     divergence = sum(p * math.log(p / q) for p, q in ((a, epsilon), (1 - a, 1 - epsilon)) if p > 0)
-    # a mean of losses is a multiple of 1/n only up to rounding
-    count = math.ceil(number * mean - 1e-9 * number)
-    return min(math.exp(-number * divergence), math.e * _binomial_cdf(count, number, epsilon), 1.0)
+    return min(math.exp(-number * divergence), math.e * _binomial_cdf(_count(mean, number), number, epsilon), 1.0)
+
+
+def exact_binomial(mean: float, number: int, epsilon: float) -> float:
+    """p-value of "the risk is above ε", valid for losses that are 0 or 1: P[Binomial(n, ε) ≤ n·mean].
+
+    It is up to e times smaller than Bentkus's, which holds for all losses in [0, 1].
+
+    Args:
+        mean: mean loss of the samples.
+        number: of samples, n.
+        epsilon: ε.
+
+    Source: Clopper, Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, 1934.
+    """
+    return min(_binomial_cdf(_count(mean, number), number, epsilon), 1.0)
+
+
+def _count(mean: float, number: int) -> int:
+    """⌈n·mean⌉; a mean of losses is a multiple of 1/n only up to rounding."""
+    return math.ceil(number * mean - 1e-9 * number)
 
 
 def _binomial_cdf(count: int, number: int, p: float) -> float:

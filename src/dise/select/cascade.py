@@ -1,13 +1,14 @@
 """Cheap first: integrators tried in turn until an answer is accepted."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.problem import Integration, Problem, Result, merge
 from dise.integrate.solution import State, Status
 
@@ -19,8 +20,10 @@ class Cascade(Integrator):
     """Each sample gets the first candidate whose answer is accepted; the last candidate's is accepted always.
 
     All candidates share k1 = f(t0, h0): a sample that goes on from Euler to RK4 needs 1 + 3 evaluations, not 1 + 4.
-    `Solution.nfe` counts all that a sample tried, `Solution.choice` is the candidate whose answer it kept, and
-    `Solution.calls` the batch's calls, the sum over the rounds.
+    They also share the evaluation after it where it is the same one, f at t0 + c·span and h0 + c·span·k1: Midpoint,
+    Euler(2), Bosh3 and RK4 all begin with c = 1/2, so Euler, Midpoint and RK4 in turn need 1 + 1 + 2 evaluations, not
+    one more than RK4 alone. `Solution.nfe` counts all that a sample tried, `Solution.choice` is the candidate whose
+    answer it kept, and `Solution.calls` the batch's calls, the sum over the rounds.
 
     An answer with a status other than SUCCESS is never accepted. So an adaptive candidate with max_steps=1 is
     accepted by its embedded error estimate, without any `accept`:
@@ -29,20 +32,27 @@ class Cascade(Integrator):
 
     Args:
         candidates: integrators, the cheapest first.
-        accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; default: everything that succeeded.
+        accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; or a rule of its own for each candidate but the
+            last; default: everything that succeeded.
 
     Raises:
-        ValueError: no candidates; when solving: answers of `accept` of another shape or kind, batched=False, an event.
+        ValueError: no candidates, or another number of rules; when solving: answers of `accept` of another shape or
+            kind, batched=False, an event.
     """
 
     chooses = True
 
     candidates: Sequence[Integrator]
-    accept: Accept | None = None
+    accept: Accept | Sequence[Accept] | None = None
 
     def __post_init__(self) -> None:
         if not self.candidates or not all(isinstance(c, Integrator) for c in self.candidates):
             raise ValueError(f"candidates: expected at least one integrator, got {list(self.candidates)!r}")
+        if isinstance(self.accept, Sequence) and len(self.accept) != len(self.candidates) - 1:
+            raise ValueError(
+                f"accept: expected a rule for each candidate but the last, {len(self.candidates) - 1}, got "
+                f"{len(self.accept)}"
+            )
 
     def integrate(self, problem: Problem) -> Integration:
         """Try the candidates in turn, each on the samples that are left."""
@@ -54,27 +64,35 @@ class Cascade(Integrator):
         rows = torch.arange(len(problem), device=problem.t0.device)
         spent = torch.ones_like(rows)  # k1
         kept: list[tuple[Tensor, Result]] = []
+        known: dict[float, Tensor] = {}
         for index, candidate in enumerate(self.candidates):
-            (result,) = yield from merge([(rows, candidate.integrate(problem.take(rows, k1)))])
-            spent = spent + result.nfe - 1
+            integration, second = candidate.integrate(problem.take(rows, k1)), _second_node(candidate)
+            reused = second in known
+            if second is not None:
+                integration = _sharing(integration, second, known)
+            (result,) = yield from merge([(rows, integration)])
+            # k1 was there, and perhaps the second evaluation; a sample that fails at k1 makes no second one
+            spent = spent + result.nfe - 1 - (reused & (result.nfe > 1)).long()
             result = result._replace(nfe=spent, choice=torch.full_like(rows, index))
             last = index + 1 == len(self.candidates)
-            accepted = torch.ones_like(rows, dtype=torch.bool) if last else self._accepted(problem, result)
+            accepted = torch.ones_like(rows, dtype=torch.bool) if last else self._accepted(index, problem, result)
             kept.append((rows[accepted], _take(result, accepted)))
             rows, spent = rows[~accepted], spent[~accepted]
             if len(rows) == 0:
                 break
+            known = {c: value[~accepted] for c, value in known.items()}
             for observer in problem.observers:
                 observer.start_over(problem.samples(rows))
         return _in_order(kept)
 
     @torch.no_grad()
-    def _accepted(self, problem: Problem, result: Result) -> Tensor:
-        """[n] bool."""
+    def _accepted(self, index: int, problem: Problem, result: Result) -> Tensor:
+        """[n] whether the candidate's answers are accepted."""
         succeeded = result.status == Status.SUCCESS
         if self.accept is None:
             return succeeded
-        answer = self.accept(problem.layout.unpack(result.y))
+        accept = self.accept[index] if isinstance(self.accept, Sequence) else self.accept
+        answer = accept(problem.layout.unpack(result.y))
         if answer.shape != succeeded.shape or answer.dtype != torch.bool:
             raise ValueError(
                 f"accept: expected bool of shape {tuple(succeeded.shape)}, got {answer.dtype} of {tuple(answer.shape)}"
@@ -83,6 +101,33 @@ class Cascade(Integrator):
 
     def __str__(self) -> str:
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
+
+
+def _second_node(candidate: Integrator) -> float | None:
+    """c, if the candidate evaluates f at t0 + c·span and h0 + c·span·k1 first after k1; None if that is not known.
+
+    Every explicit Runge–Kutta method's second stage is of that form, and so is the start of a second Euler step.
+    """
+    if isinstance(candidate, FixedStep):
+        if candidate.tableau.stages > 1:
+            return candidate.tableau.c[1] / candidate.steps
+        return 1 / candidate.steps if candidate.steps > 1 else None
+    if isinstance(candidate, Adaptive) and candidate.first_step == "span" and candidate.dt_max == math.inf:
+        return candidate.tableau.c[1]
+    return None
+
+
+def _sharing(integration: Integration, second: float, known: dict[float, Tensor]) -> Integration:
+    """The integration, with its first evaluation taken from `known`, values [n, F] by node, or kept there."""
+    try:
+        request = next(integration)
+        if second not in known:
+            known[second] = yield request
+        request = integration.send(known[second])
+        while True:
+            request = integration.send((yield request))
+    except StopIteration as stop:
+        return stop.value
 
 
 def _take(result: Result, rows: Tensor) -> Result:
@@ -96,42 +141,61 @@ def _in_order(parts: Sequence[tuple[Tensor, Result]]) -> Result:
     return Result(*(torch.cat(column)[order] for column in columns))
 
 
-class Confidence(nn.Module):
+@dataclass(frozen=True, eq=False)
+class Confidence:
     """Accepts states whose logits are sure enough: for a `Cascade` of a classifier.
 
+    It looks at the model's head and owns nothing: no parameter of it is registered anywhere a second time.
+
     Args:
-        head: h(t1) [n, ...] → logits [n, C]. It is evaluated once more for each answer that is judged.
-        threshold: smallest confidence to accept, in [0, 1].
-        measure: "top" probability; "margin" between the two largest probabilities; or "entropy", as
-            1 − entropy / log C.
+        head: h(t1) [n, ...] → logits [n, C]; or one logit a sample, [n] or [n, 1], of a yes-or-no question. It is
+            evaluated once more for each answer that is judged.
+        threshold: smallest confidence to accept, at least 0.
+        measure: "top" probability; "margin" between the two largest probabilities; "entropy", as 1 − entropy / log C;
+            all these are at most 1. Or "gap", between the two largest logits: an error that moves logits by less than
+            half of it cannot change the prediction.
 
     Raises:
-        ValueError: a threshold outside [0, 1], or an unknown measure.
+        ValueError: a threshold out of range, or an unknown measure.
     """
 
-    def __init__(
-        self, head: nn.Module, threshold: float, *, measure: Literal["top", "margin", "entropy"] = "top"
-    ) -> None:
-        super().__init__()
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold: expected a number in [0, 1], got {threshold!r}")
-        if measure not in ("top", "margin", "entropy"):
-            raise ValueError(f"measure: expected 'top', 'margin' or 'entropy', got {measure!r}")
-        self.head, self.threshold, self.measure = head, threshold, measure
+    head: nn.Module
+    threshold: float
+    measure: Literal["top", "margin", "entropy", "gap"] = field(default="top", kw_only=True)
 
-    def score(self, h: Tensor) -> Tensor:
-        """[n] confidence, in [0, 1]."""
-        log_p = self.head(h).log_softmax(1)
-        if self.measure == "entropy":
-            entropy = -(log_p.exp() * log_p).sum(1)
-            return 1 - entropy / torch.tensor(float(log_p.shape[1])).log().to(entropy)
-        best = log_p.exp().topk(2, dim=1).values
-        return best[:, 0] if self.measure == "top" else best[:, 0] - best[:, 1]
+    def __post_init__(self) -> None:
+        if self.measure not in ("top", "margin", "entropy", "gap"):
+            raise ValueError(f"measure: expected 'top', 'margin', 'entropy' or 'gap', got {self.measure!r}")
+        if not (self.threshold >= 0 and (self.threshold <= 1 or self.measure == "gap")):
+            largest = "" if self.measure == "gap" else ", at most 1"
+            raise ValueError(f"threshold: expected a number of at least 0{largest}, got {self.threshold!r}")
 
-    def forward(self, h: Tensor) -> Tensor:
+    def score(self, h: State) -> Tensor:
+        """[n] confidence."""
+        return confidence(self.head(h), self.measure)
+
+    def __call__(self, h: State) -> Tensor:
         """[n] bool."""
         return self.score(h) >= self.threshold
 
-    def extra_repr(self) -> str:
-        """What a printed cascade says of its rule."""
-        return f"threshold={self.threshold:g}, measure={self.measure!r}"
+
+def confidence(logits: Tensor, measure: str = "top") -> Tensor:
+    """[n] how sure logits [n, C], or one logit a sample [n] or [n, 1], are; see `Confidence`."""
+    logits = two_classes(logits)
+    if measure == "gap":
+        two = logits.topk(2, dim=1).values
+        return two[:, 0] - two[:, 1]
+    log_p = logits.log_softmax(1)
+    if measure == "entropy":
+        entropy = -(log_p.exp() * log_p).sum(1)
+        return 1 - entropy / math.log(log_p.shape[1])
+    best = log_p.exp().topk(2, dim=1).values
+    return best[:, 0] if measure == "top" else best[:, 0] - best[:, 1]
+
+
+def two_classes(logits: Tensor) -> Tensor:
+    """Logits [n, C ≥ 2]: as they are, or of one logit a sample, [n] or [n, 1], that of "no", 0, beside it."""
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return logits
+    yes = logits.reshape(len(logits), 1)
+    return torch.cat([torch.zeros_like(yes), yes], dim=1)

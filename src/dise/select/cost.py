@@ -1,10 +1,10 @@
 """What each candidate costs on each sample: running them all, and Eq. 4 and 5."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +56,20 @@ class CostRule(ABC):
         """[N, K] bool, whether an error is small enough."""
 
     @abstractmethod
-    def price(self, nfe: Tensor, error: Tensor) -> Tensor:
+    def price(self, delta: Tensor, error: Tensor) -> Tensor:
         """[N, K] what an adequate candidate costs, before the exponent."""
 
-    def __call__(self, nfe: Tensor, error: Tensor) -> Tensor:
+    def __call__(self, delta: Tensor, error: Tensor) -> Tensor:
         """Costs [N, K].
 
         Args:
-            nfe, error: [N, K].
+            delta: [N, K] Δ, each candidate's NFE, or its measured time.
+            error: [N, K] Γ.
 
         Raises:
             ValueError: M is not larger than the largest price: being inadequate would be cheaper than being adequate.
         """
-        adequate, price = self.adequate(error), self.price(nfe, error).float()
+        adequate, price = self.adequate(error), self.price(delta, error).float()
         largest = float(price[adequate].max()) if adequate.any() else 0.0
         if largest >= self.M:
             raise ValueError(
@@ -79,7 +80,7 @@ class CostRule(ABC):
 
 @dataclass(frozen=True)
 class ClassificationCost(CostRule):
-    """Eq. 4: Δ^α where the prediction is right, M^α where it is not; Δ is the candidate's NFE."""
+    """Eq. 4: Δ^α where the prediction is right, M^α where it is not."""
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """[N, K] 1 where logits [N, K, C] do not predict labels [N], else 0."""
@@ -89,9 +90,9 @@ class ClassificationCost(CostRule):
         """[N, K] whether the prediction is right."""
         return error == 0
 
-    def price(self, nfe: Tensor, error: Tensor) -> Tensor:
+    def price(self, delta: Tensor, error: Tensor) -> Tensor:
         """Δ."""
-        return nfe
+        return delta
 
 
 @dataclass(frozen=True)
@@ -116,43 +117,48 @@ class BinaryCost(ClassificationCost):
 
 @dataclass(frozen=True)
 class TaskErrorCost(CostRule):
-    """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere; Δ is the candidate's NFE.
+    """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere. Mirrored, where larger is better: (Δ/Γ)^α where Γ ≥ β.
 
     Args:
-        task_error: (output [N, K, ...], target [N, ...]) → Γ [N, K], at least 0 and smaller is better. Where larger
-            is better, take the distance to what the reference integrator gives; likewise for a likelihood, which a
-            coarse integrator can overstate.
-        beta: β, the largest error that is adequate.
-        resolution: errors below it count as it: otherwise Γ → 0 makes the dearest candidate look free. As large as β,
-            NFE alone decides among adequate candidates.
+        task_error: (output [N, K, ...], target [N, ...]) → Γ [N, K]. Where smaller is better, at least 0: of something
+            that can be negative, such as a likelihood, which a coarse integrator can also overstate, take the distance
+            to what the reference integrator gives. Where larger is better, any number.
+        beta: β > 0, the largest (mirrored: smallest) Γ that is adequate.
+        resolution: Γ that is better than it counts as it: otherwise Γ → 0 makes the dearest candidate look free. As
+            large as β, NFE alone decides among adequate candidates.
+        larger_is_better: mirror the equation.
     """
 
     task_error: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
     beta: float = field(kw_only=True)
     resolution: float = field(kw_only=True)
+    larger_is_better: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.resolution <= self.beta < float("inf"):
+        worst, best = (self.beta, self.resolution) if self.larger_is_better else (self.resolution, self.beta)
+        if not 0 < worst <= best < float("inf"):
+            order = "beta <= resolution" if self.larger_is_better else "resolution <= beta"
             raise ValueError(
-                f"beta, resolution: expected 0 < resolution <= beta, got beta={self.beta!r}, "
-                f"resolution={self.resolution!r}"
+                f"beta, resolution: expected 0 < {order}, got beta={self.beta!r}, resolution={self.resolution!r}"
             )
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """Γ."""
         error = self.task_error(output, target)
-        if error.numel() and not (error >= 0).all():
+        if not self.larger_is_better and error.numel() and not (error >= 0).all():
             raise ValueError(f"task_error: expected errors of at least 0, got {float(error.min())}")
         return error
 
     def adequate(self, error: Tensor) -> Tensor:
-        """Γ ≤ β."""
-        return error <= self.beta
+        """Γ ≤ β, or Γ ≥ β."""
+        return error >= self.beta if self.larger_is_better else error <= self.beta
 
-    def price(self, nfe: Tensor, error: Tensor) -> Tensor:
-        """Δ·Γ."""
-        return nfe * error.clamp(min=self.resolution)
+    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+        """Δ·Γ, or Δ/Γ; of an inadequate candidate it means nothing."""
+        if self.larger_is_better:
+            return delta / error.clamp(min=self.beta, max=self.resolution)
+        return delta * error.clamp(min=self.resolution)
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,12 @@ class Outcomes:
     output: Tensor
     target: Tensor
 
+    def among(self, candidates: Sequence[int]) -> "Outcomes":
+        """What some of the candidates did, given by their indices."""
+        columns = list(candidates)
+        chosen = tuple(self.candidates[i] for i in columns)
+        return replace(self, candidates=chosen, nfe=self.nfe[:, columns], output=self.output[:, columns])
+
     def __len__(self) -> int:
         return len(self.target)
 
@@ -188,7 +200,8 @@ class Costs:
         h0, k1: [N, ...] states at t0 and f(t0, h0).
         nfe: [N, K].
         error: [N, K] task error Γ.
-        rule: what makes `cost` and `adequate` of `nfe` and `error`.
+        rule: what makes `cost` and `adequate` of `delta` and `error`.
+        milliseconds: [N, K] measured time, which is Δ if it is there; else the NFE is.
     """
 
     candidates: tuple[Integrator, ...]
@@ -197,12 +210,18 @@ class Costs:
     nfe: Tensor
     error: Tensor
     rule: CostRule
+    milliseconds: Tensor | None = None
 
     @classmethod
     def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":
         """Costs of outcomes by a rule."""
         error = rule.error(outcomes.output, outcomes.target)
         return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, error, rule)
+
+    @property
+    def delta(self) -> Tensor:
+        """[N, K] Δ: measured milliseconds, or the NFE."""
+        return self.nfe if self.milliseconds is None else self.milliseconds
 
     @cached_property
     def adequate(self) -> Tensor:
@@ -212,17 +231,28 @@ class Costs:
     @cached_property
     def cost(self) -> Tensor:
         """[N, K], Eq. 4 or 5."""
-        return self.rule(self.nfe, self.error)
+        return self.rule(self.delta, self.error)
 
     def among(self, candidates: Sequence[int]) -> "Costs":
         """The costs of some of the candidates, given by their indices."""
         columns = list(candidates)
-        chosen = tuple(self.candidates[i] for i in columns)
-        return replace(self, candidates=chosen, nfe=self.nfe[:, columns], error=self.error[:, columns])
+        tables = {name: table[:, columns] for name, table in self._tables.items()}
+        return replace(self, candidates=tuple(self.candidates[i] for i in columns), **tables)
 
     def take(self, rows: Tensor) -> "Costs":
         """The costs of some of the samples."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in ("h0", "k1", "nfe", "error")})
+        tables = {name: table[rows] for name, table in self._tables.items()}
+        return replace(self, h0=self.h0[rows], k1=self.k1[rows], **tables)
+
+    @property
+    def _tables(self) -> dict[str, Any]:
+        """The tensors [N, K]."""
+        tables = {"nfe": self.nfe, "error": self.error, "milliseconds": self.milliseconds}
+        return {name: table for name, table in tables.items() if table is not None}
+
+    def states(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+        """h0 and k1, `size` samples at a time: what a selector is called with."""
+        return zip(self.h0.split(size), self.k1.split(size), strict=True)
 
     def with_penalty(self, M: float) -> "Costs":
         """The costs with another penalty M."""

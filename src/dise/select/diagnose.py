@@ -38,9 +38,9 @@ def diagnose(choice: Tensor, costs: Costs) -> str | None:
 def _compare(costs: Costs, winner: int, other: int) -> str:
     """Whether M and α, or what can be learnt from the data, keep `other` from being chosen."""
     alpha, penalty = costs.rule.alpha, costs.rule.M
-    dearer, cheaper = (winner, other) if costs.nfe[:, winner].sum() > costs.nfe[:, other].sum() else (other, winner)
+    dearer, cheaper = (winner, other) if costs.delta[:, winner].sum() > costs.delta[:, other].sum() else (other, winner)
     # what they cost where they are adequate, if they ever are: an inadequate result's price may be anything
-    price = costs.rule.price(costs.nfe, costs.error).float() ** alpha
+    price = costs.rule.price(costs.delta, costs.error).float() ** alpha
     rows = {i: costs.adequate[:, i] if costs.adequate[:, i].any() else slice(None) for i in (winner, other)}
     value = {i: float(price[rows[i], i].mean()) for i in (winner, other)}
     bound = (penalty**alpha - value[dearer]) / (penalty**alpha - value[cheaper])

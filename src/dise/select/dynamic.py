@@ -1,10 +1,11 @@
 """Integrators that give each sample an integrator of its own."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Problem, Request, Result, leaves, merge
@@ -42,25 +43,34 @@ class Dynamic(Integrator):
     Args:
         candidates: integrators to choose from.
         selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; states of several tensors are
-            `joined`. It costs no evaluation of f, since every candidate needs k1.
+            `joined`. It costs no evaluation of f, since every candidate needs k1. A module is part of the block that it
+            is given to: it moves with the model and is in its `state_dict`.
+        granularity: "sample", or "batch": the smallest mean score decides for all samples alike. With batched=False
+            only "batch" is possible; the selector then gets the state as it is, and may return [1, K].
 
     Raises:
-        ValueError: no candidates; when solving: scores of another shape, or batched=False. NaN is never the smallest.
+        ValueError: no candidates, or an unknown granularity; when solving: scores of another shape, or batched=False
+            with granularity "sample". NaN is never the smallest.
     """
 
     chooses = True
 
     candidates: Sequence[Integrator]
     selector: Selector
+    granularity: Literal["sample", "batch"] = field(default="sample", kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.candidates or not all(isinstance(c, Integrator) for c in self.candidates):
             raise ValueError(f"candidates: expected at least one integrator, got {list(self.candidates)!r}")
+        if self.granularity not in ("sample", "batch"):
+            raise ValueError(f"granularity: expected 'sample' or 'batch', got {self.granularity!r}")
 
     def integrate(self, problem: Problem) -> Integration:
         """Choose, then integrate all samples in lockstep."""
-        if not problem.layout.batched:
-            raise ValueError("batched: Dynamic chooses for each sample, batched=False has only one system")
+        if not problem.layout.batched and self.granularity == "sample":
+            raise ValueError(
+                "batched: Dynamic chooses for each sample, batched=False has only one system; take granularity='batch'"
+            )
         k1 = yield from problem.first_stage()
         choice = self.choose(problem, k1)
         return (yield from integrate_chosen(self.candidates, choice, problem, k1))
@@ -70,10 +80,14 @@ class Dynamic(Integrator):
         """[n] index of each sample's candidate."""
         unpack = problem.layout.unpack
         scores = self.selector(joined(unpack(problem.y0)), joined(unpack(k1)))
-        if scores.shape != (len(problem), len(self.candidates)):
-            expected = (len(problem), len(self.candidates))
+        # of one system, batched=False, the selector may see several parts
+        rows = len(problem) if problem.layout.batched else len(scores)
+        if scores.shape != (rows, len(self.candidates)):
+            expected = (rows, len(self.candidates))
             raise ValueError(f"selector: expected scores of shape {expected}, got {tuple(scores.shape)}")
-        return cheapest(scores)
+        if self.granularity == "batch":
+            scores = scores.mean(0, keepdim=True)
+        return cheapest(scores).expand(len(problem))
 
     def __str__(self) -> str:
         return f"Dynamic({', '.join(str(candidate) for candidate in self.candidates)})"
@@ -102,3 +116,28 @@ def integrate_chosen(
     back = order.argsort()
     columns = zip(*(result[:-1] for result in results), strict=True)
     return Result(*(torch.cat(column)[back] for column in columns))._replace(choice=choice)
+
+
+class RandomSelector(nn.Module):
+    """Chooses at random with given shares: what a `Dynamic` of the same mix must beat.
+
+    Args:
+        shares: [K], how often each candidate is chosen; at least 0, not all 0. It draws from torch's generator.
+
+    Raises:
+        ValueError: shares that are none.
+    """
+
+    shares: Tensor
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        super().__init__()
+        values = torch.as_tensor(shares, dtype=torch.float32)
+        if values.ndim != 1 or not (values >= 0).all() or not 0 < float(values.sum()) < float("inf"):
+            raise ValueError(f"shares: expected numbers of at least 0, not all 0, got {shares!r}")
+        self.register_buffer("shares", values / values.sum())
+
+    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+        """[n, ...] twice → [n, K]: the first of exponential clocks with these rates rings with these probabilities."""
+        clocks = torch.empty(len(h0), len(self.shares), device=self.shares.device).exponential_()
+        return clocks / self.shares

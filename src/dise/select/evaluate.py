@@ -54,8 +54,8 @@ def single(costs: Costs, index: int) -> PolicyScore:
 
 def oracle(costs: Costs) -> PolicyScore:
     """The cheapest adequate candidate of each sample; the cheapest of all where none is adequate."""
-    price = torch.where(costs.adequate, costs.nfe.float(), torch.inf)
-    best = torch.where(costs.adequate.any(1), price.argmin(1), costs.nfe.argmin(1))
+    price = torch.where(costs.adequate, costs.delta.float(), torch.inf)
+    best = torch.where(costs.adequate.any(1), price.argmin(1), costs.delta.argmin(1))
     return chosen("oracle", costs, best)
 
 
@@ -63,3 +63,25 @@ def random_mix(costs: Costs, shares: Tensor) -> PolicyScore:
     """Random routing with the given shares [K] of the candidates: its expectation, exactly."""
     weights = (shares / shares.sum()).to(costs.nfe.device).float()
     return PolicyScore.of("random, same mix", costs, weights.expand(costs.nfe.shape))
+
+
+def closed_gap(cost: Tensor, choice: Tensor) -> float | None:
+    """How much of what can be gained by choosing a selector gains: 0 for the best single candidate, 1 for the oracle.
+
+    It is negative where the selector is worse than the best single candidate.
+
+    Args:
+        cost: [N, K] cost of each candidate on each sample.
+        choice: [N] index of the candidate that each sample gets.
+
+    Returns:
+        (best single − policy) / (best single − oracle), in mean costs; None where there is nothing to gain.
+
+    Source: Xu, Hutter, Hoos, Leyton-Brown, SATzilla: portfolio-based algorithm selection for SAT, 2008; Lindauer, van
+    Rijn, Kotthoff, The algorithm selection competitions 2015 and 2017, 2019.
+    """
+    cost = cost.double()
+    best, ideal = float(cost.mean(0).min()), float(cost.min(1).values.mean())
+    if best - ideal <= 1e-12 * abs(best):
+        return None
+    return (best - float(cost.gather(1, choice[:, None]).mean())) / (best - ideal)

@@ -2,9 +2,12 @@
 
 from abc import abstractmethod
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dise.select.cascade import two_classes
 
 
 class FeatureNetwork(nn.Module):
@@ -18,6 +21,7 @@ class FeatureNetwork(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    settings: dict[str, Any]  # what another one like it is made with, a head apart
 
     def __init__(self, size: int, candidates: int, *, hidden: int = 32) -> None:
         super().__init__()
@@ -55,6 +59,7 @@ class PooledNetwork(FeatureNetwork):
 
     def __init__(self, channels: int, candidates: int, *, hidden: int = 32) -> None:
         super().__init__(4 * channels, candidates, hidden=hidden)
+        self.settings = {"channels": channels, "candidates": candidates, "hidden": hidden}
 
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
         """[n, C, ...] twice → [n, 4·C]."""
@@ -70,7 +75,8 @@ class ConfidenceNetwork(FeatureNetwork):
     (Teerapittayanon, McDanel, Kung, 2016).
 
     Args:
-        head: h(t1) [n, ...] → logits [n, C ≥ 2]; a copy of it is kept, and not trained.
+        head: h(t1) [n, ...] → logits [n, C ≥ 2], or one logit, [n] or [n, 1], of yes or no, which is C = 2; a copy of
+            it is kept, and not trained.
         candidates: K, number of scores.
         span: t1 − t0.
         classes: C.
@@ -81,11 +87,18 @@ class ConfidenceNetwork(FeatureNetwork):
 
     def __init__(self, head: nn.Module, candidates: int, *, classes: int, span: float = 1.0, hidden: int = 16) -> None:
         super().__init__(min(self.TOP, classes) + 1, candidates, hidden=hidden)
+        self.settings = {"candidates": candidates, "classes": classes, "span": span, "hidden": hidden}
         self.head, self.span = deepcopy(head).eval().requires_grad_(False), span
+        self._original = (head,)  # in a tuple it is not registered a second time
+
+    @property
+    def original(self) -> nn.Module:
+        """The head that was copied."""
+        return self._original[0]
 
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
         """[n, ...] twice → [n, 4]."""
-        log_p = self.head(torch.add(h0, k1, alpha=self.span)).log_softmax(1)
+        log_p = two_classes(self.head(torch.add(h0, k1, alpha=self.span))).log_softmax(1)
         entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)
         return torch.cat([log_p.topk(min(self.TOP, log_p.shape[1])).values, entropy], dim=1)
 

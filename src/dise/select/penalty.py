@@ -1,22 +1,21 @@
 """Choosing the penalty M of Eq. 4 and 5 on held-out data, where the paper tunes it by hand."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dise.select.committee import Committee, cross_fit
 from dise.select.cost import Costs
-from dise.select.dynamic import cheapest
 from dise.select.evaluate import PolicyScore, chosen, single
-from dise.select.selector import CostSelector
+from dise.select.paired import loss_bound
 
 PENALTIES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a selector fitted with penalty M did on samples that it was not fitted to.
+    """What selectors fitted with penalty M did on samples that they were not fitted to.
 
     Attributes:
         M: the penalty.
@@ -34,15 +33,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class PenaltyChoice:
-    """The chosen M, all trials, and what the reference, the last candidate, did on the same samples.
+    """The chosen M, the selector fitted with it, the trials, and what the reference did on the same samples.
 
-    `passed` tells whether the chosen M passed the test, or is only the best there is.
+    Attributes:
+        M: the penalty.
+        passed: whether M passed the test, or is only the best there is.
+        trials: of the penalties that were tried, the largest first.
+        reference: the last candidate alone.
+        selector: the committee whose members made the trial of M.
     """
 
     M: float
     passed: bool
     trials: tuple[Trial, ...]
     reference: Trial
+    selector: Committee = field(compare=False)
 
 
 def choose_penalty(
@@ -56,13 +61,18 @@ def choose_penalty(
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> PenaltyChoice:
-    """Choose M by cross-validation: each part of the samples is routed by selectors fitted to the other parts.
+    """Choose M by a test on samples that the selectors were not fitted to, and fit the selector.
 
-    Among the penalties whose NFE is within the budget, the smallest is chosen that loses at most `tolerance` against
-    the reference, with a confidence of 95 % (a paired test of non-inferiority; of each penalty by itself, so that
-    choosing among them is not corrected for: `calibrate` gives a guarantee). If there is none, the one of the smallest
-    such loss. If none is within the budget, the cheapest. Without a single difference between selector and reference
-    the test needs 1.645 / tolerance samples, 1,645 by default.
+    The larger M, the dearer a wrong answer, the safer and slower the selector. So penalties are tested from the
+    largest down, until the first that is not certain, at the level of 5 %, to lose at most `tolerance` against the
+    reference (a paired test of non-inferiority, `loss_bound`). The smallest before it is chosen, if its NFE is within
+    the budget. As their order does not depend on the samples, the level holds for the choice, too: fixed-sequence
+    testing, as in `calibrate`. The selector is the committee of `cross_fit`, so what is used is what was tested,
+    up to the number of its members; `calibrate` gives a guarantee without that reservation.
+
+    If nothing passes within the budget, all penalties are tried, and the one of the smallest `lost` among those
+    within the budget is taken; if none is, the cheapest. Without a single difference between selector and reference
+    the test needs 2.71 / tolerance samples, 2,703 by default.
 
     Args:
         costs: of held-out samples; the last candidate is the reference.
@@ -70,75 +80,47 @@ def choose_penalty(
         penalties: values of M to try.
         tolerance: share of adequate results that may be lost against the reference; default: 0.1 points.
         budget: largest NFE, as a part of the reference's.
-        folds: parts of the cross-validation.
+        folds: parts of the samples, see `cross_fit`.
         seed: of the parts and the fits. It leaves torch's global generator alone.
         log: gets a line a trial.
 
     Raises:
-        ValueError: no penalties, fewer than two folds, or fewer samples than folds.
+        ValueError: no penalties, one not above the largest price, fewer than three folds, or fewer samples than folds.
     """
     if not penalties:
         raise ValueError("penalties: expected at least one, got none")
-    if not 2 <= folds <= len(costs):
-        raise ValueError(f"folds: expected 2 to {len(costs)} (the number of samples), got {folds}")
+    _ = costs.with_penalty(min(penalties)).cost  # tells now if it is too small, not when its turn comes
     alone = single(costs, len(costs.candidates) - 1)
     reference = _trial(costs.rule.M, alone, alone)
-    trials = []
-    for M in sorted(penalties):
-        trial = _trial(M, _cross_validated(costs.with_penalty(M), network, folds, seed), alone)
+    tried: list[tuple[Trial, Committee]] = []
+    best, certain = None, True
+    for M in sorted(penalties, reverse=True):
+        committee, choice = cross_fit(costs.with_penalty(M), network, folds=folds, seed=seed)
+        trial = _trial(M, chosen("not seen", costs, choice), alone)
         log(
             f"M = {M:g}: {trial.adequate:.4f} adequate (reference {reference.adequate:.4f}, at most {trial.lost:.4f} "
             f"lost), NFE {trial.nfe:.2f}"
         )
-        trials.append(trial)
-    best = _choose(trials, reference, tolerance, budget)
-    passed = best.lost <= tolerance and best.nfe <= budget * reference.nfe
+        tried.append((trial, committee))
+        certain = certain and trial.lost <= tolerance
+        if certain and trial.nfe <= budget * reference.nfe:
+            best = tried[-1]
+        if best and not certain:
+            break
+    passed = best is not None
+    trial, committee = best or _best_there_is(tried, budget * reference.nfe)
     if not passed:
-        log(f"no M is certain to lose at most {tolerance:g} within the budget: M = {best.M:g} is the best there is")
-    return PenaltyChoice(best.M, passed, tuple(trials), reference)
+        log(f"no M is certain to lose at most {tolerance:g} within the budget: M = {trial.M:g} is the best there is")
+    return PenaltyChoice(trial.M, passed, tuple(trial for trial, _ in tried), reference, committee)
 
 
-def _choose(trials: Sequence[Trial], reference: Trial, tolerance: float, budget: float) -> Trial:
-    affordable = [trial for trial in trials if trial.nfe <= budget * reference.nfe]
+def _best_there_is(tried: Sequence[tuple[Trial, Committee]], budget: float) -> tuple[Trial, Committee]:
+    affordable = [pair for pair in tried if pair[0].nfe <= budget]
     if not affordable:
-        return min(trials, key=lambda trial: trial.nfe)
-    good = [trial for trial in affordable if trial.lost <= tolerance]
-    return good[0] if good else min(affordable, key=lambda trial: trial.lost)
-
-
-def _cross_validated(costs: Costs, network: Callable[[], nn.Module], folds: int, seed: int) -> PolicyScore:
-    """The policy's score on all samples, each routed by a selector that has not seen it."""
-    order = torch.randperm(len(costs), generator=torch.Generator().manual_seed(seed))
-    choice = torch.empty(len(costs), dtype=torch.int64)
-    for part in order.tensor_split(folds):
-        others = order[~torch.isin(order, part)]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            selector = CostSelector.fit(network(), costs.take(others), seed=seed)
-        choice[part] = route(selector, costs.take(part))
-    return chosen("cross-validated", costs, choice)
-
-
-@torch.no_grad()
-def route(selector: CostSelector, costs: Costs) -> Tensor:
-    """[N] index of the candidate that the selector gives each sample."""
-    scores = [selector(h0, k1) for h0, k1 in zip(costs.h0.split(500), costs.k1.split(500), strict=True)]
-    return cheapest(torch.cat(scores))
+        return min(tried, key=lambda pair: pair[0].nfe)
+    # of equals the smallest M, which is tried last
+    return min(reversed(affordable), key=lambda pair: pair[0].lost)
 
 
 def _trial(M: float, score: PolicyScore, reference: PolicyScore) -> Trial:
-    return Trial(M, score.accuracy, score.mean_nfe, _lost(reference.adequate.bool(), score.adequate.bool()))
-
-
-def _lost(reference: Tensor, policy: Tensor) -> float:
-    """Upper 95 % bound of the share of adequate results that a policy [N] loses against the reference [N].
-
-    Source: Agresti, Min, Simple improved confidence intervals for comparing matched proportions, 2005: Wald's
-    interval after half a sample is added to each of the four cells.
-    """
-    number = len(reference) + 2
-    lost = int((reference & ~policy).sum()) + 0.5
-    won = int((policy & ~reference).sum()) + 0.5
-    difference = (lost - won) / number
-    deviation = ((lost + won) / number - difference**2) ** 0.5 / number**0.5
-    return difference + 1.645 * deviation
+    return Trial(M, score.accuracy, score.mean_nfe, loss_bound(reference.adequate.bool(), score.adequate.bool()))

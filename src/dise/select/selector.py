@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dise.select.cost import Costs
+from dise.select.dynamic import cheapest
+from dise.select.evaluate import closed_gap
 from dise.select.networks import FeatureNetwork
 
 
@@ -32,7 +34,15 @@ class CostSelector(nn.Module):
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
         """Predicted costs [n, K] of samples with states and derivatives [n, ...] at t0."""
-        return self.network(h0, k1) * self.scale + self.mean
+        return self._scores(self.network(h0, k1))
+
+    def of_features(self, features: Tensor) -> Tensor:
+        """Predicted costs [n, K] from features [n, F] that the network, a `FeatureNetwork`, would compute itself."""
+        return self._scores(cast(FeatureNetwork, self.network).score(features))
+
+    def _scores(self, answer: Tensor) -> Tensor:
+        """[n, K] scores from what the network says."""
+        return answer * self.scale + self.mean
 
     @classmethod
     def fit(
@@ -48,7 +58,8 @@ class CostSelector(nn.Module):
         weight_decay: float = 1e-2,
         seed: int = 0,
         log: Callable[[str], None] = lambda line: None,
-    ) -> "CostSelector":
+        **settings: Any,
+    ) -> Self:
         """Regress the costs (mean squared error of standardised targets), stopping early.
 
         Args:
@@ -60,6 +71,7 @@ class CostSelector(nn.Module):
             batch_size, learning_rate, weight_decay: of AdamW.
             seed: of the split and the batches. It leaves torch's global generator alone.
             log: gets a line every ten epochs.
+            settings: further arguments of the selector, if its class has any.
 
         Returns:
             the selector, in evaluation mode; `selector.history` tells how the fit went.
@@ -75,8 +87,8 @@ class CostSelector(nn.Module):
         if not 0 < held < len(costs):
             raise ValueError(f"costs: expected enough samples to set {validation:.0%} apart, got {len(costs)}")
         test, train = order[:held], order[held:]
-        selector = cls(network, candidates=costs.cost.shape[1]).to(costs.cost.device)
-        data = _Data.of(network, costs)
+        selector = cls(network, candidates=len(costs.candidates), **settings).to(costs.nfe.device)
+        data = _Data.of(network, costs, selector._prepare(costs))
         selector._standardise(data.take(train))
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
         fit = Fit(initial=selector._loss(data.take(test)))
@@ -93,13 +105,31 @@ class CostSelector(nn.Module):
                 break
         selector.load_state_dict(best)
         selector.history = fit
-        return selector.eval()
+        selector.eval()._conclude(data.take(test), costs.take(test))
+        return selector
+
+    def _prepare(self, costs: Costs) -> Tensor:
+        """[N, K] what the network is to say."""
+        return costs.cost
+
+    @torch.no_grad()
+    def _conclude(self, data: "_Data", costs: Costs) -> None:
+        """What there is to say of the fit on the samples that were set apart."""
+        answer = torch.cat([part.predict(*part.inputs) for part in data.split(512)])
+        self.history.closed_gap = closed_gap(self._realised(costs), cheapest(self._scores(answer)))
+
+    def _realised(self, costs: Costs) -> Tensor:
+        """[N, K] what a choice turns out to cost, by which the gap is measured."""
+        return costs.cost
 
     @torch.no_grad()
     def _standardise(self, data: "_Data") -> None:
-        self.mean.copy_(data.cost.mean(0))
+        self.mean.copy_(data.target.mean(0))
         # one scale for all candidates keeps the differences between their costs in proportion
-        self.scale.copy_(data.cost.std().clamp(min=1e-6).expand_as(self.scale))
+        self.scale.copy_(data.target.std().clamp(min=1e-6).expand_as(self.scale))
+        self._standardise_inputs(data)
+
+    def _standardise_inputs(self, data: "_Data") -> None:
         standardise = getattr(self.network, "standardise", None)
         if standardise is not None:
             standardise(*data.inputs)
@@ -108,54 +138,64 @@ class CostSelector(nn.Module):
         self.train()
         total = 0.0
         for part in data.split(batch_size):
-            loss = self._mse(part)
+            loss = self._error(part)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += float(loss.detach()) * len(part.cost)
-        return total / len(data.cost)
+            total += float(loss.detach()) * len(part.target)
+        return total / len(data.target)
 
     @torch.no_grad()
     def _loss(self, data: "_Data") -> float:
         self.eval()
-        return sum(float(self._mse(part)) * len(part.cost) for part in data.split(512)) / len(data.cost)
+        return sum(float(self._error(part)) * len(part.target) for part in data.split(512)) / len(data.target)
 
-    def _mse(self, data: "_Data") -> Tensor:
-        return F.mse_loss(data.predict(*data.inputs), (data.cost - self.mean) / self.scale)
+    def _error(self, data: "_Data") -> Tensor:
+        return F.mse_loss(data.predict(*data.inputs), (data.target - self.mean) / self.scale)
 
 
 class _Data(NamedTuple):
-    """What a fit looks at: the network's inputs [N, ...] and the costs [N, K]."""
+    """What a fit looks at: the network's inputs [N, ...] and what it is to say [N, K]."""
 
     predict: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
-    cost: Tensor
+    target: Tensor
 
     @classmethod
-    def of(cls, network: nn.Module, costs: Costs) -> "_Data":
+    def of(cls, network: nn.Module, costs: Costs, target: Tensor) -> "_Data":
         if not isinstance(network, FeatureNetwork):
-            return cls(network, (costs.h0, costs.k1), costs.cost)
+            return cls(network, (costs.h0, costs.k1), target)
         network.eval()
         with torch.no_grad():
-            pairs = zip(costs.h0.split(512), costs.k1.split(512), strict=True)
-            return cls(network.score, (torch.cat([network.features(*pair) for pair in pairs]),), costs.cost)
+            return cls(network.score, (torch.cat([network.features(*pair) for pair in costs.states()]),), target)
 
     def take(self, rows: Tensor) -> "_Data":
-        return self._replace(inputs=tuple(x[rows] for x in self.inputs), cost=self.cost[rows])
+        return self._replace(inputs=tuple(x[rows] for x in self.inputs), target=self.target[rows])
 
     def split(self, size: int) -> Iterator["_Data"]:
-        for start in range(0, len(self.cost), size):
+        for start in range(0, len(self.target), size):
             rows = slice(start, start + size)
-            yield self._replace(inputs=tuple(x[rows] for x in self.inputs), cost=self.cost[rows])
+            yield self._replace(inputs=tuple(x[rows] for x in self.inputs), target=self.target[rows])
 
 
 @dataclass
 class Fit:
-    """How a fit went: mean squared errors of the costs, in units of their variance over all samples and candidates."""
+    """How a fit went.
+
+    Attributes:
+        initial, training, validation: losses before the first epoch and of each: of a `CostSelector` mean squared
+            errors of the costs, in units of their variance over all samples and candidates; of an `AdequacySelector`
+            cross-entropies in nats.
+        closed_gap: on the validation part, which also chose the epoch (see `dise.select.closed_gap`); None where
+            there is nothing to gain.
+        calibration_error: of an `AdequacySelector`, likewise.
+    """
 
     initial: float
     training: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    closed_gap: float | None = None
+    calibration_error: float | None = None
 
     @property
     def best_epoch(self) -> int:

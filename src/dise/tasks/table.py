@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 
 
 @dataclass(frozen=True)
@@ -23,3 +24,11 @@ class Table:
 def number(value: float | None, digits: int = 2) -> str:
     """A number's text; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of values as text, of one value the value; a dash for none."""
+    if not values:
+        return "–"
+    text = f"{mean(values):.{digits}f}"
+    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")

@@ -1,9 +1,13 @@
 import pytest
+import torch
 from pydantic import ValidationError
 
+from dise.select.paired import loss_bound
 from dise.tasks.circles.data import TARGETS
 from dise.tasks.circles.paper import TABLE_8, TABLE_9
-from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, RESOLUTION, WEIGHTS, Preset
+from dise.tasks.circles.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
+from dise.tasks.circles.selector import SET
+from dise.tasks.circles.task import POINT_PART, TOLERANCE
 
 SMALL = Preset(epochs=1, selection_sets=4, test_sets=1)
 
@@ -21,7 +25,6 @@ def test_the_papers_costs():
     assert (ALPHA, PENALTY) == (0.03, 1000)
     # targets reach M^α, beyond what a tanh can give
     assert pytest.approx(1.23, abs=0.005) == PENALTY**ALPHA
-    assert 0 < RESOLUTION < BETA
 
 
 def test_the_papers_table_8():
@@ -62,6 +65,15 @@ def test_presets_grow():
         assert all(one[key] <= other[key] for key in one if key not in ("target", "learning_rate"))
         assert one != other
     assert {preset.target for preset in PRESETS.values()} == {"circles"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_selector_can_pass_its_test(name):
+    """If it loses none of the selection rows."""
+    number = PRESETS[name].selection_sets
+    for rows in (number, number // POINT_PART * SET):
+        adequate = torch.ones(rows, dtype=torch.bool)
+        assert loss_bound(adequate, adequate) <= TOLERANCE
 
 
 # ---- settings

@@ -55,6 +55,19 @@ def test_batches_depend_on_seed_and_epoch_alone(seven):
     assert not torch.equal(next_epoch[0][1], other_seed[0][1])
 
 
+def test_measurements_are_left_out_anew_in_each_epoch(make_records):
+    stay = make_records(tuple(float(t) for t in range(40)))
+    full = stay.mask.float().sum()
+    kept = [next(iter(TrainingBatches(stay, 1, 1, 0, epoch, 0.3))) for epoch in (0, 0, 1)]
+    assert torch.equal(kept[0].mask, kept[1].mask)
+    assert not torch.equal(kept[0].mask, kept[2].mask)
+    for x in kept:
+        # 5 standard deviations of a binomial share
+        assert abs(float(x.mask.sum() / full) - 0.7) < 5 * (0.21 / float(full)) ** 0.5
+        assert torch.equal(x.values, stay.values * x.mask)
+        assert torch.equal(x.times, stay.times / 48)
+
+
 def test_every_batch_has_noise_of_its_own(seven):
     noise = [x.noise for x in batches(seven, samples=4)]
     assert [x.shape for x in noise] == [(4, 3, 20), (4, 3, 20), (4, 1, 20)]

@@ -30,7 +30,7 @@ class Preset(BaseModel):
 
 PRESETS = {
     # a demo of three minutes on two cores; few iterations need larger steps
-    "sample": Preset(epochs=4, learning_rate=3e-3, selection_sets=256, test_sets=100),
+    "sample": Preset(epochs=4, learning_rate=3e-3, selection_sets=288, test_sets=100),
     "cpu": Preset(epochs=10, selection_sets=1024, test_sets=625),
     # the paper's 1,000 iterations; as `cpu`, with more for the selectors to learn from
     "paper": Preset(epochs=10, selection_sets=4096, test_sets=625),

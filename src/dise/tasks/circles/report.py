@@ -1,12 +1,12 @@
 """The paper's flow tables beside this project's numbers."""
 
 from collections.abc import Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from dise.tasks.circles.evaluate import SMALL
 from dise.tasks.circles.paper import TABLE_8, TABLE_9
-from dise.tasks.table import Table, number
+from dise.tasks.summary import by_seed, shares
+from dise.tasks.table import Table, number, spread
 from dise.tasks.task import Run
 
 OWN = "Dopri5(rtol=1e-05, atol=1e-05)"
@@ -81,56 +81,28 @@ def _sum(row: dict[str, Any], *, selector: bool = False) -> str:
 
 def table_9(runs: Sequence[Run]) -> Table:
     """Table 9: share of each family of integrators under DISE."""
-    families = _families(runs, *TABLE_9)
+    families, ours = shares(runs, *TABLE_9)
     paper = ["paper: DISE", *(f"{TABLE_9[name]:.1%}" if name in TABLE_9 else "–" for name in families)]
     title = "Table 9: two circles, share of test cases for each integrator"
-    return Table(title, ["run", *families], [paper, *_shares(runs, families)])
+    return Table(title, ["run", *families], [paper, *ours])
 
 
 def other_shares(runs: Sequence[Run]) -> Table:
     """As Table 9, of targets that the paper does not have."""
-    families = _families(runs)
+    families, ours = shares(runs)
     title = "Other targets: share of test cases for each integrator"
-    return Table(title, ["run", *families], _shares(runs, families))
-
-
-def _families(runs: Sequence[Run], *first: str) -> list[str]:
-    found = {_family(name) for run in runs for row in run.policies("DISE") for name in row["shares"]}
-    return list(dict.fromkeys([*first, *sorted(found)]))
-
-
-def _shares(runs: Sequence[Run], families: Sequence[str]) -> list[list[str]]:
-    rows = []
-    for run in runs:
-        for row in run.policies("DISE"):
-            shares = dict.fromkeys(families, 0.0)
-            for name, share in row["shares"].items():
-                shares[_family(name)] += share
-            rows.append([f"{run.name}, {row['policy']}", *(f"{share:.1%}" for share in shares.values())])
-    return rows
-
-
-def _family(candidate: str) -> str:
-    return candidate.partition("(")[0]
+    return Table(title, ["run", *families], ours)
 
 
 def seeds(runs: Sequence[Run]) -> Table:
     """Each regularizer over its seeds."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.name.rpartition("-seed")[0], []).append(run)
     rows = []
-    for name, group in groups.items():
+    for name, group in by_seed(runs).items():
         large = [own(run)["large"] for run in group]
         likelihoods, nfe = ([row[key] for row in large] for key in ("reference", "nfe"))
-        rows.append([name, str(len(group)), _spread(likelihoods, 4), _spread(nfe, 1)])
+        rows.append([name, str(len(group)), spread(likelihoods, 4), spread(nfe, 1)])
     header = ["runs", "seeds", "NLL, large test, by reference", "NFE a batch of 32"]
     return Table("DOPRI at 1e-5, over seeds: mean ± standard deviation", header, rows)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def policies(run: Run) -> Table:

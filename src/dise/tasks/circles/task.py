@@ -25,7 +25,9 @@ from dise.tasks.task import REGULARIZERS, Loss, Run, SelectorSpec, Task
 
 CIRCLES = "circles"  # the target of the paper
 
-TOLERANCE = 1e-3  # share of rows whose likelihood may be farther off than β
+# Share of rows whose likelihood may be farther off than β: the test of `choose_penalty` needs 268 rows for a hundredth,
+# 2,703 for its default of a thousandth, even if it sees none.
+TOLERANCE = 1e-2
 POINT_PART = 8  # a row of one point costs as many multiply–adds as most of a set: an eighth of the sets will do
 
 

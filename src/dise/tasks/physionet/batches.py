@@ -22,7 +22,8 @@ class TrainingBatches:
         records: to train on.
         batch_size: stays in a batch.
         samples: of z(0), for each stay.
-        seed, epoch: of the order and the samples.
+        seed, epoch: of the order, the samples and what is left out.
+        left_out: share of the measurements that are left out, others in each epoch, so that no stay is learnt by heart.
     """
 
     records: Records
@@ -30,6 +31,7 @@ class TrainingBatches:
     samples: int
     seed: int
     epoch: int
+    left_out: float = 0.0
 
     def __len__(self) -> int:
         return -(-len(self.records) // self.batch_size)
@@ -38,8 +40,11 @@ class TrainingBatches:
         generator = _generator(self.seed, self.epoch)
         order = torch.randperm(len(self.records), generator=generator)
         for rows in order.split(self.batch_size):
+            records = self.records[rows]
+            if self.left_out > 0:
+                records = records.without(torch.rand(records.mask.shape, generator=generator) < self.left_out)
             yield Stays.of(
-                self.records[rows],
+                records,
                 noise=draw(self.samples, len(rows), generator),
                 kl_weight=kl_weight(self.epoch),
             )

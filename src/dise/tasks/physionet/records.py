@@ -60,6 +60,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def without(self, dropped: Tensor) -> "Records":
+        """The records as if the measurements where `dropped`, bool [M, 41], is True had not been made."""
+        mask = self.mask & ~dropped
+        return replace(self, mask=mask, values=self.values.masked_fill(~mask, 0.0))
+
     def __getitem__(self, index: slice | Tensor) -> "Records":
         """The stays at `index`, in that order: a slice, or an int64 or bool tensor.
 

@@ -1,13 +1,13 @@
 """The paper's PhysioNet tables beside this project's numbers."""
 
 from collections.abc import Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from dise.tasks.physionet.model import REFERENCE
 from dise.tasks.physionet.paper import PUBLISHED, TABLE_5, TABLE_6, Row
 from dise.tasks.physionet.presets import BETA
-from dise.tasks.table import Table, number
+from dise.tasks.summary import by_seed, shares
+from dise.tasks.table import Table, number, spread
 from dise.tasks.task import Run
 
 _OWN = (str(REFERENCE), "no ODE")
@@ -73,20 +73,10 @@ def _anchor(run: Run) -> list[str]:
 
 def table_6(runs: Sequence[Run]) -> Table:
     """Table 6: share of each family of integrators under DISE."""
-    found = {_family(name) for run in runs for row in run.policies("DISE") for name in row["shares"]}
-    names = list(dict.fromkeys([*TABLE_6, *sorted(found)]))
-    rows = [["paper: Our reg. & DISE", *(f"{TABLE_6[name]:.1%}" if name in TABLE_6 else "–" for name in names)]]
-    for run in runs:
-        for row in run.policies("DISE"):
-            shares = dict.fromkeys(names, 0.0)
-            for candidate, share in row["shares"].items():
-                shares[_family(candidate)] += share
-            rows.append([f"{run.name}, {row['policy']}", *(f"{share:.1%}" for share in shares.values())])
-    return Table("Table 6: PhysioNet, share of test records for each integrator", ["run", *names], rows)
-
-
-def _family(candidate: str) -> str:
-    return candidate.partition("(")[0]
+    families, ours = shares(runs, *TABLE_6)
+    paper = ["paper: Our reg. & DISE", *(f"{TABLE_6[name]:.1%}" if name in TABLE_6 else "–" for name in families)]
+    title = "Table 6: PhysioNet, share of test records for each integrator"
+    return Table(title, ["run", *families], [paper, *ours])
 
 
 def against_dopri(runs: Sequence[Run]) -> Table:
@@ -120,22 +110,14 @@ def _saved(row: dict[str, Any], reference: dict[str, Any]) -> list[str]:
 
 def seeds(runs: Sequence[Run]) -> Table:
     """Each model and regularizer over its seeds."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.name.rpartition("-seed")[0], []).append(run)
     rows = []
-    for name, group in groups.items():
+    for name, group in by_seed(runs).items():
         parts = [[own(run.metrics[part]) for run in group] for part in _PARTS]
-        cells = [_spread([row[key] for row in part], 4) for part in parts for key in ("auroc", "auprc", "ece")]
-        rows.append([name, str(len(group)), *cells, _spread([row["nfe"] for row in parts[0]], 1)])
+        cells = [spread([row[key] for row in part], 4) for part in parts for key in ("auroc", "auprc", "ece")]
+        rows.append([name, str(len(group)), *cells, spread([row["nfe"] for row in parts[0]], 1)])
     measures = ("AUROC", "AUPRC", "calibration error")
     header = ["runs", "seeds", *(f"{m}{part}" for part in ("", ", set b") for m in measures), "NFE a record"]
     return Table("Models with their own integrator, over seeds: mean ± standard deviation", header, rows)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def policies(run: Run) -> list[Table]:

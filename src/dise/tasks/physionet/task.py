@@ -98,7 +98,7 @@ class PhysionetTask(Task):
 
     def training_batches(self, splits: PhysionetSplits, preset: Preset, *, seed: int, epoch: int) -> TrainingBatches:
         """Batches of one epoch, shuffled and sampled as (seed, epoch) say."""
-        return TrainingBatches(splits.train, preset.batch_size, preset.samples, seed, epoch)
+        return TrainingBatches(splits.train, preset.batch_size, preset.samples, seed, epoch, preset.left_out)
 
     def monitored_batches(self, splits: PhysionetSplits, preset: Preset) -> list[Stays]:
         """The held-out records at once, since an area under a curve is of all of them."""

@@ -1,0 +1,284 @@
+"""Accuracy against evaluations of f, and against milliseconds: every policy on one trained ODE-Net.
+
+    python benchmarks/pareto.py RUN [--data-dir DIR] [--timing] [--out FILE.json] [--plot FILE.png]
+
+Policies are fitted, chosen and calibrated on the held-out images alone; each then runs on the test images once. A
+family of policies is shown with those of its settings that need at most 8 evaluations on held-out images, and what
+`make_dynamic` certifies at several ε beside them. NFE are a sample's, with what looks at it (a selector, the head of a
+cascade) in multiply–adds of f. `--timing` measures the ODE part at several batch sizes, all policies in one run,
+against torchdiffeq's dopri5: let nothing else run.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from states import Samples, Trained, load
+from torch import Tensor
+
+import dise
+from dise.experiment.timing import TorchdiffeqBlock, count_macs
+from dise.select import (
+    ClassificationCost,
+    Costs,
+    Outcomes,
+    RiskCost,
+    find_block,
+    oracle,
+    random_mix,
+    run_candidates,
+    samples_needed,
+    time_side_by_side,
+)
+from dise.select.calibrate import evaluate
+from dise.select.families import families
+from dise.tasks.mnist.selector import PaperNetwork
+from dise.tasks.statistics import mcnemar
+
+REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
+FIXED = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1))
+SINGLES = (*FIXED, dise.Euler(2), dise.Euler(4), dise.Heun(1), dise.RK4(2))
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+EPSILONS = (0.001, 0.002, 0.004)
+BEST = 0.004  # the ε whose policy stands for all in the summary
+FIT = 2000  # held-out images that the families' selectors and scales are fitted to
+BATCHES = (1, 32, 100, 1000)
+REPEATS = {1: 300, 32: 60, 100: 30, 1000: 8}
+
+
+def policies(trained: Trained) -> Iterator[tuple[str, str, dise.Integrator]]:
+    """(group, name, integrator) of everything that runs on the test images; the reference first."""
+    yield "DOPRI, heuristic first step", "Dopri5 1e-03", REFERENCE
+    for single in SINGLES:
+        yield "single candidates", str(single), single
+    for epsilon in EPSILONS:
+        if 0.7 * len(trained.held_out.label) >= samples_needed(epsilon, 0.05):  # not with few --images
+            yield "make_dynamic", f"ε = {epsilon:g}", certified(trained, epsilon)
+    outcomes = run_candidates(trained.part, trained.held_out.take(slice(FIT)).batches(), (*FIXED, REFERENCE))
+    costs, cpu = Costs.of(outcomes, RiskCost()), torch.device("cpu")
+    for family in families(costs, outcomes.output, trained.part[1], epsilon=0.002, span=1.0, device=cpu):
+        for number, setting in enumerate(family.settings):
+            if family.name != "one candidate for all" and _affordable(trained, setting):
+                yield family.name, f"setting {number}", setting
+    yield "the paper's selector", "M = 1000", _paper(trained)
+    for tolerance in TOLERANCES:
+        options = {"rtol": tolerance, "atol": tolerance}
+        if tolerance != REFERENCE.rtol:
+            yield "DOPRI, heuristic first step", f"Dopri5 {tolerance:.0e}", dise.Dopri5(**options)
+        yield "DOPRI, first step the span", f"Dopri5 {tolerance:.0e}, span", dise.Dopri5(**options, first_step="span")
+
+
+def _affordable(trained: Trained, setting: dise.Integrator) -> bool:
+    """Whether it needs at most 8 evaluations, twice RK4's, on some held-out images."""
+    return evaluate(trained.part, setting, trained.held_out.take(slice(200)).batches())[1] <= 8
+
+
+def certified(trained: Trained, epsilon: float) -> dise.Integrator:
+    """What `make_dynamic` finds on the held-out images."""
+    block = find_block(trained.part)
+    with block.using(REFERENCE):
+        dise.make_dynamic(trained.part, trained.held_out.batches(), epsilon=epsilon)
+        return block.integrator
+
+
+def _paper(trained: Trained) -> dise.Dynamic:
+    """Table 2's network, fitted to all held-out images with the paper's α and M."""
+    candidates = (dise.Euler(1), dise.RK4(1), REFERENCE)
+    costs = Costs.of(run_candidates(trained.part, trained.held_out.batches(), candidates), ClassificationCost())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return dise.Dynamic(candidates, dise.CostSelector.fit(PaperNetwork(3), costs, max_epochs=20, patience=5))
+
+
+@torch.no_grad()
+def execute(trained: Trained, policy: dise.Integrator, samples: Samples) -> dict[str, Tensor]:
+    """Whether each test image's answer is right [N], its NFE [N], and what looked at it, in evaluations of f [N]."""
+    block = find_block(trained.part)
+    with block.using(policy), block.recording() as records:
+        logits = torch.cat([trained.part(h0) for h0, _ in samples.batches()])
+    nfe = torch.cat([record.solution.nfe for record in records])
+    choice = [record.solution.choice for record in records]
+    looked = torch.zeros(len(nfe), dtype=torch.float64)
+    if isinstance(policy, dise.Dynamic):
+        looked += _in_f(trained, lambda h0: policy.selector(h0, h0))
+    elif isinstance(policy, dise.Cascade) and policy.accept is not None:
+        judged = (torch.cat([c for c in choice if c is not None]) + 1).clamp(max=len(policy.candidates) - 1)
+        looked += judged * _in_f(trained, trained.part[1])
+    return {"answer": logits.argmax(1), "right": logits.argmax(1) == samples.label, "nfe": nfe, "looked": looked}
+
+
+def _in_f(trained: Trained, call: Any) -> float:
+    h0 = trained.test.h0[:1]
+    return count_macs(lambda: call(h0)) / count_macs(lambda: find_block(trained.part).first_stage(h0))
+
+
+def row(group: str, name: str, got: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Any]:
+    """A policy's results beside the reference's."""
+    return {
+        "group": group,
+        "policy": name,
+        "accuracy": float(got["right"].double().mean()),
+        "nfe": float((got["nfe"] + got["looked"]).mean()),
+        "differs": float((got["answer"] != reference["answer"]).double().mean()),
+        "mcnemar": mcnemar(reference["right"], got["right"]),
+    }
+
+
+def bounds(outcomes: Outcomes, share: Tensor) -> list[dict[str, Any]]:
+    """The oracle over the candidates, and random routing at the mix of the best policy."""
+    costs = Costs.of(outcomes, ClassificationCost())
+    scores = {"oracle": oracle(costs), "random, mix of the best": random_mix(costs, share)}
+    return [{"group": n, "policy": n, "accuracy": s.accuracy, "nfe": s.mean_nfe} for n, s in scores.items()]
+
+
+@torch.no_grad()
+def timing(trained: Trained, timed: dict[str, dise.Integrator]) -> dict[str, Any]:
+    """Milliseconds of the ODE part by batch size, all in turns; and what the best takes beyond its evaluations of f."""
+    block = find_block(trained.part)
+    reference = TorchdiffeqBlock(block, REFERENCE)
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "ms": {}, "overhead": {}}
+    for size in BATCHES:
+        states = [Samples.take(trained.test, _round(trained, turn * size, size)).h0 for turn in range(REPEATS[size])]
+        calls = {"torchdiffeq dopri5": reference, "f": block.first_stage}
+        calls |= {name: _solver(block, policy) for name, policy in timed.items()}
+        result["ms"][size] = time_side_by_side(calls, states)
+        result["overhead"][size] = {
+            name: result["ms"][size][name] / (result["ms"][size]["f"] * _mean_nfe(block, policy, states))
+            for name, policy in timed.items()
+        }
+    return result
+
+
+def _round(trained: Trained, start: int, size: int) -> Tensor:
+    return torch.arange(start, start + size) % len(trained.test.label)
+
+
+def _solver(block: dise.NeuralODE, policy: dise.Integrator) -> Any:
+    def run(h0: Tensor) -> Tensor:
+        with block.using(policy):
+            return block(h0)
+
+    return run
+
+
+def _mean_nfe(block: dise.NeuralODE, policy: dise.Integrator, states: list[Tensor]) -> float:
+    with block.using(policy), block.recording() as records:
+        for h0 in states:
+            block(h0)
+    return float(torch.cat([record.solution.nfe for record in records]).double().mean())
+
+
+def print_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
+    reference = rows[0]["accuracy"]
+    table = Table(title=title)
+    for name in ("group", "policy", "accuracy, %", "against DOPRI, points", "NFE", "McNemar p"):
+        table.add_column(name)
+    for r in rows:
+        p = f"{r['mcnemar']['p']:.3g}" if "mcnemar" in r else "–"
+        difference = 100 * (r["accuracy"] - reference)
+        values = (f"{100 * r['accuracy']:.2f}", f"{difference:+.2f}", f"{r['nfe']:.3f}", p)
+        table.add_row(r["group"], r["policy"], *values)
+    console.print(table)
+
+
+def print_timing(console: Console, result: dict[str, Any]) -> None:
+    names = [name for name in next(iter(result["ms"].values())) if name != "f"]
+    table = Table(title=f"ODE part, {result['threads']} threads: ms a batch (times faster than torchdiffeq's dopri5)")
+    for name in ("batch", *names):
+        table.add_column(name)
+    for size, ms in result["ms"].items():
+        base = ms["torchdiffeq dopri5"]
+        table.add_row(str(size), *(f"{ms[name]:.2f} ({base / ms[name]:.1f})" for name in names))
+    console.print(table)
+    for size, overhead in result["overhead"].items():
+        console.print(
+            f"batch {size}: time over Σ NFE × ms of a row of f:", {k: round(v, 2) for k, v in overhead.items()}
+        )
+
+
+def plot(rows: list[dict[str, Any]], times: dict[str, Any] | None, title: str, file: Path) -> None:
+    """Accuracy over NFE, and over milliseconds of a batch of 100 if they were measured."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2 if times else 1, figsize=(14 if times else 8, 5.5), squeeze=False)
+    axis = axes[0][0]
+    for group in dict.fromkeys(r["group"] for r in rows):
+        some = [r for r in rows if r["group"] == group]
+        axis.plot([r["nfe"] for r in some], [100 * r["accuracy"] for r in some], "o-", ms=4, lw=0.8, label=group)
+    axis.set(xscale="log", xlabel="NFE a sample", ylabel="accuracy, %", title=title)
+    best = max(r["accuracy"] for r in rows if r["group"] != "oracle")
+    axis.set_ylim(100 * best - 1.2, 100 * best + 0.3)
+    axis.legend(fontsize=7)
+    if times:
+        accuracy = {r["policy"]: r["accuracy"] for r in rows}
+        ms = times["ms"][100]
+        for name, value in ms.items():
+            if name in accuracy:
+                axes[0][1].plot(value, 100 * accuracy[name], "o")
+                axes[0][1].annotate(name, (value, 100 * accuracy[name]), fontsize=7)
+        axes[0][1].set(xscale="log", xlabel="ms, ODE part of a batch of 100", ylabel="accuracy, %")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory of an ODE-Net")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--images", type=int, help="take so many held-out and test images only")
+    parser.add_argument("--timing", action="store_true", help="also measure wall-clock")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="PNG file to write")
+    args = parser.parse_args()
+    console = Console(width=140)
+    trained = load(args.run, args.data_dir, args.images)
+    rows: list[dict[str, Any]] = []
+    reference: dict[str, Tensor] = {}
+    timed: dict[str, dise.Integrator] = {}
+    wanted = {"Dopri5 1e-03", "Dopri5 1e-03, span", *map(str, FIXED), *(f"ε = {epsilon:g}" for epsilon in EPSILONS)}
+    for group, name, policy in policies(trained):
+        got = execute(trained, policy, trained.test)
+        reference = reference or got
+        rows.append(row(group, name, got, reference))
+        if name in wanted:
+            timed[name] = policy
+        console.print(f"{group}, {name}: {100 * rows[-1]['accuracy']:.2f} % at {rows[-1]['nfe']:.3f}")
+    best = timed.get(f"ε = {BEST:g}", REFERENCE)
+    outcomes = run_candidates(trained.part, trained.test.batches(), (*FIXED, REFERENCE))
+    rows += bounds(outcomes, _mix(trained, best))
+    print_rows(console, trained.name, rows)
+    times = timing(trained, timed) if args.timing else None
+    if times:
+        print_timing(console, times)
+    if args.out:
+        report = {"run": trained.name, "best": str(best), "rows": rows, "timing": times}
+        args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    if args.plot:
+        plot(rows, times, trained.name, args.plot)
+
+
+def _mix(trained: Trained, policy: dise.Integrator) -> Tensor:
+    """Shares [K] of Euler, Midpoint, RK4 and DOPRI in a policy's answers."""
+    block, everyone = find_block(trained.part), (*FIXED, REFERENCE)
+    with torch.no_grad(), block.using(policy), block.recording() as records:
+        for h0, _ in trained.test.batches():
+            trained.part(h0)
+    candidates = policy.candidates if isinstance(policy, dise.Cascade | dise.Dynamic) else [policy]
+    choices = [record.solution.choice for record in records if record.solution.choice is not None]
+    counts = torch.bincount(torch.cat(choices), minlength=len(candidates)) if choices else torch.ones(1)
+    shares = torch.zeros(len(everyone))
+    for candidate, count in zip(candidates, counts, strict=True):
+        shares[everyone.index(candidate)] += count
+    return shares / shares.sum()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the benchmarks of policies share: a trained ODE-Net as block and head, and the states where they begin."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dise.experiment.rundir import load_model, open_run
+from dise.tasks.mnist.data import Batches, Images
+
+SIZE = 250  # samples at once, where time is not measured
+
+
+class Samples(NamedTuple):
+    """h(0) [N, 64, 6, 6] and labels [N]."""
+
+    h0: Tensor
+    label: Tensor
+
+    def take(self, rows: slice | Tensor) -> "Samples":
+        return Samples(self.h0[rows], self.label[rows])
+
+    def batches(self, size: int = SIZE) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.h0.split(size), self.label.split(size), strict=True))
+
+
+class Trained(NamedTuple):
+    """A trained ODE-Net without its stem, which is the same for every policy."""
+
+    name: str
+    model: nn.Module
+    part: nn.Sequential  # block and head
+    held_out: Samples
+    test: Samples
+
+
+def load(run: Path, data_dir: Path | None, images: int | None) -> Trained:
+    """The run's model, and the states of the first `images` (default: all) held-out and test images."""
+    config = open_run(run)
+    task, settings = config.found
+    model = load_model(run, config)
+    splits = task.load(settings, data_dir)
+    held_out, test = (_states(model, split[:images]) for split in (splits.held_out, splits.test))
+    return Trained(
+        config.name, model, nn.Sequential(model.get_submodule("block"), model.get_submodule("head")), held_out, test
+    )
+
+
+@torch.no_grad()
+def _states(model: nn.Module, images: Images) -> Samples:
+    stem = model.get_submodule("stem")
+    return Samples(torch.cat([stem(x) for x, _ in _batches(images)]), images.labels)
+
+
+def _batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    return iter(Batches.evaluation(images, batch_size=SIZE))

@@ -1,0 +1,42 @@
+"""Serve a dynamic model that `dise.export_policy` wrote. Needs torch alone.
+
+python examples/serve.py FOLDER INPUT.pt OUTPUT.pt
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+
+class Served:
+    """Inputs [B, ...] → outputs [B, ...], each by the candidate that the policy gives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.policy = json.loads((folder / "serve.json").read_text())
+        names = ["start", *(f"candidate-{i}" for i in range(len(self.policy["candidates"])))]
+        names += ["scores"] if self.policy["kind"] == "dynamic" else []
+        self.graphs = {name: torch.export.load(folder / f"{name}.pt2").module() for name in names}
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs in the inputs' order."""
+        h0, k1 = self.graphs["start"](x)
+        left, output = torch.arange(len(x), device=x.device), None
+        choice = self.graphs["scores"](h0, k1).argmin(1) if "scores" in self.graphs else None
+        for i in range(len(self.policy["candidates"])):
+            rows = left if choice is None else (choice == i).nonzero().flatten()
+            if len(rows) > 0:
+                answer, confidence = self.graphs[f"candidate-{i}"](h0[rows], k1[rows])
+                output = answer.new_empty(len(x), *answer.shape[1:]) if output is None else output
+                output[rows] = answer
+                if choice is None:
+                    threshold = [*self.policy["thresholds"], float("-inf")][i]
+                    left = rows[~(confidence >= threshold)]
+        return output
+
+
+if __name__ == "__main__":
+    folder, source, target = map(Path, sys.argv[1:])
+    torch.save(Served(folder)(torch.load(source, weights_only=True)), target)

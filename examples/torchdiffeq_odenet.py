@@ -1,0 +1,133 @@
+"""Make an ODE-Net that is written on torchdiffeq dynamic: train, measure, make dynamic, measure again.
+
+    python examples/torchdiffeq_odenet.py [--data-dir DIR] [--epochs 1] [--epsilon 0.005]
+
+The model has the form of torchdiffeq's ODE-Net example: `nn.Sequential` of downsampling layers, one block whose forward
+calls `odeint`, and layers that classify; the vector field takes a scalar time. By default it is trained on the 6,000
+digits that come with dise; with --data-dir on all of MNIST.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchdiffeq import odeint
+
+import dise
+from dise.tasks.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
+
+CHANNELS, BLOCK = 64, "7"
+
+
+class ODEFunc(nn.Module):
+    """dh/dt: two convolutions that see the time as one more channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(32, CHANNELS) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(CHANNELS + 1, CHANNELS, 3, padding=1) for _ in range(2))
+
+    def forward(self, t: Tensor, h: Tensor) -> Tensor:
+        """[n, 64, 6, 6] at a scalar time, as torchdiffeq calls it."""
+        clock = torch.ones_like(h[:, :1]) * t
+        for norm, conv in zip(self.norms[:2], self.convs, strict=True):
+            h = conv(torch.cat([clock, F.relu(norm(h))], dim=1))
+        return self.norms[2](h)
+
+
+class ODEBlock(nn.Module):
+    """The state at the end of the span, by torchdiffeq."""
+
+    def __init__(self, odefunc: nn.Module) -> None:
+        super().__init__()
+        self.odefunc = odefunc
+        self.integration_time = torch.tensor([0.0, 1.0])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[n, 64, 6, 6] → the same."""
+        return odeint(self.odefunc, h, self.integration_time.type_as(h), rtol=1e-3, atol=1e-3)[1]
+
+
+def ode_net() -> nn.Sequential:
+    """Images [n, 1, 28, 28] → logits [n, 10]."""
+    downsampling = [
+        nn.Conv2d(1, CHANNELS, 3),
+        nn.GroupNorm(32, CHANNELS),
+        nn.ReLU(),
+        nn.Conv2d(CHANNELS, CHANNELS, 4, 2, 1),
+        nn.GroupNorm(32, CHANNELS),
+        nn.ReLU(),
+        nn.Conv2d(CHANNELS, CHANNELS, 4, 2, 1),
+    ]
+    classify = [nn.GroupNorm(32, CHANNELS), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10)]
+    return nn.Sequential(*downsampling, ODEBlock(ODEFunc()), *classify)
+
+
+def train(model: nn.Module, splits: MnistSplits, epochs: int) -> None:
+    """SGD with momentum and one cycle of the learning rate."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    steps = epochs * len(Batches(splits.train, batch_size=128))
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+    for epoch in range(epochs):
+        for x, y in Batches(splits.train, batch_size=128, epoch=epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            cycle.step()
+
+
+@torch.no_grad()
+def measure(model: nn.Module, splits: MnistSplits) -> tuple[float, float, float]:
+    """Accuracy on the test images, and seconds in all and in the block."""
+    seconds, started = 0.0, 0.0
+    block = model.get_submodule(BLOCK)
+
+    def begin(module: nn.Module, inputs: object) -> None:
+        nonlocal started
+        started = time.perf_counter()
+
+    def end(module: nn.Module, inputs: object, output: object) -> None:
+        nonlocal seconds
+        seconds += time.perf_counter() - started
+
+    hooks = [block.register_forward_pre_hook(begin), block.register_forward_hook(end)]
+    start = time.perf_counter()
+    right = [model(x).argmax(1) == y for x, y in Batches.evaluation(splits.test, batch_size=100)]
+    total = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    return float(torch.cat(right).double().mean()), total, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder with MNIST; default: the digits that come with dise")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epsilon", type=float, default=0.005)
+    args = parser.parse_args()
+    splits = load_mnist(args.data_dir) if args.data_dir else load_mnist_sample()
+    torch.manual_seed(0)
+    model = ode_net()
+    started = time.perf_counter()
+    train(model, splits, args.epochs)
+    print(f"trained on {len(splits.train)} images in {time.perf_counter() - started:.0f} s")
+    before = measure(model.eval(), splits)
+    print(f"torchdiffeq: accuracy {before[0]:.4f}; test set {before[1]:.2f} s, of which the block {before[2]:.2f} s")
+
+    weights = copy.deepcopy(model.state_dict())
+    started = time.perf_counter()
+    dise.make_dynamic(model, Batches.evaluation(splits.held_out, batch_size=100), block=BLOCK, epsilon=args.epsilon)
+    print(f"made dynamic on {len(splits.held_out)} held-out images in {time.perf_counter() - started:.0f} s")
+    print(model.get_submodule(BLOCK).report)
+    after = measure(model, splits)
+    print(f"dynamic: accuracy {after[0]:.4f}; test set {after[1]:.2f} s, of which the block {after[2]:.2f} s")
+    print(f"the block is {before[2] / after[2]:.1f} times faster, the model {before[1] / after[1]:.1f} times")
+    model.load_state_dict(weights)  # what was saved before fits the model as it is now
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Families of policies for a model: what `make_dynamic` chooses from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
+from dise.select.adequacy import AdequacySelector
+from dise.select.cascade import Cascade, Confidence, confidence, two_classes
+from dise.select.cost import Costs
+from dise.select.dynamic import Dynamic
+from dise.select.front import prune
+from dise.select.networks import ConfidenceNetwork, PooledNetwork
+
+# κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
+FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
+FEWEST = 200  # samples to fit a selector to
+TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of a first step that is kept if its error estimate is below
+
+
+@dataclass(frozen=True)
+class Family:
+    """Policies that differ in one setting.
+
+    Attributes:
+        name: what they are.
+        settings: the safest, and dearest, first.
+        learnt: whether they were fitted to the samples, which then cannot tell how good they are.
+    """
+
+    name: str
+    settings: tuple[Integrator, ...]
+    learnt: bool = False
+
+
+def families(
+    costs: Costs,
+    logits: Tensor | None,
+    head: nn.Module | None,
+    *,
+    epsilon: float,
+    span: float,
+    device: torch.device,
+    seed: int = 0,
+) -> list[Family]:
+    """Single candidates, cascades on the head's confidence or on the embedded error, and selectors with a dial.
+
+    Args:
+        costs: of the candidates, cheapest first and the reference last, on N samples that selectors are fitted to.
+        logits: [N, K, ...] the model's outputs with each candidate, if it is a classifier.
+        head: what the model does with h(t1), if it is known.
+        epsilon: a candidate that loses no larger share of these samples is taken for a safe one.
+        span: t1 − t0.
+        device: where the model is.
+        seed: of the selectors' fits.
+    """
+    front = prune(costs)
+    candidates = front.candidates
+    reference = candidates[-1]
+    lost = (~front.adequate).double().mean(0).tolist()
+    safe = next(i for i, share in enumerate(lost) if share <= epsilon)
+    found = [Family("one candidate for all", tuple(reversed(candidates[:-1])))]
+    if logits is not None and head is not None:
+        last = len(candidates) - 1
+        for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
+            if len(chain) > 1:
+                kept = [costs.candidates.index(candidates[i]) for i in chain]
+                found.append(gap_cascades([candidates[i] for i in chain], head, logits[:, kept]))
+    if isinstance(reference, Adaptive):
+        found += [
+            Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
+            for method in (HeunEuler, Bosh3)
+        ]
+    if len(front) >= FEWEST and len(candidates) > 1:
+        networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
+        if logits is not None and head is not None:
+            classes = two_classes(logits[:, 0]).shape[1]
+            networks["the head's confidence"] = ConfidenceNetwork(head, len(candidates), classes=classes, span=span)
+        found += [_selectors(name, network, front, device, seed) for name, network in networks.items()]
+    return [family for family in found if family.settings]
+
+
+def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tensor) -> Family:
+    """Cascades that differ in how large a gap between the two largest logits is enough.
+
+    A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
+    on nine in ten of the hard samples, the fifth with the smallest gaps: only those can change their prediction. κ, the
+    one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference, which
+    hardly a sample reaches, so that a large κ is safe.
+
+    Args:
+        candidates: K ≥ 2, the cheapest first and the reference last.
+        head: h(t1) [n, ...] → logits [n, C] or one logit a sample.
+        logits: [N, K, ...] the model's outputs with each candidate, from which the scale is learnt, without labels.
+    """
+    gaps = torch.stack([confidence(column, "gap") for column in logits.unbind(1)], 1).double()
+    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.2)
+    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.9, dim=0).tolist()[:-1]
+    settings = (
+        Cascade(tuple(candidates), tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
+        for factor in FACTORS
+    )
+    return Family("cascade " + " → ".join(map(str, candidates)), tuple(settings))
+
+
+def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]:
+    """One step over the span; the reference where its error estimate is too large."""
+    for tolerance in TOLERANCES:
+        first = method(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
+        yield Cascade((first, reference))
+
+
+def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
+    """One selector, at several dials."""
+    selector = AdequacySelector.fit(network, costs, seed=seed).to(device)
+    price = float(selector.price.min())
+    settings = tuple(Dynamic(costs.candidates, selector.with_dial(price * dial)) for dial in DIALS)
+    return Family(f"selector on {name}", settings, learnt=True)
