@@ -1,4 +1,3 @@
-# ruff: noqa: E501  a case a line reads as a table
 """Bad input to `solve`: each case is a clear error that names what is wrong, or a right answer; never a hang.
 
 What single modules check is tested beside them (test_solve, test_dense, test_events, test_backsolve, test_integrators);
