@@ -237,6 +237,8 @@ def _as_times(name: str, times: object, like: Tensor) -> Tensor:
         raise TypeError(f"{name}: expected times, numbers or a tensor, got {type(times).__name__}") from error
     if values.dtype.is_complex or values.dtype == torch.bool:
         raise TypeError(f"{name}: expected real times, got {values.dtype}")
+    if values.is_meta:
+        raise TypeError(f"{name}: expected times with data, got device meta")
     return values.to(like)
 
 

@@ -29,8 +29,11 @@ class Bound(NamedTuple):
             state
         ):
             raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
-        if not layout.dtype.is_complex and any(part.is_complex() for part in leaves(value)):
-            raise TypeError(f"f: expected a real dy/dt like y, of {layout.dtype}, got a complex one")
+        for part in leaves(value):
+            if part.is_complex() and not layout.dtype.is_complex:
+                raise TypeError(f"f: expected a real dy/dt like y, of {layout.dtype}, got a complex one")
+            if part.device != y.device:
+                raise TypeError(f"f: expected dy/dt on {y.device} like y, got it on {part.device}")
         return layout.pack(value)
 
 
@@ -55,6 +58,7 @@ class Field:
         self.f, self.problem = f, problem
         self.args, self.sample_args, self.options = tuple(args), tuple(sample_args), options
         self.calls = 0
+        self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
 
     def __call__(self, request: Request) -> Tensor:
         """The request's values of f."""
@@ -80,11 +84,27 @@ class Field:
         self.calls += 1
         call = _call if self.options is None else self.compiled(_call)
         try:
-            return call(self.bound(request.rows), request.t.contiguous(), request.y)
+            version = _version(request.y)
+            value = call(self.bound(request.rows), request.t.contiguous(), request.y)
+            self._check_memory(request.y, version, value)
+            return value
         except (RuntimeError, ValueError) as error:
             if request.rows is not None:
                 error.add_note(PARTIAL)
             raise
+
+    def _check_memory(self, y: Tensor, version: int, value: Tensor) -> None:
+        """Raise if f wrote where the solver still reads: into y, or over the value that it returned before."""
+        if _version(y) != version:
+            raise RuntimeError("f: changed y in place; work on a copy")
+        if self._last is not None and _version(self._last[0]) != self._last[1]:
+            raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
+        self._last = value, _version(value)
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was changed in place, as far as that is known."""
+    return 0 if x.is_inference() else x._version
 
 
 def _call(f: Bound, t: Tensor, y: Tensor) -> Tensor:

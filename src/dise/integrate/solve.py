@@ -97,13 +97,24 @@ def solve(
         TypeError, ValueError: an argument (named in the message) is not as described.
         SolveError: a sample failed and throw is True.
     """
+    _check_options(
+        {
+            "batched": batched,
+            "compact": compact,
+            "dense": dense,
+            "through_control": through_control,
+            "record": record,
+            "throw": throw,
+        },
+        {"f": f, "accumulate": accumulate, "progress": progress},
+    )
     _check_state(y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
     layout = Layout.of(y0, batched=batched)
     packed = layout.pack(y0)
     start, stop = _times("t0", t0, packed, batched=batched), as_event(event)
-    passed, own = tuple(args), _check_sample_args(sample_args, packed, batched=batched)
+    passed, own = _sequence("args", args), _check_sample_args(sample_args, packed, batched=batched)
     problem = Problem(
         y0=packed,
         t0=start,
@@ -197,6 +208,23 @@ def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) 
     return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.k1), "calls": calls}))
 
 
+def _check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected True or False, got {flag!r}")
+    for name, function in functions.items():
+        if not callable(function) and (function is not None or name == "f"):
+            described = "a function of (t, y)" if name == "f" else "a function"
+            raise TypeError(f"{name}: expected {described}, got {type(function).__name__}")
+
+
+def _sequence(name: str, values: object) -> tuple[Any, ...]:
+    # a tensor would be taken apart row by row
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"{name}: expected a tuple or list of f's further arguments, got {type(values).__name__}")
+    return tuple(values)
+
+
 def _check_state(y0: object, *, batched: bool) -> None:
     parts = tuple(y0.values()) if isinstance(y0, dict) else y0 if isinstance(y0, tuple) else (y0,)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
@@ -204,6 +232,8 @@ def _check_state(y0: object, *, batched: bool) -> None:
     if isinstance(y0, dict) and not all(isinstance(name, str) for name in y0):
         raise TypeError(f"y0: expected a dict whose keys are strings, got {list(y0)}")
     first = parts[0]
+    if all(part.is_meta for part in parts):
+        raise TypeError("y0: expected tensors with data, got device meta")
     for part in parts:
         if not (part.is_floating_point() or part.is_complex()) or part.dtype.itemsize < 2:
             raise TypeError(f"y0: expected a floating-point or complex dtype, got {part.dtype}")
@@ -220,9 +250,11 @@ def _check_state(y0: object, *, batched: bool) -> None:
 
 
 def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
-    for i, arg in enumerate(sample_args):
+    for i, arg in enumerate(_sequence("sample_args", sample_args)):
         if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or len(arg) != len(y0))):
             raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {shapes(arg)}")
+        if arg.device != y0.device:
+            raise TypeError(f"sample_args[{i}]: expected a tensor on {y0.device} like y0, got it on {arg.device}")
     return tuple(sample_args)
 
 
@@ -232,6 +264,8 @@ def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: 
         raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
     if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
         raise TypeError(f"{name}: expected real times, got {t.dtype}")
+    if isinstance(t, Tensor) and t.is_meta:
+        raise TypeError(f"{name}: expected times with data, got device meta")
     time = torch.as_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
     if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
         expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
