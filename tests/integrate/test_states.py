@@ -336,3 +336,57 @@ def test_gradients_of_structured_states(integrator, names):
         return y if names is None else tuple(y.values())
 
     assert gradcheck(ends, (a, b), atol=1e-7, rtol=1e-6)
+
+
+# ---- every state with the loop's other modes
+
+
+def parts_of(state):
+    return tuple(state.values()) if isinstance(state, dict) else state if isinstance(state, tuple) else (state,)
+
+
+def decay(t, y):
+    if isinstance(y, dict):
+        return {name: -part for name, part in y.items()}
+    return tuple(-part for part in y) if isinstance(y, tuple) else -y
+
+
+STATES = {
+    "complex": A.to(torch.complex128),
+    "bfloat16": A.bfloat16(),
+    "dict": {"a": A, "b": B},
+    "tuple": (A, B),
+    "image": B,
+}
+
+
+def gradients(y0, **options):
+    parts = [part.detach().clone().requires_grad_() for part in parts_of(y0)]
+    start = dict(zip(y0, parts, strict=True)) if isinstance(y0, dict) else tuple(parts)
+    start = start if isinstance(y0, dict | tuple) else parts[0]
+    y = solve(decay, start, 0.0, 1.0, Dopri5(), **options).y
+    sum(part.abs().square().sum() for part in parts_of(y)).backward()
+    return [part.grad for part in parts]
+
+
+def test_checkpoints_give_the_same_gradients():
+    for y0 in STATES.values():
+        assert_close(gradients(y0, gradient="checkpoint"), gradients(y0))
+
+
+def test_one_f_compiles_for_states_of_every_kind():
+    for y0 in STATES.values():
+        assert_close(gradients(y0, compile={"backend": "aot_eager"}), gradients(y0), rtol=1e-2, atol=1e-2)
+
+
+def test_dense_output_and_events_know_every_state():
+    for y0 in STATES.values():
+        half = lambda t, y: (parts_of(y)[0].abs().flatten(1).sum(1) - 0.5).to(t.dtype)  # noqa: E731
+        solution = solve(decay, y0, 0.0, 4.0, Tsit5(rtol=1e-6, atol=1e-6), event=half, dense=True)
+        assert solution.event.all()
+        assert [part.dtype for part in parts_of(solution.evaluate(solution.t[:, None]))] == [
+            part.dtype for part in parts_of(y0)
+        ]
+        accuracy = 2e-2 if y0 is STATES["bfloat16"] else 1e-4
+        size = parts_of(solution.y)[0].abs().flatten(1).sum(1).double()
+        assert_close(size, torch.full_like(size, 0.5), rtol=accuracy, atol=accuracy)

@@ -78,7 +78,9 @@ class Field:
         """A function of a `Bound` f and of tensors, compiled."""
         if self.options is None:
             raise RuntimeError("this field was made without options of torch.compile")
-        return compiled(function, self.f, key, self.options)
+        layout = self.problem.layout  # a graph of one structure does not turn into that of another
+        structure = (layout.is_tuple, layout.names, layout.batched, layout.dtype)
+        return compiled(function, self.f, (*key, structure), self.options)
 
     def _evaluate(self, request: Request) -> Tensor:
         self.calls += 1
