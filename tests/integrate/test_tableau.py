@@ -5,9 +5,10 @@ from itertools import combinations_with_replacement, groupby, product
 import numpy as np
 import pytest
 import scipy.integrate
+import torch
 from torchdiffeq._impl import adaptive_heun, dopri5, dopri8, fehlberg2
 
-from dise import ButcherTableau
+from dise import ButcherTableau, FixedStep, solve
 from dise.integrate.dopri8 import DOPRI8
 from dise.integrate.methods import BOSH3, DOPRI5, EULER, FEHLBERG2, HEUN, MIDPOINT, RALSTON, RK4, RK38, TSIT5
 
@@ -227,3 +228,15 @@ def test_a_wrong_coefficient_is_refused(change, message):
 def test_a_tableau_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         EULER.order = 2
+
+
+def test_a_tiny_weight_does_no_harm():
+    """Dividing by it would overflow."""
+    tiny = 7e-312
+
+    class Odd(FixedStep):
+        tableau = ButcherTableau(c=(0.0, 0.0, 1.0), a=((), (0.0,), (tiny, 1.0)), b=(tiny, 0.5, 0.5), order=1)
+
+    f = lambda t, y: torch.full_like(y, 1e3)  # noqa: E731
+    y = solve(f, torch.zeros(1, 1, dtype=torch.float64), 0.0, 1.0, Odd(1)).y
+    assert y.item() == pytest.approx(1e3, rel=1e-12)

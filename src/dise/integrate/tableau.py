@@ -11,7 +11,8 @@ _ROUNDING = 1e-12  # coefficients are quotients of small integers in double prec
 class Terms(NamedTuple):
     """A sum Σ_i w_i k_i as scale · (k_first + Σ factor_i k_i), without the k_i of weight 0.
 
-    In a step dt multiplies the sum, and the scale goes with it: one operation on the state less.
+    In a step dt multiplies the sum, and the scale goes with it: one operation on the state less. It is the weight
+    of the largest size, so that no factor is beyond 1, however small the others are.
     """
 
     scale: float
@@ -22,8 +23,8 @@ class Terms(NamedTuple):
     def of(cls, weights: tuple[float, ...]) -> "Terms":
         """The sum with these weights."""
         used = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
-        (first, scale), *rest = used
-        return cls(scale, first, tuple((i, w / scale) for i, w in rest))
+        first, scale = max(used, key=lambda term: abs(term[1]))
+        return cls(scale, first, tuple((i, w / scale) for i, w in used if i != first))
 
 
 @dataclass(frozen=True)
