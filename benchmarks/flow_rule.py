@@ -1,6 +1,6 @@
 """What does Eq. 5 make a flow's selector choose? Cross-validated routing with errors below a resolution counted as it.
 
-    python benchmarks/flow_rule.py RUN [RUN ...] [--resolution 0.005 0.01 0.02] [--threads 2] [--out FILE.json]
+    python benchmarks/flow_rule.py RUN [RUN ...] [--resolution 0.005 0.02] [--threads 2] [--out FILE.json]
 
 RUNs are trained by `dise train circles`. Everything is of the sets that selectors are fitted to, none of a test set:
 each set is routed by selectors of kind `set` that were fitted to others, with the M that `dise.choose_penalty` takes.
@@ -53,7 +53,7 @@ def score(path: Path, resolutions: list[float]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="+", help="run directories of flows")
-    parser.add_argument("--resolution", type=float, nargs="+", default=[0.005, 0.01, BETA], help="nats, up to β")
+    parser.add_argument("--resolution", type=float, nargs="+", default=[0.005, BETA], help="nats, up to β")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()

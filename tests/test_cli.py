@@ -9,6 +9,7 @@ from functools import partial
 import lightning  # noqa: F401  here, or its log would keep writing to the stderr of the test that imported it
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dise import cli
@@ -18,6 +19,7 @@ from dise.tasks.mnist.data import MnistSplits, load_mnist_sample
 from dise.tasks.mnist.presets import PRESETS, Preset
 from dise.tasks.mnist.task import MnistTask
 from dise.tasks.registry import TASKS
+from dise.tasks.table import Table
 
 TINY = Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=8, learning_rate=1.6, monitored=20)
 COMMANDS = ("run", "train", "select", "evaluate", "report")
@@ -372,6 +374,21 @@ def test_brackets_in_the_run_directory_are_printed(finished, dise, tmp_path):
     shutil.copytree(finished[0], tmp_path / "x[red]")
     code, out, _ = dise("train", "mnist", "--reg", "error", "--out", tmp_path / "x[red]")
     assert (code, out) == (0, f"{tmp_path / 'x[red]' / 'mnist' / 'sample' / 'odenet-error-seed0'}\n")
+
+
+# ---- tables
+
+
+@pytest.mark.parametrize("rows", [[["flow-none-seed0, paper", "0.5"]], []])
+def test_headers_make_no_column_wider_than_its_cells(monkeypatch, rows):
+    console = Console(width=42, record=True)
+    monkeypatch.setattr(cli, "console", console)
+    cli._print(Table("title", ["run", "a header of many words", ""], [[*row, ""] for row in rows]))
+    text = console.export_text()
+    if rows:
+        assert "flow-none-seed0, paper" in text  # on one line
+    lines = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in text.splitlines() if "┃" in line]
+    assert [line[1] for line in lines if line[1]] == ["a", "header", "of", "many", "words"]
 
 
 # ---- Ctrl-C

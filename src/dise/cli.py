@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 try:
@@ -261,7 +262,10 @@ def _print(table: "Table") -> None:
 
     shown = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
     for i, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        # a header no wider than its column, so that what is wide is there for the names of runs
+        width = max(map(len, ["-", *name.split(), *(row[i] for row in table.rows)]))
+        header = "\n".join(wrap(name, width, break_long_words=False))
+        shown.add_column(escape(header), justify="left" if i == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*(escape(cell) for cell in row))
     console.print(shown)

@@ -357,7 +357,7 @@ def test_evaluate_prints_every_policy(ran, dise):
         "RK4(steps=2), a set",
         "oracle, a point",
         "DISE (point), a point",
-        "− reference",
+        "reference",
         "torchdiffeq dopri5",
     ):
         assert text in out

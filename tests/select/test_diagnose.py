@@ -115,6 +115,24 @@ def test_every_other_candidate_is_compared_with_the_winner(make_costs):
     assert "Euler beats RK4" not in message
 
 
+def test_candidates_that_nothing_speaks_for_are_left_out(make_costs):
+    candidates = (Euler(), Euler(2), RK4(), RK4(2), Dopri5())
+    costs = make_costs([[1, 2, 4, 8, 14]], right(0, 0.5, 0.9, 0.9, 1.0), candidates=candidates)
+    message = diagnose(everything_to(2), costs)
+    assert "Euler(steps=2) beats RK4" in message
+    assert "RK4 beats Dopri5" in message
+    assert message.count("beats") == 2  # Euler is never right; two steps of RK4 are dearer and no better
+
+
+def test_a_winner_without_rivals(make_costs):
+    """Right where Euler is, too, and no oftener than RK4: on each half another candidate is."""
+    half = torch.arange(N)[:, None] < N // 2
+    costs = make_costs([[1, 4]], torch.cat([half, ~half], 1), candidates=(Euler(), RK4()))
+    assert diagnose(everything_to(0), costs) == (
+        "Euler gets 100.0% of the samples. Data: no other candidate is right more often, or cheaper and ever right."
+    )
+
+
 @pytest.mark.parametrize("euler", [0.3, 0.7, 0.82, 0.83, 0.95])
 @pytest.mark.parametrize("M", [20, 1000, 1e6])
 def test_a_selector_that_knows_only_mean_costs_is_never_told_to_look_at_the_data(make_costs, euler, M):

@@ -13,7 +13,8 @@ def diagnose(choice: Tensor, costs: Costs) -> str | None:
 
     A perfect regression of Eq. 4's costs prefers candidate e to d where p_e/p_d > (M^α − Δ_d^α)/(M^α − Δ_e^α),
     p being the probability of a right prediction. That bound, beside the share of right predictions in the data,
-    tells whether M and α or the data made the choice.
+    tells whether M and α or the data made the choice. Candidates that nothing speaks for are left out: those that are
+    never right, and those that are right no more often than the chosen one, and dearer.
 
     Args:
         choice: [n] index of the candidate that each sample got.
@@ -32,7 +33,16 @@ def diagnose(choice: Tensor, costs: Costs) -> str | None:
             f"{len(costs)} samples that the costs were collected on, so there is little to learn. If those are "
             "training data, collect on held-out data."
         )
-    return head + "; ".join(_compare(costs, winner, other) for other in range(len(costs.candidates)) if other != winner)
+    rivals = [other for other in range(len(costs.candidates)) if _is_rival(costs, winner, other)]
+    if not rivals:
+        return head + "Data: no other candidate is right more often, or cheaper and ever right."
+    return head + "; ".join(_compare(costs, winner, other) for other in rivals)
+
+
+def _is_rival(costs: Costs, winner: int, other: int) -> bool:
+    """Whether anything speaks for `other`: fewer evaluations and right at times, or right more often."""
+    right, price = (table.double().mean(0) for table in (costs.adequate, costs.delta))
+    return bool((price[other] < price[winner]) & (right[other] > 0) | (right[other] > right[winner]))
 
 
 def _compare(costs: Costs, winner: int, other: int) -> str:

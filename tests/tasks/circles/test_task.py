@@ -345,17 +345,18 @@ def titles(tables):
 
 
 def test_tables_of_the_paper(task, run):
-    assert titles(task.tables([run(), run("error")])) == ["Table 8", "Table 9", "DOPRI at 1e-5, over seeds"]
+    tables = task.tables([run(), run("error")])
+    assert titles(tables) == ["Table 8", "Table 9", "Larger test", "DOPRI at 1e-5, over seeds"]
 
 
 def test_tables_of_another_target_alone(task, run):
     tables = task.tables([run(target="moons")])
-    assert titles(tables) == ["Other targets", "Other targets", "DOPRI at 1e-5, over seeds"]
+    assert titles(tables) == ["Other targets", "Other targets", "Larger test", "DOPRI at 1e-5, over seeds"]
 
 
 def test_tables_keep_the_targets_apart(task, run):
     moons = run(target="moons", name="flow-none-target=moons-seed0")
-    table_8, table_9, likelihoods, shares, seeds = task.tables([moons, run("error")])
+    table_8, table_9, likelihoods, shares, _, seeds = task.tables([moons, run("error")])
     for table in (table_8, table_9):
         assert "two circles" in table.title
         assert "moons" not in table.markdown()
@@ -368,7 +369,7 @@ def test_tables_keep_the_targets_apart(task, run):
 
 def test_tables_of_a_run_without_selectors(task, run):
     one = run(dise=False)
-    assert len(task.tables([one])) == 3
+    assert len(task.tables([one])) == 4
     assert task.details(one)[0].title == "flow-none-seed0: every policy"
 
 

@@ -16,7 +16,7 @@ from dise.tasks.circles.figure import animate, draw_flows
 from dise.tasks.circles.model import DIM, hypernetwork_flow
 from dise.tasks.circles.points import FreshBatches, sets
 from dise.tasks.circles.presets import ALPHA, BETA, PENALTY, PRESETS, WEIGHTS, Preset
-from dise.tasks.circles.report import other_shares, other_targets, seeds, table_8, table_9
+from dise.tasks.circles.report import larger_test, other_shares, other_targets, seeds, table_8, table_9
 from dise.tasks.circles.report import policies as policies_table
 from dise.tasks.circles.selector import PaperNetwork, SetNetwork
 from dise.tasks.plots import quality_against_nfe
@@ -112,12 +112,13 @@ class CirclesTask(Task):
         return {"target": splits.target, "samples": test.shape[0] * test.shape[1], "policies": rows}
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
-        """Tables 8 and 9, the same of other targets, and means over seeds."""
+        """Tables 8 and 9, the same of other targets, the larger test, and means over seeds."""
         circles = [run for run in runs if run.metrics["target"] == CIRCLES]
         others = [run for run in runs if run.metrics["target"] != CIRCLES]
         return [
             *((table_8(circles), table_9(circles)) if circles else ()),
             *((other_targets(others), other_shares(others)) if others else ()),
+            larger_test(runs),
             seeds(runs),
         ]
 
