@@ -30,8 +30,8 @@ class Preset(BaseModel):
 
 
 PRESETS = {
-    # a demo of a few minutes on two cores
-    "sample": Preset(data="sample", epochs=8, decay=0.99),
+    # a demo of a few minutes on two cores; few records need small batches
+    "sample": Preset(data="sample", quantization=1.0, left_out=0.3, batch_size=20, epochs=40),
     # a few minutes a model on two cores: at most 49 rows a record, where minutes would be up to 202
     "cpu": Preset(data="full", quantization=1.0, left_out=0.3, epochs=50),
     # the published Latent ODE's: `--niters 100`, nothing left out
