@@ -7,8 +7,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dise import RK4, Cascade, Confidence, Dopri5, Euler, Midpoint, make_dynamic
+from dise import (
+    RK4,
+    AdequacySelector,
+    Cascade,
+    Confidence,
+    ConfidenceNetwork,
+    Dopri5,
+    Dynamic,
+    Euler,
+    Midpoint,
+    make_dynamic,
+)
 from dise.select import Deviates, Moved, Report, find_block, lost_accuracy, samples_needed
+from dise.select.cascade import confidence
+from dise.tasks.mnist.model import odenet
 
 REFERENCE = Dopri5(rtol=1e-4, atol=1e-4)
 LOOSE = {"epsilon": 0.02, "delta": 0.05}
@@ -166,6 +179,29 @@ def test_it_runs_in_inference_mode_and_training_does_not_touch_it(classifier, po
         torch.testing.assert_close(model(fresh), expected)
     model(fresh).sum().backward()
     assert all(p.grad is not None for p in model[1].f.parameters())
+
+
+@pytest.mark.parametrize("kind", ["cascade", "selector"])
+def test_it_runs_under_autocast(kind):
+    """An ODE-Net, whose stem ends with a convolution, so that the block gets bfloat16."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = odenet().eval(), torch.rand(8, 1, 28, 28)
+        network = ConfidenceNetwork(model.head, 2, classes=10)
+    with torch.no_grad(), model.block.using(Euler(1)):
+        gaps = confidence(model(x), "gap")
+    policies = {
+        "cascade": Cascade((Euler(1), RK4(1)), Confidence(model.head, float(gaps.median()), measure="gap")),
+        "selector": Dynamic((Euler(1), RK4(1)), AdequacySelector(network, candidates=2).eval()),
+    }
+    model.block.integrator = policies[kind]
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16), model.block.recording() as records:
+            output = model(x)
+    assert records[0].y0.dtype == torch.bfloat16
+    # bfloat16 has 8 bits
+    torch.testing.assert_close(output.float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
 
 
 def test_any_batch_gives_a_sample_the_same_answer(classifier, points, fresh):
