@@ -62,7 +62,9 @@ class Method(NamedTuple):
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
         accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
-        status = status.masked_fill(accept & (t_next == rows.t1), int(Status.SUCCESS))
+        arrived = accept & (t_next == rows.t1)
+        status = status.masked_fill(arrived, int(Status.SUCCESS))
+        dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
         if running is not None:
             accept, status, dt = (
                 accept & running,
