@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.arguments import as_times, check_sample_args, check_state
+from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
 from dise.integrate.backsolve import Backsolve
 from dise.integrate.field import Field
 from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
@@ -74,6 +74,7 @@ def step(
     Raises:
         TypeError, ValueError: an argument (named in the message) is not as described.
     """
+    check_options({"batched": batched}, {"f": f})
     check_state("y", y, batched=batched)
     if not isinstance(integrator, RungeKutta | StepDoubling):
         raise TypeError(f"integrator: expected one Runge–Kutta method such as dise.Dopri5(), got {integrator!r}")
@@ -82,7 +83,7 @@ def step(
     start, length = (as_times(name, x, packed, batched=batched) for name, x in (("t", t), ("dt", dt)))
     own = check_sample_args(sample_args, packed, batched=batched)
     problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout, compact=True)
-    field = Field(f, problem, args, own)
+    field = Field(f, problem, as_sequence("args", args), own)
     first = None if k1 is None else _packed("k1", k1, y, layout)
     attempt = Attempt(integrator.tableau, start, problem.t1, packed, first)
     while attempt.pending:
@@ -130,7 +131,7 @@ def resume(
         f: vector field, as of `dise.solve`; k1 is taken over only if it is the one that the solution was made with.
         t1: new end, a number or [B].
         integrator: how to go on; a method that chooses its steps begins with the solution's.
-        options: of `dise.solve`.
+        options: of `dise.solve`; `batched` is the solution's.
 
     Returns:
         the `Solution` of the second part alone; gradients flow into the first.
@@ -142,6 +143,9 @@ def resume(
         raise TypeError(f"solution: expected what dise.solve returned, got {type(solution).__name__}")
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+    batched = solution.status.ndim == 1
+    if options.setdefault("batched", batched) is not batched:
+        raise ValueError(f"batched: expected {batched}, as the solution was made, got {options['batched']!r}")
     gradient = options.get("gradient", "direct")
     if gradient == "backsolve" or isinstance(gradient, Backsolve):
         how = gradient if isinstance(gradient, Backsolve) else Backsolve()
