@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dise import RK4, Cascade, Dopri5, Dynamic, Euler, NeuralODE, SolveError, solve
+from dise import RK4, Backsolve, Cascade, Dopri5, Dynamic, Euler, NeuralODE, SolveError, solve
 
 
 @pytest.fixture
@@ -245,3 +245,16 @@ def test_using_ends_with_an_exception(block, y0):
         block(y0)
     assert block.integrator == Dopri5()
     assert block.batched
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve", Backsolve(integrator=RK4(50))])
+def test_the_blocks_gradient_is_as_it_says(tanh_field, starts, gradient):
+    f, y0 = tanh_field(3, scale=1.0), starts(4, 3)
+    solve(f, y0, 0.0, 1.0, Dopri5(rtol=1e-9, atol=1e-9)).y.sum().backward()
+    expected, f.W.grad = f.W.grad, None
+    solution = NeuralODE(f, Dopri5(rtol=1e-9, atol=1e-9), gradient=gradient).solve(y0)
+    solution.y.sum().backward()
+    torch.testing.assert_close(f.W.grad, expected, rtol=1e-6, atol=1e-6)
+    if gradient not in ("direct", "checkpoint"):
+        with pytest.raises(RuntimeError, match="has no gradient"):
+            solution.error.sum().backward()

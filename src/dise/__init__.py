@@ -20,6 +20,7 @@ from dise.integrate import (
     Integrator,
     Midpoint,
     PIController,
+    Progress,
     Ralston,
     RungeKutta,
     Solution,
@@ -27,10 +28,14 @@ from dise.integrate import (
     Status,
     Step,
     StepDoubling,
+    Stepped,
+    Steps,
     Tsit5,
     max_norm,
+    resume,
     rms_norm,
     solve,
+    step,
 )
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
@@ -98,6 +103,7 @@ __all__ = [
     "NoRegularizer",
     "PIController",
     "PooledNetwork",
+    "Progress",
     "Ralston",
     "RandomSelector",
     "RawErrorEstimate",
@@ -108,6 +114,8 @@ __all__ = [
     "Status",
     "Step",
     "StepDoubling",
+    "Stepped",
+    "Steps",
     "TaskErrorCost",
     "TransportCost",
     "Tsit5",
@@ -123,9 +131,11 @@ __all__ = [
     "pareto_front",
     "profile_candidates",
     "prune",
+    "resume",
     "rms_norm",
     "run_candidates",
     "save_policy",
     "solve",
+    "step",
 ]
 __version__ = "0.1.0"

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Event, Integrator, Solution, State, Step, solve
+from dise.integrate import Backsolve, Event, Integrator, Solution, State, Step, solve
 from dise.integrate.problem import Layout
 
 
@@ -31,6 +31,7 @@ class NeuralODE(nn.Module):
         t0, t1: span of the integration.
         batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
         compact: False calls f on all samples always (see `dise.solve`).
+        gradient: how gradients are found (see `dise.solve`).
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class NeuralODE(nn.Module):
         t1: float | Tensor = 1.0,
         batched: bool = True,
         compact: bool = True,
+        gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
     ) -> None:
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
-        self.batched, self.compact = batched, compact
+        self.batched, self.compact, self.gradient = batched, compact, gradient
         self.report: Any = None  # of `dise.make_dynamic`
         self._records: list[Record] | None = None
 
@@ -95,6 +97,7 @@ class NeuralODE(nn.Module):
             event=event,
             batched=self.batched,
             compact=self.compact,
+            gradient=self.gradient,
             accumulate=accumulate,
         )
         if self._records is not None:

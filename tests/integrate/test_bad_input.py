@@ -1,4 +1,4 @@
-"""Bad input to `solve`: each case is a clear error that names what is wrong, or a right answer; never a hang.
+"""Bad input to `solve`, `step` and `resume`: a clear error that names what is wrong, or a right answer; never a hang.
 
 What single modules check is tested beside them (test_solve, test_dense, test_events, test_backsolve, test_integrators);
 here all options of `solve` are gone through once more, in one table.
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dise import RK4, Backsolve, Dopri5, Euler, Event, SolveError, Status, solve
+from dise import RK4, Backsolve, Cascade, Dopri5, Euler, Event, SolveError, Status, resume, solve, step
 
 OPTIONS = {"f": lambda t, y: -y, "y0": torch.ones(2, 3), "t0": 0.0, "t1": 1.0, "integrator": Dopri5()}
 META = torch.ones(2, 3, device="meta")
@@ -162,6 +162,67 @@ def test_an_error_names_it(case):
         call(**change)
     assert not isinstance(caught.value, AssertionError)
     assert torch.equal(OPTIONS["y0"], before)
+
+
+# ---- one step, and going on
+
+STEP = {"f": lambda t, y: -y, "t": 0.0, "y": torch.ones(2, 3), "dt": 0.1, "integrator": Dopri5()}
+STEP_ERRORS = {
+    "f None": ({"f": None}, TypeError, r"f: expected a function of \(t, y\), got NoneType"),
+    "f returns another shape": ({"f": lambda t, y: y[:1]}, ValueError, "f: expected dy/dt of shape"),
+    "y a list": ({"y": [1.0]}, TypeError, "y: expected a tensor"),
+    "y int64": ({"y": torch.ones(2, 3).long()}, TypeError, "y: expected a floating-point or complex dtype"),
+    "t None": ({"t": None}, TypeError, "t: expected a number or a tensor, got NoneType"),
+    "t NaN": ({"t": math.nan}, ValueError, "t: expected finite times"),
+    "dt of another length": ({"dt": torch.ones(3)}, ValueError, r"dt: expected a number or a tensor of shape \(2,\)"),
+    "dt infinite": ({"dt": math.inf}, ValueError, "dt: expected finite times"),
+    "integrator a string": ({"integrator": "dopri5"}, TypeError, "integrator: expected one Runge–Kutta method"),
+    "integrator that chooses": ({"integrator": Cascade([RK4(1)], lambda y: y[:, 0] > 0)}, TypeError,
+                                "integrator: expected one Runge–Kutta method"),
+    "k1 of another shape": ({"k1": torch.ones(2, 2)}, ValueError, "k1: expected a state structured like y"),
+    "k1 of other samples": ({"k1": torch.ones(3, 3)}, ValueError, "k1: expected as many samples as y has, got 3"),
+    "k1 a number": ({"k1": 1.0}, TypeError, "k1: expected a tensor"),
+    "memory of another length": ({"memory": torch.ones(3)}, ValueError, "memory: expected"),
+    "args a tensor": ({"args": torch.ones(2)}, TypeError, "args: expected a tuple or list"),
+    "sample_args of another length": ({"sample_args": (torch.ones(3),)}, ValueError, r"sample_args\[0\]: expected"),
+    "batched a string": ({"batched": "no"}, TypeError, "batched: expected True or False, got 'no'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STEP_ERRORS)
+def test_an_error_of_one_step_names_it(case):
+    change, kind, message = STEP_ERRORS[case]
+    with pytest.raises(kind, match=message):
+        step(**(STEP | change))
+
+
+def test_one_step_that_leaves_fs_domain_is_not_accepted():
+    taken = step(**(STEP | {"f": lambda t, y: y * math.nan}))
+    assert taken.accept.tolist() == [False, False]
+    assert taken.dt.tolist() == pytest.approx([0.02] * 2)  # and a shorter one is proposed
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"solution": torch.ones(2, 3)}, TypeError, "solution: expected what dise.solve returned, got Tensor"),
+        ({"integrator": "dopri5"}, TypeError, "integrator: expected an integrator such as"),
+        ({"batched": False}, ValueError, "batched: expected True, as the solution was made, got False"),
+        ({"t1": math.nan}, ValueError, "t1: expected finite times"),
+        ({"f": None}, TypeError, r"f: expected a function of \(t, y\), got NoneType"),
+    ],
+)
+def test_going_on_from_nothing(change, kind, message):
+    options = {"solution": call(), "f": OPTIONS["f"], "t1": 2.0, "integrator": Dopri5()} | change
+    with pytest.raises(kind, match=message):
+        resume(**options)
+
+
+def test_going_on_with_one_system():
+    first = call(batched=False, integrator=Dopri5(rtol=1e-8, atol=1e-8))
+    second = resume(first, OPTIONS["f"], 2.0, Dopri5(rtol=1e-8, atol=1e-8))
+    assert_close(second.y, torch.full((2, 3), math.exp(-2)))
+    assert second.status.shape == ()
 
 
 # ---- right answers where one might fear for them

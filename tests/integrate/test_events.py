@@ -149,6 +149,19 @@ def test_gradients_in_all_that_the_time_depends_on(integrator, batched):
     assert gradgradcheck(function, inputs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gradient", ["checkpoint", "backsolve"])
+def test_other_gradients_are_the_direct_ones(gradient):
+    y0, rate = rows([2.0], [5.0], [0.5]).requires_grad_(), rows([0.5], [1.0], [2.0]).requires_grad_()
+
+    def gradients(gradient):
+        options = {"sample_args": (rate,), "event": level, "save_at": [0.1, 0.5], "gradient": gradient}
+        s = solve(decay, y0, 0.0, 4.0, TIGHT, **options)
+        assert s.event.tolist() == [True, True, False]
+        return torch.autograd.grad(s.t[:2].sin().sum() + s.y.sum() + s.saved.cos().sum(), (y0, rate))
+
+    assert_close(gradients(gradient), gradients("direct"), rtol=1e-7, atol=1e-7)
+
+
 def test_save_points_before_the_event_have_gradients_and_are_nan_after():
     y0, rate = rows([2.0], [5.0]).requires_grad_(), rows([0.5], [1.0])
     times = rows(0.5, 1.0, 3.0)

@@ -22,7 +22,9 @@ from dise.integrate.integrators import (
     StepDoubling,
     Tsit5,
 )
-from dise.integrate.solution import Solution, SolveError, State, Status
+from dise.integrate.observe import Progress
+from dise.integrate.single import Stepped, resume, step
+from dise.integrate.solution import Solution, SolveError, State, Status, Steps
 from dise.integrate.solve import solve
 from dise.integrate.step import Step
 from dise.integrate.tableau import ButcherTableau
@@ -47,6 +49,7 @@ __all__ = [
     "Integrator",
     "Midpoint",
     "PIController",
+    "Progress",
     "Ralston",
     "RungeKutta",
     "Solution",
@@ -55,8 +58,12 @@ __all__ = [
     "Status",
     "Step",
     "StepDoubling",
+    "Stepped",
+    "Steps",
     "Tsit5",
     "max_norm",
+    "resume",
     "rms_norm",
     "solve",
+    "step",
 ]

@@ -25,7 +25,13 @@ def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]
         options: arguments of `torch.compile`.
     """
     kept = _KEPT.setdefault(_identity(f), {})
-    full_key = (function, key, *sorted(options.items()), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    full_key = (
+        function,
+        key,
+        repr(sorted(options.items())),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+    )
     if full_key not in kept:
         kept[full_key] = torch.compile(_copy(function), **{"fullgraph": True, **options})
     return kept[full_key]

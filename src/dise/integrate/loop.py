@@ -19,6 +19,8 @@ from dise.integrate.tableau import ButcherTableau
 if TYPE_CHECKING:
     from dise.integrate.field import Bound, Field
 
+RUNNING = int(Status.RUNNING)
+
 
 class Rows(NamedTuple):
     """The samples in the loop, a row each."""
@@ -39,7 +41,7 @@ class Rows(NamedTuple):
 
     def take(self, rows: Tensor) -> "Rows":
         """Some of the rows."""
-        return Rows(*(field[rows] for field in self))
+        return Rows(*(field.index_select(0, rows) for field in self))
 
 
 class Method(NamedTuple):
@@ -60,7 +62,9 @@ class Method(NamedTuple):
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
         accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
-        status = status.masked_fill(accept & (t_next == rows.t1), int(Status.SUCCESS))
+        arrived = accept & (t_next == rows.t1)
+        status = status.masked_fill(arrived, int(Status.SUCCESS))
+        dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
         if running is not None:
             accept, status, dt = (
                 accept & running,
@@ -127,48 +131,54 @@ def _rounds(
 ) -> Generator[Request, Tensor, LoopState]:
     """The next `number` rounds (None: all): each attempts one step of every row. `show` is told of each attempt."""
     rows, left, start, _ = state
-    known = method.control.rounds
-    field = problem.compiled_field
-    sizes = _tight if field is None else _compiled_size
+    control, field = method.control, problem.compiled_field
+    compiled_round = None if field is None else _compiled(method, problem, field)
+    alive: Tensor | None = None  # how many rows run
     for index in count(start) if number is None else range(start, start + number):
-        running = rows.status == int(Status.RUNNING)
-        some: Tensor | None = running
-        if known is None:
-            number_running = int(running.sum())  # the one read of the device
+        if index == control.rounds:
+            return LoopState(rows, left, index, over=True)
+        whole = False  # whether all rows are known to run
+        if control.rounds is None:
+            number_running = int((rows.status == RUNNING).sum() if alive is None else alive)  # the one read
             if number_running == 0:
                 return LoopState(rows, left, index, over=True)
-            size = sizes(len(rows.t), number_running)
-            if problem.compact and size < len(rows.t):
-                order = running.int().argsort(descending=True, stable=True)
-                left = (*left, rows.take(order[size:]))
-                rows, some = rows.take(order[:size]), running[order[:size]]
-            if number_running == len(rows.t):
-                some = None
-        elif index == known:
-            return LoopState(rows, left, index, over=True)
+            size = number_running if field is None else _compiled_size(rows.t.shape[0], number_running)
+            if problem.compact and size < rows.t.shape[0]:
+                rows, gone = _split(rows, size)
+                left = (*left, gone)
+            whole = number_running == rows.t.shape[0]
         subset = rows.sample if left else None
-        seen: Seen | None
-        if field is not None:
-            rows, seen = _compiled_round(method, problem, field, rows, index, subset)
+        if compiled_round is not None:
+            rows, seen, alive = compiled_round(rows, index, subset)
         else:
-            attempt = method.begin(rows, index, some)
+            running = None if whole else rows.status == RUNNING
+            attempt = method.begin(rows, index, running)
             while attempt.pending:
                 attempt.stages.append((yield Request(subset, *attempt.point())))
-            rows, seen = method.end(rows, attempt, problem, some)
-        if problem.event is not None and seen is not None:
-            stop = problem.event.stops(problem.samples(rows.sample), seen.step, seen.t_next, seen.accept)
-            rows = rows._replace(status=rows.status.masked_fill(stop, int(Status.SUCCESS)))
-        if index + 1 == method.control.max_steps:
-            given_up = rows.status == int(Status.RUNNING)
-            rows = rows._replace(status=rows.status.masked_fill(given_up, int(Status.MAX_STEPS)))
+            rows, seen = method.end(rows, attempt, problem, running)
+        last = index + 1 == control.max_steps
+        if last or problem.event is not None:
+            rows, alive = _stopped(rows, seen, problem, last=last), None
         if seen is not None:
             show(seen)
     return LoopState(rows, left, index + 1, over=False)
 
 
-def _tight(size: int, running: int) -> int:
-    """Rows to keep of `size`: those that run."""
-    return running
+def _split(rows: Rows, size: int) -> tuple[Rows, Rows]:
+    """The first `size` rows and the others, in an order in which those that run come first."""
+    order = (rows.status == RUNNING).argsort(descending=True, stable=True)
+    return rows.take(order[:size]), rows.take(order[size:])
+
+
+def _stopped(rows: Rows, seen: Seen | None, problem: Problem, *, last: bool) -> Rows:
+    """The rows, of which those are done that an event stopped, or that still run after the `last` round."""
+    status = rows.status
+    if problem.event is not None and seen is not None:
+        stop = problem.event.stops(problem.samples(rows.sample), seen.step, seen.t_next, seen.accept)
+        status = status.masked_fill(stop, int(Status.SUCCESS))
+    if last:
+        status = status.masked_fill(status == RUNNING, int(Status.MAX_STEPS))
+    return rows._replace(status=status)
 
 
 def _compiled_size(size: int, running: int) -> int:
@@ -180,28 +190,40 @@ def _compiled_size(size: int, running: int) -> int:
     return max(running, min(size, 2)) if running <= size * 3 // 4 else size
 
 
-def _compiled_round(
-    method: Method, problem: Problem, field: "Field", rows: Rows, index: int, subset: Tensor | None
-) -> tuple[Rows, Seen | None]:
-    """One round as one graph, f included."""
-    if index == 0:
-        rows = _typical(rows)
-    if method.control.rounds is None:
-        # the index itself is not used; each value would be another graph
-        index = 0 if method.tableau.fsal else min(index, 1)
+def _compiled(
+    method: Method, problem: Problem, field: "Field"
+) -> Callable[[Rows, int, Tensor | None], tuple[Rows, Seen | None, Tensor]]:
+    """A function that takes a round of rows as one graph, f included."""
     run = field.compiled(_round, method)
-    rows, seen, evaluations = run(field.bound(problem.asked(subset)), method, problem, rows, index)
-    field.calls += evaluations
-    return rows, seen
+    bound, samples = field.bound(problem.sample), None
+
+    def one_round(rows: Rows, index: int, subset: Tensor | None) -> tuple[Rows, Seen | None, Tensor]:
+        nonlocal bound, samples
+        if index == 0:
+            rows = _typical(rows)
+        if subset is not samples:
+            bound, samples = field.bound(problem.asked(subset)), subset
+        if method.control.rounds is None:
+            # the index itself is not used; each value would be another graph
+            index = 0 if method.tableau.fsal else min(index, 1)
+        rows, seen, alive, evaluations = run(bound, method, problem, rows, index)
+        field.calls += evaluations
+        return rows, seen, alive
+
+    return one_round
 
 
-def _round(f: "Bound", method: Method, problem: Problem, rows: Rows, index: int) -> tuple[Rows, Seen | None, int]:
-    running = rows.status == int(Status.RUNNING)
+def _round(
+    f: "Bound", method: Method, problem: Problem, rows: Rows, index: int
+) -> tuple[Rows, Seen | None, Tensor, int]:
+    """The rows a round on, what happened, how many still run, and the calls of f: a pure function of tensors."""
+    running = rows.status == RUNNING
     attempt = method.begin(rows, index, running)
     while attempt.pending:
         attempt.stages.append(f(*attempt.point()))
     rows, seen = method.end(rows, attempt, problem, running)
-    return rows, seen if problem.observers else None, attempt.evaluations
+    alive = (rows.status == RUNNING).sum()
+    return rows, seen if problem.observers else None, alive, attempt.evaluations
 
 
 def _typical(rows: Rows) -> Rows:
@@ -232,7 +254,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
         n_steps=none,
         n_accepted=none,
         error=zero,
-        status=torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE)),
+        status=torch.where(finite, RUNNING, int(Status.NON_FINITE)),
         dt=dt,
         memory=torch.ones_like(zero),
         accumulated=zero,

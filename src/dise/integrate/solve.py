@@ -7,10 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
 from dise.integrate.backsolve import Adjoint, Backsolve, as_backsolve
 from dise.integrate.dense import Interpolant, Path, Trail, save_points
 from dise.integrate.events import Event, Watch, as_event
-from dise.integrate.field import Field, shapes
+from dise.integrate.field import Field
 from dise.integrate.integrators import Integrator
 from dise.integrate.observe import Observer, Progress, Record
 from dise.integrate.problem import Integration, Layout, Problem, Request, Result, drive, merge
@@ -97,7 +98,7 @@ def solve(
         TypeError, ValueError: an argument (named in the message) is not as described.
         SolveError: a sample failed and throw is True.
     """
-    _check_options(
+    check_options(
         {
             "batched": batched,
             "compact": compact,
@@ -108,17 +109,17 @@ def solve(
         },
         {"f": f, "accumulate": accumulate, "progress": progress},
     )
-    _check_state(y0, batched=batched)
+    check_state("y0", y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
     layout = Layout.of(y0, batched=batched)
     packed = layout.pack(y0)
-    start, stop = _times("t0", t0, packed, batched=batched), as_event(event)
-    passed, own = _sequence("args", args), _check_sample_args(sample_args, packed, batched=batched)
+    start, stop = as_times("t0", t0, packed, batched=batched), as_event(event)
+    passed, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
     problem = Problem(
         y0=packed,
         t0=start,
-        t1=_times("t1", t1, packed, batched=batched, endless=stop is not None),
+        t1=as_times("t1", t1, packed, batched=batched, endless=stop is not None),
         event=None if stop is None else Watch(stop, layout, passed, own, start),
         layout=layout,
         compact=compact,
@@ -206,70 +207,3 @@ def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) 
     if not layout.batched:
         values |= {name: x.reshape(()) for name, x in values.items() if name not in ("y", "k1") and x is not None}
     return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.k1), "calls": calls}))
-
-
-def _check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}: expected True or False, got {flag!r}")
-    for name, function in functions.items():
-        if not callable(function) and (function is not None or name == "f"):
-            described = "a function of (t, y)" if name == "f" else "a function"
-            raise TypeError(f"{name}: expected {described}, got {type(function).__name__}")
-
-
-def _sequence(name: str, values: object) -> tuple[Any, ...]:
-    # a tensor would be taken apart row by row
-    if not isinstance(values, tuple | list):
-        raise TypeError(f"{name}: expected a tuple or list of f's further arguments, got {type(values).__name__}")
-    return tuple(values)
-
-
-def _check_state(y0: object, *, batched: bool) -> None:
-    parts = tuple(y0.values()) if isinstance(y0, dict) else y0 if isinstance(y0, tuple) else (y0,)
-    if not parts or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"y0: expected a tensor, or a tuple or dict of tensors, got {shapes(y0)}")
-    if isinstance(y0, dict) and not all(isinstance(name, str) for name in y0):
-        raise TypeError(f"y0: expected a dict whose keys are strings, got {list(y0)}")
-    first = parts[0]
-    if all(part.is_meta for part in parts):
-        raise TypeError("y0: expected tensors with data, got device meta")
-    for part in parts:
-        if not (part.is_floating_point() or part.is_complex()) or part.dtype.itemsize < 2:
-            raise TypeError(f"y0: expected a floating-point or complex dtype, got {part.dtype}")
-        if (part.dtype, part.device) != (first.dtype, first.device):
-            raise TypeError(
-                "y0: expected tensors of one dtype and device, got "
-                f"{first.dtype} on {first.device} and {part.dtype} on {part.device}"
-            )
-        if batched and (part.ndim == 0 or first.ndim == 0 or len(part) != len(first)):
-            raise ValueError(
-                "y0: expected tensors [B, ...] with the same number of samples B first (batched=False takes "
-                f"any shape), got {shapes(y0)}"
-            )
-
-
-def _check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
-    for i, arg in enumerate(_sequence("sample_args", sample_args)):
-        if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or len(arg) != len(y0))):
-            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {shapes(arg)}")
-        if arg.device != y0.device:
-            raise TypeError(f"sample_args[{i}]: expected a tensor on {y0.device} like y0, got it on {arg.device}")
-    return tuple(sample_args)
-
-
-def _times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
-    """[n] times in the real dtype of the (packed) state y0 and on its device; infinite ones only if `endless`."""
-    if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
-        raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
-    if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
-        raise TypeError(f"{name}: expected real times, got {t.dtype}")
-    if isinstance(t, Tensor) and t.is_meta:
-        raise TypeError(f"{name}: expected times with data, got device meta")
-    time = torch.as_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
-    if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
-        expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
-        raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
-    if not (~time.isnan() if endless else time.isfinite()).all():
-        raise ValueError(f"{name}: expected finite times, got {t}")
-    return time.expand(len(y0))
