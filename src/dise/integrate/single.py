@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.arguments import as_times, check_sample_args, check_state
+from dise.integrate.arguments import as_sequence, as_times, check_sample_args, check_state
 from dise.integrate.backsolve import Backsolve
 from dise.integrate.field import Field
 from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
@@ -82,7 +82,7 @@ def step(
     start, length = (as_times(name, x, packed, batched=batched) for name, x in (("t", t), ("dt", dt)))
     own = check_sample_args(sample_args, packed, batched=batched)
     problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout, compact=True)
-    field = Field(f, problem, args, own)
+    field = Field(f, problem, as_sequence("args", args), own)
     first = None if k1 is None else _packed("k1", k1, y, layout)
     attempt = Attempt(integrator.tableau, start, problem.t1, packed, first)
     while attempt.pending:
