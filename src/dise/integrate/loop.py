@@ -252,7 +252,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     finite = k1.isfinite().all(1) & problem.y0.isfinite().all(1)
     return Rows(
-        sample=torch.arange(len(problem), device=zero.device),
+        sample=torch.arange(problem.y0.shape[0], device=zero.device),
         t0=problem.t0,
         t1=problem.t1,
         k1=k1,

@@ -121,6 +121,7 @@ def solve(
         y0=packed,
         t0=start,
         t1=as_times("t1", t1, packed, batched=batched, endless=stop is not None),
+        moves=None if isinstance(t0, Tensor) or isinstance(t1, Tensor) else t0 != t1,
         event=None if stop is None else Watch(stop, layout, passed, own, start),
         layout=layout,
         compact=compact,
@@ -175,8 +176,9 @@ def _compile_options(compile: object) -> Mapping[str, Any] | None:
 
 def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
     """Integrate the samples whose span has a length; the others are at their end and need no evaluation of f."""
-    moving = problem.t0 != problem.t1
-    rows = moving.nonzero().flatten()
+    if problem.moves and problem.y0.shape[0] != 0:
+        return (yield from integrator.integrate(problem))
+    rows = (problem.t0 != problem.t1).nonzero().flatten()
     if len(rows) == len(problem) > 0:
         return (yield from integrator.integrate(problem))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
