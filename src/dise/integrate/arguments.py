@@ -1,5 +1,6 @@
 """What users pass, checked: errors name the argument, what came and what was expected."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def check_state(name: str, state: object, *, batched: bool) -> None:
                 f"{name}: expected tensors of one dtype and device, got "
                 f"{first.dtype} on {first.device} and {part.dtype} on {part.device}"
             )
-        if batched and (part.ndim == 0 or first.ndim == 0 or len(part) != len(first)):
+        if batched and (part.ndim == 0 or first.ndim == 0 or part.shape[0] != first.shape[0]):
             raise ValueError(
                 f"{name}: expected tensors [B, ...] with the same number of samples B first (batched=False takes "
                 f"any shape), got {shapes(state)}"
@@ -55,8 +56,8 @@ def check_state(name: str, state: object, *, batched: bool) -> None:
 def check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
     """sample_args, each [B, ...] like the packed state y0 [n, F]."""
     for i, arg in enumerate(as_sequence("sample_args", sample_args)):
-        if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or len(arg) != len(y0))):
-            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={len(y0)}, got {shapes(arg)}")
+        if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or arg.shape[0] != y0.shape[0])):
+            raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={y0.shape[0]}, got {shapes(arg)}")
         if arg.device != y0.device:
             raise TypeError(f"sample_args[{i}]: expected a tensor on {y0.device} like y0, got it on {arg.device}")
     return tuple(sample_args)
@@ -71,9 +72,16 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
     if isinstance(t, Tensor) and t.is_meta:
         raise TypeError(f"{name}: expected times with data, got device meta")
     time = torch.as_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
-    if time.ndim > 0 and (not batched or time.shape != (len(y0),)):
-        expected = f"a number or a tensor of shape ({len(y0)},)" if batched else "a number (batched=False has one time)"
+    if time.ndim > 0 and (not batched or time.shape != y0.shape[:1]):
+        expected = (
+            f"a number or a tensor of shape ({y0.shape[0]},)" if batched else "a number (batched=False has one time)"
+        )
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
-    if not (~time.isnan() if endless else time.isfinite()).all():
+    # a number is checked without a read of the device, which export and vmap would not allow either
+    if isinstance(t, Tensor):
+        fine = bool((~time.isnan() if endless else time.isfinite()).all())
+    else:
+        fine = not math.isnan(t) if endless else math.isfinite(t)
+    if not fine:
         raise ValueError(f"{name}: expected finite times, got {t}")
-    return time.expand(len(y0))
+    return time.expand(y0.shape[0])

@@ -24,7 +24,7 @@ def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]
         key: what else it depends on.
         options: arguments of `torch.compile`.
     """
-    kept = _KEPT.setdefault(_identity(f), {})
+    kept = _KEPT.setdefault(identity(f), {})
     full_key = (
         function,
         key,
@@ -37,8 +37,8 @@ def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]
     return kept[full_key]
 
 
-def _identity(f: Callable) -> object:
-    """What stands for f in the table: a module itself; of a function its code, which outlives each closure."""
+def identity(f: Callable) -> Any:
+    """What stands for a function in a table: its code, which outlives each closure; another callable itself."""
     code = getattr(f, "__code__", None)
     if isinstance(code, CodeType):
         return code

@@ -25,9 +25,7 @@ class Bound(NamedTuple):
         layout = self.layout
         state = layout.unpack(y)
         value = self.f(layout.time(t), state, *self.args, *self.own)
-        if not (layout.plain and isinstance(value, Tensor) and value.shape == y.shape) and shapes(value) != shapes(
-            state
-        ):
+        if not alike(value, state):
             raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
         for part in leaves(value):
             if part.is_complex() and not layout.dtype.is_complex:
@@ -75,7 +73,7 @@ class Field:
         return Bound(self.f, self.problem.layout, self.args, own)
 
     def compiled(self, function: F, *key: Hashable) -> F:
-        """A function of a `Bound` f and of tensors, compiled."""
+        """A function of a `Bound` f and of tensors, compiled; `key` is what else it depends on."""
         if self.options is None:
             raise RuntimeError("this field was made without options of torch.compile")
         layout = self.problem.layout  # a graph of one structure does not turn into that of another
@@ -91,9 +89,16 @@ class Field:
             self._check_memory(request.y, version, value)
             return value
         except (RuntimeError, ValueError) as error:
-            if request.rows is not None:
-                error.add_note(PARTIAL)
+            self.explain(error, request)
             raise
+
+    def explain(self, error: Exception, request: Request) -> None:
+        """Add to an error of f what may be behind it; compiled, raise f's own instead, if it has one."""
+        if self.options is not None:
+            _call(self.bound(request.rows), request.t, request.y)
+            error.add_note("compile: f works, but torch.compile makes no single graph of it; see above what hinders it")
+        if request.rows is not None:
+            error.add_note(PARTIAL)
 
     def _check_memory(self, y: Tensor, version: int, value: Tensor) -> None:
         """Raise if f wrote where the solver still reads: into y, or over the value that it returned before."""
@@ -119,8 +124,19 @@ PARTIAL = (
 )
 
 
+def alike(value: Any, state: Any) -> bool:
+    """Whether a value is structured like a state, in tensors of the same shapes."""
+    if isinstance(state, Tensor):
+        return isinstance(value, Tensor) and value.shape == state.shape
+    if type(value) is not type(state) or len(value) != len(state):
+        return False
+    if isinstance(state, dict):
+        return all(name in value and alike(value[name], part) for name, part in state.items())
+    return all(alike(one, part) for one, part in zip(value, state, strict=True))
+
+
 def shapes(value: object) -> object:
-    """What to compare and to show of a state: its tensors' shapes, or its type if it is none."""
+    """What to show of a state: its tensors' shapes, or its type if it is none."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, tuple):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dise.integrate.compiled import identity
 from dise.integrate.control import Controller
 from dise.integrate.gradient import in_segments
 from dise.integrate.observe import Seen
@@ -194,7 +195,9 @@ def _compiled(
     method: Method, problem: Problem, field: "Field"
 ) -> Callable[[Rows, int, Tensor | None], tuple[Rows, Seen | None, Tensor]]:
     """A function that takes a round of rows as one graph, f included."""
-    run = field.compiled(_round, method)
+    accumulate = None if problem.accumulate is None else identity(problem.accumulate)
+    key = (method, problem.layout, problem.through_control, bool(problem.observers), accumulate)
+    run = field.compiled(_round, *key)
     bound, samples = field.bound(problem.sample), None
 
     def one_round(rows: Rows, index: int, subset: Tensor | None) -> tuple[Rows, Seen | None, Tensor]:
@@ -206,9 +209,13 @@ def _compiled(
         if method.control.rounds is None:
             # the index itself is not used; each value would be another graph
             index = 0 if method.tableau.fsal else min(index, 1)
-        rows, seen, alive, evaluations = run(bound, method, problem, rows, index)
+        try:
+            after, seen, alive, evaluations = run(bound, method, problem, rows, index)
+        except (RuntimeError, ValueError) as error:
+            field.explain(error, Request(problem.asked(subset), rows.t, rows.y))
+            raise
         field.calls += evaluations
-        return rows, seen, alive
+        return after, seen, alive
 
     return one_round
 
@@ -245,7 +252,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     finite = k1.isfinite().all(1) & problem.y0.isfinite().all(1)
     return Rows(
-        sample=torch.arange(len(problem), device=zero.device),
+        sample=torch.arange(problem.y0.shape[0], device=zero.device),
         t0=problem.t0,
         t1=problem.t1,
         k1=k1,

@@ -96,14 +96,15 @@ class Layout:
             return y.to(self.working_dtype)
         parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
         rows = [
-            leaf.reshape(len(leaf) if self.batched else 1, size) for leaf, size in zip(parts, self.sizes, strict=True)
+            leaf.reshape(leaf.shape[0] if self.batched else 1, size)
+            for leaf, size in zip(parts, self.sizes, strict=True)
         ]
         return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(self.working_dtype)
 
     def unpack(self, y: Tensor) -> State:
         """[n, F] → user's state of n samples."""
         y = y.to(self.dtype)
-        return y if self.plain else self._structured(y, (len(y),) if self.batched else ())
+        return y if self.plain else self._structured(y, y.shape[:1] if self.batched else ())
 
     def unpack_saved(self, y: Tensor) -> State:
         """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""
@@ -111,7 +112,7 @@ class Layout:
 
     def shaped(self, x: Tensor) -> State:
         """[n, F] of any dtype → the state's structure and shapes, [n, ...] always: [1, ...] if not batched."""
-        return self._structured(x, (len(x),))
+        return self._structured(x, x.shape[:1])
 
     def _structured(self, x: Tensor, batch: tuple[int, ...]) -> State:
         parts = x.split(self.sizes, dim=-1) if len(self.sizes) > 1 else (x,)
@@ -149,6 +150,7 @@ class Problem:
     observers: tuple[Observer, ...] = ()  # who is shown each attempted step
     field: "Field | None" = None  # f, for integrations that call it themselves instead of asking for it
     checkpoint: bool = False  # keep some states of the solve only, and take the steps between again for gradients
+    moves: bool | None = None  # whether all spans have a length, where it is known without reading the device
     sample: Tensor | None = None  # [n] which of the solve's samples these are; None: all, in order
 
     def __len__(self) -> int:

@@ -122,7 +122,12 @@ class Solution:
         return self.interpolant(t)
 
     def raise_for_status(self) -> "Solution":
-        """Return self if every sample succeeded; else raise one SolveError that names the first that did not."""
+        """Return self if every sample succeeded; else raise one SolveError that names the first that did not.
+
+        While torch exports or maps (`torch.vmap`) there are no values to look at: nothing is raised.
+        """
+        if torch.compiler.is_compiling() or _is_mapped(self.status):
+            return self
         failed = torch.atleast_1d(self.status != Status.SUCCESS).nonzero().flatten()
         if len(failed) == 0:
             return self
@@ -136,3 +141,13 @@ class Solution:
             "throw=False returns the other samples' results.",
             self,
         )
+
+
+def _is_mapped(x: Tensor) -> bool:
+    """Whether torch.vmap maps over a tensor, which then stands for many; at any level of torch.func's transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False

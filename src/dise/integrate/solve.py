@@ -81,7 +81,8 @@ def solve(
         compile: True makes one graph of a whole step of a Runge–Kutta method, f included, by `torch.compile`; a
             mapping gives torch.compile's arguments, e.g. {"mode": "reduce-overhead"}. Graphs are kept for later
             solves with the same f and integrator. f must be traceable as a whole (no graph breaks). Integrators that
-            choose run their candidates one after the other.
+            choose run their candidates one after the other; backsolve's way back is not compiled; graphs give no
+            second derivatives.
         record: keep every accepted step's end and error ratio in `Solution.steps`.
         progress: called with a `Progress` after each round of attempted steps (with gradient="checkpoint" after each
             segment of rounds).
@@ -120,6 +121,7 @@ def solve(
         y0=packed,
         t0=start,
         t1=as_times("t1", t1, packed, batched=batched, endless=stop is not None),
+        moves=None if isinstance(t0, Tensor) or isinstance(t1, Tensor) else t0 != t1,
         event=None if stop is None else Watch(stop, layout, passed, own, start),
         layout=layout,
         compact=compact,
@@ -145,7 +147,9 @@ def solve(
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
         used = back.wanted(f, (*passed, *own))
-        adjoint = Adjoint(wanted, field, used, back.integrator, _run, check=back.params is None)
+        # the way back differentiates f itself, more than once a graph, which compiled graphs do not allow
+        plain = field if field.options is None else Field(f, problem, passed, own)
+        adjoint = Adjoint(wanted, plain, used, back.integrator, _run, check=back.params is None)
         result, saved = adjoint.attach(result, points, saved)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
@@ -172,8 +176,9 @@ def _compile_options(compile: object) -> Mapping[str, Any] | None:
 
 def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
     """Integrate the samples whose span has a length; the others are at their end and need no evaluation of f."""
-    moving = problem.t0 != problem.t1
-    rows = moving.nonzero().flatten()
+    if problem.moves and problem.y0.shape[0] != 0:
+        return (yield from integrator.integrate(problem))
+    rows = (problem.t0 != problem.t1).nonzero().flatten()
     if len(rows) == len(problem) > 0:
         return (yield from integrator.integrate(problem))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)

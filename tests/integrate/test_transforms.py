@@ -1,0 +1,127 @@
+"""Fixed-step solves under torch.func, as torch.export graphs, and in ONNX Runtime."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from dise import RK4, Dopri5, Euler, Heun, NeuralODE, solve
+
+fixed = pytest.mark.parametrize("integrator", [Euler(1), Heun(2), RK4(3)], ids=str)
+
+
+class Model(nn.Module):
+    """A head on a NeuralODE whose field is time-dependent."""
+
+    def __init__(self, integrator, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
+        self.block = NeuralODE(Field(self.net), integrator)
+        self.head = nn.Linear(2, 3).to(dtype)
+
+    def forward(self, y):
+        return self.head(self.block(y))
+
+
+class Field(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, t, y):
+        return self.net(y) * torch.cos(t)
+
+
+@pytest.fixture
+def y():
+    return torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
+
+
+# ---- torch.func
+
+
+@fixed
+def test_vmap_is_a_batch(y, integrator):
+    model = Model(integrator)
+    assert_close(torch.func.vmap(lambda row: model(row[None])[0])(y), model(y))
+
+
+def test_vmap_over_parameters():
+    """y' = w·y for many w at once."""
+    rates = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    y0 = torch.ones(3, 2, dtype=torch.float64)
+    ends = torch.func.vmap(lambda w: solve(lambda t, y: w * y, y0, 0.0, 1.0, RK4(20)).y)(rates)
+    assert_close(ends, rates.exp()[:, None, None].expand(5, 3, 2), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
+def test_jacobians_are_matrix_exponentials(jacobian):
+    """y' = A y: the Jacobian of y(1) in y(0) is exp(A)."""
+    A = torch.tensor([[0.3, -1.0], [0.7, -0.2]], dtype=torch.float64)
+
+    def end(y0):
+        return solve(lambda t, y: y @ A.T, y0[None], 0.0, 1.0, RK4(50)).y[0]
+
+    assert_close(jacobian(end)(torch.ones(2, dtype=torch.float64)), torch.linalg.matrix_exp(A), rtol=1e-7, atol=1e-8)
+
+
+def test_jacobians_of_a_batch(y):
+    model = Model(RK4(2))
+    one_by_one = torch.stack([torch.func.jacrev(lambda row: model(row[None])[0])(row) for row in y])
+    together = torch.func.vmap(torch.func.jacrev(lambda row: model(row[None])[0]))(y)
+    assert_close(together, one_by_one)
+    full = torch.autograd.functional.jacobian(model, y)
+    assert_close(together, torch.stack([full[i, :, i] for i in range(4)]))
+
+
+def test_adaptive_steps_cannot_be_mapped(y):
+    """Their number depends on the data; torch says so."""
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda row: solve(lambda t, y: -y, row[None], 0.0, 1.0, Dopri5()).y)(y)
+
+
+# ---- export
+
+
+@fixed
+def test_exported_graph_is_the_solve(y, integrator):
+    model = Model(integrator)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (y,), dynamic_shapes={"y": {0: batch}}, strict=False)
+    for inputs in (y, torch.randn(7, 2)):
+        assert_close(program.module()(inputs), model(inputs))
+
+
+@fixed
+def test_onnx_runtime_computes_the_solve(y, integrator, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = Model(integrator).eval()
+    program = torch.onnx.export(
+        model, (y,), dynamo=True, dynamic_shapes={"y": {0: torch.export.Dim("batch")}}, verbose=False
+    )
+    program.save(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    for inputs in (y, torch.randn(7, 2)):
+        (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        assert_close(torch.from_numpy(found), model(inputs).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_onnx_runtime_knows_the_exponential(tmp_path):
+    """A reference that neither torch nor this library computed."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+
+    class Decay(nn.Module):
+        def forward(self, y):
+            return solve(lambda t, y: -2 * t * y, y, 0.0, 1.0, RK4(10)).y
+
+    program = torch.onnx.export(Decay().eval(), (torch.ones(3, 1),), dynamo=True, verbose=False)
+    program.save(tmp_path / "decay.onnx")
+    session = runtime.InferenceSession(tmp_path / "decay.onnx")
+    (end,) = session.run(None, {session.get_inputs()[0].name: torch.tensor([[1.0], [2.0], [-3.0]]).numpy()})
+    assert end[:, 0].tolist() == pytest.approx([math.exp(-1), 2 * math.exp(-1), -3 * math.exp(-1)], rel=1e-4)
