@@ -22,7 +22,7 @@ from states import Samples, Trained, load
 from torch import Tensor
 
 import dise
-from dise.experiment.timing import TorchdiffeqBlock, count_macs
+from dise.experiment.timing import TorchdiffeqBlock
 from dise.select import (
     ClassificationCost,
     Costs,
@@ -33,6 +33,7 @@ from dise.select import (
     random_mix,
     run_candidates,
     samples_needed,
+    spent,
     time_side_by_side,
 )
 from dise.select.calibrate import evaluate
@@ -97,24 +98,12 @@ def _paper(trained: Trained) -> dise.Dynamic:
 
 @torch.no_grad()
 def execute(trained: Trained, policy: dise.Integrator, samples: Samples) -> dict[str, Tensor]:
-    """Whether each test image's answer is right [N], its NFE [N], and what looked at it, in evaluations of f [N]."""
+    """Each test image's answer [N], whether it is right [N], and its NFE [N], with what looked at it."""
     block = find_block(trained.part)
     with block.using(policy), block.recording() as records:
         logits = torch.cat([trained.part(h0) for h0, _ in samples.batches()])
-    nfe = torch.cat([record.solution.nfe for record in records])
-    choice = [record.solution.choice for record in records]
-    looked = torch.zeros(len(nfe), dtype=torch.float64)
-    if isinstance(policy, dise.Dynamic):
-        looked += _in_f(trained, lambda h0: policy.selector(h0, h0))
-    elif isinstance(policy, dise.Cascade) and policy.accept is not None:
-        judged = (torch.cat([c for c in choice if c is not None]) + 1).clamp(max=len(policy.candidates) - 1)
-        looked += judged * _in_f(trained, trained.part[1])
-    return {"answer": logits.argmax(1), "right": logits.argmax(1) == samples.label, "nfe": nfe, "looked": looked}
-
-
-def _in_f(trained: Trained, call: Any) -> float:
-    h0 = trained.test.h0[:1]
-    return count_macs(lambda: call(h0)) / count_macs(lambda: find_block(trained.part).first_stage(h0))
+    nfe = spent(block, policy, records)
+    return {"answer": logits.argmax(1), "right": logits.argmax(1) == samples.label, "nfe": nfe}
 
 
 def row(group: str, name: str, got: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, Any]:
@@ -123,7 +112,7 @@ def row(group: str, name: str, got: dict[str, Tensor], reference: dict[str, Tens
         "group": group,
         "policy": name,
         "accuracy": float(got["right"].double().mean()),
-        "nfe": float((got["nfe"] + got["looked"]).mean()),
+        "nfe": float(got["nfe"].mean()),
         "differs": float((got["answer"] != reference["answer"]).double().mean()),
         "mcnemar": mcnemar(reference["right"], got["right"]),
     }

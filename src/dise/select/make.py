@@ -30,7 +30,8 @@ class Report:
     Attributes:
         policy: the integrator that the model has now.
         family: the kind of policy, as chosen on the samples of the fit; "reference" if nothing was certified.
-        nfe, reference_nfe: mean NFE a sample on the calibration samples, of the policy and of the reference.
+        nfe, reference_nfe: mean NFE a sample on the calibration samples, of the policy, what it looks at included in
+            evaluations of f (see `dise.select.spent`), and of the reference.
         risk: mean loss of the policy on them.
         epsilon, delta, samples: the guarantee: a risk of at most ε with confidence 1 − δ, from this many samples.
         families: of each family tried, the mean NFE of its cheapest setting whose mean loss on the fit's samples is at
@@ -219,7 +220,11 @@ def _split(
     """Batches to fit on, a part of the samples, and batches to test on, drawn at random."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     cut = len(x) - max(needed, round((1 - part) * len(x)))
-    fit_on, test_on = ([(x[some], target[some]) for some in rows.split(size)] for rows in (order[:cut], order[cut:]))
+    sizes = (min(size, max(1, math.ceil(cut / 4))), size)  # the first part is to be halved
+    fit_on, test_on = (
+        [(x[some], target[some]) for some in rows.split(n)]
+        for rows, n in zip((order[:cut], order[cut:]), sizes, strict=True)
+    )
     return fit_on, test_on
 
 
