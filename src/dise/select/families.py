@@ -115,7 +115,7 @@ def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]
 
 def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
     """One selector, at several dials."""
-    selector = AdequacySelector.fit(network, costs, seed=seed).to(device)
+    selector = AdequacySelector.fit(network, costs, max_epochs=80, patience=8, seed=seed).to(device)
     price = float(selector.price.min())
     settings = tuple(Dynamic(costs.candidates, selector.with_dial(price * dial)) for dial in DIALS)
     return Family(f"selector on {name}", settings, learnt=True)
