@@ -62,7 +62,9 @@ def policies(trained: Trained) -> Iterator[tuple[str, str, dise.Integrator]]:
             yield "make_dynamic", f"ε = {epsilon:g}", certified(trained, epsilon)
     outcomes = run_candidates(trained.part, trained.held_out.take(slice(FIT)).batches(), (*FIXED, REFERENCE))
     costs, cpu = Costs.of(outcomes, RiskCost()), torch.device("cpu")
-    for family in families(costs, outcomes.output, trained.part[1], epsilon=0.002, span=1.0, device=cpu):
+    head = trained.part[1]
+    tried = families(costs, outcomes.output, head, classifies=True, epsilon=0.002, span=1.0, device=cpu)
+    for family in tried:
         for number, setting in enumerate(family.settings):
             if family.name != "one candidate for all" and _affordable(trained, setting):
                 yield family.name, f"setting {number}", setting

@@ -26,7 +26,7 @@ from dise.tasks.physionet.records import Records
 from dise.tasks.physionet.starts import encoded
 from dise.tasks.statistics import auroc, bootstrap_auroc, interval
 
-STEPS = {dise.Euler: (1, 2, 4, 6, 8), dise.Midpoint: (1, 2, 3, 4), dise.RK4: (1, 2, 3, 4)}
+STEPS = {dise.Euler: (1, 2, 4, 6, 8, 12, 16), dise.Midpoint: (1, 2, 3, 4, 6), dise.RK4: (1, 2, 3, 4, 6)}
 CANDIDATES = tuple(method(steps) for method, numbers in STEPS.items() for steps in numbers)
 
 

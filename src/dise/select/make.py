@@ -288,9 +288,18 @@ def _choose(
     log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
     outcomes = _by_price(run_candidates(model, learn, candidates))
     costs = Costs.of(outcomes, RiskCost(risk=risk))
-    logits = outcomes.output if risk in (disagreement, lost_accuracy) or isinstance(risk, Moved) else None
+    classifies = risk in (disagreement, lost_accuracy) or isinstance(risk, Moved)
     length = float(torch.as_tensor(block.t1).mean() - torch.as_tensor(block.t0).mean())
-    tried = families(costs, logits, head, epsilon=epsilon, span=length, device=_device(model), seed=seed)
+    tried = families(
+        costs,
+        outcomes.output,
+        head,
+        classifies=classifies,
+        epsilon=epsilon,
+        span=length,
+        device=_device(model),
+        seed=seed,
+    )
     expected = evaluate(model, candidates[-1], batches)[0]
     estimates = {}
     for family in tried:
