@@ -107,7 +107,7 @@ def main() -> None:
             low, high = got["interval"]
             values = (f"{got['auroc']:.4f}", f"{got['difference']:+.4f}", f"{low:+.4f} … {high:+.4f}")
             counts = (f"{got['moved']:.2%}", f"{got['nfe']:.2f}", f"{got['reference_nfe']:.2f}")
-            table.add_row(config.name, report.family, part, *values, *counts)
+            table.add_row(config.name, str(report.policy), part, *values, *counts)
         results.append(result)
     console.print(table)
     if args.out:
