@@ -42,11 +42,11 @@ from dise.tasks.mnist.selector import PaperNetwork
 from dise.tasks.statistics import mcnemar
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
-FIXED = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1))
-SINGLES = (*FIXED, dise.Euler(2), dise.Euler(4), dise.Heun(1), dise.RK4(2))
+FIXED = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2))
+SINGLES = (*FIXED, dise.Euler(2), dise.Euler(4), dise.Heun(1))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-EPSILONS = (0.001, 0.002, 0.004)
-BEST = 0.004  # the ε whose policy stands for all in the summary
+EPSILONS = (0.001, 0.002, 0.003, 0.004)
+BEST = 0.003  # the ε whose policy stands for all in the summary
 FIT = 2000  # held-out images that the families' selectors and scales are fitted to
 BATCHES = (1, 32, 100, 1000)
 REPEATS = {1: 300, 32: 60, 100: 30, 1000: 8}
@@ -85,7 +85,7 @@ def certified(trained: Trained, epsilon: float) -> dise.Integrator:
     """What `make_dynamic` finds on the held-out images."""
     block = find_block(trained.part)
     with block.using(REFERENCE):
-        dise.make_dynamic(trained.part, trained.held_out.batches(), epsilon=epsilon)
+        dise.make_dynamic(trained.part, trained.held_out.batches(), epsilon=epsilon, candidates=FIXED, log=print)
         return block.integrator
 
 
@@ -267,7 +267,8 @@ def _mix(trained: Trained, policy: dise.Integrator) -> Tensor:
     counts = torch.bincount(torch.cat(choices), minlength=len(candidates)) if choices else torch.ones(1)
     shares = torch.zeros(len(everyone))
     for candidate, count in zip(candidates, counts, strict=True):
-        shares[everyone.index(candidate)] += count
+        # a candidate that is none of them, such as a probe of the embedded error, counts as the nearest in NFE, RK4
+        shares[everyone.index(candidate if candidate in everyone else dise.RK4(1))] += count
     return shares / shares.sum()
 
 

@@ -101,9 +101,9 @@ def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tens
     """Cascades that differ in how large a gap between the two largest logits is enough.
 
     A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
-    on nine in ten of the hard samples, the fifth with the smallest gaps: only those can change their prediction. κ, the
-    one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference, which
-    hardly a sample reaches, so that a large κ is safe.
+    at most, on 19 in 20 of the hard samples, the tenth with the smallest gaps: only those can change their prediction.
+    κ, the one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference,
+    which hardly a sample reaches, so that a large κ is safe.
 
     Args:
         candidates: K ≥ 2, the cheapest first and the reference last.
@@ -111,8 +111,8 @@ def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tens
         logits: [N, K, ...] the model's outputs with each candidate, from which the scale is learnt, without labels.
     """
     gaps = torch.stack([confidence(column, "gap") for column in logits.unbind(1)], 1).double()
-    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.2)
-    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.9, dim=0).tolist()[:-1]
+    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.1)
+    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.95, dim=0).tolist()[:-1]
     settings = (
         Cascade(tuple(candidates), tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
         for factor in FACTORS
