@@ -52,7 +52,7 @@ BATCHES = (1, 32, 100, 1000)
 REPEATS = {1: 300, 32: 60, 100: 30, 1000: 8}
 
 
-def policies(trained: Trained) -> Iterator[tuple[str, str, dise.Integrator]]:
+def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.Integrator]]:
     """(group, name, integrator) of everything that runs on the test images; the reference first."""
     yield "DOPRI, heuristic first step", "Dopri5 1e-03", REFERENCE
     for single in SINGLES:
@@ -60,6 +60,8 @@ def policies(trained: Trained) -> Iterator[tuple[str, str, dise.Integrator]]:
     for epsilon in EPSILONS:
         if 0.7 * len(trained.held_out.label) >= samples_needed(epsilon, 0.05):  # not with few --images
             yield "make_dynamic", f"ε = {epsilon:g}", certified(trained, epsilon)
+    if brief:
+        return
     outcomes = run_candidates(trained.part, trained.held_out.take(slice(FIT)).batches(), (*FIXED, REFERENCE))
     costs, cpu = Costs.of(outcomes, RiskCost()), torch.device("cpu")
     head = trained.part[1]
@@ -225,6 +227,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run directory of an ODE-Net")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--images", type=int, help="take so many held-out and test images only")
+    parser.add_argument("--brief", action="store_true", help="only single candidates and what make_dynamic certifies")
     parser.add_argument("--timing", action="store_true", help="also measure wall-clock")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
@@ -235,7 +238,7 @@ def main() -> None:
     reference: dict[str, Tensor] = {}
     timed: dict[str, dise.Integrator] = {}
     wanted = {"Dopri5 1e-03", "Dopri5 1e-03, span", *map(str, FIXED), *(f"ε = {epsilon:g}" for epsilon in EPSILONS)}
-    for group, name, policy in policies(trained):
+    for group, name, policy in policies(trained, brief=args.brief):
         got = execute(trained, policy, trained.test)
         reference = reference or got
         rows.append(row(group, name, got, reference))
