@@ -27,7 +27,7 @@ from dise.select import disagreement, exact_binomial, hoeffding_bentkus, run_can
 from dise.select.families import gap_cascades
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
-CANDIDATES = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), REFERENCE)
+CANDIDATES = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2), REFERENCE)
 P_VALUES = {"exact binomial": exact_binomial, "Hoeffding–Bentkus": hoeffding_bentkus}
 
 

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from dise import RK4, Dopri5, Dynamic, Euler, NeuralODE
 from dise.experiment import timing
-from dise.experiment.timing import TorchdiffeqBlock, count_macs, time_policies, with_torchdiffeq
+from dise.experiment.timing import TorchdiffeqBlock, time_policies, with_torchdiffeq
 from dise.select import find_block
 from dise.tasks.mnist.data import load_mnist_sample, to_input
 from dise.tasks.mnist.model import odenet, resnet
@@ -21,24 +21,6 @@ def model():
 @pytest.fixture(scope="module")
 def digits():
     return to_input(load_mnist_sample().test.images[:3])
-
-
-# ---- multiply–adds
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape", "macs"),
-    [
-        (nn.Linear(5, 7), (3, 5), 3 * 5 * 7),
-        (nn.Linear(5, 7, bias=False), (3, 5), 3 * 5 * 7),
-        (nn.Conv2d(2, 4, 3, padding=1), (1, 2, 8, 8), 4 * 2 * 9 * 64),
-        (nn.Conv2d(2, 4, 4, stride=2, padding=1), (5, 2, 8, 8), 5 * 4 * 2 * 16 * 16),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)), (1, 3), 3 * 2 + 2),
-        (nn.ReLU(), (4, 4), 0),
-    ],
-)
-def test_count_macs(layer, shape, macs):
-    assert count_macs(lambda: layer(torch.zeros(shape))) == macs
 
 
 # ---- wall-clock

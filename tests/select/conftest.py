@@ -36,6 +36,26 @@ class ConvField(nn.Module):
         return self.conv(torch.tanh(y) + t)
 
 
+class Pair(nn.Module):
+    """A field of a tuple state."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, t, y):
+        return tuple(-self.scale * part for part in y)
+
+
+class PairModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = NeuralODE(Pair(), Euler())
+
+    def forward(self, x):
+        return self.block((x, x))[0]
+
+
 def scaled_identity(size, factor):
     layer = nn.Linear(size, size, bias=False)
     with torch.no_grad():
@@ -46,6 +66,12 @@ def scaled_identity(size, factor):
 @pytest.fixture
 def decay():
     return Decay
+
+
+@pytest.fixture
+def pair_model():
+    """x → the first of two tensors that start at x and decay."""
+    return PairModel()
 
 
 @pytest.fixture

@@ -285,28 +285,8 @@ def test_a_block_called_twice_is_refused(decay):
         run_candidates(Twice(NeuralODE(decay(), Euler())), batches(1), CANDIDATES)
 
 
-class Pair(nn.Module):
-    """A field of a tuple state."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, t, y):
-        return tuple(-self.scale * part for part in y)
-
-
-class PairModel(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.block = NeuralODE(Pair(), Euler())
-
-    def forward(self, x):
-        return self.block((x, x))[0]
-
-
-def test_a_tuple_states_tensors_are_joined():
-    outcomes = run_candidates(PairModel(), batches(2), CANDIDATES)
+def test_a_tuple_states_tensors_are_joined(pair_model):
+    outcomes = run_candidates(pair_model, batches(2), CANDIDATES)
     x = torch.arange(1.0, 5.0).reshape(2, 2)
     assert_close(outcomes.h0, torch.cat([x, x], 1))
     assert_close(outcomes.k1, -outcomes.h0)

@@ -118,26 +118,8 @@ def test_nothing_to_measure(slow, wrong):
         profile_candidates(slow, data(1), **arguments)
 
 
-class Pair(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rate = nn.Parameter(torch.ones(()))
-
-    def forward(self, t, y):
-        return tuple(-self.rate * part for part in y)
-
-
-class PairModel(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.block = NeuralODE(Pair(), Euler())
-
-    def forward(self, x):
-        return self.block((x, x))[0]
-
-
-def test_states_may_be_tuples():
-    result = profile_candidates(PairModel(), data(2, 2), (Euler(), RK4()), batches=(3,), repeats=2)
+def test_states_may_be_tuples(pair_model):
+    result = profile_candidates(pair_model, data(2, 2), (Euler(), RK4()), batches=(3,), repeats=2)
     assert_close(result.nfe, torch.tensor([[1.0, 4.0]]))
 
 

@@ -24,7 +24,7 @@ from dise import (
     max_norm,
     save_policy,
 )
-from dise.select import find_block
+from dise.select import Committee, find_block
 from dise.select.store import fingerprint
 
 
@@ -53,6 +53,9 @@ def policies(model):
         ),
         "embedded": Cascade((Bosh3(rtol=0.1, atol=0.2, first_step=0.5, max_steps=1), three[2])),
         "costs": Dynamic(three, randomized(CostSelector(PooledNetwork(2, 3, hidden=5), candidates=3))),
+        "committee": Dynamic(
+            three, randomized(Committee([CostSelector(PooledNetwork(2, 3), candidates=3) for _ in range(2)]))
+        ),
         "adequacy": Dynamic(three, randomized(adequacy), granularity="batch"),
         "nested": Cascade((Euler(2), Dynamic(three, randomized(adequacy))), Confidence(head, 0.99)),
         "random": Dynamic(three[:2], RandomSelector([0.0, 1.0])),

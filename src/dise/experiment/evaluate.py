@@ -11,9 +11,9 @@ from torch import nn
 from dise.experiment.config import ExperimentError
 from dise.experiment.rundir import load_model, open_run, read_json, write_json
 from dise.experiment.select import SELECTION, load_dynamic
-from dise.experiment.timing import count_macs, time_policies
+from dise.experiment.timing import time_policies
 from dise.integrate import Euler
-from dise.select import Dynamic, find_block, joined
+from dise.select import Dynamic, count_macs, find_block, joined
 from dise.tasks.task import Task
 
 METRICS, TIMING = "metrics.json", "timing.json"

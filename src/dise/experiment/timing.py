@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchdiffeq import odeint
 
 from dise.integrate import Adaptive, Euler, Integrator, State
@@ -15,14 +14,6 @@ from dise.nn import NeuralODE, Record
 from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
 
 REFERENCE = "torchdiffeq dopri5"
-
-
-@torch.no_grad()
-def count_macs(call: Callable[[], Any]) -> int:
-    """Multiply–adds of the matrix products and convolutions in a call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() // 2
 
 
 class TorchdiffeqBlock(NeuralODE):

@@ -31,6 +31,7 @@ from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random
 from dise.select.export import export_policy
 from dise.select.front import pareto_front, prune
 from dise.select.head import find_head
+from dise.select.looks import count_macs, spent
 from dise.select.make import Report, make_dynamic
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.paired import loss_bound
@@ -78,6 +79,7 @@ __all__ = [
     "chosen",
     "closed_gap",
     "collect_costs",
+    "count_macs",
     "cross_fit",
     "diagnose",
     "disagreement",
@@ -103,5 +105,6 @@ __all__ = [
     "samples_needed",
     "save_policy",
     "single",
+    "spent",
     "time_side_by_side",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.select.cost import Input, find_block
+from dise.select.looks import spent
 from dise.select.risk import Risk, disagreement
 
 PValue = Callable[[float, int, float], float]  # of the mean loss, the number of samples, and ε
@@ -21,6 +22,8 @@ PValue = Callable[[float, int, float], float]  # of the mean loss, the number of
 @dataclass(frozen=True)
 class Tested:
     """A setting on the calibration data: its mean loss, mean NFE, and the p-value of a risk above ε.
+
+    NFE are with what the policy looks at, in evaluations of f (see `dise.select.spent`).
 
     `certified` says whether the p-value is at most δ; that of every setting before it is.
     """
@@ -114,11 +117,11 @@ def calibrate(
 def evaluate(
     model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Input, Tensor]]
 ) -> tuple[list[Tensor], float]:
-    """The model's outputs, a batch each, on the data's device, and its mean NFE."""
+    """The model's outputs, a batch each, on the data's device, and its mean NFE, what the policy looks at included."""
     block, device = find_block(model), next(model.parameters()).device
     with block.using(integrator), block.recording() as records:
         outputs = [model(x.to(device)).to(x.device) for x, _ in batches]
-    return outputs, float(torch.cat([record.solution.nfe for record in records]).double().mean())
+    return outputs, float(spent(block, integrator, records).mean())
 
 
 def _check_losses(losses: Tensor, number: int, *, binary: bool) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -63,27 +63,34 @@ class Cascade(Integrator):
         k1 = yield from problem.first_stage()
         rows = torch.arange(len(problem), device=problem.t0.device)
         spent = torch.ones_like(rows)  # k1
-        kept: list[tuple[Tensor, Result]] = []
         known: dict[float, Tensor] = {}
+        final: Result | None = None
         for index, candidate in enumerate(self.candidates):
-            integration, second = candidate.integrate(problem.take(rows, k1)), _second_node(candidate)
+            some = replace(problem, k1=k1) if final is None else problem.take(rows, k1)
+            integration, second = candidate.integrate(some), _second_node(candidate)
             reused = second in known
             if second is not None:
                 integration = _sharing(integration, second, known)
-            (result,) = yield from merge([(rows, integration)])
+            if final is None:
+                result = yield from integration
+            else:
+                (result,) = yield from merge([(rows, integration)])
             # k1 was there, and perhaps the second evaluation; a sample that fails at k1 makes no second one
             spent = spent + result.nfe - 1 - (reused & (result.nfe > 1)).long()
             result = result._replace(nfe=spent, choice=torch.full_like(rows, index))
-            last = index + 1 == len(self.candidates)
-            accepted = torch.ones_like(rows, dtype=torch.bool) if last else self._accepted(index, problem, result)
-            kept.append((rows[accepted], _take(result, accepted)))
-            rows, spent = rows[~accepted], spent[~accepted]
-            if len(rows) == 0:
+            final = _overwritten(final, rows, result, first=index == 1)
+            if index + 1 == len(self.candidates):
                 break
-            known = {c: value[~accepted] for c, value in known.items()}
+            left = (~self._accepted(index, problem, result)).nonzero().flatten()  # the one read of the device a round
+            if len(left) == 0:
+                break
+            rows, spent = rows[left], spent[left]
+            known = {c: value[left] for c, value in known.items()}
             for observer in problem.observers:
                 observer.start_over(problem.samples(rows))
-        return _in_order(kept)
+        if final is None:
+            raise RuntimeError("a cascade has at least one candidate")
+        return final
 
     @torch.no_grad()
     def _accepted(self, index: int, problem: Problem, result: Result) -> Tensor:
@@ -130,15 +137,16 @@ def _sharing(integration: Integration, second: float, known: dict[float, Tensor]
         return stop.value
 
 
-def _take(result: Result, rows: Tensor) -> Result:
-    return Result(**{name: column[rows] for name, column in result._asdict().items() if column is not None})
+def _overwritten(final: Result | None, rows: Tensor, result: Result, *, first: bool) -> Result:
+    """The results so far, with those of some rows in their place: a copy the first time, in place from then on.
 
-
-def _in_order(parts: Sequence[tuple[Tensor, Result]]) -> Result:
-    """The parts' results in the order of the problem's samples."""
-    order = torch.cat([rows for rows, _ in parts]).argsort()
-    columns = zip(*(result for _, result in parts), strict=True)
-    return Result(*(torch.cat(column)[order] for column in columns))
+    What a candidate returns may share memory with what the next one reads, so it is never written to.
+    """
+    if final is None:
+        return result
+    put = Tensor.index_put if first else Tensor.index_put_
+    pairs = zip(Result._fields, final, result, strict=True)
+    return Result(**{name: put(old, (rows,), new) for name, old, new in pairs if old is not None and new is not None})
 
 
 @dataclass(frozen=True, eq=False)

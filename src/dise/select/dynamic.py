@@ -1,7 +1,7 @@
 """Integrators that give each sample an integrator of its own."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -106,6 +106,9 @@ def integrate_chosen(
     """
     order = choice.argsort(stable=True)
     counts = torch.bincount(choice, minlength=len(candidates)).tolist()  # one read of the device
+    if len(problem) in counts:  # one candidate for all: nothing to reorder
+        result = yield from candidates[counts.index(len(problem))].integrate(replace(problem, k1=k1))
+        return result._replace(choice=choice)
     parts = [
         (rows, candidate.integrate(problem.take(rows, k1)))
         for rows, candidate in zip(order.split(counts), candidates, strict=True)

@@ -11,7 +11,7 @@ from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Cascade, Confidence, confidence, two_classes
 from dise.select.cost import Costs
 from dise.select.dynamic import Dynamic
-from dise.select.front import prune
+from dise.select.front import pareto_front, prune
 from dise.select.networks import ConfidenceNetwork, PooledNetwork
 
 # κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
@@ -38,9 +38,10 @@ class Family:
 
 def families(
     costs: Costs,
-    logits: Tensor | None,
+    output: Tensor,
     head: nn.Module | None,
     *,
+    classifies: bool,
     epsilon: float,
     span: float,
     device: torch.device,
@@ -50,8 +51,9 @@ def families(
 
     Args:
         costs: of the candidates, cheapest first and the reference last, on N samples that selectors are fitted to.
-        logits: [N, K, ...] the model's outputs with each candidate, if it is a classifier.
+        output: [N, K, ...] the model's outputs with each candidate.
         head: what the model does with h(t1), if it is known.
+        classifies: whether the outputs are logits.
         epsilon: a candidate that loses no larger share of these samples is taken for a safe one.
         span: t1 − t0.
         device: where the model is.
@@ -62,13 +64,13 @@ def families(
     reference = candidates[-1]
     lost = (~front.adequate).double().mean(0).tolist()
     safe = next(i for i, share in enumerate(lost) if share <= epsilon)
-    found = [Family("one candidate for all", tuple(reversed(candidates[:-1])))]
-    if logits is not None and head is not None:
+    found = [one_for_all(costs, output)]
+    if classifies and head is not None:
         last = len(candidates) - 1
         for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
             if len(chain) > 1:
                 kept = [costs.candidates.index(candidates[i]) for i in chain]
-                found.append(gap_cascades([candidates[i] for i in chain], head, logits[:, kept]))
+                found.append(gap_cascades([candidates[i] for i in chain], head, output[:, kept]))
     if isinstance(reference, Adaptive):
         found += [
             Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
@@ -76,20 +78,32 @@ def families(
         ]
     if len(front) >= FEWEST and len(candidates) > 1:
         networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
-        if logits is not None and head is not None:
-            classes = two_classes(logits[:, 0]).shape[1]
+        if classifies and head is not None:
+            classes = two_classes(output[:, 0]).shape[1]
             networks["the head's confidence"] = ConfidenceNetwork(head, len(candidates), classes=classes, span=span)
         found += [_selectors(name, network, front, device, seed) for name, network in networks.items()]
     return [family for family in found if family.settings]
+
+
+def one_for_all(costs: Costs, output: Tensor) -> Family:
+    """Single candidates: those that no other one beats in price and in how far the outputs are off the reference's.
+
+    Distances [N, K, ...] tell candidates apart of which no sample is lost, which counts of losses on a few samples do
+    not.
+    """
+    distance = (output - output[:, -1:]).double().reshape(*output.shape[:2], -1).square().mean((0, 2))
+    front = pareto_front(costs.delta.double().mean(0), distance)
+    last = len(costs.candidates) - 1
+    return Family("one candidate for all", tuple(costs.candidates[i] for i in reversed(front) if i != last))
 
 
 def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tensor) -> Family:
     """Cascades that differ in how large a gap between the two largest logits is enough.
 
     A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
-    on nine in ten of the hard samples, the fifth with the smallest gaps: only those can change their prediction. κ, the
-    one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference, which
-    hardly a sample reaches, so that a large κ is safe.
+    at most, on 19 in 20 of the hard samples, the tenth with the smallest gaps: only those can change their prediction.
+    κ, the one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference,
+    which hardly a sample reaches, so that a large κ is safe.
 
     Args:
         candidates: K ≥ 2, the cheapest first and the reference last.
@@ -97,8 +111,8 @@ def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tens
         logits: [N, K, ...] the model's outputs with each candidate, from which the scale is learnt, without labels.
     """
     gaps = torch.stack([confidence(column, "gap") for column in logits.unbind(1)], 1).double()
-    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.2)
-    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.9, dim=0).tolist()[:-1]
+    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.1)
+    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.95, dim=0).tolist()[:-1]
     settings = (
         Cascade(tuple(candidates), tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
         for factor in FACTORS
@@ -115,7 +129,7 @@ def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]
 
 def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
     """One selector, at several dials."""
-    selector = AdequacySelector.fit(network, costs, seed=seed).to(device)
+    selector = AdequacySelector.fit(network, costs, max_epochs=80, patience=8, seed=seed).to(device)
     price = float(selector.price.min())
     settings = tuple(Dynamic(costs.candidates, selector.with_dial(price * dial)) for dial in DIALS)
     return Family(f"selector on {name}", settings, learnt=True)

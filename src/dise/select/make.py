@@ -30,7 +30,8 @@ class Report:
     Attributes:
         policy: the integrator that the model has now.
         family: the kind of policy, as chosen on the samples of the fit; "reference" if nothing was certified.
-        nfe, reference_nfe: mean NFE a sample on the calibration samples, of the policy and of the reference.
+        nfe, reference_nfe: mean NFE a sample on the calibration samples, of the policy, what it looks at included in
+            evaluations of f (see `dise.select.spent`), and of the reference.
         risk: mean loss of the policy on them.
         epsilon, delta, samples: the guarantee: a risk of at most ε with confidence 1 − δ, from this many samples.
         families: of each family tried, the mean NFE of its cheapest setting whose mean loss on the fit's samples is at
@@ -219,7 +220,11 @@ def _split(
     """Batches to fit on, a part of the samples, and batches to test on, drawn at random."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     cut = len(x) - max(needed, round((1 - part) * len(x)))
-    fit_on, test_on = ([(x[some], target[some]) for some in rows.split(size)] for rows in (order[:cut], order[cut:]))
+    sizes = (min(size, max(1, math.ceil(cut / 4))), size)  # the first part is to be halved
+    fit_on, test_on = (
+        [(x[some], target[some]) for some in rows.split(n)]
+        for rows, n in zip((order[:cut], order[cut:]), sizes, strict=True)
+    )
     return fit_on, test_on
 
 
@@ -283,9 +288,18 @@ def _choose(
     log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
     outcomes = _by_price(run_candidates(model, learn, candidates))
     costs = Costs.of(outcomes, RiskCost(risk=risk))
-    logits = outcomes.output if risk in (disagreement, lost_accuracy) or isinstance(risk, Moved) else None
+    classifies = risk in (disagreement, lost_accuracy) or isinstance(risk, Moved)
     length = float(torch.as_tensor(block.t1).mean() - torch.as_tensor(block.t0).mean())
-    tried = families(costs, logits, head, epsilon=epsilon, span=length, device=_device(model), seed=seed)
+    tried = families(
+        costs,
+        outcomes.output,
+        head,
+        classifies=classifies,
+        epsilon=epsilon,
+        span=length,
+        device=_device(model),
+        seed=seed,
+    )
     expected = evaluate(model, candidates[-1], batches)[0]
     estimates = {}
     for family in tried:

@@ -17,6 +17,7 @@ from dise.nn import NeuralODE
 from dise.select.adapt import AdaptedBlock, adapt
 from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Confidence
+from dise.select.committee import Committee
 from dise.select.cost import find_block
 from dise.select.dynamic import RandomSelector
 from dise.select.make import Report
@@ -164,6 +165,8 @@ class _Writer:
             return self._selector(value, where) | {"dial": value.dial}
         if isinstance(value, CostSelector):
             return self._selector(value, where)
+        if isinstance(value, Committee):
+            return {"kind": "Committee", "members": [self.write(member, where) for member in value.members]}
         if isinstance(value, RandomSelector):
             return {"kind": "RandomSelector", "shares": value.shares.tolist()}
         name = getattr(value, "__name__", "")
@@ -215,6 +218,8 @@ class _Reader:
         if kind in ("CostSelector", "AdequacySelector"):
             selector = AdequacySelector if kind == "AdequacySelector" else CostSelector
             return selector(self._network(parts.pop("network")), **parts)
+        if kind == "Committee":
+            return Committee(self.read(parts["members"]))
         if kind == "RandomSelector":
             return RandomSelector(parts["shares"])
         for cls in (*_kinds(Integrator), *_kinds(Value)):

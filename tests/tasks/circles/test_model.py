@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dise import RK4, Dopri5, Euler, solve
-from dise.experiment.timing import count_macs
 from dise.flow import Augmented, divergence
+from dise.select import count_macs
 from dise.tasks.circles.data import circles
 from dise.tasks.circles.model import HyperNetworkField, hypernetwork_flow
 

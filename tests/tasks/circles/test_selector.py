@@ -4,8 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, Euler
-from dise.experiment.timing import count_macs
-from dise.select import Costs, CostSelector, TaskErrorCost
+from dise.select import Costs, CostSelector, TaskErrorCost, count_macs
 from dise.tasks.circles.selector import SET, PaperNetwork, SetNetwork
 
 

@@ -6,10 +6,9 @@ from PIL import Image
 from torch import nn
 
 from dise import RK4, Bosh3, Dopri5, Dynamic, Euler, Midpoint
-from dise.experiment.timing import count_macs
 from dise.flow import TransportCost
 from dise.regularize import L1, L2, ErrorEstimate, NoRegularizer, RawErrorEstimate
-from dise.select import Costs, Outcomes, TaskErrorCost, collect_costs, joined
+from dise.select import Costs, Outcomes, TaskErrorCost, collect_costs, count_macs, joined
 from dise.tasks.circles import evaluate, figure
 from dise.tasks.circles.model import hypernetwork_flow
 from dise.tasks.circles.paper import TABLE_8, TABLE_9

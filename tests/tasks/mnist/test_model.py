@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dise import RK4, Dopri5, NeuralODE, solve
-from dise.experiment.timing import count_macs
+from dise.select import count_macs
 from dise.tasks.mnist.data import load_mnist_sample, to_input
 from dise.tasks.mnist.model import ResidualBlock, VectorField, odenet, resnet, rknet
 

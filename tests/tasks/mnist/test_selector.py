@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dise.experiment.timing import count_macs
+from dise.select import count_macs
 from dise.tasks.mnist.model import VectorField, odenet
 from dise.tasks.mnist.selector import PaperNetwork, confidence_network
 

@@ -3,8 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from dise import RK4, CostSelector, Euler
-from dise.experiment.timing import count_macs
-from dise.select import BinaryCost, Costs
+from dise.select import BinaryCost, Costs, count_macs
 from dise.tasks.physionet.model import LATENT, Field
 from dise.tasks.physionet.selector import PaperNetwork
 
