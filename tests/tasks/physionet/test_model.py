@@ -58,10 +58,12 @@ def gated(unit, h, x):
     return torch.cat([(1 - u) * new_mean + u * mean, (1 - u) * new_deviation.abs() + u * deviation], 1)
 
 
+@pytest.mark.parametrize("emptied", [[], [0, 3]], ids=["as it is", "two rows of which nothing is left"])
 @torch.no_grad()
-def test_the_encoder_is_the_published_one_record_by_record(model, stays):
+def test_the_encoder_is_the_published_one_record_by_record(model, stays, emptied):
     """Euler steps of the mean and a gated unit at each observation, backwards, one record and one step at a time."""
     encoder, walk = model.encoder, stays.walk
+    stays.mask[emptied], stays.values[emptied] = 0, 0
     mean, deviation = encoder(stays)
     ends = torch.tensor(walk.sizes).cumsum(0).tolist()
     for b in range(len(stays)):
@@ -73,8 +75,8 @@ def test_the_encoder_is_the_published_one_record_by_record(model, stays):
             i = end - size + place
             moved = h[:, :40] + (walk.t_next[i] - walk.t[i]).double() * encoder.field(None, h[:, :40])
             h = torch.cat([moved, h[:, 40:]], 1)
-            if walk.row[i] >= 0:
-                row = int(walk.row[i])
+            row = int(walk.row[i])
+            if row >= 0 and stays.mask[row].any():
                 h = gated(encoder.unit, h, torch.cat([stays.values[row], stays.mask[row]])[None])
         expected_mean, expected_deviation = encoder.posterior(h).chunk(2, 1)
         assert_close(mean[b : b + 1], expected_mean)

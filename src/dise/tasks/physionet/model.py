@@ -115,7 +115,8 @@ class ODERNN(nn.Module):
         """Mean and standard deviation of z(0), [B, 20] each."""
         walk = x.walk
         seen = self.unit.read(torch.cat([x.values, x.mask], dim=1))[walk.row]
-        observed = (walk.row >= 0)[:, None, None]
+        # a row of which training has left out everything is no observation
+        observed = ((walk.row >= 0) & x.mask.any(1)[walk.row])[:, None, None]
         dt = (walk.t_next - walk.t)[:, None]
         columns = (column.split(walk.sizes) for column in (walk.t, dt, seen, observed))
         h, finished = x.values.new_zeros(len(x), 2, HIDDEN), []
