@@ -1,5 +1,6 @@
 """Gradients against finite differences (float64)."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -164,3 +165,42 @@ def test_a_finished_sample_gets_its_gradient_whatever_its_neighbours_do(tanh_fie
         s = solve(f, together, 0.0, 1.0, integrator, compact=compact)
         assert len(s.n_steps.unique()) > 2
         torch.testing.assert_close(grad(s.y.sum(), together)[0], expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("integrator", [RK4(2), Dopri5(**MANY)], ids=str)
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_span_without_length_has_gradients_in_its_times(integrator, gradient, alone):
+    """dy/dt1 = f(t1, y) and dy/dt0 = −f(t0, y0), of a save point too: what finite differences see."""
+    y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
+    ends = [[0.3, 0.9], [0.3, 0.9 if alone else 1.5], [[0.3], [0.9]]]
+    t0, t1, times = (torch.tensor(end, dtype=torch.float64, requires_grad=True) for end in ends)
+    rows = 0
+
+    def f(t, y):
+        nonlocal rows
+        rows += len(y)
+        return y * torch.cos(3 * t) + t
+
+    solution = solve(f, y0, t0, t1, integrator, gradient=gradient, save_at=times)
+    if gradient == "direct":
+        assert solution.nfe[0] == 1
+        assert solution.nfe.sum() == rows
+    slope = (y0[0] * math.cos(0.9) + 0.3).sum().item()
+    for state in (solution.y[0], solution.saved[0, 0]):
+        assert state.tolist() == y0[0].tolist()
+    of_t0, of_t1 = grad(solution.y[0].sum(), (t0, t1), retain_graph=True)
+    assert of_t1[0].item() == pytest.approx(slope)
+    assert of_t0[0].item() == pytest.approx(-slope)
+    of_t0, of_times = grad(solution.saved[0].sum(), (t0, times))
+    assert of_times[0, 0].item() == pytest.approx(slope)
+    assert of_t0[0].item() == pytest.approx(-slope)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_where_f_is_undefined_a_span_without_length_still_ends(batched):
+    t1 = torch.tensor(1.0, requires_grad=True)
+    solution = solve(lambda t, y, rate: rate * y / 0, torch.ones(2, 3), 1.0, t1, Dopri5(), batched=batched,
+                     sample_args=(torch.ones(2, 1),))  # fmt: skip
+    assert solution.y.tolist() == [[1.0] * 3] * 2
+    assert grad(solution.y.sum(), t1)[0] == 0

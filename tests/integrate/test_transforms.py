@@ -2,6 +2,7 @@
 
 import math
 
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -97,15 +98,12 @@ def test_exported_graph_is_the_solve(y, integrator):
 
 @fixed
 def test_onnx_runtime_computes_the_solve(y, integrator, tmp_path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
     model = Model(integrator).eval()
     program = torch.onnx.export(
         model, (y,), dynamo=True, dynamic_shapes={"y": {0: torch.export.Dim("batch")}}, verbose=False
     )
     program.save(tmp_path / "model.onnx")
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for inputs in (y, torch.randn(7, 2)):
         (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
         assert_close(torch.from_numpy(found), model(inputs).detach(), rtol=1e-5, atol=1e-6)
@@ -113,8 +111,6 @@ def test_onnx_runtime_computes_the_solve(y, integrator, tmp_path):
 
 def test_onnx_runtime_knows_the_exponential(tmp_path):
     """A reference that neither torch nor this library computed."""
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
 
     class Decay(nn.Module):
         def forward(self, y):
@@ -122,6 +118,6 @@ def test_onnx_runtime_knows_the_exponential(tmp_path):
 
     program = torch.onnx.export(Decay().eval(), (torch.ones(3, 1),), dynamo=True, verbose=False)
     program.save(tmp_path / "decay.onnx")
-    session = runtime.InferenceSession(tmp_path / "decay.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "decay.onnx")
     (end,) = session.run(None, {session.get_inputs()[0].name: torch.tensor([[1.0], [2.0], [-3.0]]).numpy()})
     assert end[:, 0].tolist() == pytest.approx([math.exp(-1), 2 * math.exp(-1), -3 * math.exp(-1)], rel=1e-4)

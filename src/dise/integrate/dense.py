@@ -51,7 +51,7 @@ class Trail:
 
     def path(self, problem: Problem, end: Result) -> "Path":
         """The solution as a function of time, from the accepted steps of the whole problem, which ended in `end`."""
-        return Path(self._pieces(), problem.t0, problem.t1, problem.y0, end.t, end.y)
+        return Path(self._pieces(), problem.t0, problem.t1, problem.y0, end.k1, end.t, end.y)
 
     def _pieces(self) -> "Pieces | None":
         """The accepted steps of every sample's last start, sample by sample; None if there are none."""
@@ -76,6 +76,7 @@ class Path(NamedTuple):
     t0: Tensor  # [B]
     t1: Tensor  # [B]
     y0: Tensor  # [B, F]
+    slope: Tensor  # [B, F] f at the end; NaN where unknown
     end: Tensor  # [B] time that the solve reached
     y_end: Tensor  # [B, F] state there
 
@@ -90,7 +91,9 @@ class Path(NamedTuple):
             the states; NaN beyond the time that a sample reached.
         """
         asked = torch.where(mask, times, self.t0[:, None])
-        values = self.y0[:, None].expand(-1, asked.shape[1], -1)
+        # of a sample without a piece, which is where it starts
+        slope = torch.where(self.slope.isfinite(), self.slope, 0)
+        values = torch.addcmul(self.y0[:, None], (asked - self.t0[:, None])[..., None], slope[:, None])
         sign = torch.where(self.t1 < self.t0, -1, 1).to(asked.dtype)
         if self.pieces is not None and times.numel():
             values = self.pieces.at(asked, sign, values)

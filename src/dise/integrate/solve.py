@@ -51,7 +51,8 @@ def solve(
         y0: [B, ...] initial state, or a tuple or dict of such tensors, of one device and one dtype: float64, float32,
             complex128, complex64, bfloat16 or float16. Of complex states norms take the modulus. Half precision is what
             f gets and what is returned; the solver adds up in float32.
-        t0, t1: start and end, numbers or [B] tensors. Forwards, backwards and zero length may be mixed in a batch.
+        t0, t1: start and end, numbers or [B] tensors. Forwards, backwards and zero length may be mixed in a batch. Zero
+            length costs no evaluation of f, but one if gradients in times are wanted.
         integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
         args: passed on to f as they are.
         sample_args: tensors [B, ...] of which f gets the rows that it is called on (labels, conditions, …).
@@ -142,7 +143,8 @@ def solve(
     observers: tuple[Observer, ...] = tuple(o for o in (trail, log, meter) if o is not None)
     problem = replace(problem, field=field, observers=observers)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
-        result = drive(_integrate_moving(integrator, problem), field)
+        of_times = torch.is_grad_enabled() and _has_gradients(problem.t0, problem.t1, *(points or ())[:1])
+        result = drive(_integrate_moving(integrator, problem, of_times=of_times), field)
         result, path = _ended(result, problem, trail)
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
@@ -165,6 +167,10 @@ def _run(integrator: Integrator, problem: Problem, answer: Callable[[Request], T
     return drive(_integrate_moving(integrator, problem), answer)
 
 
+def _has_gradients(*tensors: Tensor) -> bool:
+    return any(x.requires_grad for x in tensors)
+
+
 def _compile_options(compile: object) -> Mapping[str, Any] | None:
     """Arguments of torch.compile; None: do not compile."""
     if isinstance(compile, Mapping):
@@ -174,25 +180,49 @@ def _compile_options(compile: object) -> Mapping[str, Any] | None:
     return {} if compile else None
 
 
-def _integrate_moving(integrator: Integrator, problem: Problem) -> Integration:
-    """Integrate the samples whose span has a length; the others are at their end and need no evaluation of f."""
+def _integrate_moving(integrator: Integrator, problem: Problem, *, of_times: bool = False) -> Integration:
+    """Integrate the samples whose span has a length; the others are at their end.
+
+    They need no evaluation of f but one if gradients `of_times` are wanted.
+    """
     if problem.moves and problem.y0.shape[0] != 0:
         return (yield from integrator.integrate(problem))
-    rows = (problem.t0 != problem.t1).nonzero().flatten()
+    moving = problem.t0 != problem.t1
+    rows = moving.nonzero().flatten()
     if len(rows) == len(problem) > 0:
         return (yield from integrator.integrate(problem))
-    none = torch.zeros_like(problem.t0, dtype=torch.int64)
-    zero = torch.zeros_like(problem.t0)
-    unknown = torch.full_like(problem.y0, torch.nan)
-    choice = none - 1 if integrator.chooses else None
-    still = Result(
-        problem.y0, problem.t0, none, none, none, zero, none + int(Status.SUCCESS), zero, zero, unknown, choice
-    )
+    still = _still(problem, chooses=integrator.chooses)
+    if of_times:
+        still = yield from _about_to_move(problem, still, (~moving).nonzero().flatten())
     if len(rows) == 0:
         return still
     (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1)))])
     pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
     return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
+
+
+def _still(problem: Problem, *, chooses: bool) -> Result:
+    """The samples as they start."""
+    none = torch.zeros_like(problem.t0, dtype=torch.int64)
+    zero = torch.zeros_like(problem.t0)
+    unknown = torch.full_like(problem.y0, torch.nan)
+    status, choice = none + int(Status.SUCCESS), none - 1 if chooses else None
+    return Result(problem.y0, problem.t1, none, none, none, zero, status, zero, zero, unknown, choice)
+
+
+def _about_to_move(problem: Problem, still: Result, rows: Tensor) -> Integration:
+    """`still`, its `rows` with the gradients in t0 and t1 of y = y0 + (t1 − t0)·f(t0, y0), whose second term is 0."""
+    if len(rows) == 0:
+        return still
+    t0, y0 = problem.t0[rows], problem.y0[rows]
+    # one system's arguments have no rows
+    k1 = yield Request(rows if len(rows) < len(problem) else None, t0, y0)
+    y = torch.addcmul(y0, (problem.t1[rows] - t0)[:, None], torch.where(k1.isfinite(), k1, 0))
+    return still._replace(
+        y=still.y.index_put((rows,), y),
+        nfe=still.nfe.index_put((rows,), torch.ones_like(rows)),
+        k1=still.k1.index_put((rows,), k1),
+    )
 
 
 def _ended(result: Result, problem: Problem, trail: Trail | None) -> tuple[Result, Path | None]:
