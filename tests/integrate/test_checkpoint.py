@@ -1,43 +1,18 @@
 """gradient="checkpoint": direct gradients in less memory."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dise import RK4, Cascade, Dopri5, Dynamic, StepDoubling, solve
 
+Memory = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))["Memory"]
 DOPRI = Dopri5(rtol=1e-6, atol=1e-6)
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that the tensors made within the context held at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.now, self.peak = {}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, torch.Tensor):
-                self._add(x.untyped_storage())
-        if self.now > self.peak:  # some may be gone by now
-            self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-            self.now = sum(size for _, size in self.alive.values())
-            self.peak = max(self.peak, self.now)
-        return result
-
-    def _add(self, storage):
-        key = storage._cdata
-        if key not in self.alive or self.alive[key][0].expired():
-            self.alive[key] = StorageWeakRef(storage), storage.nbytes()
-            self.now += storage.nbytes()
 
 
 class Field(nn.Module):
@@ -61,18 +36,18 @@ def test_memory(steps):
     """Forward and backward together; of 256 steps at most a fifth of direct's."""
     peaks, y0 = {}, torch.ones(8, 2, dtype=torch.float64)
     for gradient in ("direct", "checkpoint"):
-        with Peak() as peak:
+        with Memory() as memory:
             gradients(Field(), y0, RK4(steps), gradient)
-        peaks[gradient] = peak.peak
+        peaks[gradient] = memory.peak
     assert peaks["checkpoint"] < peaks["direct"] / (5 if steps == 256 else 2.5)
 
 
 def test_memory_grows_with_the_square_root():
     peaks, y0 = [], torch.ones(8, 2, dtype=torch.float64)
     for steps in (64, 256):
-        with Peak() as peak:
+        with Memory() as memory:
             gradients(Field(), y0, RK4(steps), "checkpoint")
-        peaks.append(peak.peak)
+        peaks.append(memory.peak)
     assert peaks[1] / peaks[0] < 2.5
 
 
