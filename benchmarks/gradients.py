@@ -2,8 +2,8 @@
 
     python benchmarks/gradients.py --out gradients.json
 
-A batch of `--batch` samples follows a time-dependent network of two inputs from t0 to t1, with two save points. The loss
-is a linear function of the states at t1 and at the save points, and is differentiated in y0, the network's parameters,
+A batch of `--batch` samples follows a time-dependent network of two inputs from t0 to t1, with two save points. A loss
+linear in the states at t1 and at the save points is differentiated in y0, the network's parameters,
 an argument, t0, t1 and the save points, in float64.
 
 Accuracy, with dopri5 at each `--tol`: the largest error of a gradient's components, relative to the largest component,

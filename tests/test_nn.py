@@ -258,3 +258,40 @@ def test_the_blocks_gradient_is_as_it_says(tanh_field, starts, gradient):
     if gradient not in ("direct", "checkpoint"):
         with pytest.raises(RuntimeError, match="has no gradient"):
             solution.error.sum().backward()
+
+
+def test_the_block_compiles_its_steps_if_asked_to(tanh_field, starts):
+    f, y0, compiled = tanh_field(3), starts(4, 3), []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    block = NeuralODE(f, Dopri5(), compile={"backend": backend})
+    with torch.no_grad():
+        torch.testing.assert_close(block(y0), solve(f, y0, 0.0, 1.0, Dopri5()).y, rtol=1e-9, atol=1e-9)
+        number = len(compiled)
+        assert number > 0
+        block.compiled = False
+        block(y0[:2])
+    assert len(compiled) == number
+
+
+def test_through_control_record_progress_and_throw_are_the_solves(tanh_field, starts):
+    f, y0 = tanh_field(3), starts(4, 3).requires_grad_()
+    loss = lambda solution: solution.error.sum()
+    found = [
+        torch.autograd.grad(loss(NeuralODE(f, Dopri5(), through_control=through).solve(y0)), y0)[0]
+        for through in (False, True)
+    ]
+    expected = torch.autograd.grad(loss(solve(f, y0, 0.0, 1.0, Dopri5(), through_control=True)), y0)[0]
+    torch.testing.assert_close(found[1], expected)
+    assert not torch.allclose(found[0], expected)
+    told = []
+    block = NeuralODE(f, Dopri5(max_steps=1))
+    solution = block.solve(y0, record=True, progress=told.append, throw=False)
+    assert len(told) == 1
+    assert solution.steps.t.shape[0] == 4
+    assert not (solution.status == 0).all()
+    with pytest.raises(SolveError, match="MAX_STEPS"):
+        block(y0)

@@ -1,6 +1,6 @@
 """The block that users put in a model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NamedTuple
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Backsolve, Event, Integrator, Solution, State, Step, solve
+from dise.integrate import Backsolve, Event, Integrator, Progress, Solution, State, Step, solve
 from dise.integrate.problem import Layout
 
 
@@ -31,7 +31,8 @@ class NeuralODE(nn.Module):
         t0, t1: span of the integration.
         batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
         compact: False calls f on all samples always (see `dise.solve`).
-        gradient: how gradients are found (see `dise.solve`).
+        gradient, through_control: how gradients are found (see `dise.solve`).
+        compile: whether steps are compiled, and how (see `dise.solve`); assign to `block.compiled` to change it.
     """
 
     def __init__(
@@ -44,10 +45,13 @@ class NeuralODE(nn.Module):
         batched: bool = True,
         compact: bool = True,
         gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
+        through_control: bool = False,
+        compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.batched, self.compact, self.gradient = batched, compact, gradient
+        self.through_control, self.compiled = through_control, compile  # nn.Module has a method compile
         self.report: Any = None  # of `dise.make_dynamic`
         self._records: list[Record] | None = None
 
@@ -77,6 +81,9 @@ class NeuralODE(nn.Module):
         dense: bool = False,
         event: Event | Callable[..., Tensor] | None = None,
         accumulate: Callable[[Step], Tensor] | None = None,
+        record: bool = False,
+        progress: Callable[[Progress], object] | None = None,
+        throw: bool = True,
     ) -> Solution:
         """Integrate y0 [B, ...] and return everything known of it; arguments as of `dise.solve`.
 
@@ -98,7 +105,12 @@ class NeuralODE(nn.Module):
             batched=self.batched,
             compact=self.compact,
             gradient=self.gradient,
+            through_control=self.through_control,
+            compile=self.compiled,
             accumulate=accumulate,
+            record=record,
+            progress=progress,
+            throw=throw,
         )
         if self._records is not None:
             self._records.append(Record(y0, t0, t1, solution))
