@@ -58,6 +58,25 @@ def test_a_bad_argument_is_named(argument, value):
         Dopri5(**{argument: value})
 
 
+@pytest.mark.parametrize("argument", ["rtol", "atol"])
+def test_a_tolerance_gets_no_gradient_and_says_so(argument):
+    with pytest.raises(ValueError, match=f"{argument}: a tolerance has no gradient"):
+        Dopri5(**{argument: torch.tensor(1e-3, requires_grad=True)})
+
+
+@pytest.mark.parametrize("base", [FixedStep, Adaptive])
+def test_a_method_needs_a_tableau(base):
+    with pytest.raises(TypeError, match=f"tableau: {base.__name__} has no ButcherTableau; set one in a subclass"):
+        base()
+    with pytest.raises(TypeError, match="tableau: Mine has no ButcherTableau"):
+        type("Mine", (base,), {"tableau": {"c": (0.0,)}})()
+
+
+def test_an_adaptive_method_needs_an_error_estimate():
+    with pytest.raises(ValueError, match="tableau: an adaptive method needs an error estimate"):
+        type("Mine", (Adaptive,), {"tableau": RK4.tableau})()
+
+
 def test_one_tolerance_must_be_positive():
     with pytest.raises(ValueError, match="rtol, atol: at least one must be positive"):
         Dopri5(rtol=0, atol=0)

@@ -58,6 +58,16 @@ def test_vmap_over_parameters():
     assert_close(ends, rates.exp()[:, None, None].expand(5, 3, 2), rtol=1e-6, atol=0)
 
 
+def test_vmap_over_spans():
+    """y' = −y to many ends at once, one of which is the start."""
+    y0, ends = torch.ones(3, 2, dtype=torch.float64), torch.linspace(-1, 1, 5, dtype=torch.float64)
+    states = torch.func.vmap(lambda t1: solve(lambda t, y: -y, y0, 0.0, t1, RK4(20)).y)(ends)
+    assert_close(states, (-ends).exp()[:, None, None].expand(5, 3, 2), rtol=1e-6, atol=0)
+    ends = ends[ends != 0]
+    slope = torch.func.vmap(torch.func.jacrev(lambda t1: solve(lambda t, y: -y, y0, 0.0, t1, RK4(20)).y.sum()))(ends)
+    assert_close(slope, -6 * (-ends).exp(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
 def test_jacobians_are_matrix_exponentials(jacobian):
     """y' = A y: the Jacobian of y(1) in y(0) is exp(A)."""
@@ -94,6 +104,16 @@ def test_exported_graph_is_the_solve(y, integrator):
     program = torch.export.export(model, (y,), dynamic_shapes={"y": {0: batch}}, strict=False)
     for inputs in (y, torch.randn(7, 2)):
         assert_close(program.module()(inputs), model(inputs))
+
+
+def test_the_end_of_the_span_may_be_an_input(y):
+    class ToTheEnd(nn.Module):
+        def forward(self, y, t1):
+            return solve(lambda t, y: -2 * t * y, y, 0.0, t1, RK4(20)).y
+
+    program = torch.export.export(ToTheEnd(), (y, torch.ones(4)), strict=False).module()
+    t1 = torch.tensor([0.5, -1.0, 0.0, 1.5])
+    assert_close(program(y, t1), y * (-(t1**2)).exp()[:, None], rtol=1e-4, atol=1e-5)
 
 
 @fixed

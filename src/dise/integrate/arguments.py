@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.field import shapes
+from dise.integrate.solution import readable
 
 
 def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
@@ -77,8 +78,10 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
             f"a number or a tensor of shape ({y0.shape[0]},)" if batched else "a number (batched=False has one time)"
         )
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
-    # a number is checked without a read of the device, which export and vmap would not allow either
-    if isinstance(t, Tensor):
+    # a number is checked without a read of the device
+    if isinstance(t, Tensor) and not readable(t):
+        fine = True
+    elif isinstance(t, Tensor):
         fine = bool((~time.isnan() if endless else time.isfinite()).all())
     else:
         fine = not math.isnan(t) if endless else math.isfinite(t)

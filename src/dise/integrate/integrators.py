@@ -32,6 +32,11 @@ class RungeKutta(Value, Integrator):
 
     tableau: ClassVar[ButcherTableau]
 
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(self, "tableau", None), ButcherTableau):
+            name = type(self).__name__
+            raise TypeError(f"tableau: {name} has no ButcherTableau; set one in a subclass, or use e.g. dise.Dopri5")
+
     @property
     @abstractmethod
     def control(self) -> Controller:
@@ -49,6 +54,7 @@ class FixedStep(RungeKutta):
     steps: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_whole("steps", self.steps)
 
     @property
@@ -140,6 +146,9 @@ class Adaptive(RungeKutta):
     norm: Norm = rms_norm
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tableau.b_err is None:
+            raise ValueError("tableau: an adaptive method needs an error estimate, b_err; tableau.doubled() makes one")
         _check_error_test(self)
         step = self.first_step
         number = isinstance(step, int | float) and is_number(step) and 0 < step < math.inf

@@ -126,7 +126,7 @@ class Solution:
 
         While torch exports or maps (`torch.vmap`) there are no values to look at: nothing is raised.
         """
-        if torch.compiler.is_compiling() or _is_mapped(self.status):
+        if not readable(self.status):
             return self
         failed = torch.atleast_1d(self.status != Status.SUCCESS).nonzero().flatten()
         if len(failed) == 0:
@@ -141,6 +141,11 @@ class Solution:
             "throw=False returns the other samples' results.",
             self,
         )
+
+
+def readable(x: Tensor) -> bool:
+    """Whether a tensor has values to look at; not while torch traces a graph, or maps over it (`torch.vmap`)."""
+    return not (torch.compiler.is_compiling() or _is_mapped(x))
 
 
 def _is_mapped(x: Tensor) -> bool:

@@ -15,7 +15,7 @@ from dise.integrate.field import Field
 from dise.integrate.integrators import Integrator
 from dise.integrate.observe import Observer, Progress, Record
 from dise.integrate.problem import Integration, Layout, Problem, Request, Result, drive, merge
-from dise.integrate.solution import Solution, State, Status
+from dise.integrate.solution import Solution, State, Status, readable
 from dise.integrate.step import Step
 
 
@@ -122,7 +122,7 @@ def solve(
         y0=packed,
         t0=start,
         t1=as_times("t1", t1, packed, batched=batched, endless=stop is not None),
-        moves=None if isinstance(t0, Tensor) or isinstance(t1, Tensor) else t0 != t1,
+        moves=_moves(t0, t1),
         event=None if stop is None else Watch(stop, layout, passed, own, start),
         layout=layout,
         compact=compact,
@@ -165,6 +165,15 @@ def solve(
 
 def _run(integrator: Integrator, problem: Problem, answer: Callable[[Request], Tensor]) -> Result:
     return drive(_integrate_moving(integrator, problem), answer)
+
+
+def _moves(t0: float | Tensor, t1: float | Tensor) -> bool | None:
+    """Whether all spans have a length; None: the device would have to be read."""
+    tensors = [t for t in (t0, t1) if isinstance(t, Tensor)]
+    if not tensors:
+        return t0 != t1
+    # nobody can ask now: steps of no length leave a state as it is, but the first alone counts for gradients in time
+    return None if all(readable(t) for t in tensors) else True
 
 
 def _has_gradients(*tensors: Tensor) -> bool:

@@ -73,9 +73,11 @@ def frozen(name: str, value: object) -> Tolerance:
     """A tolerance as a value, which can be compared, hashed and printed: tensors become tuples, dicts tuples of pairs.
 
     Raises:
-        ValueError: something else than finite numbers of at least 0.
+        ValueError: something else than finite numbers of at least 0, or a tensor that wants a gradient.
     """
     if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(f"{name}: a tolerance has no gradient, so it must not require one")
         value = value.tolist() if not value.dtype.is_complex else value
     if isinstance(value, Mapping):
         return tuple(sorted((str(key), frozen(name, part)) for key, part in value.items()))
