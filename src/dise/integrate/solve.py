@@ -169,11 +169,10 @@ def _run(integrator: Integrator, problem: Problem, answer: Callable[[Request], T
 
 def _moves(t0: float | Tensor, t1: float | Tensor) -> bool | None:
     """Whether all spans have a length; None: the device would have to be read."""
-    tensors = [t for t in (t0, t1) if isinstance(t, Tensor)]
-    if not tensors:
+    if not isinstance(t0, Tensor) and not isinstance(t1, Tensor):
         return t0 != t1
     # nobody can ask now: steps of no length leave a state as it is, but the first alone counts for gradients in time
-    return None if all(readable(t) for t in tensors) else True
+    return None if all(readable(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
 
 
 def _has_gradients(*tensors: Tensor) -> bool:
