@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchdiffeq._impl.misc import _rms_norm, _select_initial_step
 
-from dise import RK4, Dopri5, Status, solve
+from dise import RK4, Dopri5, HeunEuler, Status, solve
 
 
 def attempts(f, y0, t0, t1, integrator, **options):
@@ -160,3 +160,15 @@ def test_a_component_that_stays_0_needs_no_atol():
     solution = solve(lambda t, y: -y, column(0.0, 1.0), 0.0, 1.0, Dopri5(rtol=1e-6, atol=0), throw=False)
     assert solution.status == Status.SUCCESS
     torch.testing.assert_close(solution.y, column(0.0, math.exp(-1)), rtol=1e-5, atol=0)
+
+
+def test_a_step_that_rounding_repeats_does_not_hang():
+    """At a jump a rejected step of a few roundings, made a tenth shorter, ends where it ended before."""
+
+    def jump(t, y):
+        return torch.where(t < 0.5, -100.0, 0.0) * torch.ones_like(y)
+
+    for atol in torch.logspace(-7, -4, 60).tolist():
+        integrator = HeunEuler(rtol=0, atol=atol, max_steps=2000, first_step=1e-3)
+        solution = solve(jump, torch.ones(1, 1), 1.0, 0.0, integrator, throw=False)
+        assert solution.status in (Status.SUCCESS, Status.STEP_UNDERFLOW)
