@@ -19,6 +19,7 @@ from dise import (
     Dynamic,
     Event,
     PIController,
+    SolveError,
     Status,
     StepDoubling,
     solve,
@@ -329,3 +330,19 @@ def test_errors_of_f_are_its_own(y0):
 def test_compile_is_checked(y0, value):
     with pytest.raises(TypeError, match="compile: expected True, False or a mapping"):
         solve(lambda t, y: y, y0, 0.0, 1.0, DOPRI, compile=value)
+
+
+@pytest.mark.parametrize("integrator", [RK4(2), Dopri5()], ids=str)
+def test_in_a_model_that_is_compiled_around_it_failures_are_told(y0, integrator):
+    """The model's compilation breaks at the solve, which runs as it is."""
+
+    def model(y, t1):
+        return 2 * solve(lambda t, y: torch.where(t < 0.8, -y, math.nan), y, 0.0, t1, integrator).y
+
+    compiled = torch.compile(model, backend="eager")
+    t1 = torch.full((9,), 0.5, dtype=torch.float64)
+    assert_close(compiled(y0, t1), 2 * y0 * math.exp(-0.5), rtol=1e-2, atol=1e-2)
+    with pytest.raises(SolveError, match="NON_FINITE"):
+        compiled(y0, 2 * t1)
+    with pytest.raises(ValueError, match="t1: expected finite times"):
+        compiled(y0, math.nan * t1)

@@ -130,7 +130,7 @@ class ErrorControl:
         return Verdict(accept, error, dt, self._status(step, accept, ratio, dt, problem), memory)
 
     def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor, problem: Problem) -> Tensor:
-        # a tenth, as in Hairer's DOPRI5: rounding would make the same step again of one that is hardly shorter, for ever
+        # a tenth, as in Hairer's DOPRI5: of a step that is hardly shorter rounding would make the same again, for ever
         stuck, reason = torch.add(step.t, dt, alpha=0.1) == step.t, Status.STEP_UNDERFLOW
         if problem.event is not None:
             stuck = stuck | dt.isinf()  # the first step of an endless span may be endless

@@ -11,6 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from dise.integrate.dense import Interpolant
 
+_exports = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the latter before torch 2.7
+
 State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
@@ -128,7 +130,7 @@ class Solution:
         """
         if not readable(self.status):
             return self
-        failed = torch.atleast_1d(self.status != Status.SUCCESS).nonzero().flatten()
+        failed = torch.atleast_1d(self.status != int(Status.SUCCESS)).nonzero().flatten()
         if len(failed) == 0:
             return self
         i = int(failed[0])
@@ -144,8 +146,8 @@ class Solution:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether a tensor has values to look at; not while torch traces a graph, or maps over it (`torch.vmap`)."""
-    return not (torch.compiler.is_compiling() or _is_mapped(x))
+    """Whether a tensor has values to look at; not while torch exports a graph, or maps over it (`torch.vmap`)."""
+    return not (_exports() if torch.compiler.is_compiling() else _is_mapped(x))
 
 
 def _is_mapped(x: Tensor) -> bool:
