@@ -198,18 +198,15 @@ def _compiled(
     accumulate = None if problem.accumulate is None else identity(problem.accumulate)
     key = (method, problem.layout, problem.through_control, bool(problem.observers), accumulate)
     run = field.compiled(_round, *key)
-    bound, samples = field.bound(problem.sample), None
 
     def one_round(rows: Rows, index: int, subset: Tensor | None) -> tuple[Rows, Seen | None, Tensor]:
-        nonlocal bound, samples
         if index == 0:
             rows = _typical(rows)
-        if subset is not samples:
-            bound, samples = field.bound(problem.asked(subset)), subset
         if method.control.rounds is None:
             # the index itself is not used; each value would be another graph
             index = 0 if method.tableau.fsal else min(index, 1)
         try:
+            bound = field.bound(problem.asked(subset))
             after, seen, alive, evaluations = run(bound, method, problem, rows, index)
         except (RuntimeError, ValueError) as error:
             field.explain(error, Request(problem.asked(subset), rows.t, rows.y))
