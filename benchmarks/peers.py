@@ -5,10 +5,12 @@ a first step chosen by the heuristic of Hairer, Nørsett and Wanner, and return 
 backpropagation with step sizes as constants. A peer that is not installed, or does not do it, is left out.
 """
 
+import argparse
 import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,17 @@ MAX_STEPS = 4096  # diffrax wants to know how many at most; its checkpoints' num
 FAST_TANH = {"options": {"cpp.use_decompose_tanh": True}}
 
 Solve = Callable[[Tensor], Tensor]  # y0 [B, F] → y(t1) [B, F]
+
+
+def arguments(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    """What each of these benchmarks can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--t1", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
 
 
 class VanDerPol(nn.Module):
@@ -48,8 +61,8 @@ class VanDerPol(nn.Module):
 class TanhNetwork(nn.Module):
     """y' = W₂ tanh(W₁ y + b₁) + b₂ with 64 hidden units.
 
-    W₁ is half of what nn.Linear draws; W₂ = J W₁ᵀ with a quarter turn J and b₂ = 0, so that states go round on the level
-    lines of Σ log cosh(W₁ y + b₁): neither to rest nor to where all units are saturated.
+    W₁ is half of what nn.Linear draws; W₂ = J W₁ᵀ with a quarter turn J and b₂ = 0, so that states go round on the
+    level lines of Σ log cosh(W₁ y + b₁): neither to rest nor to where all units are saturated.
     """
 
     def __init__(self) -> None:

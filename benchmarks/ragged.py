@@ -8,20 +8,18 @@ solve the same batch in turns, in one process; the median counts. "rows of f" ar
 called on; dise's are the sum of what each sample needs (Σ nfe). Eager ways alone: the network's time is the same.
 """
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from peers import Task, by_dise, by_torchdiffeq, by_torchode, installed
+from peers import Task, arguments, by_dise, by_torchdiffeq, by_torchode, installed
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from dise.select.profile import time_side_by_side
 
-T1, TOLERANCE = 10.0, 1e-5
+TOLERANCE = 1e-5
 STIFF = 10  # one in so many
 OURS = "dise"
 
@@ -60,13 +58,8 @@ def compare(task: Task, repeats: int) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=256)
+    parser = arguments(__doc__, repeats=7)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--t1", type=float, default=T1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = compare(Task(Corrected(args.width), start(args.batch), args.t1, TOLERANCE), args.repeats)

@@ -10,20 +10,18 @@ whole solve's time is divided by it, so that its beginning and end are in it; it
 forward and backward. The first solve of a compiled way, which compiles, is not in the median; it has a column.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from peers import Solve, TanhNetwork, Task, VanDerPol, Way, ways
+from peers import Solve, TanhNetwork, Task, VanDerPol, Way, arguments, ways
 from rich.console import Console
 from rich.table import Table
 
 from dise.select.profile import time_side_by_side
 
-T1, TOLERANCE = 10.0, 1e-5
+TOLERANCE = 1e-5
 BASE = "torchdiffeq"  # whose time is 1
 
 
@@ -64,13 +62,7 @@ def show(title: str, ways: dict[str, dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--t1", type=float, default=T1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    args = parser.parse_args()
+    args = arguments(__doc__, repeats=15).parse_args()
     torch.set_num_threads(args.threads)
     y0 = torch.randn(args.batch, 2, generator=torch.Generator().manual_seed(1))
     results, console = {}, Console(width=120)
