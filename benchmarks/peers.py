@@ -24,8 +24,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 
 MAX_STEPS = 4096  # diffrax wants to know how many at most; its checkpoints' number depends on it
 
-# torch's generated code for the CPU takes five times as long as its own operator for a tanh, unless this is on; then it
-# is 2 / (1 + exp(−2x)) − 1, exact to a rounding of 1
+# a tanh in torch's generated code for the CPU takes longer than its own operator, unless this is on; then it is
+# 2 / (1 + exp(−2x)) − 1, exact to a rounding of 1
 FAST_TANH = {"options": {"cpp.use_decompose_tanh": True}}
 
 Solve = Callable[[Tensor], Tensor]  # y0 [B, F] → y(t1) [B, F]
