@@ -92,7 +92,7 @@ def test_compiled_is_eager(y0, integrator):
 
 
 def test_nfe_is_what_samples_need(y0):
-    """Graphs evaluate k1 of all rows anew if a method does not know it at the end; after a rejection it does not count."""
+    """Graphs evaluate all k1 anew if a method does not know it at the end; after a rejection it does not count."""
     integrator = HeunEuler(rtol=1e-4, atol=1e-4, first_step="span")
     eager, compiled = both(Field(), y0, 3.0, integrator)
     assert_equal(compiled, eager)
