@@ -8,7 +8,11 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks,bench,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks,dev]'
+	touch $@
+
+.venv/bench-installed: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 .venv/docs-installed: .venv/installed
@@ -31,7 +35,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bench: setup
+bench: .venv/bench-installed
+	$(BIN)/python benchmarks/solver.py
+	$(BIN)/python benchmarks/ragged.py
 	$(BIN)/python benchmarks/parity.py results/mnist-cpu/odenet-none-seed0
 	$(BIN)/python benchmarks/flow_training.py results/circles-cpu/flow-none-seed0
 	$(BIN)/python benchmarks/union_grid.py --sample --batches 2

@@ -18,6 +18,7 @@ from dise import (
     Dopri5,
     Dynamic,
     Event,
+    HeunEuler,
     PIController,
     SolveError,
     Status,
@@ -89,6 +90,15 @@ def test_compiled_is_eager(y0, integrator):
     assert compiled.calls == eager.calls
     if integrator is DOPRI:
         assert len(eager.nfe.unique()) > 3
+
+
+def test_nfe_is_what_samples_need(y0):
+    """Graphs evaluate all k1 anew if a method does not know it at the end; after a rejection it does not count."""
+    integrator = HeunEuler(rtol=1e-4, atol=1e-4, first_step="span")
+    eager, compiled = both(Field(), y0, 3.0, integrator)
+    assert_equal(compiled, eager)
+    assert torch.equal(compiled.nfe, compiled.n_steps + compiled.n_accepted)
+    assert (compiled.n_steps > compiled.n_accepted).all()
 
 
 def test_generated_code_is_eager(y0):

@@ -504,6 +504,22 @@ def test_a_time_of_another_samples_span():
     )
 
 
+def test_autocast_does_not_round_save_points():
+    """It is meant for f; this f has no operation that autocast runs in bfloat16, so nothing may change."""
+    y0, times = torch.tensor([[1.0, -2.0], [0.5, 3.0]]), torch.linspace(0, 3, 9)
+    options = {"save_at": times, "dense": True, "event": lambda t, y: y[:, 0] - 1.5}
+    integrator = Dopri5(rtol=1e-5, atol=1e-5)
+    plain = solve(linear, y0, 0.0, 3.0, integrator, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = solve(linear, y0, 0.0, 3.0, integrator, **options)
+        between = cast.evaluate(times[:2])
+    assert plain.event.any()
+    for name in ("saved", "y", "t", "error"):
+        assert_close(getattr(cast, name), getattr(plain, name), rtol=0, atol=0, equal_nan=True)
+    assert_close(between, plain.saved[:, :2], rtol=0, atol=0)
+    assert_close(cast.saved[:, :2], exact(y0, torch.zeros(2), times[:2]), rtol=1e-4, atol=1e-4)
+
+
 def test_a_method_without_interpolant():
     with pytest.raises(ValueError, match="the integrator's tableau has no interpolant"):
         solve(linear, torch.ones(2, 3), 0.0, 1.0, Untabled(), save_at=[0.5])

@@ -145,7 +145,57 @@ def test_nfe_is_as_documented(method, nfe):
     for extra, first_step in ((1, "heuristic"), (0, "span")):
         integrator = method(rtol=1e-4, atol=1e-4, first_step=first_step)
         solution = solve(lambda t, y: -2 * t * y, torch.ones(1, 1), 0.0, 3.0, integrator)
-        assert solution.nfe == extra + first + each * solution.n_steps
+        rejected = solution.n_steps - solution.n_accepted
+        repeated = 0 if first else rejected  # what a method knows at a step's end it does not evaluate anyway
+        assert solution.nfe == extra + first + each * solution.n_steps - repeated
+        if first_step == "span":
+            assert rejected > 0
+
+
+WITHOUT_K1 = [method(rtol=1e-4, atol=1e-4, first_step="span") for method in (HeunEuler, Fehlberg2, AdaptiveKutta3)]
+
+
+@pytest.mark.parametrize("integrator", WITHOUT_K1, ids=str)
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+def test_f_is_not_evaluated_again_after_a_rejected_step(integrator, gradient, record, starts):
+    """Rows of f are the sum of what samples need, and each needs what a counter counts where it is alone."""
+    rate = torch.logspace(-1, 1, 7, dtype=torch.float64)[:, None]
+    y0 = starts(7, 2)
+
+    def field(t, y, rate):
+        return rate * torch.stack([y[:, 1], -y[:, 0]], 1) + torch.cos(rate * t)
+
+    f = record(field)
+    batch = solve(f, y0, 0.0, 2.0, integrator, sample_args=(rate,), gradient=gradient)
+    assert f.rows == batch.nfe.sum()
+    assert (batch.n_steps - batch.n_accepted > 0).sum() > 3
+    for i in range(7):
+        alone = record(field)
+        solution = solve(alone, y0[i : i + 1], 0.0, 2.0, integrator, sample_args=(rate[i : i + 1],))
+        assert alone.calls == solution.nfe == batch.nfe[i]
+        assert_close(solution.y[0], batch.y[i], rtol=1e-9, atol=1e-11)
+        assert alone.calls <= integrator.tableau.stages * int(solution.n_steps)
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 4, 5, 6])
+def test_nfe_is_exact_where_the_last_step_was_rejected(max_steps, record):
+    """Of all first steps over the whole span only the slowest sample's is accepted."""
+    rate = torch.tensor([1e-6, 1.0, 10.0, 100.0]).double()[:, None]
+    integrator = HeunEuler(rtol=1e-3, atol=1e-3, first_step="span", max_steps=max_steps)
+    f = record(lambda t, y, rate: -rate * y)
+    solution = solve(f, torch.ones_like(rate), 0.0, 1.0, integrator, sample_args=(rate,), throw=False)
+    assert f.rows == solution.nfe.sum()
+    rejected = solution.n_steps - solution.n_accepted
+    # the evaluation at a start that no accepted step has used up
+    assert torch.equal(solution.k1.isnan()[:, 0], solution.nfe == 2 * solution.n_steps - rejected)
+    assert rejected[3] > 0
+
+
+def test_k1_is_known_where_the_last_step_was_rejected():
+    """From there one goes on without an evaluation of f at the start."""
+    integrator = HeunEuler(rtol=1e-3, atol=1e-3, first_step="span", max_steps=1)
+    solution = solve(lambda t, y: -9 * y, torch.ones(2, 1), 0.0, 1.0, integrator, throw=False)
+    assert_close(solution.k1, torch.full((2, 1), -9.0))
 
 
 @pytest.mark.parametrize("method", [HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5])
@@ -195,7 +245,7 @@ def test_an_adaptive_method_is_made_of_a_doubled_tableau():
     for tol in (1e-4, 1e-7):
         solution = solve(lambda t, y: -2 * t * y, column(1.0), 0.0, 1.5, AdaptiveRK4(rtol=tol, atol=tol))
         errors.append(abs(solution.y.item() - exact))
-        assert solution.nfe == 1 + 11 * solution.n_steps
+        assert solution.nfe == 1 + 10 * solution.n_steps + solution.n_accepted
     assert errors[0] < 1e-3
     assert 200 < errors[0] / errors[1] < 5000  # 1000 but for constants
 

@@ -149,7 +149,11 @@ def test_nfe_counts_the_rows_that_f_sees(field_of, record, problem, integrator):
     f = record(field_of(kind, arguments))
     solution = solve(f, y0, t0, t1, integrator, compact=True)
     assert f.rows == solution.nfe.sum()
-    assert f.calls == solution.calls == solution.nfe.max()
+    assert f.calls == solution.calls
+    if integrator.tableau.fsal or not isinstance(integrator, Adaptive):
+        assert solution.calls == solution.nfe.max()
+    else:  # one sample's step needs a first stage when another's, rejected before, does not
+        assert solution.nfe.max() <= solution.calls <= 1 + integrator.tableau.stages * solution.n_steps.max()
 
 
 @few
@@ -160,7 +164,9 @@ def test_nfe_follows_from_the_steps(field_of, problem, integrator):
     tableau = integrator.tableau
     first = 1 if isinstance(integrator, Adaptive) and integrator.first_step == "heuristic" else 0
     first, each = (first + 1, tableau.stages - 1) if tableau.fsal else (first, tableau.stages)
-    expected = torch.where(t0 == t1, 0, first + each * solution.n_steps)
+    # after a rejected step the first stage is known to all
+    repeated = 0 if tableau.fsal else solution.n_steps - solution.n_accepted
+    expected = torch.where(t0 == t1, 0, first + each * solution.n_steps - repeated)
     assert solution.nfe.tolist() == expected.tolist()
 
 

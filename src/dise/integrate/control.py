@@ -131,15 +131,14 @@ class ErrorControl:
 
     def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor, problem: Problem) -> Tensor:
         # a tenth, as in Hairer's DOPRI5: of a step that is hardly shorter rounding would make the same again, for ever
-        stuck, reason = torch.add(step.t, dt, alpha=0.1) == step.t, Status.STEP_UNDERFLOW
+        stuck, why = torch.add(step.t, dt, alpha=0.1) == step.t, Status.STEP_UNDERFLOW
         if problem.event is not None:
             stuck = stuck | dt.isinf()  # the first step of an endless span may be endless
         if self.dt_min > 0:
-            stuck, reason = stuck | self._at_dt_min(step), Status.DT_MIN
-        stuck = stuck > accept
-        running = torch.full_like(stuck, int(Status.RUNNING), dtype=torch.int64)
+            stuck, why = stuck | self._at_dt_min(step), Status.DT_MIN
         # a NaN ratio is not below infinity either
-        return running.masked_fill(stuck, int(reason)).masked_fill(stuck > (ratio < torch.inf), int(Status.NON_FINITE))
+        reason = torch.where(ratio < torch.inf, int(why), int(Status.NON_FINITE))
+        return torch.where(stuck > accept, reason, int(Status.RUNNING))
 
     def _at_dt_min(self, step: Step) -> Tensor:
         """[n] whether a step could not be shorter, but for the rounding of its end."""

@@ -132,9 +132,10 @@ def _coefficients(steps: list[Step]) -> Tensor:
         stages = torch.stack([torch.cat(stage) for stage in zip(*(step.stages for step in alike), strict=True)])
         weights = stages.new_tensor(_interpolant(alike[0]))
         weights = pad(weights, (0, degree - weights.shape[1]))
-        parts.append(
-            torch.einsum("sd,spf->pdf", weights, stages) * torch.cat([step.dt for step in alike])[:, None, None]
-        )
+        # autocast, meant for f, would round the stages
+        with torch.autocast(stages.device.type, enabled=False):
+            combined = torch.einsum("sd,spf->pdf", weights, stages)
+        parts.append(combined * torch.cat([step.dt for step in alike])[:, None, None])
     return torch.cat(parts)
 
 

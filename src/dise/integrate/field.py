@@ -57,6 +57,7 @@ class Field:
         self.args, self.sample_args, self.options = tuple(args), tuple(sample_args), options
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
+        self._common = Bound(f, problem.layout, self.args, ())
 
     def __call__(self, request: Request) -> Tensor:
         """The request's values of f."""
@@ -69,8 +70,10 @@ class Field:
 
     def bound(self, rows: Tensor | None) -> Bound:
         """f for some of the samples (None: all, in order)."""
+        if not self.sample_args:
+            return self._common
         own = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
-        return Bound(self.f, self.problem.layout, self.args, own)
+        return self._common._replace(own=own)
 
     def compiled(self, function: F, *key: Hashable) -> F:
         """A function of a `Bound` f and of tensors, compiled; `key` is what else it depends on."""

@@ -230,7 +230,7 @@ class RK38(FixedStep):
 class HeunEuler(Adaptive):
     """Heun–Euler 2(1): order 2, adaptive, two evaluations of f a step.
 
-    NFE is 1 + 2·steps with first_step="heuristic", 2·steps otherwise, rejected steps included.
+    NFE is 2 an accepted step and 1 a rejected one, and 1 more with first_step="heuristic".
     """
 
     tableau = methods.HEUN
@@ -239,7 +239,7 @@ class HeunEuler(Adaptive):
 class Fehlberg2(Adaptive):
     """Fehlberg's 1(2), which goes on with the solution of order 2: adaptive, three evaluations of f a step.
 
-    NFE is 1 + 3·steps with first_step="heuristic", 3·steps otherwise, rejected steps included.
+    NFE is 3 an accepted step and 2 a rejected one, and 1 more with first_step="heuristic".
     """
 
     tableau = methods.FEHLBERG2

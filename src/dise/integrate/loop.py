@@ -29,7 +29,8 @@ class Rows(NamedTuple):
     sample: Tensor  # which of the problem's samples
     t0: Tensor
     t1: Tensor
-    k1: Tensor  # f(t, y), if the method knows it at the end of a step
+    k1: Tensor  # f(t, y), where it is known
+    known: Tensor  # [n] bool, whether it is: always if the method evaluates f at a step's end, else until the row moves
     y: Tensor
     t: Tensor
     n_steps: Tensor
@@ -51,12 +52,15 @@ class Method(NamedTuple):
     tableau: ButcherTableau
     control: Controller
 
-    def begin(self, rows: Rows, index: int, running: Tensor | None) -> Attempt:
-        """The rows' step number `index`; those that are not `running` [n] step on the spot (None: all run)."""
+    def begin(self, rows: Rows, index: int, running: Tensor | None, *, known: bool = False) -> Attempt:
+        """The rows' step number `index`; those that are not `running` [n] step on the spot (None: all run).
+
+        `known` says that the k1 of all rows is, even if the method does not know it at the end of a step.
+        """
         t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
         if running is not None:
             t_next = torch.where(running, t_next, rows.t)
-        known = index == 0 or self.tableau.fsal
+        known = known or index == 0 or self.tableau.fsal
         return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None)
 
     def end(self, rows: Rows, attempt: Attempt, problem: Problem, running: Tensor | None) -> tuple[Rows, Seen]:
@@ -66,11 +70,13 @@ class Method(NamedTuple):
         arrived = accept & (t_next == rows.t1)
         status = status.masked_fill(arrived, int(Status.SUCCESS))
         dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
+        known = rows.known if self.tableau.fsal else ~accept
         if running is not None:
-            accept, status, dt = (
+            accept, status, dt, known = (
                 accept & running,
                 torch.where(running, status, rows.status),
                 torch.where(running, dt, rows.dt),
+                torch.where(running, known, rows.known),
             )
         moved = accept[:, None]
         accumulated = rows.accumulated
@@ -81,7 +87,8 @@ class Method(NamedTuple):
             sample=rows.sample,
             t0=rows.t0,
             t1=rows.t1,
-            k1=torch.where(moved, step.stages[-1], rows.k1) if self.tableau.fsal else rows.k1,
+            k1=torch.where(moved, step.stages[-1], rows.k1) if self.tableau.fsal else attempt.stages[0],
+            known=known,
             y=torch.where(moved, step.y_next, rows.y),
             t=torch.where(accept, t_next, rows.t),
             n_steps=rows.n_steps + (1 if running is None else running),
@@ -94,10 +101,14 @@ class Method(NamedTuple):
         )
         return after, Seen(rows.sample, step, t_next, error, accept)
 
-    def evaluations(self, n_steps: Tensor) -> Tensor:
-        """[n] evaluations of f that n_steps [n] steps take; the first knows its first stage."""
-        known = n_steps if self.tableau.fsal else n_steps.clamp(max=1)
-        return self.tableau.stages * n_steps - known
+    def evaluations(self, rows: Rows) -> Tensor:
+        """[n] evaluations of f that the rows' steps took.
+
+        The first step knows its first stage, and so does one after a rejected step, or after any if the last stage is
+        the next one's first.
+        """
+        repeated = rows.n_steps if self.tableau.fsal else rows.n_steps - rows.n_accepted + ~rows.known
+        return self.tableau.stages * rows.n_steps - repeated
 
 
 class LoopState(NamedTuple):
@@ -153,7 +164,8 @@ def _rounds(
             rows, seen, alive = compiled_round(rows, index, subset)
         else:
             running = None if whole else rows.status == RUNNING
-            attempt = method.begin(rows, index, running)
+            rows, known = yield from _first_stages(method, rows, index, running, subset)
+            attempt = method.begin(rows, index, running, known=known)
             while attempt.pending:
                 attempt.stages.append((yield Request(subset, *attempt.point())))
             rows, seen = method.end(rows, attempt, problem, running)
@@ -163,6 +175,27 @@ def _rounds(
         if seen is not None:
             show(seen)
     return LoopState(rows, left, index + 1, over=False)
+
+
+def _first_stages(
+    method: Method, rows: Rows, index: int, running: Tensor | None, subset: Tensor | None
+) -> Generator[Request, Tensor, tuple[Rows, bool]]:
+    """The rows, and whether their k1 are all known now.
+
+    After a rejected step k1 is what it was. Where a method does not know it after an accepted one, either all rows
+    moved, and their steps begin by asking for it; or f is asked for those that did, which is worth one more read of the
+    device.
+    """
+    if index == 0 or method.tableau.fsal or method.control.rounds is not None:
+        return rows, False
+    moved = ~rows.known if running is None else running & ~rows.known
+    asked = moved.nonzero().flatten()
+    if len(asked) == len(moved):
+        return rows, False
+    if len(asked):
+        k1 = yield Request(asked if subset is None else subset[asked], rows.t[asked], rows.y[asked])
+        rows = rows._replace(k1=rows.k1.index_put((asked,), k1))
+    return rows, True
 
 
 def _split(rows: Rows, size: int) -> tuple[Rows, Rows]:
@@ -256,6 +289,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
         t0=problem.t0,
         t1=problem.t1,
         k1=k1,
+        known=torch.ones_like(finite),
         y=problem.y0,
         t=problem.t0,
         n_steps=none,
@@ -283,6 +317,6 @@ def _collect(parts: list[Rows], method: Method, *, first: int) -> Result:
         rows = Rows(*(torch.cat(field) for field in zip(*parts, strict=True)))
         rows = rows.take(rows.sample.argsort())
     if not method.tableau.fsal:
-        rows = rows._replace(k1=torch.full_like(rows.k1, torch.nan))
+        rows = rows._replace(k1=torch.where(rows.known[:, None], rows.k1, torch.nan))
     columns = {name: getattr(rows, name) for name in Result._fields if name in Rows._fields}
-    return Result(nfe=first + method.evaluations(rows.n_steps), **columns)
+    return Result(nfe=first + method.evaluations(rows), **columns)

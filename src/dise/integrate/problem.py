@@ -93,7 +93,7 @@ class Layout:
     def pack(self, y: State) -> Tensor:
         """User's state → [n, F], in the solver's dtype."""
         if self.plain and isinstance(y, Tensor):
-            return y.to(self.working_dtype)
+            return y if y.dtype is self.working_dtype else y.to(self.working_dtype)
         parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
         rows = [
             leaf.reshape(leaf.shape[0] if self.batched else 1, size)
@@ -103,7 +103,7 @@ class Layout:
 
     def unpack(self, y: Tensor) -> State:
         """[n, F] → user's state of n samples."""
-        y = y.to(self.dtype)
+        y = y if y.dtype is self.dtype else y.to(self.dtype)
         return y if self.plain else self._structured(y, y.shape[:1] if self.batched else ())
 
     def unpack_saved(self, y: Tensor) -> State:
@@ -123,6 +123,8 @@ class Layout:
 
     def time(self, t: Tensor) -> Tensor:
         """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
+        if self.plain:
+            return t.unsqueeze(1)
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
 
     def norm(self, x: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ class ButcherTableau:
     a_terms: tuple["Terms", ...] = field(init=False, repr=False, compare=False)
     b_terms: "Terms" = field(init=False, repr=False, compare=False)
     b_err_terms: "Terms | None" = field(init=False, repr=False, compare=False)
+    # first same as last: the last stage is f at the step's end, hence the next step's first stage
+    fsal: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = {"a": self.a, "b": self.b, "b_err": self.b_err, "interpolant": self.interpolant}
@@ -86,6 +88,8 @@ class ButcherTableau:
         object.__setattr__(self, "a_terms", tuple(Terms.of(row) for row in self.a))
         object.__setattr__(self, "b_terms", Terms.of(self.b))
         object.__setattr__(self, "b_err_terms", None if self.b_err is None else Terms.of(self.b_err))
+        last = self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+        object.__setattr__(self, "fsal", last)
 
     def _check_interpolant(self, interpolant: tuple[tuple[float, ...], ...]) -> None:
         if len({len(row) for row in interpolant}) != 1 or not interpolant[0]:
@@ -101,11 +105,6 @@ class ButcherTableau:
     def stages(self) -> int:
         """Number of stages."""
         return len(self.c)
-
-    @property
-    def fsal(self) -> bool:
-        """First same as last: the last stage is f at the step's end, hence the next step's first stage."""
-        return self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
 
     def doubled(self) -> "ButcherTableau":
         """The method that takes two half steps, and estimates the error from a whole step beside them.

@@ -1,0 +1,252 @@
+"""What the benchmarks of speed share: one batch of initial value problems, solved by this library and by its peers.
+
+All solve by Dormand and Prince's 5(4) with an elementary (I) controller of the same constants, the same tolerance and
+a first step chosen by the heuristic of Hairer, Nørsett and Wanner, and return the states at t1. Gradients are by direct
+backpropagation with step sizes as constants. A peer that is not installed, or does not do it, is left out.
+"""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
+
+import dise
+
+# one thread, which jax must be told before it starts
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+MAX_STEPS = 4096  # diffrax wants to know how many at most; its checkpoints' number depends on it
+
+# a tanh in torch's generated code for the CPU takes longer than its own operator, unless this is on; then it is
+# 2 / (1 + exp(−2x)) − 1, exact to a rounding of 1
+FAST_TANH = {"options": {"cpp.use_decompose_tanh": True}}
+
+Solve = Callable[[Tensor], Tensor]  # y0 [B, F] → y(t1) [B, F]
+
+
+def arguments(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    """What each of these benchmarks can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--t1", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
+
+
+class VanDerPol(nn.Module):
+    """x' = v, v' = μ(1 − x²)v − x of states (x, v) [n, 2]."""
+
+    mu = 2.0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        x, v = y[:, 0], y[:, 1]
+        return torch.stack([v, self.mu * (1 - x * x) * v - x], dim=1)
+
+    def for_jax(self) -> Callable[[Any, Any, Any], Any]:
+        """The same for one sample's state [2]."""
+        import jax.numpy as jnp
+
+        return lambda t, y, weights: jnp.stack([y[1], self.mu * (1 - y[0] * y[0]) * y[1] - y[0]])
+
+
+class TanhNetwork(nn.Module):
+    """y' = W₂ tanh(W₁ y + b₁) + b₂ with 64 hidden units.
+
+    W₁ is half of what nn.Linear draws; W₂ = J W₁ᵀ with a quarter turn J and b₂ = 0, so that states go round on the
+    level lines of Σ log cosh(W₁ y + b₁): neither to rest nor to where all units are saturated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        first, last = nn.Linear(2, 64), nn.Linear(64, 2)
+        self.net = nn.Sequential(first, nn.Tanh(), last)
+        with torch.no_grad():
+            first.weight.mul_(0.5)
+            last.weight.copy_(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]) @ first.weight.T)
+            last.bias.zero_()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.net(y)
+
+    def for_jax(self) -> Callable[[Any, Any, Any], Any]:
+        """The same for one sample's state [2]; its weights are an argument, so that they get gradients."""
+        import jax.numpy as jnp
+
+        return lambda t, y, w: w[2] @ jnp.tanh(w[0] @ y + w[1]) + w[3]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A batch to be solved from 0 to t1."""
+
+    f: nn.Module
+    y0: Tensor  # [B, F]
+    t1: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """One library's solve of a task.
+
+    Attributes:
+        forward: y0 → states at t1, without gradients.
+        backward: forward, the sum of the states' squares, and its gradients in y0 and f's parameters.
+        rounds: of attempted steps that a solve's loop makes; each steps the whole batch (dise: who still runs).
+        rows: of f that a solve evaluates, summed over its calls; None where it cannot be counted.
+    """
+
+    forward: Solve
+    backward: Solve
+    rounds: int
+    rows: int | None
+
+
+class Counter(nn.Module):
+    """A vector field that counts the calls and rows that it is asked for."""
+
+    def __init__(self, f: nn.Module) -> None:
+        super().__init__()
+        self.f, self.calls, self.rows = f, 0, 0
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls, self.rows = self.calls + 1, self.rows + len(y)
+        return self.f(t, y)
+
+    @property
+    def rounds(self) -> int:
+        """Two evaluations choose the first step; a step of DOPRI is six."""
+        return (self.calls - 2) // 6
+
+
+def ways(task: Task) -> dict[str, Way]:
+    """Every way that works here."""
+    made = {"dise": by_dise(task), "dise, compiled": by_dise(task, compile=True)}
+    if isinstance(task.f, TanhNetwork):
+        made["dise, compiled, fast tanh"] = by_dise(task, compile=FAST_TANH)
+    if installed("torchode"):
+        made |= {"torchode": by_torchode(task), "torchode, compiled": by_torchode(task, compile=True)}
+    made["torchdiffeq"] = by_torchdiffeq(task)
+    if installed("diffrax"):
+        made["diffrax, jit"] = by_diffrax(task)
+    return made
+
+
+def installed(name: str) -> bool:
+    """Whether a peer is there; says so if not."""
+    found = importlib.util.find_spec(name) is not None
+    if not found:
+        print(f"{name} is not installed: left out")
+    return found
+
+
+def by_dise(task: Task, *, compile: bool | dict[str, Any] = False) -> Way:
+    """This library; a round counts once however many samples it steps."""
+    integrator = dise.Dopri5(rtol=task.tolerance, atol=task.tolerance)
+
+    def solve(y0: Tensor) -> Tensor:
+        return dise.solve(task.f, y0, 0.0, task.t1, integrator, compile=compile).y
+
+    counter = Counter(task.f)
+    with torch.no_grad():
+        solution = dise.solve(counter, task.y0, 0.0, task.t1, integrator)
+    if counter.rows != int(solution.nfe.sum()):
+        raise RuntimeError(f"f was evaluated on {counter.rows} rows, but the samples need {int(solution.nfe.sum())}")
+    # a compiled solve takes as many rounds; in some of them it also steps samples that are done
+    return _way(solve, task.f, counter.rounds, None if compile else counter.rows)
+
+
+def by_torchdiffeq(task: Task) -> Way:
+    """torchdiffeq: one step size for the whole batch."""
+    times = torch.tensor([0.0, task.t1])
+    options = {"rtol": task.tolerance, "atol": task.tolerance, "method": "dopri5"}
+
+    def solve(y0: Tensor) -> Tensor:
+        return odeint(task.f, y0, times, **options)[1]
+
+    counter = Counter(task.f)
+    with torch.no_grad():
+        odeint(counter, task.y0, times, **options)
+    return _way(solve, task.f, counter.rounds, counter.rows)
+
+
+def by_torchode(task: Task, *, compile: bool = False) -> Way:
+    """torchode: a step size a sample, all rows evaluated until the last is done.
+
+    Its README compiles by torch.jit.script, which fails an assertion inside of torch 2.13, or torch.compile(solver),
+    which compiles nothing; what works is torch.compile(solver.solve).
+    """
+
+    def made(f: nn.Module) -> Any:
+        import torchode
+
+        term = torchode.ODETerm(f, with_stats=False)
+        controller = torchode.IntegralController(task.tolerance, task.tolerance, term=term)
+        return torchode.AutoDiffAdjoint(torchode.Dopri5(term), controller, backprop_through_step_size_control=False)
+
+    def solver(f: nn.Module, *, compile: bool = False) -> Solve:
+        import torchode
+
+        run = torch.compile(made(f).solve) if compile else made(f).solve
+        start, end = (torch.full((len(task.y0),), t) for t in (0.0, task.t1))
+        return lambda y0: run(torchode.InitialValueProblem(y0=y0, t_start=start, t_end=end)).ys[:, 0]
+
+    counter = Counter(task.f)
+    with torch.no_grad():
+        solver(counter)(task.y0)
+    return _way(solver(task.f, compile=compile), task.f, counter.rounds, counter.rows)
+
+
+def by_diffrax(task: Task) -> Way:
+    """diffrax: vmapped over samples and jitted, so all rows step until the last is done."""
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    weights = tuple(jnp.asarray(p.detach().numpy()) for p in task.f.parameters())
+    term = diffrax.ODETerm(task.f.for_jax())  # type: ignore[operator]
+    controller = diffrax.PIDController(rtol=task.tolerance, atol=task.tolerance)  # pcoeff=dcoeff=0: an I controller
+
+    def one(y0: Any, weights: Any) -> tuple[Any, Any]:
+        solution = diffrax.diffeqsolve(
+            term, diffrax.Dopri5(), 0.0, task.t1, None, y0, weights,
+            stepsize_controller=controller, max_steps=MAX_STEPS,
+        )  # fmt: skip
+        return solution.ys[0], solution.stats["num_steps"]
+
+    many = jax.jit(jax.vmap(one, in_axes=(0, None)))
+    loss = jax.jit(jax.grad(lambda y0, w: (many(y0, w)[0] ** 2).sum(), argnums=(0, 1)))
+    y0 = jnp.asarray(task.y0.numpy())
+    rounds = int(many(y0, weights)[1].max())
+
+    def forward(y: Tensor) -> Tensor:
+        return torch.from_numpy(jax.device_get(many(y0, weights)[0]).copy())
+
+    def backward(y: Tensor) -> Tensor:
+        return torch.from_numpy(jax.device_get(loss(y0, weights)[0]).copy())
+
+    return Way(forward, backward, rounds, None)
+
+
+def _way(solve: Solve, f: nn.Module, rounds: int, rows: int | None) -> Way:
+    def forward(y0: Tensor) -> Tensor:
+        with torch.no_grad():
+            return solve(y0)
+
+    def backward(y0: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = y0.clone().requires_grad_()
+            loss = solve(start).square().sum()
+            return torch.autograd.grad(loss, (start, *f.parameters()))[0]
+
+    return Way(forward, backward, rounds, rows)
