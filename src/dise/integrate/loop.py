@@ -1,8 +1,8 @@
 """The integration loop: which samples still run, and what becomes of each attempted step."""
 
+import math
 from collections.abc import Callable, Generator
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dise.integrate.field import Bound, Field
 
 RUNNING = int(Status.RUNNING)
+TOGETHER = 4  # compiled rounds in one graph, between two reads of the device
+LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it
 
 
 class Rows(NamedTuple):
@@ -142,39 +144,51 @@ def _rounds(
     method: Method, problem: Problem, state: LoopState, number: int | None, show: Callable[[Seen], None]
 ) -> Generator[Request, Tensor, LoopState]:
     """The next `number` rounds (None: all): each attempts one step of every row. `show` is told of each attempt."""
-    rows, left, start, _ = state
+    rows, left, index, _ = state
     control, field = method.control, problem.compiled_field
-    compiled_round = None if field is None else _compiled(method, problem, field)
-    alive: Tensor | None = None  # how many rows run
-    for index in count(start) if number is None else range(start, start + number):
-        if index == control.rounds:
-            return LoopState(rows, left, index, over=True)
-        whole = False  # whether all rows are known to run
+    compiled_rounds = None if field is None else _compiled(method, problem, field)
+    limits = (control.rounds, control.max_steps, None if number is None else index + number)
+    end = min((limit for limit in limits if limit is not None), default=math.inf)
+    outlook: Tensor | None = None  # `_outlook` of the rows
+    while index < end:
+        whole, ahead = False, 0.0  # whether all rows are known to run; how many rounds one of them seems to need
         if control.rounds is None:
-            number_running = int((rows.status == RUNNING).sum() if alive is None else alive)  # the one read
-            if number_running == 0:
+            # the one read
+            running, ahead = (int((rows.status == RUNNING).sum()), 0.0) if outlook is None else outlook.tolist()
+            if running == 0:
                 return LoopState(rows, left, index, over=True)
-            size = number_running if field is None else _compiled_size(rows.t.shape[0], number_running)
+            size = int(running) if field is None else _compiled_size(rows.t.shape[0], int(running))
             if problem.compact and size < rows.t.shape[0]:
                 rows, gone = _split(rows, size)
                 left = (*left, gone)
-            whole = number_running == rows.t.shape[0]
+            whole = running == rows.t.shape[0]
         subset = rows.sample if left else None
-        if compiled_round is not None:
-            rows, seen, alive = compiled_round(rows, index, subset)
+        if compiled_rounds is not None:
+            together = _together(problem, rows, min(ahead, end - index))
+            rows, seen, outlook = compiled_rounds(rows, index, subset, together)
         else:
-            running = None if whole else rows.status == RUNNING
-            rows, known = yield from _first_stages(method, rows, index, running, subset)
-            attempt = method.begin(rows, index, running, known=known)
-            while attempt.pending:
-                attempt.stages.append((yield Request(subset, *attempt.point())))
-            rows, seen = method.end(rows, attempt, problem, running)
-        last = index + 1 == control.max_steps
+            together = 1
+            rows, one = yield from _one_round(method, problem, rows, index, subset, whole=whole)
+            seen = [one]
+        index += together
+        last = index == control.max_steps
         if last or problem.event is not None:
-            rows, alive = _stopped(rows, seen, problem, last=last), None
-        if seen is not None:
-            show(seen)
-    return LoopState(rows, left, index + 1, over=False)
+            rows, outlook = _stopped(rows, seen, problem, last=last), None
+        for attempted in seen:
+            show(attempted)
+    return LoopState(rows, left, index, over=index in (control.rounds, control.max_steps))
+
+
+def _one_round(
+    method: Method, problem: Problem, rows: Rows, index: int, subset: Tensor | None, *, whole: bool
+) -> Generator[Request, Tensor, tuple[Rows, Seen]]:
+    """The rows a round on, and what happened. `whole` says that all of them run."""
+    running = None if whole else rows.status == RUNNING
+    rows, known = yield from _first_stages(method, rows, index, running, subset)
+    attempt = method.begin(rows, index, running, known=known)
+    while attempt.pending:
+        attempt.stages.append((yield Request(subset, *attempt.point())))
+    return method.end(rows, attempt, problem, running)
 
 
 def _first_stages(
@@ -204,11 +218,12 @@ def _split(rows: Rows, size: int) -> tuple[Rows, Rows]:
     return rows.take(order[:size]), rows.take(order[size:])
 
 
-def _stopped(rows: Rows, seen: Seen | None, problem: Problem, *, last: bool) -> Rows:
+def _stopped(rows: Rows, seen: list[Seen], problem: Problem, *, last: bool) -> Rows:
     """The rows, of which those are done that an event stopped, or that still run after the `last` round."""
     status = rows.status
-    if problem.event is not None and seen is not None:
-        stop = problem.event.stops(problem.samples(rows.sample), seen.step, seen.t_next, seen.accept)
+    if problem.event is not None and seen:
+        step, t_next, accept = seen[-1].step, seen[-1].t_next, seen[-1].accept
+        stop = problem.event.stops(problem.samples(rows.sample), step, t_next, accept)
         status = status.masked_fill(stop, int(Status.SUCCESS))
     if last:
         status = status.masked_fill(status == RUNNING, int(Status.MAX_STEPS))
@@ -224,16 +239,29 @@ def _compiled_size(size: int, running: int) -> int:
     return max(running, min(size, 2)) if running <= size * 3 // 4 else size
 
 
+def _outlook(rows: Rows) -> Tensor:
+    """[2] how many rows run, and the most steps of its present length that one of them has to go."""
+    running = rows.status == RUNNING
+    ahead = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0)
+    return torch.stack([running.sum().double(), ahead.max().double()])
+
+
+def _together(problem: Problem, rows: Rows, ahead: float) -> int:
+    """How many compiled rounds to take at once: some if there are as many, and calling a graph is much of its time."""
+    alone = problem.event is not None or rows.y.numel() > LARGE or ahead < TOGETHER
+    return 1 if alone else TOGETHER
+
+
 def _compiled(
     method: Method, problem: Problem, field: "Field"
-) -> Callable[[Rows, int, Tensor | None], tuple[Rows, Seen | None, Tensor]]:
-    """A function that takes a round of rows as one graph, f included."""
+) -> Callable[[Rows, int, Tensor | None, int], tuple[Rows, list[Seen], Tensor]]:
+    """A function that takes a number of rounds, 1 or TOGETHER, of rows as one graph, f included."""
     accumulate = None if problem.accumulate is None else identity(problem.accumulate)
     key = (method, problem.layout, problem.through_control, bool(problem.observers), accumulate)
-    run = field.compiled(_round, *key)
+    run = {number: field.compiled(_some_rounds, number, *key) for number in (1, TOGETHER)}
     bound, samples = field.bound(problem.sample), None
 
-    def one_round(rows: Rows, index: int, subset: Tensor | None) -> tuple[Rows, Seen | None, Tensor]:
+    def some_rounds(rows: Rows, index: int, subset: Tensor | None, number: int) -> tuple[Rows, list[Seen], Tensor]:
         nonlocal bound, samples
         if index == 0:
             rows = _typical(rows)
@@ -243,27 +271,31 @@ def _compiled(
             # the index itself is not used; each value would be another graph
             index = 0 if method.tableau.fsal else min(index, 1)
         try:
-            after, seen, alive, evaluations = run(bound, method, problem, rows, index)
+            after, seen, outlook, evaluations = run[number](bound, method, problem, rows, index, number)
         except (RuntimeError, ValueError) as error:
             field.explain(error, Request(problem.asked(subset), rows.t, rows.y))
             raise
         field.calls += evaluations
-        return after, seen, alive
+        return after, seen, outlook
 
-    return one_round
+    return some_rounds
 
 
-def _round(
-    f: "Bound", method: Method, problem: Problem, rows: Rows, index: int
-) -> tuple[Rows, Seen | None, Tensor, int]:
-    """The rows a round on, what happened, how many still run, and the calls of f: a pure function of tensors."""
-    running = rows.status == RUNNING
-    attempt = method.begin(rows, index, running)
-    while attempt.pending:
-        attempt.stages.append(f(*attempt.point()))
-    rows, seen = method.end(rows, attempt, problem, running)
-    alive = (rows.status == RUNNING).sum()
-    return rows, seen if problem.observers else None, alive, attempt.evaluations
+def _some_rounds(
+    f: "Bound", method: Method, problem: Problem, rows: Rows, index: int, number: int
+) -> tuple[Rows, list[Seen], Tensor, int]:
+    """The rows some rounds on, what happened, their outlook, and the calls of f: a pure function of tensors."""
+    seen, evaluations = [], 0
+    for later in range(number):
+        running = rows.status == RUNNING
+        attempt = method.begin(rows, index + later, running)
+        while attempt.pending:
+            attempt.stages.append(f(*attempt.point()))
+        rows, one = method.end(rows, attempt, problem, running)
+        evaluations += attempt.evaluations
+        if problem.observers:
+            seen.append(one)
+    return rows, seen, _outlook(rows), evaluations
 
 
 def _typical(rows: Rows) -> Rows:
