@@ -29,6 +29,7 @@ from dise.select.diagnose import diagnose
 from dise.select.dynamic import Dynamic, RandomSelector, joined
 from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random_mix, single
 from dise.select.export import export_policy
+from dise.select.forecast import Forecast, expect
 from dise.select.front import pareto_front, prune
 from dise.select.head import find_head
 from dise.select.looks import count_macs, spent
@@ -58,6 +59,7 @@ __all__ = [
     "Dynamic",
     "FeatureNetwork",
     "Fit",
+    "Forecast",
     "Input",
     "Moved",
     "Outcomes",
@@ -85,6 +87,7 @@ __all__ = [
     "disagreement",
     "equivalent_dial",
     "exact_binomial",
+    "expect",
     "export_policy",
     "find_block",
     "find_head",
