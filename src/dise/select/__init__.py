@@ -26,8 +26,8 @@ from dise.select.cost import (
     run_candidates,
 )
 from dise.select.diagnose import diagnose
-from dise.select.dynamic import Dynamic, RandomSelector, joined
-from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random_mix, single
+from dise.select.dynamic import AssignedSelector, Dynamic, RandomSelector, joined
+from dise.select.evaluate import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
 from dise.select.export import export_policy
 from dise.select.forecast import Forecast, expect
 from dise.select.front import pareto_front, prune
@@ -45,6 +45,7 @@ from dise.select.store import load_policy, save_policy
 __all__ = [
     "AdaptedBlock",
     "AdequacySelector",
+    "AssignedSelector",
     "BinaryCost",
     "Calibration",
     "Cascade",
@@ -93,6 +94,7 @@ __all__ = [
     "find_head",
     "has_block",
     "hoeffding_bentkus",
+    "ideal",
     "joined",
     "load_policy",
     "loss_bound",
