@@ -1,6 +1,6 @@
 """Make an ODE-Net that is written on torchdiffeq dynamic: train, measure, make dynamic, measure again.
 
-    python examples/torchdiffeq_odenet.py [--data-dir DIR] [--epochs 1] [--epsilon 0.005]
+    python examples/torchdiffeq_odenet.py [--data-dir DIR] [--epochs 2] [--epsilon 0.005]
 
 The model has the form of torchdiffeq's ODE-Net example: `nn.Sequential` of downsampling layers, one block whose forward
 calls `odeint`, and layers that classify; the vector field takes a scalar time. By default it is trained on the 6,000
@@ -21,7 +21,7 @@ from torchdiffeq import odeint
 import dise
 from dise.tasks.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
 
-CHANNELS, BLOCK = 64, "7"
+CHANNELS, BLOCK, BATCH = 64, "7", 32
 
 
 class ODEFunc(nn.Module):
@@ -71,10 +71,10 @@ def ode_net() -> nn.Sequential:
 def train(model: nn.Module, splits: MnistSplits, epochs: int) -> None:
     """SGD with momentum and one cycle of the learning rate."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    steps = epochs * len(Batches(splits.train, batch_size=128))
+    steps = epochs * len(Batches(splits.train, batch_size=BATCH))
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
     for epoch in range(epochs):
-        for x, y in Batches(splits.train, batch_size=128, epoch=epoch):
+        for x, y in Batches(splits.train, batch_size=BATCH, epoch=epoch):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -133,7 +133,7 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder with MNIST; default: the digits that come with dise")
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epsilon", type=float, default=0.005)
     args = parser.parse_args()
     splits = load_mnist(args.data_dir) if args.data_dir else load_mnist_sample()
