@@ -107,6 +107,15 @@ def test_one_logit_a_sample_is_a_yes_or_no():
     assert_close(rule.score(x), torch.tensor([3.0, -0.5, 2.0]), rtol=1e-3, atol=1e-3)
 
 
+def test_autocast_leaves_it_its_precision():
+    reference = logits()
+    rule = Forecast.fit(nn.Identity(), 10 * biased(reference), reference)
+    x = 10 * biased(logits(50, seed=1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        score = rule.score(x)
+    assert torch.equal(score, rule.score(x))
+
+
 def test_nan_is_not_accepted():
     assert Forecast(nn.Identity(), -1e9, classes=2)(torch.tensor([[torch.nan, 1.0], [0.0, 1.0]])).tolist() == [
         False,

@@ -79,7 +79,14 @@ class Forecast(nn.Module):
     def score(self, h: State) -> Tensor:
         """[n] lead of the answer in the expected logits of the reference."""
         logits = two_classes(self.head(h)).to(self.weight.dtype)
-        return lead(torch.addmm(self.bias, _features(logits), self.weight), logits.argmax(1))
+        return lead(self._expected(_features(logits)), logits.argmax(1))
+
+    def _expected(self, features: Tensor) -> Tensor:
+        device = self.weight.device.type
+        if torch.is_autocast_enabled(device):  # squares of logits are too coarse in half precision
+            with torch.autocast(device, enabled=False):
+                return torch.addmm(self.bias, features, self.weight)
+        return torch.addmm(self.bias, features, self.weight)
 
     def forward(self, h: State) -> Tensor:
         """[n] bool, states [n, ...] at t1."""
