@@ -20,6 +20,7 @@ from dise.select.risk import predicted
 FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
 FEWEST = 200  # samples to fit a selector to
+FEWEST_FORECASTS = 100  # to learn a forecast from: less is learnt
 TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of a first step that is kept if its error estimate is below
 
 
@@ -76,7 +77,7 @@ def families(
                     output[:, [costs.candidates.index(candidates[i]) for i in chain]],
                 )
                 found.append(gap_cascades(some, head, logits))
-                if len(front) >= FEWEST:
+                if len(front) >= FEWEST_FORECASTS:
                     found.append(forecast_cascades(some, head, logits, device))
     if isinstance(reference, Adaptive):
         found += [
