@@ -70,13 +70,18 @@ def test_pareto(script, run_on_sample, call, tmp_path):
     assert rows["oracle"]["accuracy"] >= rows["Euler"]["accuracy"]
     assert plot.stat().st_size > 0
     assert "against DOPRI, points" in printed
+    # rows of an earlier run are taken as they are
+    rows["Euler"]["accuracy"] = 0.125
+    (tmp_path / "rows.json").write_text(json.dumps(found))
+    again = call(module, run, "--images", 60, "--brief", "--rows", tmp_path / "rows.json")[1]
+    assert again["rows"][1]["policy"] == "Euler"
+    assert again["rows"][1]["accuracy"] == 0.125
 
 
-def test_paretos_other_policies(script, run_on_sample, monkeypatch):
+def test_paretos_other_policies(script, run_on_sample):
     """Every family, the paper's selector and DOPRI's tolerances are drawn."""
     module = script("pareto")
     trained = module.load(run_on_sample("mnist-cpu/odenet-none-seed0"), None, 240)
-    monkeypatch.setattr(module, "_paper", lambda trained: "the paper's")  # it is trained for minutes
     found = [(group, name) for group, name, _ in module.policies(trained, brief=False)]
     groups = {group for group, _ in found}
     assert {"single candidates", "the paper's selector", "DOPRI, first step the span"} <= groups
