@@ -48,7 +48,8 @@ FIXED = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2))
 SINGLES = (*FIXED, dise.Euler(2), dise.Euler(4), dise.Heun(1))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 EPSILONS = (0.002, 0.004)
-BEST = "at most 0.1 points lost"  # the policy that stands for all in the summary
+LABELLED = "at most 0.1 points lost"
+BEST = "ε = 0.002"  # the policy that stands for all in the summary; with few --images LABELLED
 FIT = 2000  # held-out images that the families' selectors and scales are fitted to
 LEARN = 1000  # held-out images that the best policy's forecasts are learnt from
 BATCHES = (1, 32, 100, 1000)
@@ -67,7 +68,7 @@ def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.
     for epsilon in EPSILONS:
         if 0.7 * len(trained.held_out.label) >= samples_needed(epsilon, 0.05):  # not with few --images
             yield "make_dynamic", f"ε = {epsilon:g}", partial(certified, trained, epsilon)
-    yield "cascade, tested on labels", BEST, partial(not_inferior, trained)
+    yield "cascade, tested on labels", LABELLED, partial(not_inferior, trained)
     if brief:
         return
     outcomes = run_candidates(trained.part, trained.held_out.take(slice(FIT)).batches(), (*FIXED, REFERENCE))
@@ -290,12 +291,12 @@ def main() -> None:
     reference: dict[str, Tensor] = {}
     timed: dict[str, dise.Integrator] = {}
     every: dict[str, dise.Integrator] = {}
-    wanted = {"Dopri5 1e-03", "Dopri5 1e-03, span", *map(str, FIXED), BEST}
+    wanted = {"Dopri5 1e-03", "Dopri5 1e-03, span", *map(str, FIXED), LABELLED}
     wanted |= {f"ε = {epsilon:g}" for epsilon in EPSILONS}
     for group, name, policy in policies(trained, brief=args.brief):
         found = known.get(f"{group}, {name}")
         if not isinstance(policy, dise.Integrator):
-            if found and not args.timing and name != BEST:
+            if found and not args.timing and name not in (BEST, LABELLED):
                 rows.append(found)
                 continue
             policy = policy()
@@ -307,7 +308,7 @@ def main() -> None:
         if name in wanted:
             timed[name] = policy
         console.print(f"{group}, {name}: {100 * found['accuracy']:.2f} % at {found['nfe']:.3f}")
-    best = timed[BEST]
+    best = timed.get(BEST) or timed[LABELLED]
     outcomes = run_candidates(trained.part, trained.test.batches(), (*FIXED, REFERENCE))
     rows += bounds(outcomes, _mix(trained, best))
     print_rows(console, trained.name, rows)

@@ -63,7 +63,9 @@ def test_pareto(script, run_on_sample, call, tmp_path):
     run = run_on_sample("mnist-cpu/odenet-none-seed0")
     printed, found = call(module, run, "--images", 60, "--brief", "--plot", plot)
     rows = {row["policy"]: row for row in found["rows"]}
-    assert {"Dopri5 1e-03", "Euler", "Midpoint", "RK4", "oracle", "random, mix of the best", module.BEST} <= set(rows)
+    assert {"Dopri5 1e-03", "Euler", "Midpoint", "RK4", "oracle", "random, mix of the best", module.LABELLED} <= set(
+        rows
+    )
     assert rows["Euler"]["nfe"] == 1
     assert rows["RK4"]["nfe"] == 4
     assert rows["Dopri5 1e-03"]["differs"] == 0
