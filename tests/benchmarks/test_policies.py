@@ -190,3 +190,8 @@ def test_the_cheapest_is_taken_whose_sixteen_sets_stay_within_the_bound(script):
     assert choose(off, nfe, bound=0.1) == 0
     assert choose(off, nfe, bound=0.001) == 2
     assert choose(off + 1, nfe, bound=0.001) == 2  # none: the last one, the reference
+
+
+def test_pareto_of_the_best_alone(script, run_on_sample, call):
+    _, found = call(script("pareto"), run_on_sample("mnist-cpu/odenet-none-seed0"), "--images", 40, "--best")
+    assert [row["policy"] for row in found["rows"]] == ["Dopri5 1e-03"]  # too few images to certify anything
