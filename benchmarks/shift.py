@@ -59,7 +59,7 @@ def main() -> None:
     dise.make_dynamic(model, Batches.evaluation(splits.held_out[: args.held_out], batch_size=250), epsilon=args.epsilon)
     block = find_block(model)
     policy, usual = block.integrator, block.report.nfe
-    # of all parts of the test images, as its first half is by other writers than its second, and harder
+    # of all parts of the test images, whose first half is by other writers than its second
     some = splits.test[:: max(1, len(splits.test) // args.images)][: args.images]
     ((x, y),) = Batches.evaluation(some, batch_size=args.images)
     rows = []
