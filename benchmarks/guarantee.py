@@ -6,8 +6,8 @@ A cascade's settings are run once on all images of a trained run that nothing wa
 random part calibrates (Learn then Test) and the rest tests: a violation is a chosen setting whose predictions differ
 from DOPRI's on more than ε of the rest. The rest, too, is a sample, so "of all" counts the settings that differ on more
 than ε of all images, which is what the guarantee is about where these are all that there is. Beside it stands the
-setting that hindsight chooses: the cheapest whose risk on the rest is at most ε. The scale of the cascade's thresholds
-comes from images that are left out of all parts.
+setting that hindsight chooses: the cheapest whose risk on the rest is at most ε. The cascade's forecasts are learnt
+from images that are left out of all parts.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from states import Trained, load
 from torch import Tensor
 
 import dise
-from dise.select import disagreement, exact_binomial, hoeffding_bentkus, run_candidates
-from dise.select.families import gap_cascades
+from dise.select import disagreement, exact_binomial, hoeffding_bentkus, run_candidates, spent
+from dise.select.families import forecast_cascades
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
 CANDIDATES = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2), REFERENCE)
@@ -32,11 +32,11 @@ P_VALUES = {"exact binomial": exact_binomial, "Hoeffding–Bentkus": hoeffding_b
 
 
 @torch.no_grad()
-def run_settings(trained: Trained, scale: int) -> tuple[list[str], Tensor, Tensor]:
-    """Settings' names, losses [S, N] and NFE [S, N] on all samples but the first `scale` held-out ones."""
-    outcomes = run_candidates(trained.part, trained.held_out.take(slice(scale)).batches(), CANDIDATES)
-    family = gap_cascades(CANDIDATES, trained.part[1], outcomes.output)
-    samples = [*trained.held_out.take(slice(scale, None)).batches(), *trained.test.batches()]
+def run_settings(trained: Trained, learn: int) -> tuple[list[str], Tensor, Tensor]:
+    """Settings' names, losses [S, N] and NFE [S, N] on all samples but the first `learn` held-out ones."""
+    outcomes = run_candidates(trained.part, trained.held_out.take(slice(learn)).batches(), CANDIDATES)
+    family = forecast_cascades(CANDIDATES, trained.part[1], outcomes.output, torch.device("cpu"))
+    samples = [*trained.held_out.take(slice(learn, None)).batches(), *trained.test.batches()]
     block = trained.part[0]
     with block.using(REFERENCE):
         expected = torch.cat([trained.part(h0) for h0, _ in samples])
@@ -45,8 +45,8 @@ def run_settings(trained: Trained, scale: int) -> tuple[list[str], Tensor, Tenso
         with block.using(setting), block.recording() as records:
             output = torch.cat([trained.part(h0) for h0, _ in samples])
         losses.append(disagreement(output, expected, output))
-        nfe.append(torch.cat([record.solution.nfe for record in records]))
-    names = [f"{setting.accept[0].threshold:.2f}" for setting in family.settings]
+        nfe.append(spent(block, setting, records))
+    names = [f"lead of {setting.accept[0].threshold:.2f}" for setting in family.settings]
     return names, torch.stack(losses), torch.stack(nfe).double()
 
 
@@ -97,12 +97,12 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--epsilon", type=float, default=0.002)
     parser.add_argument("--delta", type=float, default=0.05)
-    parser.add_argument("--scale", type=int, default=1000, help="held-out images that set the thresholds' scale")
+    parser.add_argument("--learn", type=int, default=1000, help="held-out images that the forecasts are learnt from")
     parser.add_argument("--images", type=int, help="take so many held-out and test images only")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     trained = load(args.run, args.data_dir, args.images)
-    names, losses, nfe = run_settings(trained, args.scale)
+    names, losses, nfe = run_settings(trained, args.learn)
     full = float(run_candidates(trained.part, trained.test.batches(), [REFERENCE]).nfe.double().mean())
     number = losses.shape[1]
     options = {"splits": args.splits, "epsilon": args.epsilon, "delta": args.delta, "full": full}

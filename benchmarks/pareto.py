@@ -1,17 +1,18 @@
 """Accuracy against evaluations of f, and against milliseconds: every policy on one trained ODE-Net.
 
-    python benchmarks/pareto.py RUN [--data-dir DIR] [--timing] [--out FILE.json] [--plot FILE.png]
+    python benchmarks/pareto.py RUN [--data-dir DIR] [--timing] [--out FILE.json] [--plot FILE.png] [--rows FILE.json]
 
 Policies are fitted, chosen and calibrated on the held-out images alone; each then runs on the test images once. A
 family of policies is shown with those of its settings that need at most 8 evaluations on held-out images, and what
 `make_dynamic` certifies at several ε beside them. NFE are a sample's, with what looks at it (a selector, the head of a
 cascade) in multiply–adds of f. `--timing` measures the ODE part at several batch sizes, all policies in one run,
-against torchdiffeq's dopri5: let nothing else run.
+against torchdiffeq's dopri5: let nothing else run. `--rows` takes accuracies and NFE from what an earlier run wrote.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from dise.select import (
     time_side_by_side,
 )
 from dise.select.calibrate import evaluate
-from dise.select.families import families, gap_cascades
+from dise.select.families import families, forecast_cascades
 from dise.tasks.mnist.selector import PaperNetwork
 from dise.tasks.statistics import mcnemar
 
@@ -46,22 +47,28 @@ REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
 FIXED = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2))
 SINGLES = (*FIXED, dise.Euler(2), dise.Euler(4), dise.Heun(1))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-EPSILONS = (0.002, 0.004)
-BEST = "at most 0.1 points lost"  # the policy that stands for all in the summary
+EPSILONS = (0.001, 0.002, 0.004)
+LABELLED = "at most 0.1 points lost"
+BEST = "ε = 0.002"  # the policy that stands for all in the summary; with few --images LABELLED
 FIT = 2000  # held-out images that the families' selectors and scales are fitted to
+LEARN = 1000  # held-out images that the best policy's forecasts are learnt from
 BATCHES = (1, 32, 100, 1000)
 REPEATS = {1: 300, 32: 60, 100: 30, 1000: 8}
+PLOTTED = (100, 10)  # batch size and repetitions at which every policy is timed
 
 
-def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.Integrator]]:
-    """(group, name, integrator) of everything that runs on the test images; the reference first."""
+def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.Integrator | Callable]]:
+    """(group, name, policy) of everything that runs on the test images; the reference first.
+
+    A policy that is fitted for long is a function that fits it.
+    """
     yield "DOPRI, heuristic first step", "Dopri5 1e-03", REFERENCE
     for single in SINGLES:
         yield "single candidates", str(single), single
     for epsilon in EPSILONS:
         if 0.7 * len(trained.held_out.label) >= samples_needed(epsilon, 0.05):  # not with few --images
-            yield "make_dynamic", f"ε = {epsilon:g}", certified(trained, epsilon)
-    yield "cascade, tested on labels", BEST, not_inferior(trained)
+            yield "make_dynamic", f"ε = {epsilon:g}", partial(certified, trained, epsilon)
+    yield "cascade, tested on labels", LABELLED, partial(not_inferior, trained)
     if brief:
         return
     outcomes = run_candidates(trained.part, trained.held_out.take(slice(FIT)).batches(), (*FIXED, REFERENCE))
@@ -69,10 +76,11 @@ def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.
     head = trained.part[1]
     tried = families(costs, outcomes.output, head, classifies=True, epsilon=0.002, span=1.0, device=cpu)
     for family in tried:
-        for number, setting in enumerate(family.settings):
-            if family.name != "one candidate for all" and _affordable(trained, setting):
+        for number, setting in list(enumerate(family.settings))[::2]:  # every other one, for want of time
+            last = number >= len(family.settings) - 2  # which is drawn at any price
+            if family.name != "one candidate for all" and (last or _affordable(trained, setting)):
                 yield family.name, f"setting {number}", setting
-    yield "the paper's selector", "M = 1000", _paper(trained)
+    yield "the paper's selector", "M = 1000", partial(_paper, trained)
     for tolerance in TOLERANCES:
         options = {"rtol": tolerance, "atol": tolerance}
         if tolerance != REFERENCE.rtol:
@@ -83,14 +91,17 @@ def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.
 def not_inferior(trained: Trained, tolerance: float = 1e-3) -> dise.Integrator:
     """The cheapest cascade before the first that is not certain, at 95 %, to lose at most 0.1 points of accuracy.
 
-    By the test that the task's own selectors are chosen by (`dise.select.loss_bound`), on all held-out images, from
-    the safest setting on. The thresholds' scale is learnt without labels from some of them.
+    By the test that the task's own selectors are chosen by (`dise.select.loss_bound`), from the safest setting on, on
+    the held-out images that the forecasts were not learnt from.
     """
-    some = run_candidates(trained.part, trained.held_out.take(slice(FIT)).batches(), (*FIXED, REFERENCE))
-    right = execute(trained, REFERENCE, trained.held_out)["right"]
+    number = min(LEARN, len(trained.held_out.label) // 4)
+    learn, fresh = trained.held_out.take(slice(number)), trained.held_out.take(slice(number, None))
+    some = run_candidates(trained.part, learn.batches(), (*FIXED, REFERENCE))
+    family = forecast_cascades((*FIXED, REFERENCE), trained.part[1], some.output, torch.device("cpu"))
+    right = execute(trained, REFERENCE, fresh)["right"]
     best: dise.Integrator = REFERENCE
-    for setting in gap_cascades((*FIXED, REFERENCE), trained.part[1], some.output).settings:
-        if loss_bound(right, execute(trained, setting, trained.held_out)["right"]) > tolerance:
+    for setting in family.settings:
+        if loss_bound(right, execute(trained, setting, fresh)["right"]) > tolerance:
             break
         best = setting
     return best
@@ -148,33 +159,40 @@ def bounds(outcomes: Outcomes, share: Tensor) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def timing(trained: Trained, timed: dict[str, dise.Integrator]) -> dict[str, Any]:
-    """Milliseconds of the ODE part by batch size, all in turns; and what the best takes beyond its evaluations of f."""
+def timing(trained: Trained, timed: dict[str, dise.Integrator], every: dict[str, dise.Integrator]) -> dict[str, Any]:
+    """Milliseconds of the ODE part by batch size, all in turns; and what a policy takes beyond its evaluations of f.
+
+    Args:
+        trained: the model.
+        timed: policies to time at each batch size.
+        every: policies to time at one size, for the plot.
+    """
     block = find_block(trained.part)
-    reference = TorchdiffeqBlock(block, REFERENCE)
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "ms": {}, "overhead": {}}
     for size in BATCHES:
-        states = [Samples.take(trained.test, _round(trained, turn * size, size)).h0 for turn in range(REPEATS[size])]
-        calls = {"torchdiffeq dopri5": reference, "f": block.first_stage}
-        calls |= {name: _solver(block, policy) for name, policy in timed.items()}
-        result["ms"][size] = time_side_by_side(calls, states)
+        states = _states(trained, size, REPEATS[size])
+        ms = result["ms"][size] = time_side_by_side(_calls(block, timed), states)
         result["overhead"][size] = {
-            name: result["ms"][size][name] / (result["ms"][size]["f"] * _mean_nfe(block, policy, states))
-            for name, policy in timed.items()
+            name: ms[name] / (ms["f"] * _mean_nfe(block, policy, states)) for name, policy in timed.items()
         }
+    result["every"] = time_side_by_side(_calls(block, every), _states(trained, *PLOTTED))
     return result
+
+
+def _states(trained: Trained, size: int, number: int) -> list[Tensor]:
+    """Test states, `number` batches of `size`, going round."""
+    return [Samples.take(trained.test, _round(trained, turn * size, size)).h0 for turn in range(number)]
+
+
+def _calls(block: dise.NeuralODE, policies: dict[str, dise.Integrator]) -> dict[str, Any]:
+    """What is timed: torchdiffeq, one evaluation of f, and the policies."""
+    # a block each, as exchanging an integrator costs about as much as an evaluation of f on one sample
+    own = {name: dise.NeuralODE(block.f, policy).eval() for name, policy in policies.items()}
+    return {"torchdiffeq dopri5": TorchdiffeqBlock(block, REFERENCE), "f": block.first_stage} | own
 
 
 def _round(trained: Trained, start: int, size: int) -> Tensor:
     return torch.arange(start, start + size) % len(trained.test.label)
-
-
-def _solver(block: dise.NeuralODE, policy: dise.Integrator) -> Any:
-    def run(h0: Tensor) -> Tensor:
-        with block.using(policy):
-            return block(h0)
-
-    return run
 
 
 def _mean_nfe(block: dise.NeuralODE, policy: dise.Integrator, states: list[Tensor]) -> float:
@@ -213,62 +231,92 @@ def print_timing(console: Console, result: dict[str, Any]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], times: dict[str, Any] | None, title: str, file: Path) -> None:
-    """Accuracy over NFE, and over milliseconds of a batch of 100 if they were measured."""
+    """Accuracy over NFE, and over milliseconds of a batch if they were measured."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2 if times else 1, figsize=(14 if times else 8, 5.5), squeeze=False)
-    axis = axes[0][0]
-    for group in dict.fromkeys(r["group"] for r in rows):
-        some = [r for r in rows if r["group"] == group]
-        axis.plot([r["nfe"] for r in some], [100 * r["accuracy"] for r in some], "o-", ms=4, lw=0.8, label=group)
-    axis.set(xscale="log", xlabel="NFE a sample", ylabel="accuracy, %", title=title)
-    best = max(r["accuracy"] for r in rows if r["group"] != "oracle")
-    axis.set_ylim(100 * best - 1.2, 100 * best + 0.3)
-    axis.legend(fontsize=7)
+    figure, axes = plt.subplots(1, 2 if times else 1, figsize=(18 if times else 11, 7), squeeze=False)
+    _draw(axes[0][0], rows, [row["nfe"] for row in rows], title, "NFE a sample")
     if times:
-        accuracy = {r["policy"]: r["accuracy"] for r in rows}
-        ms = times["ms"][100]
-        for name, value in ms.items():
-            if name in accuracy:
-                axes[0][1].plot(value, 100 * accuracy[name], "o")
-                axes[0][1].annotate(name, (value, 100 * accuracy[name]), fontsize=7)
-        axes[0][1].set(xscale="log", xlabel="ms, ODE part of a batch of 100", ylabel="accuracy, %")
+        ms = [times["every"].get(_key(row), float("nan")) for row in rows]
+        _draw(axes[0][1], rows, ms, "ODE part", f"ms, a batch of {PLOTTED[0]}, {times['threads']} threads")
+        axes[0][1].axvline(times["every"]["torchdiffeq dopri5"], ls=":", color="black", label="torchdiffeq's dopri5")
+    axes[0][0].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return f"{row['group']}, {row['policy']}"
+
+
+def _draw(axis: Any, rows: list[dict[str, Any]], x: list[float], title: str, label: str) -> None:
+    """A family is a line over its settings; what is one policy, or is none, is a mark."""
+    import matplotlib as mpl
+
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    for index, group in enumerate(groups):
+        some = sorted(
+            (value, 100 * row["accuracy"]) for value, row in zip(x, rows, strict=True) if row["group"] == group
+        )
+        alone = len(some) < 3 or group == "single candidates"
+        style = (
+            {"ls": "", "marker": "*" if len(some) < 3 else "s", "ms": 9} if alone else {"marker": "o", "ms": 4, "lw": 1}
+        )
+        axis.plot(*zip(*some, strict=True), color=mpl.colormaps["tab20"](index % 20), label=group, **style)
+    best = max(row["accuracy"] for row in rows if row["group"] != "oracle")
+    axis.set(xscale="log", xlabel=label, ylabel="accuracy, %", title=title)
+    axis.set_ylim(100 * best - 1.8, 100 * best + 0.4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory of an ODE-Net")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--best", action="store_true", help="only DOPRI and what is certified for ε up to 0.002")
     parser.add_argument("--images", type=int, help="take so many held-out and test images only")
     parser.add_argument("--brief", action="store_true", help="only single candidates and what make_dynamic certifies")
+    parser.add_argument(
+        "--rows", type=Path, help="JSON file of an earlier run, whose rows are taken where they are there"
+    )
     parser.add_argument("--timing", action="store_true", help="also measure wall-clock")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     args = parser.parse_args()
     console = Console(width=140)
     trained = load(args.run, args.data_dir, args.images)
+    known = {_key(row): row for row in json.loads(args.rows.read_text())["rows"]} if args.rows else {}
     rows: list[dict[str, Any]] = []
     reference: dict[str, Tensor] = {}
     timed: dict[str, dise.Integrator] = {}
-    wanted = {"Dopri5 1e-03", "Dopri5 1e-03, span", *map(str, FIXED), BEST}
+    every: dict[str, dise.Integrator] = {}
+    wanted = {"Dopri5 1e-03", "Dopri5 1e-03, span", *map(str, FIXED), LABELLED}
     wanted |= {f"ε = {epsilon:g}" for epsilon in EPSILONS}
-    for group, name, policy in policies(trained, brief=args.brief):
-        got = execute(trained, policy, trained.test)
-        reference = reference or got
-        rows.append(row(group, name, got, reference))
+    for group, name, policy in policies(trained, brief=args.brief or args.best):
+        if args.best and name not in ("Dopri5 1e-03", BEST, "ε = 0.001"):
+            continue
+        found = known.get(f"{group}, {name}")
+        if not isinstance(policy, dise.Integrator):
+            if found and not args.timing and name not in (BEST, LABELLED):
+                rows.append(found)
+                continue
+            policy = policy()
+        if found is None:
+            reference = reference or execute(trained, REFERENCE, trained.test)
+            found = row(group, name, execute(trained, policy, trained.test), reference)
+        rows.append(found)
+        every[_key(found)] = policy
         if name in wanted:
             timed[name] = policy
-        console.print(f"{group}, {name}: {100 * rows[-1]['accuracy']:.2f} % at {rows[-1]['nfe']:.3f}")
-    best = timed[BEST]
-    outcomes = run_candidates(trained.part, trained.test.batches(), (*FIXED, REFERENCE))
-    rows += bounds(outcomes, _mix(trained, best))
+        console.print(f"{group}, {name}: {100 * found['accuracy']:.2f} % at {found['nfe']:.3f}")
+    best = timed.get(BEST) or timed.get(LABELLED) or REFERENCE
+    if not args.best:
+        outcomes = run_candidates(trained.part, trained.test.batches(), (*FIXED, REFERENCE))
+        rows += bounds(outcomes, _mix(trained, best))
     print_rows(console, trained.name, rows)
-    times = timing(trained, timed) if args.timing else None
+    times = timing(trained, timed, every) if args.timing else None
     if times:
         print_timing(console, times)
     if args.out:

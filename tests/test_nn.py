@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dise import RK4, Backsolve, Cascade, Dopri5, Dynamic, Euler, NeuralODE, SolveError, solve
+from dise import RK4, Backsolve, Cascade, Dopri5, Dynamic, Euler, Forecast, NeuralODE, SolveError, solve
 
 
 @pytest.fixture
@@ -294,3 +294,40 @@ def test_through_control_record_progress_and_throw_are_the_solves(tanh_field, st
     assert not (solution.status == 0).all()
     with pytest.raises(SolveError, match="MAX_STEPS"):
         block(y0)
+
+
+# ---- weights of a model with, and without, a policy
+
+
+def dynamic_and_plain():
+    head = nn.Linear(2, 3)
+    rule = Forecast(head, 0.5, classes=3)
+    dynamic = nn.Sequential(NeuralODE(nn.Linear(2, 2), Cascade((Euler(), RK4()), [rule])), head)
+    plain = nn.Sequential(NeuralODE(nn.Linear(2, 2), RK4()), nn.Linear(2, 3))
+    return dynamic, plain, rule
+
+
+def test_weights_saved_without_a_policy_leave_it_as_it_is():
+    dynamic, plain, rule = dynamic_and_plain()
+    learnt = rule.weight.fill_(3.0).clone()
+    dynamic.load_state_dict(plain.state_dict())
+    assert torch.equal(rule.weight, learnt)
+    assert torch.equal(dynamic[1].weight, plain[1].weight)
+    assert torch.equal(dynamic[0].f.weight, plain[0].f.weight)
+
+
+def test_weights_saved_with_a_policy_fit_a_model_without_one():
+    dynamic, plain, _ = dynamic_and_plain()
+    plain.load_state_dict(dynamic.state_dict())
+    assert torch.equal(dynamic[0].f.weight, plain[0].f.weight)
+    assert "0.policy.accept.0.weight" in dynamic.state_dict()  # what was loaded is not changed
+
+
+def test_a_policys_own_weights_are_loaded_and_must_be_whole():
+    dynamic, _, rule = dynamic_and_plain()
+    state = dynamic.state_dict() | {"0.policy.accept.0.bias": torch.tensor([1.0, 2.0, 3.0])}
+    dynamic.load_state_dict(state)
+    assert rule.bias.tolist() == [1.0, 2.0, 3.0]
+    del state["0.policy.accept.0.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*accept\.0\.bias"):
+        dynamic.load_state_dict(state)

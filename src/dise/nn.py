@@ -28,6 +28,8 @@ class NeuralODE(nn.Module):
         f: vector field, a module called as f(t, y, ...) (see `dise.solve`).
         integrator: how to solve; assign to `block.integrator` to change it. Modules that it holds, such as a
             selector, become part of the block, as `block.policy`: they move with it and are in its `state_dict`.
+            Weights saved with another integrator can be loaded all the same: a policy that they lack stays as it is,
+            one that the block lacks is left out.
         t0, t1: span of the integration.
         batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
         compact: False calls f on all samples always (see `dise.solve`).
@@ -54,6 +56,7 @@ class NeuralODE(nn.Module):
         self.through_control, self.compiled = through_control, compile  # nn.Module has a method compile
         self.report: Any = None  # of `dise.make_dynamic`
         self._records: list[Record] | None = None
+        self.register_load_state_dict_pre_hook(_match_policy)
 
     @property
     def integrator(self) -> Integrator:
@@ -157,6 +160,17 @@ class NeuralODE(nn.Module):
     def extra_repr(self) -> str:
         """What a printed model says of this block."""
         return f"integrator={self.integrator}, t0={self.t0}, t1={self.t1}" + ("" if self.batched else ", batched=False")
+
+
+def _match_policy(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Make the entries of a policy in a state dict those that the block has, if only one of both has a policy."""
+    own = module._modules.get("policy")
+    saved = [name for name in state if name.startswith(f"{prefix}policy.")]
+    if own is None:
+        for name in saved:
+            del state[name]
+    elif not saved:
+        state.update({f"{prefix}policy.{name}": value for name, value in own.state_dict().items()})
 
 
 def _held_modules(value: object) -> nn.Module | None:

@@ -131,7 +131,7 @@ def test_the_papers_selector_has_the_papers_penalty_and_the_others_one_of_the_tr
         # 40 images are too few to pass the test, so all are tried
         assert [trial["M"] for trial in fit["trials"]] == [1e5, 1e3]
         assert fit["M"] in (1e3, 1e5)
-        assert all(set(trial) == {"M", "adequate", "nfe", "lost"} for trial in fit["trials"])
+        assert all(set(trial) == {"M", "alpha", "adequate", "nfe", "lost"} for trial in fit["trials"])
 
 
 @pytest.mark.parametrize("name", ["pooled", "confidence"])
@@ -158,12 +158,12 @@ def choices(monkeypatch):
     def choose(costs, network, *, tolerance, seed, log):
         assert tolerance == 1e-3
         calls.append((costs, network(), seed))
-        trial = Trial(12345.0, 0.5, 7.0, 0.01)
+        trial = Trial(12345.0, 0.3, 0.5, 7.0, 0.01)
         torch.manual_seed(len(calls))
         committee = Committee(CostSelector(network(), candidates=len(costs.candidates)) for _ in range(2))
         for member in committee.members:
             member.history = Fit(initial=1.0)
-        return PenaltyChoice(12345.0, True, (trial,), trial, committee)
+        return PenaltyChoice(12345.0, 0.3, True, (trial,), trial, committee)
 
     monkeypatch.setattr("dise.experiment.select.choose_penalty", choose)
     return calls
@@ -181,7 +181,9 @@ def test_the_selector_of_the_choice_is_used_and_diagnosed_with_the_chosen_penalt
     assert isinstance(network, PooledNetwork)
     assert result["selectors"]["pooled"]["M"] == 12345
     assert result["selectors"]["pooled"]["passed"] is True
-    assert result["selectors"]["pooled"]["trials"] == [{"M": 12345, "adequate": 0.5, "nfe": 7, "lost": 0.01}]
+    assert result["selectors"]["pooled"]["trials"] == [
+        {"M": 12345, "alpha": 0.3, "adequate": 0.5, "nfe": 7, "lost": 0.01}
+    ]
     assert diagnosed == [12345]
     assert "fitting selector 'pooled', M by cross-validation" in lines
     torch.manual_seed(1)

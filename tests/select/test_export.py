@@ -20,6 +20,7 @@ from dise import (
     Dopri5,
     Dynamic,
     Euler,
+    Forecast,
     Heun,
     NeuralODE,
     export_policy,
@@ -44,6 +45,14 @@ def cascade(model):
     return Cascade((Euler(1), Heun(2), RK4(3)), rules)
 
 
+def forecasts(model):
+    draw = torch.Generator().manual_seed(2)
+    rules = [Forecast(model[2], threshold, classes=3) for threshold in (1.0, 4.0)]
+    for rule in rules:
+        rule.weight.add_(0.2 * torch.randn(rule.weight.shape, generator=draw))
+    return Cascade((Euler(1), Heun(2), RK4(3)), rules)
+
+
 def dynamic(model):
     selector = AdequacySelector(ConfidenceNetwork(model[2], 3, classes=3), candidates=3, dial=100)
     with torch.no_grad():
@@ -54,7 +63,7 @@ def dynamic(model):
     return Dynamic((Euler(1), Heun(2), RK4(3)), selector.eval())
 
 
-@pytest.mark.parametrize("policy", [cascade, dynamic])
+@pytest.mark.parametrize("policy", [cascade, forecasts, dynamic])
 def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, points, tmp_path, served, policy):
     model, x = classifier().eval(), torch.cat(points(100))
     torch.manual_seed(1)
@@ -111,7 +120,7 @@ def test_the_example_runs_from_the_command_line_without_dise(classifier, points,
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (lambda head: RK4(), "integrator: expected a Cascade on Confidence, or a Dynamic, got RK4"),
+        (lambda head: RK4(), "integrator: expected a Cascade on Confidence or Forecast, or a Dynamic, got RK4"),
         (lambda head: Cascade((Euler(), RK4())), "integrator: expected a Cascade on Confidence"),
         (lambda head: Cascade((Euler(), Dopri5()), Confidence(head, 0.9)), r"reference=RK4\(4\)"),
         (lambda head: Dynamic((Euler(),), lambda h0, k1: h0), "a selector that is a module, for samples"),

@@ -16,6 +16,7 @@ from dise import (
     Dopri5,
     Dynamic,
     Euler,
+    Forecast,
     Midpoint,
     make_dynamic,
 )
@@ -181,7 +182,7 @@ def test_it_runs_in_inference_mode_and_training_does_not_touch_it(classifier, po
     assert all(p.grad is not None for p in model[1].f.parameters())
 
 
-@pytest.mark.parametrize("kind", ["cascade", "selector"])
+@pytest.mark.parametrize("kind", ["cascade", "forecast", "selector"])
 def test_it_runs_under_autocast(kind):
     """An ODE-Net, whose stem ends with a convolution, so that the block gets bfloat16."""
     with torch.random.fork_rng():
@@ -189,9 +190,13 @@ def test_it_runs_under_autocast(kind):
         model, x = odenet().eval(), torch.rand(8, 1, 28, 28)
         network = ConfidenceNetwork(model.head, 2, classes=10)
     with torch.no_grad(), model.block.using(Euler(1)):
-        gaps = confidence(model(x), "gap")
+        logits = model(x)
+        gaps = confidence(logits, "gap")
     policies = {
         "cascade": Cascade((Euler(1), RK4(1)), Confidence(model.head, float(gaps.median()), measure="gap")),
+        "forecast": Cascade(
+            (Euler(1), RK4(1)), [Forecast.fit(model.head, logits, logits, threshold=float(gaps.median()))]
+        ),
         "selector": Dynamic((Euler(1), RK4(1)), AdequacySelector(network, candidates=2).eval()),
     }
     model.block.integrator = policies[kind]

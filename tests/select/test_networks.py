@@ -27,6 +27,13 @@ def test_features_are_channel_means_and_root_mean_squares():
     assert_close(pooled(h0, k1), torch.tensor([[0.0, 4.0, 0.0, -2.0, 3.0, 5.0, 0.0, 2.0]]))
 
 
+def test_the_derivative_may_be_left_out():
+    pooled = PooledNetwork(2, 1, derivative=False)
+    pooled.layers = nn.Identity()
+    h0 = torch.tensor([[[3.0, -3.0], [1.0, 7.0]]])
+    assert_close(pooled(h0, torch.full_like(h0, torch.nan)), torch.tensor([[0.0, 4.0, 3.0, 5.0]]))
+
+
 def test_standardised_features_have_mean_0_and_deviation_1():
     pooled = PooledNetwork(1, 1)
     pooled.layers = nn.Identity()

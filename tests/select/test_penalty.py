@@ -35,7 +35,7 @@ def trials(monkeypatch):
             choice[: round(shares[costs.rule.M] * len(costs))] = 0
             return f"committee of {costs.rule.M:g}", choice
 
-        def answers(*results):
+        def answers(*results, confidence):
             # the first question is of the reference itself
             return lost[fitted[-1]] if fitted else 0.0
 
@@ -47,7 +47,7 @@ def trials(monkeypatch):
 
 
 def choose(**arguments):
-    return choose_penalty(sided(1000, hard=0.0), network, penalties=sorted(LOST), **arguments)
+    return choose_penalty(sided(1000, hard=0.0), network, **({"penalties": sorted(LOST)} | arguments))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,28 @@ def test_a_line_a_trial(trials):
     assert [line.split(":")[0] for line in lines] == ["M = 1e+06", "M = 100000", "M = 10000"]
     # every result is right
     assert lines[0].endswith("1.0000 adequate (reference 1.0000, at most 0.0002 lost), NFE 2.50")
+
+
+def test_alphas_share_the_level_and_the_cheapest_that_passes_is_chosen(monkeypatch):
+    asked, lost, shares = [], {0.3: 0.0005, 0.5: 0.0008, 0.7: 0.01}, {0.3: 0.6, 0.5: 0.7, 0.7: 0.9}
+    rules = []
+
+    def fit(costs, network, *, folds, seed):
+        rules.append(costs.rule)
+        choice = torch.ones(len(costs), dtype=torch.int64)
+        choice[: round(shares[costs.rule.alpha] * len(costs))] = 0
+        return f"committee of {costs.rule.alpha:g}", choice
+
+    def answers(*results, confidence):
+        asked.append(confidence)
+        return lost[rules[-1].alpha] if rules else 0.0
+
+    monkeypatch.setattr(penalty, "cross_fit", fit)
+    monkeypatch.setattr(penalty, "loss_bound", answers)
+    found = choose(penalties=[1e3], alphas=list(lost), budget=0.9)
+    assert (found.M, found.alpha, found.passed, found.selector) == (1e3, 0.5, True, "committee of 0.5")
+    assert [trial.alpha for trial in found.trials] == [0.3, 0.5, 0.7]
+    assert asked == pytest.approx([1 - 0.05 / 3] * 4)
 
 
 def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():

@@ -15,6 +15,7 @@ from dise import (
     Dopri5,
     Dynamic,
     Euler,
+    Forecast,
     PIController,
     PooledNetwork,
     RandomSelector,
@@ -51,8 +52,11 @@ def policies(model):
         "cascade with rules": Cascade(
             list(three), [Confidence(head, 3.0, measure="gap"), Confidence(head, 0.5, measure="entropy")]
         ),
+        "forecasts": Cascade(three, [randomized(Forecast(head, t, classes=3)) for t in (1.5, -0.5)]),
         "embedded": Cascade((Bosh3(rtol=0.1, atol=0.2, first_step=0.5, max_steps=1), three[2])),
-        "costs": Dynamic(three, randomized(CostSelector(PooledNetwork(2, 3, hidden=5), candidates=3))),
+        "costs": Dynamic(
+            three, randomized(CostSelector(PooledNetwork(2, 3, hidden=5, derivative=False), candidates=3))
+        ),
         "committee": Dynamic(
             three, randomized(Committee([CostSelector(PooledNetwork(2, 3), candidates=3) for _ in range(2)]))
         ),

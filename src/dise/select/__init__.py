@@ -26,9 +26,10 @@ from dise.select.cost import (
     run_candidates,
 )
 from dise.select.diagnose import diagnose
-from dise.select.dynamic import Dynamic, RandomSelector, joined
-from dise.select.evaluate import PolicyScore, chosen, closed_gap, oracle, random_mix, single
+from dise.select.dynamic import AssignedSelector, Dynamic, RandomSelector, joined
+from dise.select.evaluate import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
 from dise.select.export import export_policy
+from dise.select.forecast import Forecast, expect
 from dise.select.front import pareto_front, prune
 from dise.select.head import find_head
 from dise.select.looks import count_macs, spent
@@ -44,6 +45,7 @@ from dise.select.store import load_policy, save_policy
 __all__ = [
     "AdaptedBlock",
     "AdequacySelector",
+    "AssignedSelector",
     "BinaryCost",
     "Calibration",
     "Cascade",
@@ -58,6 +60,7 @@ __all__ = [
     "Dynamic",
     "FeatureNetwork",
     "Fit",
+    "Forecast",
     "Input",
     "Moved",
     "Outcomes",
@@ -85,11 +88,13 @@ __all__ = [
     "disagreement",
     "equivalent_dial",
     "exact_binomial",
+    "expect",
     "export_policy",
     "find_block",
     "find_head",
     "has_block",
     "hoeffding_bentkus",
+    "ideal",
     "joined",
     "load_policy",
     "loss_bound",

@@ -254,9 +254,9 @@ class Costs:
         """h0 and k1, `size` samples at a time: what a selector is called with."""
         return zip(self.h0.split(size), self.k1.split(size), strict=True)
 
-    def with_penalty(self, M: float) -> "Costs":
-        """The costs with another penalty M."""
-        return replace(self, rule=replace(self.rule, M=M))
+    def with_penalty(self, M: float, alpha: float | None = None) -> "Costs":
+        """The costs with another penalty M, and another exponent α if it is given."""
+        return replace(self, rule=replace(self.rule, M=M, alpha=self.rule.alpha if alpha is None else alpha))
 
     def __len__(self) -> int:
         return len(self.nfe)

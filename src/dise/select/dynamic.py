@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem import Integration, Problem, Request, Result, leaves, merge
@@ -105,7 +106,8 @@ def integrate_chosen(
         k1: [n, F] f(t0, y0).
     """
     order = choice.argsort(stable=True)
-    counts = torch.bincount(choice, minlength=len(candidates)).tolist()  # one read of the device
+    # one read of the device, where bincount would make two
+    counts = (choice[:, None] == torch.arange(len(candidates), device=choice.device)).sum(0).tolist()
     if len(problem) in counts:  # one candidate for all: nothing to reorder
         result = yield from candidates[counts.index(len(problem))].integrate(replace(problem, k1=k1))
         return result._replace(choice=choice)
@@ -119,6 +121,33 @@ def integrate_chosen(
     back = order.argsort()
     columns = zip(*(result[:-1] for result in results), strict=True)
     return Result(*(torch.cat(column)[back] for column in columns))._replace(choice=choice)
+
+
+class AssignedSelector(nn.Module):
+    """Gives each sample of one batch the candidate that somebody chose for it: an oracle, or any other routing, run.
+
+    Args:
+        choice: [B] index of each sample's candidate, for the batch that is to be solved.
+        candidates: K.
+
+    Raises:
+        ValueError: indices that are none of 0, …, K − 1; when solving: another number of samples than B.
+    """
+
+    choice: Tensor
+
+    def __init__(self, choice: Tensor, candidates: int) -> None:
+        super().__init__()
+        if choice.ndim != 1 or not ((choice >= 0) & (choice < candidates)).all():
+            raise ValueError(f"choice: expected [B] indices of {candidates} candidates, got {choice!r}")
+        self.candidates = candidates
+        self.register_buffer("choice", choice.long())
+
+    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+        """[B, ...] twice → [B, K]: 0 for the candidate that is assigned, 1 for the others."""
+        if len(h0) != len(self.choice):
+            raise ValueError(f"choice: was made for {len(self.choice)} samples, got {len(h0)}")
+        return 1 - one_hot(self.choice, self.candidates).to(h0.real.dtype)
 
 
 class RandomSelector(nn.Module):

@@ -52,11 +52,15 @@ def single(costs: Costs, index: int) -> PolicyScore:
     return chosen(str(costs.candidates[index]), costs, torch.full((len(costs),), index, device=costs.nfe.device))
 
 
-def oracle(costs: Costs) -> PolicyScore:
-    """The cheapest adequate candidate of each sample; the cheapest of all where none is adequate."""
+def ideal(costs: Costs) -> Tensor:
+    """[N] index of the cheapest adequate candidate of each sample; of the cheapest of all where none is adequate."""
     price = torch.where(costs.adequate, costs.delta.float(), torch.inf)
-    best = torch.where(costs.adequate.any(1), price.argmin(1), costs.delta.argmin(1))
-    return chosen("oracle", costs, best)
+    return torch.where(costs.adequate.any(1), price.argmin(1), costs.delta.argmin(1))
+
+
+def oracle(costs: Costs) -> PolicyScore:
+    """Each sample's `ideal` candidate. `Dynamic(candidates, AssignedSelector(ideal(costs), K))` runs it."""
+    return chosen("oracle", costs, ideal(costs))
 
 
 def random_mix(costs: Costs, shares: Tensor) -> PolicyScore:

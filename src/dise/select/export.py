@@ -14,9 +14,11 @@ from dise.nn import NeuralODE
 from dise.select.cascade import Cascade, Confidence
 from dise.select.cost import find_block
 from dise.select.dynamic import Dynamic
+from dise.select.forecast import Forecast
 from dise.select.head import find_head
 
 SERVE = "serve.json"
+Rule = Confidence | Forecast  # what has a score and a threshold
 
 
 @torch.no_grad()
@@ -31,7 +33,7 @@ def export_policy(
     batches of any size. Candidates share k1; a cascade's do not share the evaluation after it, as they do in dise.
 
     Args:
-        model: contains one NeuralODE with a `Cascade` on the `Confidence` of its head, or a `Dynamic` for samples, of
+        model: contains one NeuralODE with a `Cascade` on `Confidence` or `Forecast`, or a `Dynamic` for samples, of
             candidates with a fixed number of steps; put it in evaluation mode before.
         x: inputs [B, ...] like those to come, B ≥ 2.
         folder: is made if it is not there; files of the same names are replaced.
@@ -70,7 +72,7 @@ def _candidates(policy: Integrator) -> list[FixedStep]:
         if policy.granularity != "sample" or not isinstance(policy.selector, nn.Module):
             raise ValueError("integrator: of Dynamic a selector that is a module, for samples, can be exported")
     elif not isinstance(policy, Cascade) or not _rules(policy):
-        raise ValueError(f"integrator: expected a Cascade on Confidence, or a Dynamic, got {policy}")
+        raise ValueError(f"integrator: expected a Cascade on Confidence or Forecast, or a Dynamic, got {policy}")
     fixed = [candidate for candidate in policy.candidates if isinstance(candidate, FixedStep)]
     if len(fixed) != len(policy.candidates):
         raise ValueError(
@@ -80,17 +82,17 @@ def _candidates(policy: Integrator) -> list[FixedStep]:
     return fixed
 
 
-def _rules(policy: Integrator) -> list[Confidence]:
-    """A cascade's rules, one for each candidate but the last; none if one is no Confidence."""
+def _rules(policy: Integrator) -> list[Rule]:
+    """A cascade's rules, one for each candidate but the last; none if one has no score."""
     if not isinstance(policy, Cascade):
         return []
     number = len(policy.candidates) - 1
     accept = list(policy.accept) if isinstance(policy.accept, list | tuple) else [policy.accept] * number
-    rules = [rule for rule in accept if isinstance(rule, Confidence)]
+    rules = [rule for rule in accept if isinstance(rule, Rule)]
     return rules if len(rules) == number else []
 
 
-def _measure(policy: Integrator, index: int) -> Confidence | None:
+def _measure(policy: Integrator, index: int) -> Rule | None:
     rules = _rules(policy)
     return rules[index] if index < len(rules) else None
 
@@ -137,7 +139,7 @@ class _Seen(nn.Module):
 class _Candidate(nn.Module):
     """h(t0), k1 → output, and how sure it is (0 where nobody asks)."""
 
-    def __init__(self, block: NeuralODE, candidate: FixedStep, head: nn.Module, rule: Confidence | None) -> None:
+    def __init__(self, block: NeuralODE, candidate: FixedStep, head: nn.Module, rule: Rule | None) -> None:
         super().__init__()
         self.f, self.span, self.candidate = block.f, (float(block.t0), float(block.t1)), candidate
         self.head, self.rule = head, rule

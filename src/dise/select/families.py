@@ -11,13 +11,16 @@ from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Cascade, Confidence, confidence, two_classes
 from dise.select.cost import Costs
 from dise.select.dynamic import Dynamic
+from dise.select.forecast import Forecast, expect, lead
 from dise.select.front import pareto_front, prune
 from dise.select.networks import ConfidenceNetwork, PooledNetwork
+from dise.select.risk import predicted
 
 # κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
 FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
 FEWEST = 200  # samples to fit a selector to
+FEWEST_FORECASTS = 100  # to learn a forecast from: less is learnt
 TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of a first step that is kept if its error estimate is below
 
 
@@ -47,7 +50,7 @@ def families(
     device: torch.device,
     seed: int = 0,
 ) -> list[Family]:
-    """Single candidates, cascades on the head's confidence or on the embedded error, and selectors with a dial.
+    """Single candidates; cascades on the head's confidence, on forecasts, on the embedded error; selectors with a dial.
 
     Args:
         costs: of the candidates, cheapest first and the reference last, on N samples that selectors are fitted to.
@@ -69,8 +72,13 @@ def families(
         last = len(candidates) - 1
         for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
             if len(chain) > 1:
-                kept = [costs.candidates.index(candidates[i]) for i in chain]
-                found.append(gap_cascades([candidates[i] for i in chain], head, output[:, kept]))
+                some, logits = (
+                    [candidates[i] for i in chain],
+                    output[:, [costs.candidates.index(candidates[i]) for i in chain]],
+                )
+                found.append(gap_cascades(some, head, logits))
+                if len(front) >= FEWEST_FORECASTS:
+                    found.append(forecast_cascades(some, head, logits, device))
     if isinstance(reference, Adaptive):
         found += [
             Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
@@ -111,13 +119,45 @@ def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tens
         logits: [N, K, ...] the model's outputs with each candidate, from which the scale is learnt, without labels.
     """
     gaps = torch.stack([confidence(column, "gap") for column in logits.unbind(1)], 1).double()
-    hard = gaps[:, -1] <= gaps[:, -1].quantile(0.1)
-    off = (gaps - gaps[:, -1:])[hard].abs().quantile(0.95, dim=0).tolist()[:-1]
+    off = (gaps - gaps[:, -1:])[_hard(logits[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
     settings = (
         Cascade(tuple(candidates), tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
         for factor in FACTORS
     )
     return Family("cascade " + " → ".join(map(str, candidates)), tuple(settings))
+
+
+def forecast_cascades(
+    candidates: Sequence[Integrator], head: nn.Module, logits: Tensor, device: torch.device
+) -> Family:
+    """Cascades that expect the reference's logits, and differ in how large a lead of the answer in them is enough.
+
+    A candidate's answer is accepted where its lead is at least κ times what leads are expected wrongly by, at most, on
+    19 in 20 of the hard samples, those that `gap_cascades` looks at; each is expected from the others.
+
+    Args:
+        candidates, head, logits: as of `gap_cascades`.
+        device: where the model is.
+    """
+    columns = logits.unbind(1)
+    hard = _hard(columns[-1])
+    rules, off = [], []
+    for column in columns[:-1]:
+        answer, learnt = predicted(column), expect(column, columns[-1])
+        wrong = lead(learnt.left_out, answer) - lead(two_classes(columns[-1]), answer)
+        off.append(float(wrong[hard].abs().double().quantile(0.95)))
+        rules.append(Forecast.of(head, learnt, 0.0).to(device))
+    settings = (
+        Cascade(tuple(candidates), tuple(r.with_threshold(factor * s) for r, s in zip(rules, off, strict=True)))
+        for factor in FACTORS
+    )
+    return Family("forecast " + " → ".join(map(str, candidates)), tuple(settings), learnt=True)
+
+
+def _hard(reference: Tensor) -> Tensor:
+    """[N] whether a sample is one of the tenth with the smallest gaps between the reference's two largest logits."""
+    gap = confidence(reference, "gap").double()
+    return gap <= gap.quantile(0.1)
 
 
 def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import RK4, Dopri5, Euler, Integrator, Midpoint
+from dise.integrate import RK4, Adaptive, Dopri5, Euler, Integrator, Midpoint
 from dise.nn import NeuralODE
 from dise.select.adapt import adapt, check_same
 from dise.select.calibrate import Calibration, calibrate, evaluate, exact_binomial, hoeffding_bentkus, samples_needed
@@ -114,7 +114,8 @@ def make_dynamic(
         reference: integrator to compare with; default: the block's own, or Dopri5 at 1e-3 for one on torchdiffeq.
         head: what the model does with h(t1), for the confidence of its answers; default: the modules after the
             block, if those are all.
-        candidates: fixed-step integrators to choose from, beside the reference.
+        candidates: integrators to choose from, beside the reference, and beside the same with its first step over the
+            whole span if it is adaptive.
         settings: integrators to test instead of the built-in families, the safest first.
         seed: of the split and the fits. torch's global generator is left alone.
         log: gets lines on the progress.
@@ -143,7 +144,7 @@ def make_dynamic(
     fit, test = _split(x, target, size, needed, seed, part=0.0 if settings else FIT_PART)
     family = Family("as given", tuple(settings or ()))
     if not settings:
-        everyone = (*candidates, reference)
+        everyone = (*candidates, *_bolder(reference), reference)
         family, estimates = _choose(part, own, fit, everyone, head, risk=risk, epsilon=epsilon, seed=seed, log=log)
     binary = isinstance(risk, Moved | Deviates) or risk in (disagreement, lost_accuracy)
     p_value = exact_binomial if binary else hoeffding_bentkus
@@ -154,6 +155,13 @@ def make_dynamic(
     own.integrator, own.report = found.integrator, _report(found, family.name, estimates, notes)
     log(str(own.report))
     return model
+
+
+def _bolder(reference: Integrator) -> tuple[Integrator, ...]:
+    """The reference without its heuristic first step, which may cost more than the integration of a smooth field."""
+    if not isinstance(reference, Adaptive) or reference.first_step == "span":
+        return ()
+    return (replace(reference, first_step="span"),)
 
 
 def _gathered(data: Iterable[Tensor | Batch]) -> tuple[Tensor, Tensor, int]:

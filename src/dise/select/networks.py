@@ -55,15 +55,17 @@ class PooledNetwork(FeatureNetwork):
         channels: C of states [n, C, ...]; for states [n, C] nothing is pooled.
         candidates: K, number of scores.
         hidden: width of the hidden layer.
+        derivative: False leaves k1 out, as the paper's networks do; it costs nothing to look at.
     """
 
-    def __init__(self, channels: int, candidates: int, *, hidden: int = 32) -> None:
-        super().__init__(4 * channels, candidates, hidden=hidden)
-        self.settings = {"channels": channels, "candidates": candidates, "hidden": hidden}
+    def __init__(self, channels: int, candidates: int, *, hidden: int = 32, derivative: bool = True) -> None:
+        super().__init__((4 if derivative else 2) * channels, candidates, hidden=hidden)
+        self.derivative = derivative
+        self.settings = {"channels": channels, "candidates": candidates, "hidden": hidden, "derivative": derivative}
 
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, C, ...] twice → [n, 4·C]."""
-        flat = [x.reshape(*x.shape[:2], -1) for x in (h0, k1)]
+        """[n, C, ...] twice → [n, 4·C], or 2·C without the derivative."""
+        flat = [x.reshape(*x.shape[:2], -1) for x in ((h0, k1) if self.derivative else (h0,))]
         return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
 
 

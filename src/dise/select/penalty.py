@@ -1,31 +1,35 @@
-"""Choosing the penalty M of Eq. 4 and 5 on held-out data, where the paper tunes it by hand."""
+"""Choosing the penalty M, and α, of Eq. 4 and 5 on held-out data, where the paper tunes them by hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
 from dise.select.committee import Committee, cross_fit
-from dise.select.cost import Costs
+from dise.select.cost import CostRule, Costs
 from dise.select.evaluate import PolicyScore, chosen, single
 from dise.select.paired import loss_bound
 
 PENALTIES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
+LEVEL = 0.05  # of the test
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What selectors fitted with penalty M did on samples that they were not fitted to.
+    """What selectors fitted with penalty M and exponent α did on samples that they were not fitted to.
 
     Attributes:
         M: the penalty.
+        alpha: the exponent.
         adequate: share of adequate results.
         nfe: mean NFE.
         lost: share of adequate results that is lost against the reference, at most: the upper bound of a one-sided
-            95 % confidence interval.
+            95 % confidence interval, or of a higher one if several α are tried.
     """
 
     M: float
+    alpha: float
     adequate: float
     nfe: float
     lost: float
@@ -33,17 +37,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class PenaltyChoice:
-    """The chosen M, the selector fitted with it, the trials, and what the reference did on the same samples.
+    """The chosen M and α, the selector fitted with them, the trials, and what the reference did on the same samples.
 
     Attributes:
         M: the penalty.
-        passed: whether M passed the test, or is only the best there is.
-        trials: of the penalties that were tried, the largest first.
+        alpha: the exponent.
+        passed: whether they passed the test, or are only the best there is.
+        trials: of the penalties that were tried, for each α the largest first.
         reference: the last candidate alone.
         selector: the committee whose members made the trial of M.
     """
 
     M: float
+    alpha: float
     passed: bool
     trials: tuple[Trial, ...]
     reference: Trial
@@ -55,6 +61,7 @@ def choose_penalty(
     network: Callable[[], nn.Module],
     *,
     penalties: Sequence[float] = PENALTIES,
+    alphas: Sequence[float] | None = None,
     tolerance: float = 1e-3,
     budget: float = 0.5,
     folds: int = 4,
@@ -67,7 +74,8 @@ def choose_penalty(
     largest down, until the first that is not certain, at the level of 5 %, to lose at most `tolerance` against the
     reference (a paired test of non-inferiority, `loss_bound`). The smallest before it is chosen, if its NFE is within
     the budget. As their order does not depend on the samples, the level holds for the choice, too: fixed-sequence
-    testing, as in `calibrate`. The selector is the committee of `cross_fit`, so what is used is what was tested,
+    testing, as in `calibrate`. Of several α each is tested so, at its share of the 5 %, and the cheapest of what
+    passes is chosen. The selector is the committee of `cross_fit`, so what is used is what was tested,
     up to the number of its members; `calibrate` gives a guarantee without that reservation.
 
     If nothing passes within the budget, all penalties are tried, and the one of the smallest `lost` among those
@@ -78,6 +86,7 @@ def choose_penalty(
         costs: of held-out samples; the last candidate is the reference.
         network: makes an untrained network as `CostSelector.fit` takes it.
         penalties: values of M to try.
+        alphas: values of α to try; default: the one of the costs.
         tolerance: share of adequate results that may be lost against the reference; default: 0.1 points.
         budget: largest NFE, as a part of the reference's.
         folds: parts of the samples, see `cross_fit`.
@@ -85,33 +94,46 @@ def choose_penalty(
         log: gets a line a trial.
 
     Raises:
-        ValueError: no penalties, one not above the largest price, fewer than three folds, or fewer samples than folds.
+        ValueError: no penalties or exponents, an M not above the largest price, fewer than three folds, or fewer
+            samples than folds.
     """
-    if not penalties:
-        raise ValueError("penalties: expected at least one, got none")
+    exponents = (costs.rule.alpha,) if alphas is None else tuple(alphas)
+    for name, values in (("penalties", penalties), ("alphas", exponents)):
+        if not values:
+            raise ValueError(f"{name}: expected at least one, got none")
     _ = costs.with_penalty(min(penalties)).cost  # tells now if it is too small, not when its turn comes
     alone = single(costs, len(costs.candidates) - 1)
-    reference = _trial(costs.rule.M, alone, alone)
+    test = partial(_trial, reference=alone, confidence=1 - LEVEL / len(exponents))
+    reference = test(costs.rule, alone)
     tried: list[tuple[Trial, Committee]] = []
-    best, certain = None, True
-    for M in sorted(penalties, reverse=True):
-        committee, choice = cross_fit(costs.with_penalty(M), network, folds=folds, seed=seed)
-        trial = _trial(M, chosen("not seen", costs, choice), alone)
-        log(
-            f"M = {M:g}: {trial.adequate:.4f} adequate (reference {reference.adequate:.4f}, at most {trial.lost:.4f} "
-            f"lost), NFE {trial.nfe:.2f}"
-        )
-        tried.append((trial, committee))
-        certain = certain and trial.lost <= tolerance
-        if certain and trial.nfe <= budget * reference.nfe:
-            best = tried[-1]
-        if best and not certain:
-            break
-    passed = best is not None
-    trial, committee = best or _best_there_is(tried, budget * reference.nfe)
-    if not passed:
+    passing: list[tuple[Trial, Committee]] = []
+    for alpha in exponents:
+        best, certain = None, True
+        for M in sorted(penalties, reverse=True):
+            some = costs.with_penalty(M, alpha)
+            committee, choice = cross_fit(some, network, folds=folds, seed=seed)
+            trial = test(some.rule, chosen("not seen", costs, choice))
+            log(_line(trial, reference, several=len(exponents) > 1))
+            tried.append((trial, committee))
+            certain = certain and trial.lost <= tolerance
+            if certain and trial.nfe <= budget * reference.nfe:
+                best = tried[-1]
+            if best and not certain:
+                break
+        passing += [best] if best else []
+    if passing:
+        trial, committee = min(passing, key=lambda pair: pair[0].nfe)
+    else:
+        trial, committee = _best_there_is(tried, budget * reference.nfe)
         log(f"no M is certain to lose at most {tolerance:g} within the budget: M = {trial.M:g} is the best there is")
-    return PenaltyChoice(trial.M, passed, tuple(trial for trial, _ in tried), reference, committee)
+    return PenaltyChoice(trial.M, trial.alpha, bool(passing), tuple(trial for trial, _ in tried), reference, committee)
+
+
+def _line(trial: Trial, reference: Trial, *, several: bool) -> str:
+    return (
+        f"M = {trial.M:g}{f', α = {trial.alpha:g}' if several else ''}: {trial.adequate:.4f} adequate (reference "
+        f"{reference.adequate:.4f}, at most {trial.lost:.4f} lost), NFE {trial.nfe:.2f}"
+    )
 
 
 def _best_there_is(tried: Sequence[tuple[Trial, Committee]], budget: float) -> tuple[Trial, Committee]:
@@ -122,5 +144,6 @@ def _best_there_is(tried: Sequence[tuple[Trial, Committee]], budget: float) -> t
     return min(reversed(affordable), key=lambda pair: pair[0].lost)
 
 
-def _trial(M: float, score: PolicyScore, reference: PolicyScore) -> Trial:
-    return Trial(M, score.accuracy, score.mean_nfe, loss_bound(reference.adequate.bool(), score.adequate.bool()))
+def _trial(rule: CostRule, score: PolicyScore, *, reference: PolicyScore, confidence: float) -> Trial:
+    lost = loss_bound(reference.adequate.bool(), score.adequate.bool(), confidence=confidence)
+    return Trial(rule.M, rule.alpha, score.accuracy, score.mean_nfe, lost)

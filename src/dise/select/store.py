@@ -20,6 +20,7 @@ from dise.select.cascade import Confidence
 from dise.select.committee import Committee
 from dise.select.cost import find_block
 from dise.select.dynamic import RandomSelector
+from dise.select.forecast import Forecast
 from dise.select.make import Report
 from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.selector import CostSelector
@@ -161,6 +162,9 @@ class _Writer:
         if isinstance(value, Confidence):
             parts = {"threshold": value.threshold, "measure": value.measure}
             return {"kind": "Confidence", "head": self._modules(value.head, where), **parts}
+        if isinstance(value, Forecast):
+            parts = {"threshold": value.threshold, "classes": len(value.bias)}
+            return {"kind": "Forecast", "head": self._modules(value.head, where), **parts}
         if isinstance(value, AdequacySelector):
             return self._selector(value, where) | {"dial": value.dial}
         if isinstance(value, CostSelector):
@@ -213,8 +217,9 @@ class _Reader:
         kind, parts = value["kind"], {key: part for key, part in value.items() if key != "kind"}
         if kind in _NORMS:
             return _NORMS[kind]
-        if kind == "Confidence":
-            return Confidence(self._head(parts.pop("head")), **parts)
+        if kind in ("Confidence", "Forecast"):
+            rule = Confidence if kind == "Confidence" else Forecast
+            return rule(self._head(parts.pop("head")), **parts)
         if kind in ("CostSelector", "AdequacySelector"):
             selector = AdequacySelector if kind == "AdequacySelector" else CostSelector
             return selector(self._network(parts.pop("network")), **parts)
