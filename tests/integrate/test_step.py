@@ -22,7 +22,7 @@ from dise import (
 )
 from dise.integrate.methods import DOPRI5
 from dise.integrate.methods import EULER as EULER_TABLEAU
-from dise.integrate.step import unscaled
+from dise.integrate.step import all_finite, unscaled
 from dise.integrate.tableau import Terms
 
 ANY = {"rtol": 0, "atol": 1e6, "first_step": "span"}  # accepts whatever it tries; the error's scale is constant
@@ -120,3 +120,12 @@ def test_stages_of_weight_0_are_not_read():
     nan = torch.tensor(math.nan)
     terms = Terms.of((0.0, 2.0, 0.0, -1.0))
     assert terms.scale * unscaled(terms, (nan, torch.tensor(3.0), nan, torch.tensor(4.0))) == 2 * 3 - 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_rows_are_finite_or_not(dtype):
+    x = torch.randn(5, 3).to(dtype)
+    x[1, 2], x[2, 0], x[3, 1] = torch.nan, torch.inf, -torch.inf
+    x[4] = torch.finfo(x.real.dtype).max
+    assert all_finite(x).tolist() == x.isfinite().all(1).tolist() == [True, False, False, False, True]
+    assert all_finite(x[:, :0]).all()

@@ -10,7 +10,7 @@ from torch import Tensor
 from dise.integrate.controllers import IController
 from dise.integrate.problem import Problem, Request
 from dise.integrate.solution import Status
-from dise.integrate.step import Step
+from dise.integrate.step import Step, all_finite
 from dise.integrate.tolerance import ErrorTest
 
 
@@ -75,7 +75,7 @@ class FixedSteps:
 
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Everything finite is accepted."""
-        finite = step.y_next.isfinite().all(1)
+        finite = all_finite(step.y_next)
         status = torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE))
         error = torch.full_like(step.t, torch.nan) if self.test is None else self.test.ratio(step, problem.layout)
         return Verdict(finite, error, step.dt, status, memory)

@@ -14,7 +14,7 @@ from dise.integrate.gradient import in_segments
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Integration, Problem, Request, Result
 from dise.integrate.solution import Status
-from dise.integrate.step import Attempt, Step
+from dise.integrate.step import Attempt, Step, all_finite
 from dise.integrate.tableau import ButcherTableau
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _typical(rows: Rows) -> Rows:
 def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
     zero = torch.zeros_like(problem.t0)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
-    finite = k1.isfinite().all(1) & problem.y0.isfinite().all(1)
+    finite = all_finite(k1) & all_finite(problem.y0)
     return Rows(
         sample=torch.arange(problem.y0.shape[0], device=zero.device),
         t0=problem.t0,
