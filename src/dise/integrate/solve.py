@@ -79,11 +79,11 @@ def solve(
             with the number of steps, but gradients are exact only up to the tolerance, `Solution.error` and
             `accumulated` have none, and a backward solve may be unstable. f's parameters are known if f is an
             nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
-        compile: True makes one graph of a whole step of a Runge–Kutta method, f included, by `torch.compile`; a
-            mapping gives torch.compile's arguments, e.g. {"mode": "max-autotune-no-cudagraphs"}. Graphs are kept for
-            later solves with the same f and integrator. f must be traceable as a whole (no graph breaks). Integrators
-            that choose run their candidates one after the other; backsolve's way back is not compiled; graphs give no
-            second derivatives.
+        compile: True makes one graph of a whole step of a Runge–Kutta method (of a small state, of four steps), f
+            included, by `torch.compile`; a mapping gives torch.compile's arguments, e.g.
+            {"mode": "max-autotune-no-cudagraphs"}. Graphs are kept for later solves with the same f and integrator. f
+            must be traceable as a whole (no graph breaks). Integrators that choose run their candidates one after the
+            other; backsolve's way back is not compiled; graphs give no second derivatives.
         record: keep every accepted step's end and error ratio in `Solution.steps`.
         progress: called with a `Progress` after each round of attempted steps (with gradient="checkpoint" after each
             segment of rounds).
