@@ -11,7 +11,8 @@ from torch.autograd import grad, gradcheck
 from torch.testing import assert_close
 
 from dise import SolveError
-from dise.torchdiffeq import ADAPTIVE, FIXED, odeint, odeint_adjoint, odeint_dense, odeint_event
+from dise.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
+from dise.torchdiffeq.methods import ADAPTIVE, FIXED
 
 PEERS = sorted(set(ADAPTIVE) - {"tsit5"})  # its 0.2.5 has no tsit5
 every = pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])

@@ -1,0 +1,50 @@
+"""torchdiffeq's methods by their names, and the options that each kind has."""
+
+from dataclasses import replace
+
+from dise.integrate import ButcherTableau, methods
+from dise.integrate.dopri8 import DOPRI8
+
+# Heun's method of order 3: Hairer, Nørsett, Wanner, Table II.1.1.
+HEUN3 = ButcherTableau(c=(0.0, 1 / 3, 2 / 3), a=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), order=3)
+
+ADAPTIVE: dict[str, ButcherTableau] = {
+    "dopri8": DOPRI8,
+    "dopri5": methods.DOPRI5,
+    "tsit5": methods.TSIT5,
+    "bosh3": methods.BOSH3,
+    "fehlberg2": methods.FEHLBERG2,
+    "adaptive_heun": methods.HEUN,
+}
+FIXED: dict[str, ButcherTableau] = {
+    "euler": methods.EULER,
+    "midpoint": methods.MIDPOINT,
+    "heun2": methods.HEUN,
+    "heun3": HEUN3,
+    "rk4": methods.RK38,
+}
+ADAPTIVE_OPTIONS = (
+    "first_step", "min_step", "max_step", "safety", "ifactor", "dfactor", "max_num_steps", "step_t", "jump_t", "norm",
+    "dtype",
+)  # fmt: skip
+FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
+
+
+def interpolated(tableau: ButcherTableau, interp: str | None) -> ButcherTableau:
+    """The method with torchdiffeq's interpolation between fixed steps: linear, or Hermite's cubic.
+
+    The cubic needs f at the step's end, a further stage, which is the next step's first.
+    """
+    if interp != "cubic":
+        return replace(tableau, interpolant=tuple((b,) for b in tableau.b), b_err=None)
+    b = (*tableau.b, 0.0)
+    rows = [[0.0, 3 * weight, -2 * weight] for weight in b]
+    rows[0] = [1.0, rows[0][1] - 2, rows[0][2] + 1]
+    rows[-1] = [0.0, -1.0, 1.0]
+    return ButcherTableau(
+        c=(*tableau.c, 1.0),
+        a=(*tableau.a, tableau.b),
+        b=b,
+        order=tableau.order,
+        interpolant=tuple(tuple(row) for row in rows),
+    )
