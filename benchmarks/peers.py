@@ -24,10 +24,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 
 MAX_STEPS = 4096  # diffrax wants to know how many at most; its checkpoints' number depends on it
 
-# a tanh in torch's generated code for the CPU takes longer than its own operator, unless this is on; then it is
-# 2 / (1 + exp(−2x)) − 1, exact to a rounding of 1
-FAST_TANH = {"options": {"cpp.use_decompose_tanh": True}}
-
 Solve = Callable[[Tensor], Tensor]  # y0 [B, F] → y(t1) [B, F]
 
 
@@ -132,8 +128,6 @@ class Counter(nn.Module):
 def ways(task: Task) -> dict[str, Way]:
     """Every way that works here."""
     made = {"dise": by_dise(task), "dise, compiled": by_dise(task, compile=True)}
-    if isinstance(task.f, TanhNetwork):
-        made["dise, compiled, fast tanh"] = by_dise(task, compile=FAST_TANH)
     if installed("torchode"):
         made |= {"torchode": by_torchode(task), "torchode, compiled": by_torchode(task, compile=True)}
     made["torchdiffeq"] = by_torchdiffeq(task)

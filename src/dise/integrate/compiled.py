@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
+from dise.integrate.lowering import inductor
+
 F = TypeVar("F", bound=Callable)
 
 _KEPT: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
@@ -33,7 +35,8 @@ def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]
         torch.is_inference_mode_enabled(),
     )
     if full_key not in kept:
-        kept[full_key] = torch.compile(_copy(function), **{"fullgraph": True, **options})
+        own = {} if "mode" in options else {"backend": inductor}  # a mode is of torch's own backend alone
+        kept[full_key] = torch.compile(_copy(function), **{"fullgraph": True, **own, **options})
     return kept[full_key]
 
 

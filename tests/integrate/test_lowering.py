@@ -1,0 +1,57 @@
+"""What compiled steps do otherwise than torch's own backend."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from dise import Dopri5, solve
+from dise.integrate.lowering import inductor, tanh
+
+
+def test_tanh_is_exact_to_some_units_in_the_last_place():
+    tiny = 10.0 ** torch.linspace(-37, 1, 100_000, dtype=torch.float64)
+    x = torch.cat([torch.linspace(-12, 12, 1_000_001, dtype=torch.float64), tiny, -tiny]).float()
+    exact = torch.tanh(x.double())
+    unit = torch.nextafter(exact.abs().float(), torch.tensor(torch.inf)).double() - exact.abs().float().double()
+    value = tanh(x)
+    assert ((value.double() - exact).abs() / unit).max() <= 6
+    assert value.abs().max() <= 1
+
+
+def test_tanh_of_what_is_not_a_number():
+    value = tanh(torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0]))
+    assert value[0].isnan()
+    assert value[1:].tolist() == [1.0, -1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64])
+def test_tanh_of_other_dtypes_is_left_to_torch(dtype):
+    assert tanh(torch.zeros(2, dtype=dtype)) is NotImplemented
+
+
+def test_backend_computes_values_and_gradients():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3))
+    x = torch.randn(5, 3, requires_grad=True)
+    compiled = torch.compile(net, backend=inductor, fullgraph=True)
+    inputs = (x, *net.parameters())
+    assert_close(compiled(x), net(x))
+    assert_close(
+        torch.autograd.grad(compiled(x).square().sum(), inputs), torch.autograd.grad(net(x).square().sum(), inputs)
+    )
+
+
+def test_backend_takes_options_of_torch():
+    with pytest.raises(Exception, match="no_such_option"):
+        torch.compile(torch.sin, backend=inductor, options={"no_such_option": True})(torch.ones(3))
+
+
+@pytest.mark.parametrize("options", [True, {"backend": "inductor"}, {"mode": "default"}])
+def test_ways_to_compile_agree(options):
+    y0 = torch.linspace(0.5, 1.5, 6).reshape(3, 2)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    with torch.no_grad():
+        eager, compiled = (solve(lambda t, y: net(y), y0, 0.0, 1.0, Dopri5(), compile=c) for c in (False, options))
+    assert_close(compiled.y, eager.y)
+    assert compiled.nfe.tolist() == eager.nfe.tolist()
