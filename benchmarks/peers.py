@@ -144,7 +144,7 @@ def installed(name: str) -> bool:
     return found
 
 
-def by_dise(task: Task, *, compile: bool | dict[str, Any] = False) -> Way:
+def by_dise(task: Task, *, compile: bool = False) -> Way:
     """This library; a round counts once however many samples it steps."""
     integrator = dise.Dopri5(rtol=task.tolerance, atol=task.tolerance)
 
