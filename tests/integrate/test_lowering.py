@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import Dopri5, solve
+from dise import Dopri5, Heun, Ralston, solve
+from dise.integrate.compiled import _to_be_checked
+from dise.integrate.loop import Method
 from dise.integrate.lowering import inductor, tanh
 
 
@@ -55,3 +57,36 @@ def test_ways_to_compile_agree(options):
         eager, compiled = (solve(lambda t, y: net(y), y0, 0.0, 1.0, Dopri5(), compile=c) for c in (False, options))
     assert_close(compiled.y, eager.y)
     assert compiled.nfe.tolist() == eager.nfe.tolist()
+
+
+def test_tableau_is_not_guarded_but_told_apart():
+    """Methods whose tableaus differ in their numbers alone have graphs of their own."""
+    y0 = torch.linspace(0.5, 1.5, 6).reshape(3, 2)
+
+    def f(t, y):
+        return y.cos() * y
+
+    with torch.no_grad():
+        for method in (Heun(2), Ralston(2), Heun(2)):
+            eager, compiled = (solve(f, y0, 0.0, 2.0, method, compile=c) for c in (False, True))
+            assert_close(compiled.y, eager.y)
+
+
+def test_guards_of_the_tableau_are_left_out():
+    seen = []
+
+    def backend(graph, inputs):
+        return graph
+
+    def count(guards):
+        kept = _to_be_checked(guards)
+        seen.append((sum(kept), len(kept)))
+        return kept
+
+    def first(method, x):
+        return x * method.tableau.a[1][0]
+
+    compiled = torch.compile(first, backend=backend, fullgraph=True, options={"guard_filter_fn": count})
+    assert compiled(Method(Heun(2).tableau, None), torch.ones(2)).tolist() == [1.0, 1.0]
+    ((kept, number),) = seen
+    assert kept < number

@@ -1,6 +1,6 @@
 """Compiled functions, kept from one solve to the next."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
@@ -21,7 +21,7 @@ def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]
     key, and with and without gradients; and by torch for other dtypes and for up to 8 (torch's recompile_limit) shapes.
 
     Args:
-        function: a pure function of tensors; f is one of its arguments.
+        function: a pure function of tensors; f is one of its arguments. The key has the tableau of a `method`.
         f: what to keep it with: it is forgotten when f is.
         key: what else it depends on.
         options: arguments of `torch.compile`.
@@ -35,9 +35,23 @@ def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]
         torch.is_inference_mode_enabled(),
     )
     if full_key not in kept:
-        own = {} if "mode" in options else {"backend": inductor}  # a mode is of torch's own backend alone
-        kept[full_key] = torch.compile(_copy(function), **{"fullgraph": True, **own, **options})
+        kept[full_key] = torch.compile(_copy(function), **_arguments(options))
     return kept[full_key]
+
+
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """torch.compile's arguments: the user's options, and our backend if they name none."""
+    arguments = {"fullgraph": True, **options}
+    if "backend" in options or "mode" in options:  # a mode is of torch's own backend
+        return arguments
+    own = {"guard_filter_fn": _to_be_checked, **options.get("options", {})}
+    return arguments | {"backend": inductor, "options": own}
+
+
+def _to_be_checked(guards: Sequence[Any]) -> list[bool]:
+    """Which guards of a graph to check at each call: all but those of its tableau's numbers, which the key covers."""
+    tableau = ("method.tableau", "L['method'].tableau")  # torch's names for it
+    return [not guard.name.startswith(tableau) for guard in guards]
 
 
 def identity(f: Callable) -> Any:
