@@ -90,3 +90,31 @@ def test_guards_of_the_tableau_are_left_out():
     assert compiled(Method(Heun(2).tableau, None), torch.ones(2)).tolist() == [1.0, 1.0]
     ((kept, number),) = seen
     assert kept < number
+
+
+@pytest.mark.parametrize(("options", "own"), [(True, True), ({"options": {}}, True), ({"backend": "eager"}, False)])
+def test_backend_is_used_unless_another_is_named(options, own, monkeypatch):
+    calls = []
+
+    def backend(graph, inputs, *, options=None):
+        calls.append(options)
+        return graph
+
+    monkeypatch.setattr("dise.integrate.compiled.inductor", backend)
+    with torch.no_grad():
+        solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0, Dopri5(), compile=options)
+    assert bool(calls) == own
+
+
+def test_backend_generates_its_own_tanh(monkeypatch):
+    dtypes = []
+
+    def spy(x):
+        dtypes.append(x.dtype)
+        return tanh(x)
+
+    monkeypatch.setattr("dise.integrate.lowering.tanh", spy)
+    x = torch.linspace(-3, 3, 7)
+    with torch.no_grad():
+        assert_close(torch.compile(lambda x: torch.tanh(x) + 0.25, backend=inductor)(x), torch.tanh(x) + 0.25)
+    assert torch.float32 in dtypes
