@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dise import RK4, Dopri5, Euler, SolveError, Status, solve
+from dise import RK4, Dopri5, Euler, HeunEuler, SolveError, Status, solve
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 PER_SAMPLE = ("y", "t", "nfe", "n_steps", "n_accepted", "error", "status", "dt", "accumulated")
@@ -264,6 +264,21 @@ def test_throw_names_the_sample(f, y0, integrator, status, t):
     assert Status(solution.status[1].item()).name in str(caught.value)
     assert f"t={solution.t[1].item():.6g}" in str(caught.value)
     assert solution.status[[0, 2]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("integrator", [*INTEGRATORS, HeunEuler(rtol=1e-3, atol=1e-3)], ids=str)
+@pytest.mark.parametrize("worst", [1.0, 30.0, math.nan], ids=["fine", "fails on its way", "fails at once"])
+def test_looking_at_values_changes_none(monkeypatch, starts, spans, integrator, worst):
+    """On the host a look tells whether all samples are fine; where a device has to be waited for nobody looks."""
+    (t0, t1), rate = spans, torch.tensor([1.0, 0.1, worst, 0.5, 2.0]).double()[:, None]
+    how = {"sample_args": (rate,), "accumulate": lambda step: step.dt**2, "throw": False}
+    solutions = []
+    for seen in (True, False):
+        if not seen:
+            monkeypatch.setattr("dise.integrate.solution.at_hand", lambda x: False)
+        solutions.append(solve(lambda t, y, rate: rate * y**3, starts(5, 3), t0, t1, integrator, **how))
+    for name in (*PER_SAMPLE, "k1"):
+        torch.testing.assert_close(*(getattr(s, name) for s in solutions), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_failing_sample_does_not_touch_its_neighbours_gradients():

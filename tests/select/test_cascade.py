@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -129,6 +130,18 @@ def test_a_sample_that_fails_at_its_start_has_one_evaluation():
     y0 = torch.tensor([[1.0], [torch.nan]])
     solution = solve(decay, y0, 0.0, 1.0, Cascade((Midpoint(1), RK4(1)), below(-1.0)), throw=False)
     assert solution.nfe.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize("between", [(), (RK4(1),)], ids=["copied", "in place"])
+def test_the_slope_at_the_end_is_told_where_a_candidate_knows_it(between):
+    """Dormand and Prince's method ends with f there, Euler's and RK4 do not."""
+    cascade = Cascade((Euler(1), *between, Dopri5(rtol=1e-9, atol=1e-9)), lambda y: y[:, 0] > math.inf)
+    solution = solve(decay, Y0, 0.0, 1.0, cascade)
+    assert_close(solution.k1, -solution.y, rtol=0, atol=0)
+    rules = (lambda y: torch.arange(4) < 2, *(lambda y: torch.zeros(len(y), dtype=torch.bool) for _ in between))
+    solution = solve(decay, Y0, 0.0, 1.0, Cascade(cascade.candidates, rules))
+    assert solution.k1[:2].isnan().all()
+    assert_close(solution.k1[2:], -solution.y[2:], rtol=0, atol=0)
 
 
 def test_one_candidate_needs_no_judgement():

@@ -29,6 +29,8 @@ class Reads(TorchDispatchMode):
 
 @pytest.fixture
 def reads(monkeypatch):
+    # as on a device that has to be waited for
+    monkeypatch.setattr("dise.integrate.solution.at_hand", lambda x: False)
     return Reads(monkeypatch)
 
 

@@ -127,7 +127,7 @@ class Adjoint:
         result = result._replace(
             y=y,
             t=end,
-            k1=torch.full_like(result.k1, torch.nan),  # it has no graph, and who goes on from it would not notice
+            k1=None,  # it has no graph, and who goes on from it would not notice
             error=_Refuse.apply("error", result.error, *refused),
             accumulated=_Refuse.apply("accumulated", result.accumulated, *refused),
         )

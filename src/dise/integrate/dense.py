@@ -51,7 +51,7 @@ class Trail:
 
     def path(self, problem: Problem, end: Result) -> "Path":
         """The solution as a function of time, from the accepted steps of the whole problem, which ended in `end`."""
-        return Path(self._pieces(), problem.t0, problem.t1, problem.y0, end.k1, end.t, end.y)
+        return Path(self._pieces(), problem.t0, problem.t1, problem.y0, end.slope, end.t, end.y)
 
     def _pieces(self) -> "Pieces | None":
         """The accepted steps of every sample's last start, sample by sample; None if there are none."""

@@ -96,7 +96,7 @@ class Watch:
         return result._replace(
             t=result.t.index_put((samples,), t),
             y=result.y.index_put((samples,), y),
-            k1=result.k1.index_put((samples,), unknown),
+            k1=result.slope.index_put((samples,), unknown),
         )
 
     @torch.no_grad()

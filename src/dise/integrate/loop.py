@@ -13,7 +13,7 @@ from dise.integrate.control import Controller
 from dise.integrate.gradient import in_segments
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Integration, Problem, Request, Result
-from dise.integrate.solution import Status
+from dise.integrate.solution import Status, all_seen
 from dise.integrate.step import Attempt, Step, all_finite
 from dise.integrate.tableau import ButcherTableau
 
@@ -69,7 +69,7 @@ class Method(NamedTuple):
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
         accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
-        arrived = accept & (t_next == rows.t1)
+        arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
         status = status.masked_fill(arrived, int(Status.SUCCESS))
         dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
         known = rows.known if self.tableau.fsal else ~accept
@@ -80,22 +80,26 @@ class Method(NamedTuple):
                 torch.where(running, dt, rows.dt),
                 torch.where(running, known, rows.known),
             )
-        moved = accept[:, None]
+        every = running is None and all_seen(accept)
+
+        def moved(new: Tensor, old: Tensor) -> Tensor:
+            """The new values of the rows that moved."""
+            return new if every else torch.where(accept if new.ndim == 1 else accept[:, None], new, old)
+
         accumulated = rows.accumulated
         if problem.accumulate is not None:
-            share = _share(problem.accumulate(step), step)
-            accumulated = torch.where(accept, accumulated + share, accumulated)
+            accumulated = moved(accumulated + _share(problem.accumulate(step), step), accumulated)
         after = Rows(
             sample=rows.sample,
             t0=rows.t0,
             t1=rows.t1,
-            k1=torch.where(moved, step.stages[-1], rows.k1) if self.tableau.fsal else attempt.stages[0],
+            k1=moved(step.stages[-1], rows.k1) if self.tableau.fsal else attempt.stages[0],
             known=known,
-            y=torch.where(moved, step.y_next, rows.y),
-            t=torch.where(accept, t_next, rows.t),
+            y=moved(step.y_next, rows.y),
+            t=moved(t_next, rows.t),
             n_steps=rows.n_steps + (1 if running is None else running),
             n_accepted=rows.n_accepted + accept,
-            error=torch.where(accept, rows.error + error, rows.error),
+            error=moved(rows.error + error, rows.error),
             status=status,
             dt=dt,
             memory=memory,
@@ -151,7 +155,7 @@ def _rounds(
     end = min((limit for limit in limits if limit is not None), default=math.inf)
     outlook: Tensor | None = None  # `_outlook` of the rows
     while index < end:
-        whole, ahead = False, 0.0  # whether all rows are known to run; how many rounds one of them seems to need
+        ahead = 0.0  # how many rounds one of the rows seems to need
         if control.rounds is None:
             # the one read
             running, ahead = (int((rows.status == RUNNING).sum()), 0.0) if outlook is None else outlook.tolist()
@@ -161,7 +165,9 @@ def _rounds(
             if problem.compact and size < rows.t.shape[0]:
                 rows, gone = _split(rows, size)
                 left = (*left, gone)
-            whole = running == rows.t.shape[0]
+            whole = running == rows.t.shape[0]  # whether all rows are known to run
+        else:
+            whole = field is None and all_seen(rows.status == RUNNING)
         subset = rows.sample if left else None
         if compiled_rounds is not None:
             together = _together(problem, rows, min(ahead, end - index))
@@ -348,7 +354,9 @@ def _collect(parts: list[Rows], method: Method, *, first: int) -> Result:
     if len(parts) > 1:
         rows = Rows(*(torch.cat(field) for field in zip(*parts, strict=True)))
         rows = rows.take(rows.sample.argsort())
-    if not method.tableau.fsal:
-        rows = rows._replace(k1=torch.where(rows.known[:, None], rows.k1, torch.nan))
     columns = {name: getattr(rows, name) for name in Result._fields if name in Rows._fields}
+    if not method.tableau.fsal:
+        # of fixed steps only a failed one's is known, which nobody goes on from
+        adaptive = method.control.rounds is None
+        columns["k1"] = torch.where(rows.known[:, None], rows.k1, torch.nan) if adaptive else None
     return Result(nfe=first + method.evaluations(rows), **columns)

@@ -41,8 +41,13 @@ class Result(NamedTuple):
     status: Tensor
     dt: Tensor
     accumulated: Tensor
-    k1: Tensor  # [n, F] f(t, y); NaN where the method did not evaluate it there
+    k1: Tensor | None = None  # [n, F] f(t, y); NaN where the method did not evaluate it there, None if it nowhere did
     choice: Tensor | None = None
+
+    @property
+    def slope(self) -> Tensor:
+        """[n, F] k1, or NaN that takes no memory."""
+        return self.y.new_full((), torch.nan).expand_as(self.y) if self.k1 is None else self.k1
 
 
 Integration = Generator[Request, Tensor, Result]
@@ -166,10 +171,9 @@ class Problem:
 
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
-        k1 = None if k1 is None else k1[rows]
-        dt = None if self.dt is None else self.dt[rows]
-        sample = self.samples(rows)
-        return replace(self, y0=self.y0[rows], t0=self.t0[rows], t1=self.t1[rows], k1=k1, dt=dt, sample=sample)
+        y0, t0, t1 = (x.index_select(0, rows) for x in (self.y0, self.t0, self.t1))
+        k1, dt = (None if x is None else x.index_select(0, rows) for x in (k1, self.dt))
+        return replace(self, y0=y0, t0=t0, t1=t1, k1=k1, dt=dt, sample=self.samples(rows))
 
     def samples(self, rows: Tensor) -> Tensor:
         """Which of the solve's samples some of this problem's are."""
@@ -199,6 +203,13 @@ class Problem:
             seen = seen._replace(sample=self.samples(seen.sample))
             for observer in self.observers:
                 observer.see(seen)
+
+
+def alike(*results: Result) -> tuple[Result, ...]:
+    """The results, all with k1 or all without."""
+    if all(result.k1 is None for result in results):
+        return results
+    return tuple(result._replace(k1=result.slope.contiguous()) for result in results)
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:

@@ -1,5 +1,6 @@
 """What a solve returns, and every message a failed one can give."""
 
+import cmath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -148,6 +149,21 @@ class Solution:
 def readable(x: Tensor) -> bool:
     """Whether a tensor has values to look at; not while torch exports a graph, or maps over it (`torch.vmap`)."""
     return not (_exports() if torch.compiler.is_compiling() else _is_mapped(x))
+
+
+def at_hand(x: Tensor) -> bool:
+    """Whether a tensor's values can be looked at for nothing: they are in the host's memory, and no graph is made."""
+    return x.is_cpu and not torch.compiler.is_compiling() and readable(x)
+
+
+def all_seen(mask: Tensor) -> bool:
+    """Whether a mask is known to be True throughout: by looking, if that costs nothing."""
+    return at_hand(mask) and bool(mask.all())
+
+
+def seen_finite(x: Tensor) -> bool:
+    """Likewise whether a tensor is free of NaN and infinity: if its sum is. That of large numbers may overflow."""
+    return at_hand(x) and cmath.isfinite(x.sum().item())
 
 
 def _is_mapped(x: Tensor) -> bool:

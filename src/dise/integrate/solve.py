@@ -206,7 +206,7 @@ def _integrate_moving(integrator: Integrator, problem: Problem, *, of_times: boo
         return still
     (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1)))])
     pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
-    return Result(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
+    return still._replace(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
 
 def _still(problem: Problem, *, chooses: bool) -> Result:
@@ -229,7 +229,7 @@ def _about_to_move(problem: Problem, still: Result, rows: Tensor) -> Integration
     return still._replace(
         y=still.y.index_put((rows,), y),
         nfe=still.nfe.index_put((rows,), torch.ones_like(rows)),
-        k1=still.k1.index_put((rows,), k1),
+        k1=still.slope.index_put((rows,), k1),
     )
 
 
@@ -249,4 +249,4 @@ def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) 
         values["accumulated"] = None
     if not layout.batched:
         values |= {name: x.reshape(()) for name, x in values.items() if name not in ("y", "k1") and x is not None}
-    return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.k1), "calls": calls}))
+    return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.slope), "calls": calls}))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
-from dise.integrate.problem import Integration, Problem, Result, merge
+from dise.integrate.problem import Integration, Problem, Result, alike, merge
 from dise.integrate.solution import State, Status
 
 Accept = Callable[[State], Tensor]
@@ -85,7 +85,7 @@ class Cascade(Integrator):
             if len(left) == 0:
                 break
             rows, spent = rows[left], spent[left]
-            known = {c: value[left] for c, value in known.items()}
+            known = {c: value.index_select(0, left) for c, value in known.items()}
             for observer in problem.observers:
                 observer.start_over(problem.samples(rows))
         if final is None:
@@ -145,7 +145,7 @@ def _overwritten(final: Result | None, rows: Tensor, result: Result, *, first: b
     if final is None:
         return result
     put = Tensor.index_put if first else Tensor.index_put_
-    pairs = zip(Result._fields, final, result, strict=True)
+    pairs = zip(Result._fields, *alike(final, result), strict=True)
     return Result(**{name: put(old, (rows,), new) for name, old, new in pairs if old is not None and new is not None})
 
 

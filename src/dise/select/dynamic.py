@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dise.integrate.integrators import Integrator
-from dise.integrate.problem import Integration, Problem, Request, Result, leaves, merge
+from dise.integrate.problem import Integration, Problem, Request, Result, alike, leaves, merge
 from dise.integrate.solution import State
 
 Selector = Callable[[Tensor, Tensor], Tensor]
@@ -116,11 +116,12 @@ def integrate_chosen(
         for rows, candidate in zip(order.split(counts), candidates, strict=True)
         if len(rows)
     ]
-    results = yield from merge(parts)
+    results = alike(*(yield from merge(parts)))
     # the last field is `choice`, which is known
     back = order.argsort()
     columns = zip(*(result[:-1] for result in results), strict=True)
-    return Result(*(torch.cat(column)[back] for column in columns))._replace(choice=choice)
+    whole = (None if column[0] is None else torch.cat(column)[back] for column in columns)
+    return Result._make((*whole, choice))
 
 
 class AssignedSelector(nn.Module):
