@@ -72,19 +72,16 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
         raise TypeError(f"{name}: expected real times, got {t.dtype}")
     if isinstance(t, Tensor) and t.is_meta:
         raise TypeError(f"{name}: expected times with data, got device meta")
-    time = torch.as_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
+    if not isinstance(t, Tensor):
+        if math.isnan(t) or not (endless or math.isfinite(t)):
+            raise ValueError(f"{name}: expected finite times, got {t}")
+        return torch.full(y0.shape[:1], t, dtype=y0.dtype.to_real(), device=y0.device)
+    time = t.to(y0.device, y0.dtype.to_real())
     if time.ndim > 0 and (not batched or time.shape != y0.shape[:1]):
         expected = (
             f"a number or a tensor of shape ({y0.shape[0]},)" if batched else "a number (batched=False has one time)"
         )
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
-    # a number is checked without a read of the device
-    if isinstance(t, Tensor) and not readable(t):
-        fine = True
-    elif isinstance(t, Tensor):
-        fine = bool((~time.isnan() if endless else time.isfinite()).all())
-    else:
-        fine = not math.isnan(t) if endless else math.isfinite(t)
-    if not fine:
+    if readable(t) and not (~time.isnan() if endless else time.isfinite()).all():
         raise ValueError(f"{name}: expected finite times, got {t}")
     return time.expand(y0.shape[0])

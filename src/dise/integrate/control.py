@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dise.integrate.controllers import IController
 from dise.integrate.problem import Problem, Request
-from dise.integrate.solution import Status
+from dise.integrate.solution import Status, seen_finite
 from dise.integrate.step import Step, all_finite
 from dise.integrate.tolerance import ErrorTest
 
@@ -36,6 +36,11 @@ class Controller(Protocol):
         ...
 
     @property
+    def test(self) -> ErrorTest | None:
+        """How the error of a step is measured, if it is."""
+        ...
+
+    @property
     def max_steps(self) -> int | None:
         """Attempted steps after which a sample gives up."""
         ...
@@ -46,6 +51,10 @@ class Controller(Protocol):
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """[n] time at which the step number `index` ends; t1 itself when it is the last."""
+        ...
+
+    def passes(self, step: Step) -> bool:
+        """Whether all samples are seen to have taken the step, and there is nothing to judge."""
         ...
 
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
@@ -72,6 +81,10 @@ class FixedSteps:
         if index + 1 == self.rounds:
             return t1
         return torch.lerp(t0, t1, (index + 1) / self.rounds)
+
+    def passes(self, step: Step) -> bool:
+        """Steps without a test that are seen to be finite."""
+        return self.test is None and seen_finite(step.y_next.detach())
 
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Everything finite is accepted."""
@@ -117,6 +130,10 @@ class ErrorControl:
         """t + dt, or t1 if that is not beyond; a remainder of a few roundings is not left for another step."""
         slack = 1 + 100 * torch.finfo(t.dtype).eps
         return torch.where((t1 - t) / dt <= slack, t1, t + dt)
+
+    def passes(self, step: Step) -> bool:
+        """None: each has a next step to choose."""
+        return False
 
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""

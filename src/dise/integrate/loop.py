@@ -13,7 +13,7 @@ from dise.integrate.control import Controller
 from dise.integrate.gradient import in_segments
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Integration, Problem, Request, Result
-from dise.integrate.solution import Status, all_seen
+from dise.integrate.solution import Status, all_seen, seen_finite
 from dise.integrate.step import Attempt, Step, all_finite
 from dise.integrate.tableau import ButcherTableau
 
@@ -68,10 +68,13 @@ class Method(NamedTuple):
     def end(self, rows: Rows, attempt: Attempt, problem: Problem, running: Tensor | None) -> tuple[Rows, Seen]:
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
+        if running is None and self.control.passes(step):
+            return self._passed(rows, step, t_next, problem)
         accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
         arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
         status = status.masked_fill(arrived, int(Status.SUCCESS))
-        dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
+        # a last step is cut short: who goes on tries the whole one; that of equal steps is known
+        dt = torch.where(arrived, rows.dt, dt) if self.control.rounds is None else rows.dt
         known = rows.known if self.tableau.fsal else ~accept
         if running is not None:
             accept, status, dt, known = (
@@ -107,13 +110,33 @@ class Method(NamedTuple):
         )
         return after, Seen(rows.sample, step, t_next, error, accept)
 
+    def _passed(self, rows: Rows, step: Step, t_next: Tensor, problem: Problem) -> tuple[Rows, Seen]:
+        """The rows after a step that all of them have taken, whose error nobody measures."""
+        after = rows._replace(
+            k1=step.stages[-1] if self.tableau.fsal else rows.k1,
+            known=rows.known if self.tableau.fsal else torch.zeros_like(rows.known),
+            y=step.y_next,
+            t=t_next,
+            n_steps=rows.n_steps + 1,
+            n_accepted=rows.n_accepted + 1,
+            status=rows.status.masked_fill(t_next == rows.t1, int(Status.SUCCESS)),
+        )
+        if problem.accumulate is not None:
+            after = after._replace(accumulated=rows.accumulated + _share(problem.accumulate(step), step))
+        return after, Seen(rows.sample, step, t_next, rows.error, torch.ones_like(rows.known))
+
     def evaluations(self, rows: Rows) -> Tensor:
         """[n] evaluations of f that the rows' steps took.
 
         The first step knows its first stage, and so does one after a rejected step, or after any if the last stage is
         the next one's first.
         """
-        repeated = rows.n_steps if self.tableau.fsal else rows.n_steps - rows.n_accepted + ~rows.known
+        if self.tableau.fsal:
+            return (self.tableau.stages - 1) * rows.n_steps
+        if self.control.rounds is not None:
+            repeated = (rows.n_steps > 0).long()  # a rejected step ends a sample
+        else:
+            repeated = rows.n_steps - rows.n_accepted + ~rows.known
         return self.tableau.stages * rows.n_steps - repeated
 
 
@@ -135,7 +158,7 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     k1 = yield from problem.first_stage()
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order)
     method = Method(tableau, control)
-    state = LoopState(_start(problem, k1, dt), (), 0, over=False)
+    state = LoopState(_start(problem, k1, dt, measured=control.test is not None), (), 0, over=False)
     rounds = partial(_rounds, method, problem)
     if problem.checkpoint and problem.field is not None:
         state = in_segments(rounds, state, problem)
@@ -318,22 +341,25 @@ def _typical(rows: Rows) -> Rows:
     )
 
 
-def _start(problem: Problem, k1: Tensor, dt: Tensor) -> Rows:
+def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> Rows:
+    """The samples before their first step; `measured` says whether steps have error estimates."""
     zero = torch.zeros_like(problem.t0)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
-    finite = all_finite(k1) & all_finite(problem.y0)
+    status = torch.full_like(none, RUNNING)
+    if not (seen_finite(k1.detach()) and seen_finite(problem.y0.detach())):
+        status = status.masked_fill(~(all_finite(k1) & all_finite(problem.y0)), int(Status.NON_FINITE))
     return Rows(
         sample=torch.arange(problem.y0.shape[0], device=zero.device),
         t0=problem.t0,
         t1=problem.t1,
         k1=k1,
-        known=torch.ones_like(finite),
+        known=torch.ones_like(none, dtype=torch.bool),
         y=problem.y0,
         t=problem.t0,
         n_steps=none,
         n_accepted=none,
-        error=zero,
-        status=torch.where(finite, RUNNING, int(Status.NON_FINITE)),
+        error=zero if measured else torch.full_like(zero, torch.nan),
+        status=status,
         dt=dt,
         memory=torch.ones_like(zero),
         accumulated=zero,

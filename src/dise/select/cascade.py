@@ -62,7 +62,7 @@ class Cascade(Integrator):
             raise ValueError("event: Cascade judges states at t1, which an event forestalls; solve with one integrator")
         k1 = yield from problem.first_stage()
         rows = torch.arange(len(problem), device=problem.t0.device)
-        spent = torch.ones_like(rows)  # k1
+        spent: Tensor | int = 1  # evaluations: k1
         known: dict[float, Tensor] = {}
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
@@ -76,7 +76,7 @@ class Cascade(Integrator):
             else:
                 (result,) = yield from merge([(rows, integration)])
             # k1 was there, and perhaps the second evaluation; a sample that fails at k1 makes no second one
-            spent = spent + result.nfe - 1 - (reused & (result.nfe > 1)).long()
+            spent = spent + ((result.nfe - 2).clamp(min=0) if reused else result.nfe - 1)
             result = result._replace(nfe=spent, choice=torch.full_like(rows, index))
             final = _overwritten(final, rows, result, first=index == 1)
             if index + 1 == len(self.candidates):
@@ -84,7 +84,7 @@ class Cascade(Integrator):
             left = (~self._accepted(index, problem, result)).nonzero().flatten()  # the one read of the device a round
             if len(left) == 0:
                 break
-            rows, spent = rows[left], spent[left]
+            rows, spent = rows.index_select(0, left), spent.index_select(0, left)
             known = {c: value.index_select(0, left) for c, value in known.items()}
             for observer in problem.observers:
                 observer.start_over(problem.samples(rows))

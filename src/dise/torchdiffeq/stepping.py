@@ -39,6 +39,10 @@ class Told:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._control, name)
 
+    def passes(self, step: Step) -> bool:
+        """None unheard."""
+        return False
+
     def judge(self, step: Step, *rest: Any) -> Verdict:
         """The controller's verdict, told."""
         verdict = self._control.judge(step, *rest)
