@@ -474,6 +474,15 @@ def test_its_events_and_ours(reverse, start):
     assert_close(results[0][2:], results[1][2:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun3", "rk4"])
+def test_its_events_and_ours_in_equal_steps(method, start):
+    """The field changes from step to step, so each needs its own first stage."""
+    options = {"method": method, "options": {"step_size": 0.05}}
+    t0, event = torch.tensor(0.3).double(), lambda t, y: y[0] + 0.4
+    ours, theirs = (m(pendulum, start, t0, event_fn=event, **options) for m in (odeint_event, torchdiffeq.odeint_event))
+    assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
 def test_an_event_at_the_start_is_at_the_start(start):
     t0 = torch.tensor(0.7, dtype=torch.float64)
     t, y = odeint_event(pendulum, start, t0, event_fn=lambda t, y: y[0] - 0.5)
