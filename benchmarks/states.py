@@ -11,6 +11,7 @@ from dise.experiment.rundir import load_model, open_run
 from dise.tasks.mnist.data import Batches, Images
 
 SIZE = 250  # samples at once, where time is not measured
+LEARN = 10_000  # training images that policies are learnt from
 
 
 class Samples(NamedTuple):
@@ -32,20 +33,23 @@ class Trained(NamedTuple):
     name: str
     model: nn.Module
     part: nn.Sequential  # block and head
+    learn: Samples  # of the training images
     held_out: Samples
     test: Samples
 
 
 def load(run: Path, data_dir: Path | None, images: int | None) -> Trained:
-    """The run's model, and the states of the first `images` (default: all) held-out and test images."""
+    """The run's model, and states of training, held-out and test images, the first `images` of each.
+
+    Default: LEARN training images, all others.
+    """
     config = open_run(run)
     task, settings = config.found
     model = load_model(run, config)
     splits = task.load(settings, data_dir)
-    held_out, test = (_states(model, split[:images]) for split in (splits.held_out, splits.test))
-    return Trained(
-        config.name, model, nn.Sequential(model.get_submodule("block"), model.get_submodule("head")), held_out, test
-    )
+    parts = (splits.train[: images or LEARN], splits.held_out[:images], splits.test[:images])
+    block_and_head = nn.Sequential(model.get_submodule("block"), model.get_submodule("head"))
+    return Trained(config.name, model, block_and_head, *(_states(model, part) for part in parts))
 
 
 @torch.no_grad()

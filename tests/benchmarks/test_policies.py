@@ -124,12 +124,12 @@ def test_resplits_of_losses_that_can_be_counted(script):
 
 def test_guarantee(script, run_on_sample, call):
     run = run_on_sample("mnist-cpu/odenet-error-seed0")
-    arguments = ("--images", 60, "--learn", 20, "--splits", 5, "--epsilon", 0.1)
+    arguments = ("--images", 60, "--splits", 5, "--epsilon", 0.1)
     printed, found = call(script("guarantee"), run, *arguments)
-    assert (found["images"], found["splits"]) == (100, 5)
+    assert (found["images"], found["splits"]) == (120, 5)
     assert len(found["settings"]) == 18
-    assert [row["calibration"] for row in found["rows"]] == [25, 50, 25, 50]
-    assert "5 splits of 100 images" in printed
+    assert [row["calibration"] for row in found["rows"]] == [30, 40, 60] * 2
+    assert "5 splits of 120 images" in printed
 
 
 def test_physionet_policy(script, run_on_sample, call):

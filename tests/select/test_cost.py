@@ -11,6 +11,7 @@ from dise.select import (
     ClassificationCost,
     Costs,
     TaskErrorCost,
+    channel_means,
     collect_costs,
     find_block,
     joined,
@@ -290,6 +291,30 @@ def test_a_tuple_states_tensors_are_joined(pair_model):
     x = torch.arange(1.0, 5.0).reshape(2, 2)
     assert_close(outcomes.h0, torch.cat([x, x], 1))
     assert_close(outcomes.k1, -outcomes.h0)
+
+
+@pytest.mark.parametrize(
+    ("state", "means"),
+    [
+        (torch.arange(12.0).reshape(1, 3, 2, 2), [1.5, 5.5, 9.5]),
+        (torch.arange(3.0).reshape(1, 3), [0.0, 1.0, 2.0]),
+        (torch.tensor([7.0]), [7.0]),
+        (torch.tensor([[1 + 2j, 3 + 4j]]), [1.0, 3.0, 2.0, 4.0]),
+        ((torch.ones(1, 2), 3 * torch.ones(1, 1)), [1.0, 1.0, 3.0]),
+    ],
+)
+def test_means_of_a_states_channels(state, means):
+    assert_close(channel_means(state), torch.tensor([means]))
+
+
+def test_outcomes_have_the_means_of_the_states_at_t1(toy_model):
+    outcomes = run_candidates(toy_model, batches(2), CANDIDATES)
+    assert outcomes.means.shape[:2] == outcomes.output.shape[:2]
+    last = outcomes.among([2, 1])
+    assert torch.equal(last.means, outcomes.means[:, [2, 1]])
+    with toy_model[1].using(CANDIDATES[1]):
+        end = toy_model[1](outcomes.h0)
+    assert_close(outcomes.means[:, 1], channel_means(end))
 
 
 def test_joined_keeps_shared_dimensions_and_flattens_others():

@@ -47,7 +47,7 @@ def cascade(model):
 
 def forecasts(model):
     draw = torch.Generator().manual_seed(2)
-    rules = [Forecast(model[2], threshold, classes=3) for threshold in (1.0, 4.0)]
+    rules = [Forecast(model[2], threshold, classes=3, channels=2) for threshold in (1.0, 4.0)]
     for rule in rules:
         rule.weight.add_(0.2 * torch.randn(rule.weight.shape, generator=draw))
     return Cascade((Euler(1), Heun(2), RK4(3)), rules)

@@ -37,7 +37,7 @@ def test_single_candidates_are_those_nearer_the_reference_than_all_that_are_chea
 
 def test_a_cascades_thresholds_are_in_proportion_to_what_its_candidates_are_off_by():
     outcomes = made([1.0, 0.25, 0.0])
-    family = gap_cascades(outcomes.candidates, nn.Identity(), outcomes.output)
+    family = gap_cascades(outcomes, nn.Identity())
     assert family.name == "cascade Euler → Midpoint → Dopri5"
     assert len(family.settings) == len(FACTORS)
     thresholds = torch.tensor([[rule.threshold for rule in setting.accept] for setting in family.settings])
@@ -52,7 +52,7 @@ def test_the_families_of_a_model(classifies):
     outcomes = made([1.0, 0.25, 0.0])
     found = families(
         costs_of(outcomes),
-        outcomes.output,
+        outcomes,
         nn.Linear(3, 2),
         classifies=classifies,
         epsilon=0.01,
@@ -74,7 +74,7 @@ def test_the_families_of_a_model(classifies):
 def test_a_selectors_settings_share_it_and_differ_in_its_dial():
     outcomes = made([1.0, 0.25, 0.0])
     options = {"classifies": False, "epsilon": 0.01, "span": 1.0, "device": torch.device("cpu")}
-    found = families(costs_of(outcomes), outcomes.output, None, **options)
+    found = families(costs_of(outcomes), outcomes, None, **options)
     (family,) = [family for family in found if family.learnt]
     dials = [setting.selector.dial for setting in family.settings]
     assert dials == sorted(dials, reverse=True)
@@ -84,4 +84,4 @@ def test_a_selectors_settings_share_it_and_differ_in_its_dial():
 def test_too_few_samples_for_a_selector():
     outcomes = made([1.0, 0.25, 0.0], number=100)
     options = {"classifies": False, "epsilon": 0.01, "span": 1.0, "device": torch.device("cpu")}
-    assert not any(f.learnt for f in families(costs_of(outcomes), outcomes.output, None, **options))
+    assert not any(f.learnt for f in families(costs_of(outcomes), outcomes, None, **options))

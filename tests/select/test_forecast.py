@@ -1,4 +1,5 @@
 import copy
+from itertools import combinations_with_replacement
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, Cascade, Dopri5, Euler, Forecast, Midpoint, NeuralODE
-from dise.select import Costs, Outcomes, RiskCost
+from dise.select import Costs, Outcomes, RiskCost, channel_means
 from dise.select.families import FACTORS, families, forecast_cascades
 from dise.select.forecast import expect, lead
 
@@ -26,22 +27,44 @@ def biased(reference, seed=3):
     return reference @ (torch.eye(classes) + 0.2 * mixing) + offset + 0.01 * noise
 
 
-def ridge(x, y, penalty):
-    """Ridge regression with an intercept, as least squares with a row more for each feature: x → y."""
+def features(logits, means=None):
+    """The logits, their products in pairs, and the means."""
+    pairs = combinations_with_replacement(range(logits.shape[1]), 2)
+    products = torch.stack([logits[:, i] * logits[:, j] for i, j in pairs], 1)
+    return torch.cat([logits, products] + ([] if means is None else [means]), 1).double()
+
+
+def closeness(logits):
+    """How much a sample counts: half as much as the closest if its gap is twice that of the tenth with the smallest."""
+    two = logits.double().topk(2, dim=1).values
+    gap = two[:, 0] - two[:, 1]
+    w = 1 / (1 + (gap / (2 * gap.quantile(0.1))) ** 2)
+    return w / w.mean()
+
+
+def ridge(x, y, w, penalty):
+    """Weighted ridge regression with an intercept, as least squares with a row more for each feature: x → y."""
     rows = penalty**0.5 * torch.eye(x.shape[1], dtype=x.dtype)
     a = torch.cat([torch.cat([x, torch.ones(len(x), 1)], 1), torch.cat([rows, torch.zeros(len(rows), 1)], 1)])
-    found = torch.from_numpy(lstsq(a.numpy(), torch.cat([y, torch.zeros(len(rows), y.shape[1])]).numpy())[0])
+    b = torch.cat([y, torch.zeros(len(rows), y.shape[1])])
+    root = torch.cat([w.sqrt(), torch.ones(len(rows))])[:, None]
+    found = torch.from_numpy(lstsq((root * a).numpy(), (root * b).numpy())[0])
     return lambda new: new @ found[:-1] + found[-1]
 
 
+def channels(number, seed=5):
+    return torch.randn(number, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("means", [None, channels(300)])
 @pytest.mark.parametrize("penalty", [1e-3, 0.1])
-def test_the_map_is_ridge_regressions(penalty):
+def test_the_map_is_ridge_regressions(penalty, means):
     reference = logits()
     candidate = biased(reference)
-    found = expect(candidate, reference, penalties=[penalty])
-    x = torch.cat([candidate, candidate.square()], 1).double()
+    found = expect(candidate, reference, means, penalties=[penalty])
+    x = features(candidate, means)
     scaled = x / x.std(0)
-    theirs = ridge(scaled, reference.double(), penalty * len(x))
+    theirs = ridge(scaled, reference.double(), closeness(candidate), penalty * len(x))
     assert_close(x @ found.weight.double() + found.bias.double(), theirs(scaled), rtol=1e-4, atol=1e-4)
 
 
@@ -49,12 +72,78 @@ def test_samples_left_out_are_expected_from_the_others():
     reference = logits(30)
     candidate = biased(reference)
     found = expect(candidate, reference, penalties=[0.01])
-    x = torch.cat([candidate, candidate.square()], 1).double()
+    x, w = features(candidate), closeness(candidate)
     x = x / x.std(0)
     for i in range(3):
         others = [j for j in range(30) if j != i]
-        theirs = ridge(x[others], reference[others].double(), 0.01 * 30)
+        theirs = ridge(x[others], reference[others].double(), w[others], 0.01 * 30)
         assert_close(found.left_out[i].double(), theirs(x[i]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_rule_expects_what_was_learnt():
+    """The score is the lead in the map of the features of a state."""
+    reference, states = logits(), channels(300)[:, :, None, None] * torch.ones(2, 2)
+    candidate = biased(reference)
+    head = Lookup(states, candidate)
+    rule = Forecast.fit(head, candidate, reference, means=channel_means(states))
+    learnt = expect(candidate, reference, channels(300))
+    expected = features(candidate, channels(300)).float() @ learnt.weight + learnt.bias
+    assert_close(rule.score(states), lead(expected, candidate.argmax(1)), rtol=1e-4, atol=1e-4)
+
+
+class Lookup(nn.Module):
+    """A head that knows its answers, and changes its input in place."""
+
+    def __init__(self, states, answers):
+        super().__init__()
+        self.states, self.answers = states.clone(), answers
+
+    def forward(self, h):
+        assert torch.equal(h, self.states)
+        h.zero_()
+        return self.answers
+
+
+def test_products_of_logits_see_what_sums_cannot():
+    """The candidate swaps two classes where two others agree in sign."""
+    reference, new = logits(2000), logits(1000, seed=1)
+
+    def candidate(x):
+        return torch.where((x[:, 2] * x[:, 3] > 0)[:, None], x + torch.tensor([1.0, -1.0, 0, 0]), x)
+
+    rule = Forecast.fit(nn.Identity(), candidate(reference), reference)
+    blind = Forecast.fit(nn.Identity(), candidate(reference), reference)
+    blind.weight[4:].zero_()
+    same = candidate(new).argmax(1) == new.argmax(1)
+    right, wrong = ((r(candidate(new)) == same).double().mean() for r in (rule, blind))
+    assert right > wrong + 0.03
+
+
+def test_the_states_channels_tell_what_logits_cannot():
+    """A channel's mean says which way the candidate's logits are off."""
+    reference, means = logits(2000), channels(2000)
+    off = means[:, :1] * torch.tensor([2.0, -2.0, 0.0, 0.0])
+    same = (reference + off).argmax(1) == reference.argmax(1)
+    half = slice(1000, None)
+    scores = []
+    for seen in (means, None):
+        learnt = expect((reference + off)[:1000], reference[:1000], None if seen is None else seen[:1000])
+        x = features((reference + off)[half], None if seen is None else seen[half]).float()
+        scores.append(lead(x @ learnt.weight + learnt.bias, (reference + off)[half].argmax(1)) >= 0)
+    right, wrong = ((score == same[half]).double().mean() for score in scores)
+    assert right > 0.98 > 0.9 > wrong
+
+
+def test_many_channels_are_not_looked_at():
+    learnt = expect(biased(logits()), logits(), torch.randn(300, 257, generator=torch.Generator().manual_seed(0)))
+    assert learnt.channels == 0
+    assert learnt.weight.shape == (4 + 10, 4)
+
+
+def test_of_many_classes_only_squares_are_looked_at():
+    reference = logits(200, classes=33)
+    assert expect(biased(reference), reference).weight.shape == (66, 33)
+    assert Forecast(nn.Identity(), 0.0, classes=33).weight.shape == (66, 33)
 
 
 def test_the_penalty_is_chosen_by_the_samples_left_out():
@@ -158,7 +247,9 @@ def test_a_cascade_goes_on_where_the_forecast_says_no(decay):
         (lambda: Forecast(nn.Identity(), 0.0, classes=1), "classes: expected at least 2, got 1"),
         (lambda: Forecast(nn.Identity(), float("nan"), classes=2), "threshold: expected a number, got nan"),
         (lambda: Forecast(nn.Identity(), 0.0, classes=2).with_threshold(float("nan")), "threshold: expected a number"),
+        (lambda: Forecast(nn.Identity(), 0.0, classes=2, channels=-1), "channels: expected at least 0, got -1"),
         (lambda: expect(torch.zeros(1, 2), torch.zeros(1, 2)), "two or more samples"),
+        (lambda: expect(*torch.zeros(2, 5, 2), torch.zeros(4, 2)), r"means: expected shape \(5, D\), got \(4, 2\)"),
         (lambda: expect(torch.zeros(5, 2), torch.zeros(5, 3)), r"\(5, 2\) and \(5, 3\)"),
     ],
 )
@@ -178,7 +269,7 @@ def outcomes(candidates, off):
 
 def test_the_family_of_a_model_falls_in_its_thresholds():
     made = outcomes((Euler(1), Midpoint(1), Dopri5()), [1.0, 0.5, 0.0])
-    family = forecast_cascades(made.candidates, nn.Identity(), made.output, torch.device("cpu"))
+    family = forecast_cascades(made, nn.Identity(), torch.device("cpu"))
     assert family.name == "forecast Euler → Midpoint → Dopri5"
     assert family.learnt
     thresholds = torch.tensor([[rule.threshold for rule in setting.accept] for setting in family.settings])
@@ -186,7 +277,7 @@ def test_the_family_of_a_model_falls_in_its_thresholds():
     assert_close(thresholds[:, 0] / thresholds[0, 0], torch.tensor(FACTORS) / FACTORS[0])
     found = families(
         Costs.of(made, RiskCost()),
-        made.output,
+        made,
         nn.Identity(),
         classifies=True,
         epsilon=0.01,

@@ -21,6 +21,7 @@ from dise import (
     make_dynamic,
 )
 from dise.select import Deviates, Moved, Report, find_block, lost_accuracy, samples_needed
+from dise.select.calibrate import evaluate
 from dise.select.cascade import confidence
 from dise.tasks.mnist.model import odenet
 
@@ -102,12 +103,49 @@ def test_given_settings_are_tested_and_nothing_else(classifier, points):
     assert model[1].integrator in settings
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learn_from": [], "settings": [Euler(1)]}, "learn_from: the settings are given, there is nothing to learn"),
+        ({"learn_from": []}, r"learn_from: expected batches x or \(x, target\), got none"),
+    ],
+)
+def test_what_there_is_to_learn_from_is_checked(classifier, points, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_dynamic(classifier(), points(500), **options, **LOOSE)
+
+
 def test_nothing_is_certified_where_every_setting_loses(classifier, points):
     model = make_dynamic(classifier(), points(500), settings=[Euler(1)], **LOOSE)
     block = find_block(model)
     assert block.integrator == REFERENCE
     assert (block.report.family, block.report.risk) == ("reference", 0.0)
     assert "Nothing was certified: Euler, the safest setting, lost" in str(block.report)
+
+
+@pytest.mark.parametrize("number", [40, 3000])
+def test_what_is_learnt_elsewhere_leaves_all_data_for_the_test(classifier, points, fresh, number):
+    """Few samples to learn from may choose a dear policy, none that breaks the guarantee."""
+    model = make_dynamic(classifier(), points(200), learn_from=points(number, seed=3), **LOOSE)
+    report = find_block(model).report
+    assert report.samples == 200
+    output, nfe = run(model, fresh)
+    expected, reference_nfe = run(model, fresh, REFERENCE)
+    assert (output.argmax(1) != expected.argmax(1)).double().mean() <= 0.02
+    assert nfe.double().mean() < reference_nfe.double().mean()
+    assert report.families[report.family] == min(report.families.values())
+
+
+def test_a_family_is_judged_on_at_most_2000_samples_that_it_was_not_learnt_from(classifier, points, monkeypatch):
+    seen = {}
+
+    def counting(model, integrator, batches):
+        seen.setdefault(len(seen), sum(len(x) for x, _ in batches))
+        return evaluate(model, integrator, batches)
+
+    monkeypatch.setattr("dise.select.make.evaluate", counting)
+    make_dynamic(classifier(), points(200), learn_from=points(5000, seed=3), **LOOSE)
+    assert set(seen.values()) == {4000, 2000}
 
 
 # ---- risks

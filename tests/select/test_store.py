@@ -52,7 +52,9 @@ def policies(model):
         "cascade with rules": Cascade(
             list(three), [Confidence(head, 3.0, measure="gap"), Confidence(head, 0.5, measure="entropy")]
         ),
-        "forecasts": Cascade(three, [randomized(Forecast(head, t, classes=3)) for t in (1.5, -0.5)]),
+        "forecasts": Cascade(
+            three, [randomized(Forecast(head, t, classes=3, channels=d)) for t, d in ((1.5, 2), (-0.5, 0))]
+        ),
         "embedded": Cascade((Bosh3(rtol=0.1, atol=0.2, first_step=0.5, max_steps=1), three[2])),
         "costs": Dynamic(
             three, randomized(CostSelector(PooledNetwork(2, 3, hidden=5, derivative=False), candidates=3))
@@ -145,7 +147,7 @@ def test_files_that_hold_no_policy(classifier, tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "folder: .* holds a policy of format 2, expected 1"),
+        ({"format": 1}, "folder: .* holds a policy of format 1, expected 2"),
         ({"block": {"name": "7"}}, "model: expected a module '7', where the policy's block is"),
         ({"block": {"name": "0"}}, "model: expected a dise.NeuralODE at '0', got Linear"),
         ({"integrator": {"kind": "Magic"}}, "folder: the policy has an integrator 'Magic'"),

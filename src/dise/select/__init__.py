@@ -26,7 +26,7 @@ from dise.select.cost import (
     run_candidates,
 )
 from dise.select.diagnose import diagnose
-from dise.select.dynamic import AssignedSelector, Dynamic, RandomSelector, joined
+from dise.select.dynamic import AssignedSelector, Dynamic, RandomSelector, channel_means, joined
 from dise.select.evaluate import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
 from dise.select.export import export_policy
 from dise.select.forecast import Forecast, expect
@@ -78,6 +78,7 @@ __all__ = [
     "adapt",
     "calibrate",
     "calibration_error",
+    "channel_means",
     "choose_penalty",
     "chosen",
     "closed_gap",

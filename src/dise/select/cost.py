@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.nn import NeuralODE, Record
-from dise.select.dynamic import joined
+from dise.select.dynamic import channel_means, joined
 
 
 class Input(Protocol):
@@ -172,6 +172,7 @@ class Outcomes:
         nfe: [N, K].
         output: [N, K, ...] the model's outputs.
         target: [N, ...] the data's targets.
+        means: [N, K, D] over space of the channels of the states at t1, [N, D, ...] (`dise.select.channel_means`).
     """
 
     candidates: tuple[Integrator, ...]
@@ -180,12 +181,14 @@ class Outcomes:
     nfe: Tensor
     output: Tensor
     target: Tensor
+    means: Tensor | None = None
 
     def among(self, candidates: Sequence[int]) -> "Outcomes":
         """What some of the candidates did, given by their indices."""
         columns = list(candidates)
         chosen = tuple(self.candidates[i] for i in columns)
-        return replace(self, candidates=chosen, nfe=self.nfe[:, columns], output=self.output[:, columns])
+        means = None if self.means is None else self.means[:, columns]
+        return replace(self, candidates=chosen, nfe=self.nfe[:, columns], output=self.output[:, columns], means=means)
 
     def __len__(self) -> int:
         return len(self.target)
@@ -297,13 +300,16 @@ def run_candidates(
         raise ValueError("candidates: expected at least one integrator, got none")
     block = find_block(model)
     device = next(model.parameters()).device
-    columns: dict[str, list[Tensor]] = {name: [] for name in ("h0", "k1", "nfe", "output", "target")}
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("h0", "k1", "nfe", "output", "target", "means")}
     for x, target in data:
         runs = [_run(model, block, candidate, x.to(device)) for candidate in candidates]
         first = runs[0][0]
         k1 = block.first_stage(first.y0, t0=first.t0)
-        nfe = torch.stack([record.solution.nfe for record, _ in runs], 1)
-        row = (joined(first.y0), joined(k1), nfe, torch.stack([output for _, output in runs], 1), target)
+        solutions = [record.solution for record, _ in runs]
+        nfe = torch.stack([solution.nfe for solution in solutions], 1)
+        output = torch.stack([output for _, output in runs], 1)
+        means = torch.stack([channel_means(solution.y) for solution in solutions], 1)
+        row = (joined(first.y0), joined(k1), nfe, output, target, means)
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value.cpu())
     if not columns["h0"]:

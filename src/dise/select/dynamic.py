@@ -28,6 +28,15 @@ def joined(state: State) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+def channel_means(state: State) -> Tensor:
+    """[n, D] means over space of the channels of a state [n, D, ...]; of complex ones first the real parts' means."""
+    h = joined(state)
+    h = h[:, None] if h.ndim == 1 else h
+    if h.is_complex():
+        h = torch.cat([h.real, h.imag], dim=1)
+    return h.flatten(2).mean(2) if h.ndim > 2 else h
+
+
 def cheapest(scores: Tensor) -> Tensor:
     """[n] index of the smallest score [n, K]; NaN is never the smallest."""
     return scores.nan_to_num(nan=torch.inf).argmin(1)

@@ -1,6 +1,6 @@
 """Families of policies for a model: what `make_dynamic` chooses from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
 from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Cascade, Confidence, confidence, two_classes
-from dise.select.cost import Costs
+from dise.select.cost import Costs, Outcomes
 from dise.select.dynamic import Dynamic
 from dise.select.forecast import Forecast, expect, lead
 from dise.select.front import pareto_front, prune
@@ -41,7 +41,7 @@ class Family:
 
 def families(
     costs: Costs,
-    output: Tensor,
+    outcomes: Outcomes,
     head: nn.Module | None,
     *,
     classifies: bool,
@@ -54,7 +54,7 @@ def families(
 
     Args:
         costs: of the candidates, cheapest first and the reference last, on N samples that selectors are fitted to.
-        output: [N, K, ...] the model's outputs with each candidate.
+        outcomes: what the costs are of.
         head: what the model does with h(t1), if it is known.
         classifies: whether the outputs are logits.
         epsilon: a candidate that loses no larger share of these samples is taken for a safe one.
@@ -67,18 +67,15 @@ def families(
     reference = candidates[-1]
     lost = (~front.adequate).double().mean(0).tolist()
     safe = next(i for i, share in enumerate(lost) if share <= epsilon)
-    found = [one_for_all(costs, output)]
+    found = [one_for_all(costs, outcomes.output)]
     if classifies and head is not None:
         last = len(candidates) - 1
         for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
             if len(chain) > 1:
-                some, logits = (
-                    [candidates[i] for i in chain],
-                    output[:, [costs.candidates.index(candidates[i]) for i in chain]],
-                )
-                found.append(gap_cascades(some, head, logits))
+                some = outcomes.among([costs.candidates.index(candidates[i]) for i in chain])
+                found.append(gap_cascades(some, head))
                 if len(front) >= FEWEST_FORECASTS:
-                    found.append(forecast_cascades(some, head, logits, device))
+                    found.append(forecast_cascades(some, head, device))
     if isinstance(reference, Adaptive):
         found += [
             Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
@@ -87,7 +84,7 @@ def families(
     if len(front) >= FEWEST and len(candidates) > 1:
         networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
         if classifies and head is not None:
-            classes = two_classes(output[:, 0]).shape[1]
+            classes = two_classes(outcomes.output[:, 0]).shape[1]
             networks["the head's confidence"] = ConfidenceNetwork(head, len(candidates), classes=classes, span=span)
         found += [_selectors(name, network, front, device, seed) for name, network in networks.items()]
     return [family for family in found if family.settings]
@@ -105,7 +102,7 @@ def one_for_all(costs: Costs, output: Tensor) -> Family:
     return Family("one candidate for all", tuple(costs.candidates[i] for i in reversed(front) if i != last))
 
 
-def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tensor) -> Family:
+def gap_cascades(outcomes: Outcomes, head: nn.Module) -> Family:
     """Cascades that differ in how large a gap between the two largest logits is enough.
 
     A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
@@ -114,44 +111,47 @@ def gap_cascades(candidates: Sequence[Integrator], head: nn.Module, logits: Tens
     which hardly a sample reaches, so that a large κ is safe.
 
     Args:
-        candidates: K ≥ 2, the cheapest first and the reference last.
+        outcomes: of K ≥ 2 candidates, the cheapest first and the reference last, whose outputs are logits; from these
+            the scale is learnt, without labels.
         head: h(t1) [n, ...] → logits [n, C] or one logit a sample.
-        logits: [N, K, ...] the model's outputs with each candidate, from which the scale is learnt, without labels.
     """
-    gaps = torch.stack([confidence(column, "gap") for column in logits.unbind(1)], 1).double()
-    off = (gaps - gaps[:, -1:])[_hard(logits[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
+    gaps = torch.stack([confidence(column, "gap") for column in outcomes.output.unbind(1)], 1).double()
+    off = (gaps - gaps[:, -1:])[_hard(outcomes.output[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
     settings = (
-        Cascade(tuple(candidates), tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
+        Cascade(outcomes.candidates, tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
         for factor in FACTORS
     )
-    return Family("cascade " + " → ".join(map(str, candidates)), tuple(settings))
+    return Family(_chain("cascade", outcomes), tuple(settings))
 
 
-def forecast_cascades(
-    candidates: Sequence[Integrator], head: nn.Module, logits: Tensor, device: torch.device
-) -> Family:
+def forecast_cascades(outcomes: Outcomes, head: nn.Module, device: torch.device) -> Family:
     """Cascades that expect the reference's logits, and differ in how large a lead of the answer in them is enough.
 
     A candidate's answer is accepted where its lead is at least κ times what leads are expected wrongly by, at most, on
     19 in 20 of the hard samples, those that `gap_cascades` looks at; each is expected from the others.
 
     Args:
-        candidates, head, logits: as of `gap_cascades`.
+        outcomes, head: as of `gap_cascades`.
         device: where the model is.
     """
-    columns = logits.unbind(1)
-    hard = _hard(columns[-1])
+    *columns, reference = outcomes.output.unbind(1)
+    means = [None] * len(columns) if outcomes.means is None else outcomes.means.unbind(1)
+    hard = _hard(reference)
     rules, off = [], []
-    for column in columns[:-1]:
-        answer, learnt = predicted(column), expect(column, columns[-1])
-        wrong = lead(learnt.left_out, answer) - lead(two_classes(columns[-1]), answer)
+    for column, mean in zip(columns, means, strict=False):  # the reference's own means are left
+        answer, learnt = predicted(column), expect(column, reference, mean)
+        wrong = lead(learnt.left_out, answer) - lead(two_classes(reference), answer)
         off.append(float(wrong[hard].abs().double().quantile(0.95)))
         rules.append(Forecast.of(head, learnt, 0.0).to(device))
     settings = (
-        Cascade(tuple(candidates), tuple(r.with_threshold(factor * s) for r, s in zip(rules, off, strict=True)))
+        Cascade(outcomes.candidates, tuple(r.with_threshold(factor * s) for r, s in zip(rules, off, strict=True)))
         for factor in FACTORS
     )
-    return Family("forecast " + " → ".join(map(str, candidates)), tuple(settings), learnt=True)
+    return Family(_chain("forecast", outcomes), tuple(settings), learnt=True)
+
+
+def _chain(kind: str, outcomes: Outcomes) -> str:
+    return f"{kind} " + " → ".join(map(str, outcomes.candidates))
 
 
 def _hard(reference: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from dise.select.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost
 
 CANDIDATES = (Euler(1), Euler(2), Midpoint(1), RK4(1), RK4(2), RK4(4))
 FIT_PART = 0.3  # of the samples: to fit selectors and to choose the family on
+MOST_JUDGED = 2000  # samples to choose the family on
 Batch = tuple[Tensor, Tensor]
 
 
@@ -88,6 +89,7 @@ def make_dynamic(
     head: nn.Module | None = None,
     candidates: Sequence[Integrator] = CANDIDATES,
     settings: Sequence[Integrator] | None = None,
+    learn_from: Iterable[Tensor | Batch] | None = None,
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
@@ -96,7 +98,8 @@ def make_dynamic(
     The model is changed in place and returned: it is called as before, and gives the answers of its reference
     integrator but for a part of at most ε of what it will see, with confidence 1 − δ. On three tenths of the data,
     drawn at random, selectors are fitted and the kind of policy is chosen; on the others its settings are tested by
-    Learn then Test (`dise.calibrate`). If nothing is certified, the model keeps the reference.
+    Learn then Test (`dise.calibrate`). Give `learn_from`, and all of the data is for the test, which may allow for a
+    loss more. If nothing is certified, the model keeps the reference.
 
     Args:
         model: trained; it is put in evaluation mode. It contains a `dise.NeuralODE` and calls it once, or a block
@@ -117,6 +120,8 @@ def make_dynamic(
         candidates: integrators to choose from, beside the reference, and beside the same with its first step over the
             whole span if it is adaptive.
         settings: integrators to test instead of the built-in families, the safest first.
+        learn_from: batches like the data's to fit selectors and to choose the kind of policy on. The guarantee does not
+            depend on them, so they may be what the model was trained on, if labels are not what the risk asks for.
         seed: of the split and the fits. torch's global generator is left alone.
         log: gets lines on the progress.
 
@@ -127,21 +132,25 @@ def make_dynamic(
         ValueError: a model, block or data that cannot be used, and too few data (the message says how many are needed).
     """
     needed = samples_needed(epsilon, delta)
+    if settings and learn_from is not None:
+        raise ValueError("learn_from: the settings are given, there is nothing to learn")
     model.eval()
-    x, target, size = _gathered(data)
-    _check_number(len(x), needed, 0.0 if settings else FIT_PART)
-    own = _find(model, block, f, span, reference, x[:size])
+    held = _gathered("data", data)
+    part_to_fit = 0.0 if settings or learn_from is not None else FIT_PART
+    _check_number(len(held.x), needed, part_to_fit)
+    own = _find(model, block, f, span, reference, held.x[: held.size])
     reference = reference or own.integrator
     if reference.chooses or not own.batched:
         what = f"one that chooses, {reference}" if reference.chooses else "a block with batched=False"
         raise ValueError(f"reference: expected an integrator that is the same for each sample of a batch, got {what}")
     notes: list[str] = []
     estimates: dict[str, float] = {}
-    head = head or _head_of(model, own, reference, x[:size], notes)
+    head = head or _head_of(model, own, reference, held.x[: held.size], notes)
+    given = [held] if learn_from is None else [held, _gathered("learn_from", learn_from)]
     part: nn.Module = model
     if head is not None:
-        part, x = _without_stem(model, own, reference, head, x, size)
-    fit, test = _split(x, target, size, needed, seed, part=0.0 if settings else FIT_PART)
+        part, given = _without_stem(model, own, reference, head, given)
+    fit, test = _split(given, needed, seed, part=part_to_fit)
     family = Family("as given", tuple(settings or ()))
     if not settings:
         everyone = (*candidates, *_bolder(reference), reference)
@@ -164,14 +173,25 @@ def _bolder(reference: Integrator) -> tuple[Integrator, ...]:
     return (replace(reference, first_step="span"),)
 
 
-def _gathered(data: Iterable[Tensor | Batch]) -> tuple[Tensor, Tensor, int]:
+class Gathered(NamedTuple):
     """Inputs [N, ...], targets [N, ...] (zeros if there are none), and the size of a batch."""
+
+    x: Tensor
+    target: Tensor
+    size: int
+
+    def batches(self, rows: Tensor, size: int) -> list[Batch]:
+        """Some of the samples, `size` at a time."""
+        return [(self.x[some], self.target[some]) for some in rows.split(size)]
+
+
+def _gathered(name: str, data: Iterable[Tensor | Batch]) -> Gathered:
     batches = [(batch, torch.zeros(len(batch))) if isinstance(batch, Tensor) else tuple(batch) for batch in data]
     if not batches:
-        raise ValueError("data: expected batches x or (x, target), got none")
+        raise ValueError(f"{name}: expected batches x or (x, target), got none")
     x = torch.cat([batch[0] for batch in batches])
     targets = [torch.zeros(len(b[0])) if b[1] is None else b[1] for b in batches]
-    return x, torch.cat(targets), len(batches[0][0])
+    return Gathered(x, torch.cat(targets), len(batches[0][0]))
 
 
 @torch.no_grad()
@@ -222,18 +242,18 @@ def _check_number(number: int, needed: int, part: float) -> None:
         )
 
 
-def _split(
-    x: Tensor, target: Tensor, size: int, needed: int, seed: int, *, part: float
-) -> tuple[list[Batch], list[Batch]]:
-    """Batches to fit on, a part of the samples, and batches to test on, drawn at random."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    cut = len(x) - max(needed, round((1 - part) * len(x)))
-    sizes = (min(size, max(1, math.ceil(cut / 4))), size)  # the first part is to be halved
-    fit_on, test_on = (
-        [(x[some], target[some]) for some in rows.split(n)]
-        for rows, n in zip((order[:cut], order[cut:]), sizes, strict=True)
-    )
-    return fit_on, test_on
+def _split(given: list[Gathered], needed: int, seed: int, *, part: float) -> tuple[list[Batch], list[Batch]]:
+    """Batches to fit on and batches to test on, in random order: two sets, or two parts of one."""
+    draw = torch.Generator().manual_seed(seed)
+    data, to_fit = given[0], given[-1]
+    order = torch.randperm(len(data.x), generator=draw)
+    if len(given) > 1:
+        rows = torch.randperm(len(to_fit.x), generator=draw)
+    else:
+        cut = len(order) - max(needed, round((1 - part) * len(order)))
+        rows, order = order[:cut], order[cut:]
+    size = min(to_fit.size, max(1, math.ceil(len(rows) / 4)))  # they are to be halved
+    return to_fit.batches(rows, size), data.batches(order, data.size)
 
 
 @torch.no_grad()
@@ -252,23 +272,28 @@ def _head_of(
 
 @torch.no_grad()
 def _without_stem(
-    model: nn.Module, block: NeuralODE, reference: Integrator, head: nn.Module, x: Tensor, size: int
-) -> tuple[nn.Module, Tensor]:
+    model: nn.Module, block: NeuralODE, reference: Integrator, head: nn.Module, given: list[Gathered]
+) -> tuple[nn.Module, list[Gathered]]:
     """Block and head as a model of the block's starts, since what comes before is the same for all policies.
 
     The model and its inputs as they are, if that is not all that it does: its spans may depend on the sample.
     """
-    part = nn.Sequential(block, head)
+    part, first = nn.Sequential(block, head), given[0].x[: given[0].size]
     with block.using(reference), block.recording() as records:
-        expected = model(x[:size].to(_device(model)))
+        expected = model(first.to(_device(model)))
         start = records[0].y0
         if not isinstance(start, Tensor) or not _same(part(start), expected):
-            return model, x
+            return model, given
+    return part, [data._replace(x=_starts(model, block, data)) for data in given]
+
+
+def _starts(model: nn.Module, block: NeuralODE, data: Gathered) -> Tensor:
+    """[N, ...] where the block starts from."""
     with block.using(Euler()), block.recording() as records:
-        for inputs in x.split(size):
+        for inputs in data.x.split(data.size):
             model(inputs.to(_device(model)))
-            records[-1] = records[-1]._replace(y0=joined(records[-1].y0).to(x.device))
-    return part, torch.cat([joined(record.y0) for record in records])
+            records[-1] = records[-1]._replace(y0=joined(records[-1].y0).to(data.x.device))
+    return torch.cat([joined(record.y0) for record in records])
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
@@ -289,10 +314,11 @@ def _choose(
 ) -> tuple[Family, dict[str, float]]:
     """The family that seems the cheapest, and what each seems to need.
 
-    Selectors are fitted to one half of the samples and judged on the other, all else is judged on all.
+    Selectors are fitted to one half of the samples and judged on the other, or on MOST_JUDGED of them, all else is
+    judged on as many again.
     """
-    half = max(1, len(batches) // 2)
-    learn, fresh = batches[:half], batches[half:]
+    judged = min(len(batches) // 2, math.ceil(MOST_JUDGED / len(batches[0][0])))
+    learn, fresh = batches[: len(batches) - judged], batches[len(batches) - judged :]
     log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
     outcomes = _by_price(run_candidates(model, learn, candidates))
     costs = Costs.of(outcomes, RiskCost(risk=risk))
@@ -300,7 +326,7 @@ def _choose(
     length = float(torch.as_tensor(block.t1).mean() - torch.as_tensor(block.t0).mean())
     tried = families(
         costs,
-        outcomes.output,
+        outcomes,
         head,
         classifies=classifies,
         epsilon=epsilon,
@@ -308,11 +334,12 @@ def _choose(
         device=_device(model),
         seed=seed,
     )
-    expected = evaluate(model, candidates[-1], batches)[0]
+    known = batches[max(0, len(learn) - judged) if judged else 0 :]
+    expected = evaluate(model, candidates[-1], known)[0]
     estimates = {}
     for family in tried:
-        some = slice(half if family.learnt and fresh else 0, None)
-        estimates[family.name] = _estimate(model, family, batches[some], expected[some], risk, epsilon)
+        some = slice(len(known) - judged if family.learnt and fresh else 0, None)
+        estimates[family.name] = _estimate(model, family, known[some], expected[some], risk, epsilon)
         log(f"{family.name}: {estimates[family.name]:.2f} evaluations")
     return min(tried, key=lambda family: estimates[family.name]), estimates
 

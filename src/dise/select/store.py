@@ -26,7 +26,7 @@ from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwor
 from dise.select.selector import CostSelector
 
 POLICY, WEIGHTS = "policy.json", "policy.safetensors"
-FORMAT = 1
+FORMAT = 2  # 1: forecasts of another form
 
 
 def save_policy(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -163,7 +163,7 @@ class _Writer:
             parts = {"threshold": value.threshold, "measure": value.measure}
             return {"kind": "Confidence", "head": self._modules(value.head, where), **parts}
         if isinstance(value, Forecast):
-            parts = {"threshold": value.threshold, "classes": len(value.bias)}
+            parts = {"threshold": value.threshold, "classes": len(value.bias), "channels": value.channels}
             return {"kind": "Forecast", "head": self._modules(value.head, where), **parts}
         if isinstance(value, AdequacySelector):
             return self._selector(value, where) | {"dial": value.dial}
