@@ -4,6 +4,7 @@ from dise.flow import DiagonalNormal, Flow, TransportCost, divergence
 from dise.integrate import (
     RK4,
     RK38,
+    RKC1,
     Adaptive,
     Backsolve,
     Bosh3,
@@ -72,6 +73,7 @@ __all__ = [
     "L2",
     "RK4",
     "RK38",
+    "RKC1",
     "Adaptive",
     "AdequacySelector",
     "Backsolve",

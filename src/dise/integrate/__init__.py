@@ -6,6 +6,7 @@ from dise.integrate.events import Event
 from dise.integrate.integrators import (
     RK4,
     RK38,
+    RKC1,
     Adaptive,
     Bosh3,
     Dopri5,
@@ -33,6 +34,7 @@ from dise.integrate.tolerance import max_norm, rms_norm
 __all__ = [
     "RK4",
     "RK38",
+    "RKC1",
     "Adaptive",
     "Backsolve",
     "Bosh3",

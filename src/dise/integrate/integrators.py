@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from dise.integrate import methods
+from dise.integrate.chebyshev import chebyshev, stability_interval
 from dise.integrate.control import Controller, ErrorControl, FixedSteps
 from dise.integrate.controllers import ELEMENTARY, IController
 from dise.integrate.dopri8 import DOPRI8
@@ -13,7 +14,7 @@ from dise.integrate.loop import integrate
 from dise.integrate.problem import Integration, Problem
 from dise.integrate.tableau import ButcherTableau
 from dise.integrate.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
-from dise.integrate.value import Value, check_from_zero, check_whole, is_number
+from dise.integrate.value import Value, check_above, check_from_zero, check_whole, is_number
 
 
 class Integrator(ABC):
@@ -225,6 +226,48 @@ class RK38(FixedStep):
     """Kutta's 3/8 rule: order 4, four evaluations of f a step; torchdiffeq's "rk4"."""
 
     tableau = methods.RK38
+
+
+@dataclass(frozen=True)
+class RKC1(FixedStep):
+    """The damped Runge–Kutta–Chebyshev method of order 1: `stages` evaluations of f a step; for dissipative fields.
+
+    It is no more accurate than Euler's method, but stable over steps that are up to `stages` times as long for the same
+    number of evaluations. For fields whose Jacobian has large negative eigenvalues, where Euler needs small
+    steps though the solution is smooth; not for oscillations (imaginary eigenvalues).
+
+    On y' = λy a step multiplies y by R(λ dt). For z in [−β, 0], β = `stability_interval`, |R(z)| ≤ 1, and
+    |R(z)| ≤ damping between the two points (1 ∓ 1/w0)/2 of it, w0 = cosh(arccosh(1/damping)/stages). β falls from
+    2·stages² at damping 1 to 2·stages at damping 0, where a step is `stages` Euler steps.
+
+    Args:
+        steps: equal steps over each sample's span.
+        stages: of a step. One stage is Euler's method.
+        damping: what fast modes are multiplied by in a step, at most, in (0, 1).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    Source: see `dise.integrate.chebyshev`.
+    """
+
+    stages: int = 4
+    damping: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_whole("stages", self.stages)
+        check_above("damping", self.damping, 0, 1)
+        super().__post_init__()
+
+    @property
+    def tableau(self) -> ButcherTableau:  # type: ignore[override]
+        """That of the method with so many stages and this damping."""
+        return chebyshev(self.stages, self.damping)
+
+    @property
+    def stability_interval(self) -> float:
+        """β: steps dt with λ dt in [−β, 0] let no mode grow."""
+        return stability_interval(self.stages, self.damping)
 
 
 class HeunEuler(Adaptive):
