@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, Cascade, Dopri5, Dynamic, StepDoubling, solve
+from dise import RK4, RKC1, Cascade, Dopri5, Dynamic, StepDoubling, solve
 
 Memory = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))["Memory"]
 DOPRI = Dopri5(rtol=1e-6, atol=1e-6)
@@ -60,6 +60,8 @@ def test_memory_grows_with_the_square_root():
         (DOPRI, {"through_control": True}),
         (RK4(7), {"of": lambda s: s.y.square().sum()}),
         (StepDoubling(RK4(3)), {}),
+        (RKC1(7, 3), {"of": lambda s: s.y.square().sum()}),
+        (StepDoubling(RKC1(3)), {}),
         (DOPRI, {"save_at": [0.5, 1.5], "of": lambda s: s.saved.square().sum()}),
         (DOPRI, {"accumulate": lambda s: s.y_next.square().sum(1), "of": lambda s: s.accumulated.sum()}),
         (DOPRI, {"event": lambda t, y: y[:, 0] - 0.9, "of": lambda s: s.t.sum() + s.y.sum()}),

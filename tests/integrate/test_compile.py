@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from dise import (
     RK4,
+    RKC1,
     Bosh3,
     Cascade,
     Dopri5,
@@ -81,6 +82,8 @@ def assert_equal(compiled, eager, close=CLOSE):
         Bosh3(rtol=1e-4, atol=1e-4, first_step="span"),
         RK4(4),
         StepDoubling(RK4(2)),
+        RKC1(4),
+        StepDoubling(RKC1(2, 5, 0.3)),
     ],
     ids=str,
 )

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from dise import (
     RK4,
     RK38,
+    RKC1,
     Bosh3,
     ButcherTableau,
     Cascade,
@@ -34,7 +35,7 @@ from dise import (
 from dise.integrate import FixedStep
 
 ALL = [
-    *(method(3) for method in (Euler, Midpoint, Heun, Ralston, RK4, RK38)),
+    *(method(3) for method in (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1)),
     *(method(rtol=1e-3, atol=1e-3) for method in (HeunEuler, Fehlberg2, Bosh3)),
     *(method(rtol=1e-4, atol=1e-4) for method in (Dopri5, Tsit5, Dopri8)),
 ]
@@ -73,6 +74,7 @@ def problem():
         (Ralston(800), 2e-5),
         (RK4(100), 2e-7),
         (RK38(100), 2e-7),
+        (RKC1(4000), 3e-3),
         (HeunEuler(rtol=1e-6, atol=1e-6), 2e-5),
         (Fehlberg2(rtol=1e-7, atol=1e-7), 1e-4),
         (Bosh3(rtol=1e-7, atol=1e-7), 2e-6),
@@ -88,7 +90,7 @@ def test_closed_form(problem, integrator, tolerance):
     assert_close(saved, exact(y0, t0, times), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (Ralston, 2), (RK4, 4), (RK38, 4)])
+@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (Ralston, 2), (RK4, 4), (RK38, 4), (RKC1, 1)])
 def test_save_points_are_of_the_methods_order(method, order):
     """The largest error over times within the steps falls with the method's power of the step."""
     y0, t0, times = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1), torch.linspace(0, 2, 61)[None]

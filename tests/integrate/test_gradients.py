@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import grad, gradcheck
 
-from dise import RK4, Dopri5, Euler, solve
+from dise import RK4, RKC1, Dopri5, Euler, solve
 
 
 def field(t, y, weight, gain, shift):
@@ -43,7 +43,7 @@ SPAN = Dopri5(rtol=1e-4, atol=1e-4, first_step="span")
 MANY = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("integrator", [Euler(1), Euler(3), RK4(1), RK4(2)], ids=str)
+@pytest.mark.parametrize("integrator", [Euler(1), Euler(3), RK4(1), RK4(2), RKC1(2)], ids=str)
 @pytest.mark.parametrize("compact", [True, False])
 def test_fixed_steps(integrator, compact):
     assert gradcheck(y_and_error(integrator, compact=compact), inputs(), atol=1e-8, rtol=1e-6)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from dise import (
     RK4,
     RK38,
+    RKC1,
     Adaptive,
     Bosh3,
     ButcherTableau,
@@ -39,7 +40,7 @@ def row(*values):
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, 2.0, True, "3", None])
-@pytest.mark.parametrize("method", [Euler, Midpoint, RK4])
+@pytest.mark.parametrize("method", [Euler, Midpoint, RK4, RKC1])
 def test_steps_must_be_a_positive_whole_number(method, steps):
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 1"):
         method(steps)
@@ -85,6 +86,8 @@ def test_one_tolerance_must_be_positive():
 def test_integrators_are_values():
     assert RK4(2) == RK4(steps=2) != RK4(3)
     assert RK4() != Euler()
+    assert RKC1(2) == RKC1(steps=2, stages=4, damping=0.1) != RKC1(2, 5) != RKC1(2, 5, 0.2)
+    assert len({RKC1(), RKC1(1, 4), RKC1(damping=0.1), RKC1(damping=0.2)}) == 2
     assert len({Dopri5(), Dopri5(rtol=1e-3, atol=1e-3), Dopri5(rtol=1e-4)}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         RK4().steps = 2
@@ -95,6 +98,7 @@ def test_integrators_are_values():
     [
         (Euler(), "Euler"),
         (RK4(2), "RK4(steps=2)"),
+        (RKC1(2, 3, 0.25), "RKC1(steps=2, stages=3, damping=0.25)"),
         (Dopri5(), "Dopri5"),
         (Dopri5(rtol=1e-5, first_step="span"), "Dopri5(rtol=1e-05, first_step=span)"),
     ],
@@ -122,6 +126,7 @@ class AdaptiveKutta3(Adaptive):
     "integrator",
     [
         *(method(200) for method in (Midpoint, Heun, Ralston, RK4, RK38, Kutta3)),
+        RKC1(20_000, 2),
         *(method(rtol=1e-5, atol=1e-5) for method in (HeunEuler, AdaptiveKutta3)),
         Fehlberg2(rtol=1e-6, atol=1e-6),  # its estimate is that of a much better method of order 1
         *(method(rtol=1e-6, atol=1e-6) for method in (Bosh3, Dopri5, Tsit5, Dopri8)),

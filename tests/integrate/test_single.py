@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from dise import (
     RK4,
+    RKC1,
     Bosh3,
     Cascade,
     Dopri5,
@@ -54,7 +55,7 @@ def test_a_step_is_scipys():
     np.testing.assert_allclose(-taken.error[0], 2 / 3 * dt * solver.K.T @ solver.E, rtol=1e-9)
 
 
-@pytest.mark.parametrize("integrator", [Euler(), RK4(), Bosh3(), DOPRI, StepDoubling(RK4())], ids=str)
+@pytest.mark.parametrize("integrator", [Euler(), RK4(), RKC1(), Bosh3(), DOPRI, StepDoubling(RK4())], ids=str)
 def test_a_step_counts_its_evaluations(record, integrator):
     f, y = record(linear), torch.ones(3, 2)
     taken = step(f, 0.0, y, 0.1, integrator)

@@ -7,6 +7,7 @@ import torch
 from dise import (
     RK4,
     RK38,
+    RKC1,
     Bosh3,
     Dopri5,
     Dopri8,
@@ -28,7 +29,7 @@ from dise.integrate.tableau import Terms
 ANY = {"rtol": 0, "atol": 1e6, "first_step": "span"}  # accepts whatever it tries; the error's scale is constant
 ONE_STEP = Dopri5(**ANY)
 SIZES = [0.2 / 2**i for i in range(4)]
-FIXED = {Euler: 1, Midpoint: 2, Heun: 2, Ralston: 2, RK4: 4, RK38: 4}
+FIXED = {Euler: 1, Midpoint: 2, Heun: 2, Ralston: 2, RK4: 4, RK38: 4, RKC1: 1}
 ADAPTIVE = {HeunEuler: 2, Fehlberg2: 2, Bosh3: 3, Dopri5: 5, Tsit5: 5, Dopri8: 8}
 fixed = pytest.mark.parametrize(("method", "order"), FIXED.items())
 adaptive = pytest.mark.parametrize(("method", "order"), ADAPTIVE.items())

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, Dopri5, Euler, Heun, NeuralODE, solve
+from dise import RK4, RKC1, Dopri5, Euler, Heun, NeuralODE, solve
 
-fixed = pytest.mark.parametrize("integrator", [Euler(1), Heun(2), RK4(3)], ids=str)
+fixed = pytest.mark.parametrize("integrator", [Euler(1), Heun(2), RK4(3), RKC1(2, 3)], ids=str)
 
 
 class Model(nn.Module):

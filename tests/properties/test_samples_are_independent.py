@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dise import (
     RK4,
     RK38,
+    RKC1,
     Adaptive,
     Bosh3,
     ButcherTableau,
@@ -64,7 +65,7 @@ controllers = st.sampled_from([IController(), PIController(), PIController(safet
 norms = st.sampled_from([rms_norm, max_norm])
 fixed = st.builds(
     lambda method, steps: method(steps),
-    st.one_of(st.sampled_from([Euler, Midpoint, Heun, Ralston, RK4, RK38]), made(FixedStep)),
+    st.one_of(st.sampled_from([Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1]), made(FixedStep)),
     st.integers(1, 4),
 )
 adaptive = st.builds(

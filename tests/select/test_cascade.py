@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, Bosh3, Cascade, Confidence, Dopri5, Euler, Midpoint, NeuralODE, SolveError, solve
+from dise import RK4, RKC1, Bosh3, Cascade, Confidence, Dopri5, Euler, Midpoint, NeuralODE, SolveError, solve
 from dise.select.cascade import confidence
 
 Y0 = torch.tensor([[0.5], [1.0], [2.0], [4.0]], dtype=torch.float64)
@@ -96,6 +96,9 @@ SPAN = {"rtol": 1e-3, "atol": 1e-3, "first_step": "span"}
         (RK4(2), Euler(4), True),  # 1/4
         (Euler(2), Bosh3(**SPAN), True),
         (Bosh3(**SPAN), RK4(1), True),
+        (RKC1(2, 1), RK4(1), True),  # one stage: Euler's
+        (RKC1(2, 4), RKC1(2, 4), True),
+        (RKC1(1, 4), RK4(1), False),  # 0.16 and 1/2
         (Midpoint(1), RK4(2), False),  # 1/2 and 1/4
         (Euler(1), RK4(1), False),  # Euler evaluates nothing after k1
         (RK4(1), Dopri5(**SPAN), False),  # 1/2 and 1/5

@@ -6,6 +6,7 @@ from torch import nn
 
 from dise import (
     RK4,
+    RKC1,
     AdequacySelector,
     Bosh3,
     Cascade,
@@ -44,6 +45,7 @@ def policies(model):
     adequacy = AdequacySelector(ConfidenceNetwork(head, 3, classes=3, span=2.0), candidates=3, dial=7.5)
     return {
         "single": RK4(3),
+        "damped": RKC1(2, 3, 0.3),
         "controlled": Dopri5(
             rtol=torch.tensor([1e-3, 1e-4]), dt_max=0.25, controller=PIController(safety=0.8), norm=max_norm
         ),
