@@ -27,7 +27,7 @@ from dise.tasks.physionet.starts import encoded
 from dise.tasks.statistics import auroc, bootstrap_auroc, interval
 
 STEPS = {dise.Euler: (1, 2, 4, 6, 8, 12, 16), dise.Midpoint: (1, 2, 3, 4, 6), dise.RK4: (1, 2, 3, 4, 6)}
-# the fields are dissipative: their Jacobians' eigenvalues reach −20 over a stay, and Euler needs small steps for stability
+# the fields are dissipative: Euler's steps have to be small for stability more than for accuracy
 DAMPED = tuple(
     dise.RKC1(steps, stages, damping)
     for steps in (1, 2, 3)

@@ -90,7 +90,9 @@ def test_closed_form(problem, integrator, tolerance):
     assert_close(saved, exact(y0, t0, times), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("method", "order"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (Ralston, 2), (RK4, 4), (RK38, 4), (RKC1, 1)])
+@pytest.mark.parametrize(
+    ("method", "order"), [(Euler, 1), (Midpoint, 2), (Heun, 2), (Ralston, 2), (RK4, 4), (RK38, 4), (RKC1, 1)]
+)
 def test_save_points_are_of_the_methods_order(method, order):
     """The largest error over times within the steps falls with the method's power of the step."""
     y0, t0, times = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1), torch.linspace(0, 2, 61)[None]

@@ -14,7 +14,7 @@ from dise.integrate.dopri8 import DOPRI8
 from dise.integrate.methods import BOSH3, DOPRI5, EULER, FEHLBERG2, HEUN, MIDPOINT, RALSTON, RK4, RK38, TSIT5
 
 FIXED = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "ralston": RALSTON, "rk4": RK4, "rk38": RK38}
-FIXED |= {"rkc1": chebyshev(4, 0.1), "rkc1 of two stages": chebyshev(2, 0.3)}
+FIXED |= {"rkc1": chebyshev(4, 0.1), "rkc1 (2)": chebyshev(2, 0.3)}
 EMBEDDED = {"heun": HEUN, "fehlberg2": FEHLBERG2, "bosh3": BOSH3, "dopri5": DOPRI5, "tsit5": TSIT5, "dopri8": DOPRI8}
 DOUBLED = {name: tableau.doubled() for name, tableau in FIXED.items()}
 ALL = [*(FIXED | EMBEDDED).values(), *DOUBLED.values()]
@@ -93,7 +93,7 @@ def test_a_doubled_methods_estimate_is_that_of_richardson(tableau):
     assert order_of(tableau, np.add(tableau.b, tableau.b_err)) == tableau.order + 1 == tableau.error_order
 
 
-INTERPOLANTS = {"euler": 1, "rkc1": 1, "rkc1 of two stages": 1, "rk4": 3, "rk38": 3, "bosh3": 3, "dopri5": 4, "tsit5": 4, "dopri8": 5}
+INTERPOLANTS = {"euler": 1, "rkc1": 1, "rkc1 (2)": 1, "rk4": 3, "rk38": 3, "bosh3": 3, "dopri5": 4, "tsit5": 4, "dopri8": 5}
 
 
 @pytest.mark.parametrize("name", NAMES)

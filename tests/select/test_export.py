@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from dise import (
     RK4,
+    RKC1,
     AdequacySelector,
     Cascade,
     Confidence,
@@ -45,6 +46,10 @@ def cascade(model):
     return Cascade((Euler(1), Heun(2), RK4(3)), rules)
 
 
+def damped(model):
+    return Cascade((Euler(1), RKC1(2, 3), RK4(3)), cascade(model).accept)
+
+
 def forecasts(model):
     draw = torch.Generator().manual_seed(2)
     rules = [Forecast(model[2], threshold, classes=3, channels=2) for threshold in (1.0, 4.0)]
@@ -63,7 +68,7 @@ def dynamic(model):
     return Dynamic((Euler(1), Heun(2), RK4(3)), selector.eval())
 
 
-@pytest.mark.parametrize("policy", [cascade, forecasts, dynamic])
+@pytest.mark.parametrize("policy", [cascade, damped, forecasts, dynamic])
 def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, points, tmp_path, served, policy):
     model, x = classifier().eval(), torch.cat(points(100))
     torch.manual_seed(1)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dise import (
     RK4,
+    RKC1,
     AdequacySelector,
     Cascade,
     Confidence,
@@ -179,6 +180,26 @@ def test_a_model_that_is_no_classifier(classifier, points, fresh):
     assert ((output - expected).square().mean(1).sqrt() > 0.05).double().mean() <= 0.02
     assert nfe.double().mean() < full.double().mean()
     assert not any("confidence" in name or "cascade" in name for name in report.families)
+
+
+def test_a_damped_candidate_where_euler_needs_small_steps(classifier, points, fresh):
+    """A slow mode and one of eigenvalue −12: Euler is unstable with 5 steps, the damped method takes 5 evaluations."""
+    model = classifier()
+    model[1].f = Stiff()
+    candidates = (*(Euler(steps) for steps in (1, 2, 3, 4, 5, 16)), RKC1(stages=5))
+    make_dynamic(model[:2], points(2000), risk=Deviates(0.1), candidates=candidates, reference=REFERENCE, **LOOSE)
+    assert model[1].integrator == RKC1(stages=5)
+    (output, nfe), (expected, _) = run(model[:2], fresh), run(model[:2], fresh, REFERENCE)
+    assert (nfe == 5).all()
+    assert ((output - expected).square().mean(1).sqrt() > 0.1).double().mean() <= 0.02
+
+
+class Stiff(nn.Module):
+    """y₁' = cos(t) / 4, y₂' = 12 (sin(y₁) − y₂)."""
+
+    def forward(self, t, y):
+        slow, fast = y.unbind(1)
+        return torch.stack([t.squeeze(1).cos() / 4, 12 * (slow.sin() - fast)], 1)
 
 
 # ---- the head
