@@ -183,23 +183,28 @@ def test_a_model_that_is_no_classifier(classifier, points, fresh):
 
 
 def test_a_damped_candidate_where_euler_needs_small_steps(classifier, points, fresh):
-    """A slow mode and one of eigenvalue −12: Euler is unstable with 5 steps, the damped method takes 5 evaluations."""
-    model = classifier()
+    """A slow mode and one of eigenvalue −12: two damped steps need 6 evaluations, and Euler's 6 steps end far off."""
+    model = classifier()[:2]
     model[1].f = Stiff()
-    candidates = (*(Euler(steps) for steps in (1, 2, 3, 4, 5, 16)), RKC1(stages=5))
-    make_dynamic(model[:2], points(2000), risk=Deviates(0.1), candidates=candidates, reference=REFERENCE, **LOOSE)
-    assert model[1].integrator == RKC1(stages=5)
-    (output, nfe), (expected, _) = run(model[:2], fresh), run(model[:2], fresh, REFERENCE)
-    assert (nfe == 5).all()
-    assert ((output - expected).square().mean(1).sqrt() > 0.1).double().mean() <= 0.02
+    candidates = (*(Euler(steps) for steps in (1, 2, 3, 4, 5, 6, 16)), RKC1(2, 3))
+    # too few points for selectors
+    make_dynamic(model, points(600), risk=Deviates(0.05), candidates=candidates, reference=REFERENCE, **LOOSE)
+    assert model[1].integrator == RKC1(2, 3)
+    (output, nfe), (expected, _) = run(model, fresh), run(model, fresh, REFERENCE)
+    assert (nfe == 6).all()
+    assert ((output - expected).square().mean(1).sqrt() > 0.05).double().mean() <= 0.02
 
 
 class Stiff(nn.Module):
     """y₁' = cos(t) / 4, y₂' = 12 (sin(y₁) − y₂)."""
 
+    def __init__(self):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(12.0))
+
     def forward(self, t, y):
         slow, fast = y.unbind(1)
-        return torch.stack([t.squeeze(1).cos() / 4, 12 * (slow.sin() - fast)], 1)
+        return torch.stack([t.squeeze(1).cos() / 4, self.rate * (slow.sin() - fast)], 1)
 
 
 # ---- the head
