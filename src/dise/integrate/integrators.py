@@ -232,9 +232,9 @@ class RK38(FixedStep):
 class RKC1(FixedStep):
     """The damped Runge–Kutta–Chebyshev method of order 1: `stages` evaluations of f a step; for dissipative fields.
 
-    It is no more accurate than Euler's method, but stable over steps that are up to `stages` times as long for the same
-    number of evaluations. For fields whose Jacobian has large negative eigenvalues, where Euler needs small
-    steps though the solution is smooth; not for oscillations (imaginary eigenvalues).
+    Of Euler's order, but with the same number of evaluations of f stable over spans up to `stages` times as long: for
+    fields whose Jacobian has large negative eigenvalues, where Euler needs small steps though the solution is smooth.
+    Not for oscillations (imaginary eigenvalues).
 
     On y' = λy a step multiplies y by R(λ dt). For z in [−β, 0], β = `stability_interval`, |R(z)| ≤ 1, and
     |R(z)| ≤ damping between the two points (1 ∓ 1/w0)/2 of it, w0 = cosh(arccosh(1/damping)/stages). β falls from
