@@ -46,8 +46,8 @@ def test_a_step_is_chebyshevs_polynomial(stages, damping):
 
 
 @every
-def test_stages_are_polynomials_of_lower_degree(stages, damping):
-    """A recurrence of three terms, as the papers write it, gives the same coefficients."""
+def test_coefficients_are_those_of_the_papers_recurrence(stages, damping):
+    """Three terms each, written out as rows: van der Houwen, Sommeijer 1980."""
     w0, w1 = shift_and_slope(stages, damping)
     T = [numpys.chebval(w0, [0] * j + [1]) for j in range(stages + 1)]
     rows = np.zeros((stages + 1, stages))
@@ -93,7 +93,7 @@ def test_one_stage_is_euler_and_full_damping_is_more_steps_of_it(tanh_field, sta
 
 
 def test_heat_where_euler_blows_up():
-    """uₜ = uₓₓ on 31 points, eigenvalues down to −4096, over 0.1: 60 evaluations of f each."""
+    """uₜ = uₓₓ on 31 points, eigenvalues down to −4086, over a time of 0.1: 60 evaluations of f each."""
     n = 31
     laplace = (n + 1) ** 2 * (np.diag(np.full(n, -2.0)) + np.diag(np.ones(n - 1), 1) + np.diag(np.ones(n - 1), -1))
     rates, modes = np.linalg.eigh(laplace)
@@ -104,7 +104,7 @@ def test_heat_where_euler_blows_up():
     euler, ours = (solve(lambda t, y: y @ matrix, y0, 0.0, 0.1, method) for method in (Euler(60), RKC1(3, 20)))
     assert euler.nfe.item() == ours.nfe.item() == 60
     assert euler.y.abs().max() > 1e10
-    assert np.abs(ours.y[0].numpy() - exact).max() < 0.15 * np.abs(exact).max()
+    assert np.abs(ours.y[0].numpy() - exact).max() < 0.07 * np.abs(exact).max()
 
 
 def test_between_steps_it_is_the_straight_line():
