@@ -11,7 +11,7 @@ from dise.experiment.rundir import load_model, open_run
 from dise.tasks.mnist.data import Batches, Images
 
 SIZE = 250  # samples at once, where time is not measured
-LEARN = 10_000  # training images that policies are learnt from
+LEARN = 6000  # training images that policies are learnt from
 
 
 class Samples(NamedTuple):

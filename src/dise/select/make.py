@@ -314,11 +314,12 @@ def _choose(
 ) -> tuple[Family, dict[str, float]]:
     """The family that seems the cheapest, and what each seems to need.
 
-    Selectors are fitted to one half of the samples and judged on the other, or on MOST_JUDGED of them, all else is
-    judged on as many again.
+    They are judged on the last MOST_JUDGED samples at most, what is fitted to samples on the last half at most, which
+    it is not fitted to.
     """
-    judged = min(len(batches) // 2, math.ceil(MOST_JUDGED / len(batches[0][0])))
-    learn, fresh = batches[: len(batches) - judged], batches[len(batches) - judged :]
+    most = math.ceil(MOST_JUDGED / len(batches[0][0]))
+    fresh = min(len(batches) // 2, most)
+    learn, judged = batches[: len(batches) - fresh], batches[-most:]
     log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
     outcomes = _by_price(run_candidates(model, learn, candidates))
     costs = Costs.of(outcomes, RiskCost(risk=risk))
@@ -334,12 +335,11 @@ def _choose(
         device=_device(model),
         seed=seed,
     )
-    known = batches[max(0, len(learn) - judged) if judged else 0 :]
-    expected = evaluate(model, candidates[-1], known)[0]
+    expected = evaluate(model, candidates[-1], judged)[0]
     estimates = {}
     for family in tried:
-        some = slice(len(known) - judged if family.learnt and fresh else 0, None)
-        estimates[family.name] = _estimate(model, family, known[some], expected[some], risk, epsilon)
+        some = slice(len(judged) - fresh if family.learnt and fresh else 0, None)
+        estimates[family.name] = _estimate(model, family, judged[some], expected[some], risk, epsilon)
         log(f"{family.name}: {estimates[family.name]:.2f} evaluations")
     return min(tried, key=lambda family: estimates[family.name]), estimates
 
