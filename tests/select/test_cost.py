@@ -17,6 +17,7 @@ from dise.select import (
     joined,
     run_candidates,
 )
+from dise.select.cost import device_of
 
 # ---- Eq. 4
 
@@ -305,6 +306,14 @@ def test_a_tuple_states_tensors_are_joined(pair_model):
 )
 def test_means_of_a_states_channels(state, means):
     assert_close(channel_means(state), torch.tensor([means]))
+
+
+def test_a_model_without_parameters_is_where_its_buffers_are(decay):
+    block = NeuralODE(decay(), Euler())
+    assert run_candidates(nn.Sequential(block), batches(1), CANDIDATES).nfe.tolist() == [[1, 2, 4]]
+    assert device_of(block) == torch.device("cpu")
+    block.register_buffer("shift", torch.empty(1, device="meta"))
+    assert device_of(block) == torch.device("meta")
 
 
 def test_outcomes_have_the_means_of_the_states_at_t1(toy_model):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.select.cost import Input, find_block
+from dise.select.cost import Input, device_of, find_block
 from dise.select.looks import spent
 from dise.select.risk import Risk, disagreement
 
@@ -118,7 +118,7 @@ def evaluate(
     model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Input, Tensor]]
 ) -> tuple[list[Tensor], float]:
     """The model's outputs, a batch each, on the data's device, and its mean NFE, what the policy looks at included."""
-    block, device = find_block(model), next(model.parameters()).device
+    block, device = find_block(model), device_of(model)
     with block.using(integrator), block.recording() as records:
         outputs = [model(x.to(device)).to(x.device) for x, _ in batches]
     return outputs, float(spent(block, integrator, records).mean())

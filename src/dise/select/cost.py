@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol, Self
 
 import torch
@@ -282,6 +283,12 @@ def find_block(model: nn.Module) -> NeuralODE:
     return blocks[0]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are, or its buffers; the CPU if it has none."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 @torch.no_grad()
 def run_candidates(
     model: nn.Module, data: Iterable[tuple[Input, Tensor]], candidates: Sequence[Integrator]
@@ -299,7 +306,7 @@ def run_candidates(
     if not candidates:
         raise ValueError("candidates: expected at least one integrator, got none")
     block = find_block(model)
-    device = next(model.parameters()).device
+    device = device_of(model)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("h0", "k1", "nfe", "output", "target", "means")}
     for x, target in data:
         runs = [_run(model, block, candidate, x.to(device)) for candidate in candidates]

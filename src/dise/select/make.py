@@ -12,7 +12,7 @@ from dise.integrate import RK4, Adaptive, Dopri5, Euler, Integrator, Midpoint
 from dise.nn import NeuralODE
 from dise.select.adapt import adapt, check_same
 from dise.select.calibrate import Calibration, calibrate, evaluate, exact_binomial, hoeffding_bentkus, samples_needed
-from dise.select.cost import Costs, Outcomes, find_block, has_block, run_candidates
+from dise.select.cost import Costs, Outcomes, device_of, find_block, has_block, run_candidates
 from dise.select.dynamic import joined
 from dise.select.families import Family, families
 from dise.select.head import find_head
@@ -221,16 +221,12 @@ def _find(
     starts: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda module, inputs: starts.append(inputs[0]))
     try:
-        model(x.to(_device(model)))
+        model(x.to(device_of(model)))
     finally:
         hook.remove()
     check_same(module, own, starts[0])
     model.set_submodule(name, own)
     return own
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _check_number(number: int, needed: int, part: float) -> None:
@@ -261,7 +257,7 @@ def _head_of(
     model: nn.Module, block: NeuralODE, reference: Integrator, x: Tensor, notes: list[str]
 ) -> nn.Module | None:
     with block.using(reference):
-        head = find_head(model, block, x.to(_device(model)))
+        head = find_head(model, block, x.to(device_of(model)))
     if head is None:
         notes.append(
             "The model's answer is not made of h(t1) by the modules after the block alone, so no cascade on its "
@@ -280,7 +276,7 @@ def _without_stem(
     """
     part, first = nn.Sequential(block, head), given[0].x[: given[0].size]
     with block.using(reference), block.recording() as records:
-        expected = model(first.to(_device(model)))
+        expected = model(first.to(device_of(model)))
         start = records[0].y0
         if not isinstance(start, Tensor) or not _same(part(start), expected):
             return model, given
@@ -291,7 +287,7 @@ def _starts(model: nn.Module, block: NeuralODE, data: Gathered) -> Tensor:
     """[N, ...] where the block starts from."""
     with block.using(Euler()), block.recording() as records:
         for inputs in data.x.split(data.size):
-            model(inputs.to(_device(model)))
+            model(inputs.to(device_of(model)))
             records[-1] = records[-1]._replace(y0=joined(records[-1].y0).to(data.x.device))
     return torch.cat([joined(record.y0) for record in records])
 
@@ -332,7 +328,7 @@ def _choose(
         classifies=classifies,
         epsilon=epsilon,
         span=length,
-        device=_device(model),
+        device=device_of(model),
         seed=seed,
     )
     expected = evaluate(model, candidates[-1], judged)[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dise.integrate import Euler, Integrator
 from dise.integrate.problem import Layout
 from dise.nn import NeuralODE, Record
-from dise.select.cost import Costs, Input, find_block
+from dise.select.cost import Costs, Input, device_of, find_block
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def profile_candidates(
 
 def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _Starts:
     """What the model's block integrates for at least `number` samples."""
-    block, device = find_block(model), next(model.parameters()).device
+    block, device = find_block(model), device_of(model)
     count = 0
     with block.using(Euler()), block.recording() as records:
         for x, _ in data:

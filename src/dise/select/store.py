@@ -18,7 +18,7 @@ from dise.select.adapt import AdaptedBlock, adapt
 from dise.select.adequacy import AdequacySelector
 from dise.select.cascade import Confidence
 from dise.select.committee import Committee
-from dise.select.cost import find_block
+from dise.select.cost import device_of, find_block
 from dise.select.dynamic import RandomSelector
 from dise.select.forecast import Forecast
 from dise.select.make import Report
@@ -90,7 +90,7 @@ def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool
     held = getattr(block, "policy", None)
     if held is not None:
         held.load_state_dict(_safetensors().load_file(path / WEIGHTS))
-        held.to(next(model.parameters()).device).eval()
+        held.to(device_of(model)).eval()
     return model
 
 
