@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from dise import Dopri5, Heun, Ralston, solve
 from dise.integrate.compiled import _to_be_checked
 from dise.integrate.loop import Method
-from dise.integrate.lowering import inductor, tanh
+from dise.integrate.lowering import addmm, inductor, mm, tanh
 
 
 def test_tanh_is_exact_to_some_units_in_the_last_place():
@@ -32,16 +32,68 @@ def test_tanh_of_other_dtypes_is_left_to_torch(dtype):
     assert tanh(torch.zeros(2, dtype=dtype)) is NotImplemented
 
 
-def test_backend_computes_values_and_gradients():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("m", "k", "n"), [(5, 1, 7), (5, 4, 7), (5, 3, 2), (5, 9, 1), (5, 40, 4), (1, 40, 2)])
+def test_products_with_few_columns(m, k, n, dtype):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3))
-    x = torch.randn(5, 3, requires_grad=True)
-    compiled = torch.compile(net, backend=inductor, fullgraph=True)
+    a, b, c = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.randn(n, dtype=dtype)
+    for right in (b, b.t().contiguous().t(), torch.randn(k, 2 * n, dtype=dtype)[:, ::2]):
+        assert_close(mm(a, right), torch.mm(a, right))
+        assert_close(addmm(c, a, right), torch.addmm(c, a, right))
+        assert mm(a, right).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (torch.zeros(5, 8), torch.zeros(8, 8)),  # k and n are large
+        (torch.zeros(5, 4096), torch.zeros(4096, 2)),  # sums are long
+        (torch.zeros(8, 5).t(), torch.zeros(8, 2)),  # sums are across rows
+        (torch.zeros(5, 0), torch.zeros(0, 3)),
+        (torch.zeros(5, 2).bfloat16(), torch.zeros(2, 3).bfloat16()),
+    ],
+)
+def test_other_products_are_left_to_torch(a, b):
+    assert mm(a, b) is NotImplemented
+    assert addmm(b[:1], a, b) is NotImplemented
+
+
+def test_scaled_products_are_left_to_torch():
+    a, b, c = torch.zeros(5, 2), torch.zeros(2, 3), torch.zeros(3)
+    assert addmm(c, a, b, beta=0.5) is NotImplemented
+    assert addmm(c, a, b, alpha=2) is NotImplemented
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("rows", "features", "hidden"), [(5, 3, 16), (1, 1, 16), (3, 6, 3), (40, 8, 16)])
+def test_backend_computes_values_and_gradients(rows, features, hidden, dynamic):
+    torch.manual_seed(0)
+    torch.compiler.reset()  # or it counts as one more shape of the same function
+    net = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, features, bias=False)).double()
+    x = torch.randn(rows, features, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(net, backend=inductor, fullgraph=True, dynamic=dynamic)
     inputs = (x, *net.parameters())
     assert_close(compiled(x), net(x))
     assert_close(
         torch.autograd.grad(compiled(x).square().sum(), inputs), torch.autograd.grad(net(x).square().sum(), inputs)
     )
+
+
+def test_backward_pass_keeps_few_activations():
+    """Of a network called several times in a graph, it computes all again but those of the last call, its first."""
+    rows, hidden = 32, 64
+    net = nn.Sequential(nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, 2))
+
+    @torch.compile(backend=inductor, fullgraph=True)
+    def called_often(x):
+        for _ in range(4):
+            x = x + net(x)
+        return x
+
+    node = called_often(torch.randn(rows, 2, requires_grad=True)).grad_fn
+    kept = [*node.saved_tensors, *getattr(node, "_tensors_no_vc_check", ())]  # torch's two lists of them
+    assert kept
+    assert sum(x.numel() >= rows * hidden for x in kept) <= 1
 
 
 def test_backend_takes_options_of_torch():

@@ -12,13 +12,22 @@ P = (0.999999979, 0.133797147, 0.00349403076, 2.0583421e-05, 1.33189938e-08)
 Q = (1.0, 0.4671303, 0.0258710587, 0.000328308671, 7.76198627e-07)
 ONE = 9.02
 
+FEW = 4  # columns up to which a product is a few operations, which cost less in a loop than the call of a library
+LONG = 512  # terms up to which such a sum is as good in a plain loop as in a library's
+
+# the backward pass may compute a cheap f's activations again: keeping them would be many tensors a graph
+AGAIN = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
+
 
 def inductor(graph: GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None) -> Any:
-    """torch.compile's backend "inductor"; graphs of the CPU are called from C++ and have a fast `tanh`.
+    """torch.compile's backend "inductor"; graphs of the CPU are called from C++ and made for a small f.
+
+    That is: they have a fast `tanh`, write out products with few columns, and keep little for the backward pass.
 
     Args:
         graph, inputs, options: as torch.compile gives them.
     """
+    from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx  # takes seconds to import
     from torch._inductor.decomposition import select_decomp_table
 
@@ -26,8 +35,11 @@ def inductor(graph: GraphModule, inputs: Sequence[Any], *, options: Mapping[str,
     options.pop("guard_filter_fn", None)  # torch took it, unless it is too old to know it
     if not all(x.is_cpu for x in inputs if isinstance(x, Tensor)):
         return compile_fx(graph, inputs, config_patches=options)
-    decompositions = {**select_decomp_table(), torch.ops.aten.tanh.default: tanh}
-    return compile_fx(graph, inputs, config_patches={"cpp_wrapper": True, **options}, decompositions=decompositions)
+    aten = torch.ops.aten
+    own: dict[Any, Any] = {aten.tanh.default: tanh, aten.mm.default: mm, aten.addmm.default: addmm}
+    patches, decompositions = {"cpp_wrapper": True, **options}, {**select_decomp_table(), **own}
+    with config.patch(AGAIN):
+        return compile_fx(graph, inputs, config_patches=patches, decompositions=decompositions)
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -49,3 +61,34 @@ def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     for c in reversed(rest):
         total = total * x + c
     return total
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """a [m, k] times b [k, n] as k products or n sums, which share a loop with what comes before and after.
+
+    NotImplemented, which leaves it to torch, if both k and n are large, and for other dtypes.
+    """
+    k, n = a.shape[1], b.shape[1]
+    if a.dtype not in (torch.float32, torch.float64) or not isinstance(k, int) or k == 0:
+        return NotImplemented
+    if k <= FEW:
+        b = _with_contiguous_rows(b)
+        products = [a[:, i, None] * b[i] for i in range(k)]
+        return sum(products[1:], start=products[0])
+    if k <= LONG and isinstance(n, int) and 0 < n <= FEW and a.stride(1) == 1:
+        columns = _with_contiguous_rows(b.t())
+        return torch.stack([(a * columns[j]).sum(1) for j in range(n)], 1)
+    return NotImplemented
+
+
+def addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """c + a b, where `mm` has a product to offer; else NotImplemented."""
+    product = mm(a, b) if alpha == beta == 1 else NotImplemented
+    return product if product is NotImplemented else c + product
+
+
+def _with_contiguous_rows(x: Tensor) -> Tensor:
+    """x, or a copy with contiguous rows, which all products with x share: loads with strides are slow."""
+    from torch._inductor.inductor_prims import force_stride_order  # a clone would be made anew wherever it is read
+
+    return x if x.stride(1) == 1 else force_stride_order(x, (x.shape[1], 1))
