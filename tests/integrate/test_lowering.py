@@ -33,7 +33,7 @@ def test_tanh_of_other_dtypes_is_left_to_torch(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("m", "k", "n"), [(5, 1, 7), (5, 4, 7), (5, 3, 2), (5, 9, 1), (5, 40, 4), (1, 40, 2)])
+@pytest.mark.parametrize(("m", "k", "n"), [(5, 1, 7), (5, 3, 7), (5, 3, 2), (5, 9, 1), (5, 40, 3), (1, 40, 2)])
 def test_products_with_few_columns(m, k, n, dtype):
     torch.manual_seed(0)
     a, b, c = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.randn(n, dtype=dtype)
@@ -46,7 +46,7 @@ def test_products_with_few_columns(m, k, n, dtype):
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (torch.zeros(5, 8), torch.zeros(8, 8)),  # k and n are large
+        (torch.zeros(5, 4), torch.zeros(4, 4)),  # k and n are large
         (torch.zeros(5, 4096), torch.zeros(4096, 2)),  # sums are long
         (torch.zeros(8, 5).t(), torch.zeros(8, 2)),  # sums are across rows
         (torch.zeros(5, 0), torch.zeros(0, 3)),

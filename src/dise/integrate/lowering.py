@@ -12,7 +12,7 @@ P = (0.999999979, 0.133797147, 0.00349403076, 2.0583421e-05, 1.33189938e-08)
 Q = (1.0, 0.4671303, 0.0258710587, 0.000328308671, 7.76198627e-07)
 ONE = 9.02
 
-FEW = 4  # columns up to which a product is a few operations, which cost less in a loop than the call of a library
+FEW = 3  # columns up to which a product costs less in a loop with others than as the call of a library
 LONG = 512  # terms up to which such a sum is as good in a plain loop as in a library's
 
 # the backward pass may compute a cheap f's activations again: keeping them would be many tensors a graph
