@@ -20,19 +20,20 @@ class Bound(NamedTuple):
     args: tuple[Any, ...]
     own: tuple[Tensor, ...]  # the samples' rows of sample_args
 
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        """f at times [n] and states [n, F], checked: [n, F]."""
-        layout = self.layout
-        state = layout.unpack(y)
-        value = self.f(layout.time(t), state, *self.args, *self.own)
-        if not alike(value, state):
-            raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
-        for part in leaves(value):
-            if part.is_complex() and not layout.dtype.is_complex:
-                raise TypeError(f"f: expected a real dy/dt like y, of {layout.dtype}, got a complex one")
-            if part.device != y.device:
-                raise TypeError(f"f: expected dy/dt on {y.device} like y, got it on {part.device}")
-        return layout.pack(value)
+
+def call(f: Bound, t: Tensor, y: Tensor) -> Tensor:
+    """f at times [n] and states [n, F], checked: [n, F]. Not a method of `Bound`, which older torch cannot compile."""
+    layout = f.layout
+    state = layout.unpack(y)
+    value = f.f(layout.time(t), state, *f.args, *f.own)
+    if not alike(value, state):
+        raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
+    for part in leaves(value):
+        if part.is_complex() and not layout.dtype.is_complex:
+            raise TypeError(f"f: expected a real dy/dt like y, of {layout.dtype}, got a complex one")
+        if part.device != y.device:
+            raise TypeError(f"f: expected dy/dt on {y.device} like y, got it on {part.device}")
+    return layout.pack(value)
 
 
 class Field:
@@ -85,10 +86,10 @@ class Field:
 
     def _evaluate(self, request: Request) -> Tensor:
         self.calls += 1
-        call = _call if self.options is None else self.compiled(_call)
+        evaluate = call if self.options is None else self.compiled(call)
         try:
             version = _version(request.y)
-            value = call(self.bound(request.rows), request.t.contiguous(), request.y)
+            value = evaluate(self.bound(request.rows), request.t.contiguous(), request.y)
             self._check_memory(request.y, version, value)
             return value
         except (RuntimeError, ValueError) as error:
@@ -98,7 +99,7 @@ class Field:
     def explain(self, error: Exception, request: Request) -> None:
         """Add to an error of f what may be behind it; compiled, raise f's own instead, if it has one."""
         if self.options is not None:
-            _call(self.bound(request.rows), request.t, request.y)
+            call(self.bound(request.rows), request.t, request.y)
             error.add_note("compile: f works, but torch.compile makes no single graph of it; see above what hinders it")
         if request.rows is not None:
             error.add_note(PARTIAL)
@@ -115,10 +116,6 @@ class Field:
 def _version(x: Tensor) -> int:
     """How often a tensor was changed in place, as far as that is known."""
     return 0 if x.is_inference() else x._version
-
-
-def _call(f: Bound, t: Tensor, y: Tensor) -> Tensor:
-    return f(t, y)
 
 
 PARTIAL = (

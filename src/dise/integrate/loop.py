@@ -3,22 +3,20 @@
 import math
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dise.integrate.compiled import identity
 from dise.integrate.control import Controller
+from dise.integrate.field import Bound, Field, call
 from dise.integrate.gradient import in_segments
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Integration, Problem, Request, Result
 from dise.integrate.solution import Status, all_seen, seen_finite
 from dise.integrate.step import Attempt, Step, all_finite
 from dise.integrate.tableau import ButcherTableau
-
-if TYPE_CHECKING:
-    from dise.integrate.field import Bound, Field
 
 RUNNING = int(Status.RUNNING)
 TOGETHER = 4  # compiled rounds in one graph, between two reads of the device
@@ -282,7 +280,7 @@ def _together(problem: Problem, rows: Rows, ahead: float) -> int:
 
 
 def _compiled(
-    method: Method, problem: Problem, field: "Field"
+    method: Method, problem: Problem, field: Field
 ) -> Callable[[Rows, int, Tensor | None, int], tuple[Rows, list[Seen], Tensor]]:
     """A function that takes a number of rounds, 1 or TOGETHER, of rows as one graph, f included."""
     accumulate = None if problem.accumulate is None else identity(problem.accumulate)
@@ -311,7 +309,7 @@ def _compiled(
 
 
 def _some_rounds(
-    f: "Bound", method: Method, problem: Problem, rows: Rows, index: int, number: int
+    f: Bound, method: Method, problem: Problem, rows: Rows, index: int, number: int
 ) -> tuple[Rows, list[Seen], Tensor, int]:
     """The rows some rounds on, what happened, their outlook, and the calls of f: a pure function of tensors."""
     seen, evaluations = [], 0
@@ -319,7 +317,7 @@ def _some_rounds(
         running = rows.status == RUNNING
         attempt = method.begin(rows, index + later, running)
         while attempt.pending:
-            attempt.stages.append(f(*attempt.point()))
+            attempt.stages.append(call(f, *attempt.point()))
         rows, one = method.end(rows, attempt, problem, running)
         evaluations += attempt.evaluations
         if problem.observers:

@@ -29,7 +29,8 @@ def _text(value: object) -> str:
 
 def is_number(value: object) -> bool:
     """Whether it is a real number of Python's, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # a tuple: in compiled code torch 2.6 knows no unions
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_above(name: str, value: object, low: float, high: float = float("inf")) -> None:
