@@ -34,6 +34,12 @@ def features(logits, means=None):
     return torch.cat([logits, products] + ([] if means is None else [means]), 1).double()
 
 
+def everything(logits, means=None):
+    """The logits, the products of each with each, and the means."""
+    products = torch.einsum("ni,nj->nij", logits, logits).reshape(len(logits), -1)
+    return torch.cat([logits, products] + ([] if means is None else [means]), 1).double()
+
+
 def closeness(logits):
     """How much a sample counts: half as much as the closest if its gap is twice that of the tenth with the smallest."""
     two = logits.double().topk(2, dim=1).values
@@ -65,7 +71,8 @@ def test_the_map_is_ridge_regressions(penalty, means):
     x = features(candidate, means)
     scaled = x / x.std(0)
     theirs = ridge(scaled, reference.double(), closeness(candidate), penalty * len(x))
-    assert_close(x @ found.weight.double() + found.bias.double(), theirs(scaled), rtol=1e-4, atol=1e-4)
+    expected = everything(candidate, means) @ found.weight.double() + found.bias.double()
+    assert_close(expected, theirs(scaled), rtol=1e-4, atol=1e-4)
 
 
 def test_samples_left_out_are_expected_from_the_others():
@@ -87,7 +94,7 @@ def test_a_rule_expects_what_was_learnt():
     head = Lookup(states, candidate)
     rule = Forecast.fit(head, candidate, reference, means=channel_means(states))
     learnt = expect(candidate, reference, channels(300))
-    expected = features(candidate, channels(300)).float() @ learnt.weight + learnt.bias
+    expected = everything(candidate, channels(300)).float() @ learnt.weight + learnt.bias
     assert_close(rule.score(states), lead(expected, candidate.argmax(1)), rtol=1e-4, atol=1e-4)
 
 
@@ -128,7 +135,7 @@ def test_the_states_channels_tell_what_logits_cannot():
     scores = []
     for seen in (means, None):
         learnt = expect((reference + off)[:1000], reference[:1000], None if seen is None else seen[:1000])
-        x = features((reference + off)[half], None if seen is None else seen[half]).float()
+        x = everything((reference + off)[half], None if seen is None else seen[half]).float()
         scores.append(lead(x @ learnt.weight + learnt.bias, (reference + off)[half].argmax(1)) >= 0)
     right, wrong = ((score == same[half]).double().mean() for score in scores)
     assert right > 0.98 > 0.9 > wrong
@@ -137,7 +144,7 @@ def test_the_states_channels_tell_what_logits_cannot():
 def test_many_channels_are_not_looked_at():
     learnt = expect(biased(logits()), logits(), torch.randn(300, 257, generator=torch.Generator().manual_seed(0)))
     assert learnt.channels == 0
-    assert learnt.weight.shape == (4 + 10, 4)
+    assert learnt.weight.shape == (4 + 16, 4)
 
 
 def test_of_many_classes_only_squares_are_looked_at():

@@ -39,10 +39,17 @@ def test_medians_of_each_call(clock):
     assert result == pytest.approx({"a": 3.0, "b": 20.0})
 
 
-def test_calls_take_turns_after_one_to_warm_up(clock):
-    calls = {name: clock.takes(name, [1, 1]) for name in "ab"}
-    time_side_by_side(calls, [torch.tensor(0), torch.tensor(1)])
-    assert clock.order == [("a", 0), ("b", 0), *[(name, i) for i in range(2) for name in "ab"]]
+def test_calls_take_turns_in_any_order_after_one_to_warm_up(clock):
+    calls = {name: clock.takes(name, [1] * 20) for name in "abc"}
+    time_side_by_side(calls, torch.arange(20))
+    warm, turns = clock.order[:3], [clock.order[i : i + 3] for i in range(3, 63, 3)]
+    assert warm == [(name, 0) for name in "abc"]
+    assert [sorted(turn) for turn in turns] == [[(name, i) for name in "abc"] for i in range(20)]
+    orders = ["".join(name for name, _ in turn) for turn in turns]
+    assert len(set(orders)) > 3
+    clock.order.clear()
+    time_side_by_side(calls, torch.arange(20))
+    assert clock.order == [*warm, *[call for turn in turns for call in turn]]
 
 
 # ---- candidates

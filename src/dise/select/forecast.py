@@ -133,13 +133,19 @@ def _checked(threshold: float) -> float:
 
 def _features(logits: Tensor, means: Tensor | None) -> Tensor:
     """[n, F] logits [n, C], what they are multiplied in pairs, and means [n, D] if they are given."""
-    classes = logits.shape[1]
-    if classes > MOST_PAIRED:
+    if logits.shape[1] > MOST_PAIRED:
         products = logits.square()
-    else:
-        i, j = torch.triu_indices(classes, classes, device=logits.device)
-        products = logits[:, i] * logits[:, j]
+    else:  # all C² of them, which is faster than to pick those of different pairs
+        products = (logits[:, :, None] * logits[:, None, :]).flatten(1)
     return torch.cat([logits, products] if means is None else [logits, products, means], dim=1)
+
+
+def _once(features: int, classes: int) -> Tensor:
+    """Which of the features to learn from: of products that come twice the first."""
+    if classes > MOST_PAIRED:
+        return torch.arange(features)
+    i, j = torch.triu_indices(classes, classes)
+    return torch.cat([torch.arange(classes), classes + classes * i + j, torch.arange(classes + classes**2, features)])
 
 
 def lead(logits: Tensor, answer: Tensor) -> Tensor:
@@ -195,7 +201,9 @@ def expect(
     logits, y = two_classes(logits.double()), two_classes(reference.double())
     if means is not None and means.shape[1] > MOST_CHANNELS:
         means = None
-    x, w = _features(logits, means if means is None else means.double()), _closeness(logits)
+    everything, w = _features(logits, means if means is None else means.double()), _closeness(logits)
+    once = _once(everything.shape[1], logits.shape[1])
+    x = everything[:, once]
     root, number, scale = w.sqrt()[:, None], len(x), x.std(0).clamp(min=1e-9)
     mean, middle = (w @ x) / number, (w @ y) / number
     u, s, v = torch.linalg.svd(root * (x - mean) / scale, full_matrices=False)
@@ -210,8 +218,9 @@ def expect(
     best = min(penalties, key=lambda penalty: float(errors(penalty).square().mean()))
     weight = v.mT @ ((s / (s.square() + best * number))[:, None] * target) / scale[:, None]
     kind, channels = torch.get_default_dtype(), 0 if means is None else means.shape[1]
+    whole = weight.new_zeros(everything.shape[1], weight.shape[1]).index_copy(0, once, weight)
     return Expected(
-        weight.to(kind), (middle - mean @ weight).to(kind), (y - errors(best) / root).to(kind), channels=channels
+        whole.to(kind), (middle - mean @ weight).to(kind), (y - errors(best) / root).to(kind), channels=channels
     )
 
 
