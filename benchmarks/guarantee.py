@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--epsilon", type=float, default=0.002)
     parser.add_argument("--delta", type=float, default=0.05)
-    parser.add_argument("--images", type=int, help="take so many held-out and test images only")
+    parser.add_argument("--images", type=int, help="take so many training, held-out and test images only")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     trained = load(args.run, args.data_dir, args.images)

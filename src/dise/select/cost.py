@@ -14,6 +14,8 @@ from dise.integrate import Integrator
 from dise.nn import NeuralODE, Record
 from dise.select.dynamic import channel_means, joined
 
+MOST_CHANNELS = 256  # of a state, whose means are kept for each candidate
+
 
 class Input(Protocol):
     """What a model is called on: a tensor [B, ...], or whatever else has B rows and moves between devices alike."""
@@ -173,7 +175,8 @@ class Outcomes:
         nfe: [N, K].
         output: [N, K, ...] the model's outputs.
         target: [N, ...] the data's targets.
-        means: [N, K, D] over space of the channels of the states at t1, [N, D, ...] (`dise.select.channel_means`).
+        means: [N, K, D] over space of the channels of the states at t1, [N, D, ...] (`dise.select.channel_means`);
+            D is 0 where there are more than MOST_CHANNELS, as of a large flat state.
     """
 
     candidates: tuple[Integrator, ...]
@@ -316,6 +319,7 @@ def run_candidates(
         nfe = torch.stack([solution.nfe for solution in solutions], 1)
         output = torch.stack([output for _, output in runs], 1)
         means = torch.stack([channel_means(solution.y) for solution in solutions], 1)
+        means = means if means.shape[2] <= MOST_CHANNELS else means.new_zeros(*means.shape[:2], 0)
         row = (joined(first.y0), joined(k1), nfe, output, target, means)
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value.cpu())

@@ -15,7 +15,6 @@ from dise.select.dynamic import channel_means
 # λ of the ridge regression, in units of the features' variance; leave-one-out errors choose
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_PAIRED = 32  # classes whose logits are multiplied in pairs; of more, only their squares are looked at
-MOST_CHANNELS = 256  # of a state that is looked at
 
 
 class Forecast(nn.Module):
@@ -182,7 +181,7 @@ def expect(
 
     Args:
         logits, reference: [N, C], or [N] or [N, 1], on N ≥ 2 samples.
-        means: [N, D] of the candidate's states at t1, to learn from them too; at most 256 channels are looked at.
+        means: [N, D] of the candidate's states at t1, to learn from them too.
         penalties: λ to choose from, by the mean squared error of samples left out.
 
     Raises:
@@ -199,8 +198,6 @@ def expect(
     if means is not None and (means.ndim != 2 or len(means) != len(logits)):
         raise ValueError(f"means: expected shape ({len(logits)}, D), got {tuple(means.shape)}")
     logits, y = two_classes(logits.double()), two_classes(reference.double())
-    if means is not None and means.shape[1] > MOST_CHANNELS:
-        means = None
     everything, w = _features(logits, means if means is None else means.double()), _closeness(logits)
     once = _once(everything.shape[1], logits.shape[1])
     x = everything[:, once]
