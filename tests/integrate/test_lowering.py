@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 from dise import Dopri5, Heun, Ralston, solve
 from dise.integrate.compiled import _to_be_checked
-from dise.integrate.loop import Method
-from dise.integrate.lowering import addmm, inductor, mm, tanh
+from dise.integrate.lowering import addmm, by_feature, cat, inductor, mm, tanh
+from dise.integrate.method import Method
 
 
 def test_tanh_is_exact_to_some_units_in_the_last_place():
@@ -170,3 +170,33 @@ def test_backend_generates_its_own_tanh(monkeypatch):
     with torch.no_grad():
         assert_close(torch.compile(lambda x: torch.tanh(x) + 0.25, backend=inductor)(x), torch.tanh(x) + 0.25)
     assert torch.float32 in dtypes
+
+
+def test_narrow_states_lie_feature_by_feature():
+    x, wide = torch.randn(5, 2), torch.randn(5, 9)
+    assert by_feature(x) is x  # with gradients
+    with torch.no_grad():
+        assert torch.equal(by_feature(x), x)
+        assert by_feature(x).t().is_contiguous()
+        assert by_feature(wide) is wide
+
+
+def test_joined_columns_lie_feature_by_feature():
+    x, y = torch.randn(5, 2), torch.randn(5, 1)
+    joined = cat([x, y], 1)
+    assert torch.equal(joined, torch.cat([x, y], 1))
+    assert joined.t().is_contiguous()
+    assert cat([x, y], -1).t().is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "dim"),
+    [
+        ([torch.zeros(2, 3)] * 2, 0),
+        ([torch.zeros(2, 5)] * 2, 1),
+        ([torch.zeros(2, 3, 1)] * 2, 1),
+        ([torch.zeros(3)], 0),
+    ],
+)
+def test_other_joins_are_left_to_torch(tensors, dim):
+    assert cat(tensors, dim) is NotImplemented

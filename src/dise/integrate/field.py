@@ -24,7 +24,7 @@ class Bound(NamedTuple):
 def call(f: Bound, t: Tensor, y: Tensor) -> Tensor:
     """f at times [n] and states [n, F], checked: [n, F]. Not a method of `Bound`, which older torch cannot compile."""
     layout = f.layout
-    state = layout.unpack(y)
+    state = layout.unpack(y.contiguous())
     value = f.f(layout.time(t), state, *f.args, *f.own)
     if not alike(value, state):
         raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")

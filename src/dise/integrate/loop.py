@@ -8,134 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dise.integrate.compiled import identity
 from dise.integrate.control import Controller
-from dise.integrate.field import Bound, Field, call
 from dise.integrate.gradient import in_segments
+from dise.integrate.graphs import Graphs
+from dise.integrate.method import RUNNING, Method, Rows
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Integration, Problem, Request, Result
 from dise.integrate.solution import Status, all_seen, seen_finite
-from dise.integrate.step import Attempt, Step, all_finite
+from dise.integrate.step import all_finite
 from dise.integrate.tableau import ButcherTableau
-
-RUNNING = int(Status.RUNNING)
-TOGETHER = 4  # compiled rounds in one graph, between two reads of the device
-LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it
-
-
-class Rows(NamedTuple):
-    """The samples in the loop, a row each."""
-
-    sample: Tensor  # which of the problem's samples
-    t0: Tensor
-    t1: Tensor
-    k1: Tensor  # f(t, y), where it is known
-    known: Tensor  # [n] bool, whether it is: always if the method evaluates f at a step's end, else until the row moves
-    y: Tensor
-    t: Tensor
-    n_steps: Tensor
-    n_accepted: Tensor
-    error: Tensor
-    status: Tensor
-    dt: Tensor
-    memory: Tensor  # the controller's
-    accumulated: Tensor
-
-    def take(self, rows: Tensor) -> "Rows":
-        """Some of the rows."""
-        return Rows(*(field.index_select(0, rows) for field in self))
-
-
-class Method(NamedTuple):
-    """A Runge–Kutta method with its stepping rule."""
-
-    tableau: ButcherTableau
-    control: Controller
-
-    def begin(self, rows: Rows, index: int, running: Tensor | None, *, known: bool = False) -> Attempt:
-        """The rows' step number `index`; those that are not `running` [n] step on the spot (None: all run).
-
-        `known` says that the k1 of all rows is, even if the method does not know it at the end of a step.
-        """
-        t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
-        if running is not None:
-            t_next = torch.where(running, t_next, rows.t)
-        known = known or index == 0 or self.tableau.fsal
-        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None)
-
-    def end(self, rows: Rows, attempt: Attempt, problem: Problem, running: Tensor | None) -> tuple[Rows, Seen]:
-        """The rows after the step: moved if it was accepted, frozen if they were."""
-        step, t_next = attempt.finish(), attempt.t_next
-        if running is None and self.control.passes(step):
-            return self._passed(rows, step, t_next, problem)
-        accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
-        arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
-        status = status.masked_fill(arrived, int(Status.SUCCESS))
-        # a last step is cut short: who goes on tries the whole one; that of equal steps is known
-        dt = torch.where(arrived, rows.dt, dt) if self.control.rounds is None else rows.dt
-        known = rows.known if self.tableau.fsal else ~accept
-        if running is not None:
-            accept, status, dt, known = (
-                accept & running,
-                torch.where(running, status, rows.status),
-                torch.where(running, dt, rows.dt),
-                torch.where(running, known, rows.known),
-            )
-        every = running is None and all_seen(accept)
-
-        def moved(new: Tensor, old: Tensor) -> Tensor:
-            """The new values of the rows that moved."""
-            return new if every else torch.where(accept if new.ndim == 1 else accept[:, None], new, old)
-
-        accumulated = rows.accumulated
-        if problem.accumulate is not None:
-            accumulated = moved(accumulated + _share(problem.accumulate(step), step), accumulated)
-        after = Rows(
-            sample=rows.sample,
-            t0=rows.t0,
-            t1=rows.t1,
-            k1=moved(step.stages[-1], rows.k1) if self.tableau.fsal else attempt.stages[0],
-            known=known,
-            y=moved(step.y_next, rows.y),
-            t=moved(t_next, rows.t),
-            n_steps=rows.n_steps + (1 if running is None else running),
-            n_accepted=rows.n_accepted + accept,
-            error=moved(rows.error + error, rows.error),
-            status=status,
-            dt=dt,
-            memory=memory,
-            accumulated=accumulated,
-        )
-        return after, Seen(rows.sample, step, t_next, error, accept)
-
-    def _passed(self, rows: Rows, step: Step, t_next: Tensor, problem: Problem) -> tuple[Rows, Seen]:
-        """The rows after a step that all of them have taken, whose error nobody measures."""
-        after = rows._replace(
-            k1=step.stages[-1] if self.tableau.fsal else rows.k1,
-            known=rows.known if self.tableau.fsal else torch.zeros_like(rows.known),
-            y=step.y_next,
-            t=t_next,
-            n_steps=rows.n_steps + 1,
-            n_accepted=rows.n_accepted + 1,
-            status=rows.status.masked_fill(t_next == rows.t1, int(Status.SUCCESS)),
-        )
-        if problem.accumulate is not None:
-            after = after._replace(accumulated=rows.accumulated + _share(problem.accumulate(step), step))
-        return after, Seen(rows.sample, step, t_next, rows.error, torch.ones_like(rows.known))
-
-    def evaluations(self, rows: Rows) -> Tensor:
-        """[n] evaluations of f that the rows' steps took.
-
-        The first step knows its first stage, and so does one after a rejected step, or after any if the last stage is
-        the next one's first.
-        """
-        if self.tableau.fsal:
-            return (self.tableau.stages - 1) * rows.n_steps
-        if self.control.rounds is not None:
-            repeated = (rows.n_steps > 0).long()  # a rejected step ends a sample
-        else:
-            repeated = rows.n_steps - rows.n_accepted + ~rows.known
-        return self.tableau.stages * rows.n_steps - repeated
 
 
 class LoopState(NamedTuple):
@@ -171,36 +52,32 @@ def _rounds(
     """The next `number` rounds (None: all): each attempts one step of every row. `show` is told of each attempt."""
     rows, left, index, _ = state
     control, field = method.control, problem.compiled_field
-    compiled_rounds = None if field is None else _compiled(method, problem, field)
+    graphs = None if field is None else Graphs(method, problem, field)
     limits = (control.rounds, control.max_steps, None if number is None else index + number)
     end = min((limit for limit in limits if limit is not None), default=math.inf)
-    outlook: Tensor | None = None  # `_outlook` of the rows
+    running: int | None = None  # how many rows run, where the graphs have told
     while index < end:
-        ahead = 0.0  # how many rounds one of the rows seems to need
         if control.rounds is None:
-            # the one read
-            running, ahead = (int((rows.status == RUNNING).sum()), 0.0) if outlook is None else outlook.tolist()
+            running = int((rows.status == RUNNING).sum()) if running is None else running  # the one read
             if running == 0:
                 return LoopState(rows, left, index, over=True)
-            size = int(running) if field is None else _compiled_size(rows.t.shape[0], int(running))
+            size = running if graphs is None else graphs.size(rows.t.shape[0], running)
             if problem.compact and size < rows.t.shape[0]:
                 rows, gone = _split(rows, size)
                 left = (*left, gone)
             whole = running == rows.t.shape[0]  # whether all rows are known to run
         else:
-            whole = field is None and all_seen(rows.status == RUNNING)
+            whole = graphs is None and all_seen(rows.status == RUNNING)
         subset = rows.sample if left else None
-        if compiled_rounds is not None:
-            together = _together(problem, rows, min(ahead, end - index))
-            rows, seen, outlook = compiled_rounds(rows, index, subset, together)
+        if graphs is not None:
+            rows, seen, together, running = graphs.rounds(rows, index, subset, end - index)
         else:
-            together = 1
             rows, one = yield from _one_round(method, problem, rows, index, subset, whole=whole)
-            seen = [one]
+            seen, together, running = [one], 1, None
         index += together
         last = index == control.max_steps
         if last or problem.event is not None:
-            rows, outlook = _stopped(rows, seen, problem, last=last), None
+            rows, running = _stopped(rows, seen, problem, last=last), None
         for attempted in seen:
             show(attempted)
     return LoopState(rows, left, index, over=index in (control.rounds, control.max_steps))
@@ -257,88 +134,6 @@ def _stopped(rows: Rows, seen: list[Seen], problem: Problem, *, last: bool) -> R
     return rows._replace(status=status)
 
 
-def _compiled_size(size: int, running: int) -> int:
-    """Rows to keep of `size` in compiled rounds.
-
-    torch compiles one graph for a fixed number of rows and, once it has seen another, one for any number but 1. A
-    compaction costs about as much as a round of a cheap f, so it waits until a quarter is gone.
-    """
-    return max(running, min(size, 2)) if running <= size * 3 // 4 else size
-
-
-def _outlook(rows: Rows) -> Tensor:
-    """[2] how many rows run, and the most steps of its present length that one of them has to go."""
-    running = rows.status == RUNNING
-    ahead = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0)
-    return torch.stack([running.sum().double(), ahead.max().double()])
-
-
-def _together(problem: Problem, rows: Rows, ahead: float) -> int:
-    """How many compiled rounds to take at once: some if there are as many, and calling a graph is much of its time."""
-    alone = problem.event is not None or rows.y.numel() > LARGE or ahead < TOGETHER
-    return 1 if alone else TOGETHER
-
-
-def _compiled(
-    method: Method, problem: Problem, field: Field
-) -> Callable[[Rows, int, Tensor | None, int], tuple[Rows, list[Seen], Tensor]]:
-    """A function that takes a number of rounds, 1 or TOGETHER, of rows as one graph, f included."""
-    accumulate = None if problem.accumulate is None else identity(problem.accumulate)
-    key = (method, problem.layout, problem.through_control, bool(problem.observers), accumulate)
-    run = {number: field.compiled(_some_rounds, number, *key) for number in (1, TOGETHER)}
-    bound, samples = field.bound(problem.sample), None
-
-    def some_rounds(rows: Rows, index: int, subset: Tensor | None, number: int) -> tuple[Rows, list[Seen], Tensor]:
-        nonlocal bound, samples
-        if index == 0:
-            rows = _typical(rows)
-        if subset is not samples:
-            bound, samples = field.bound(problem.asked(subset)), subset
-        if method.control.rounds is None:
-            # the index itself is not used; each value would be another graph
-            index = 0 if method.tableau.fsal else min(index, 1)
-        try:
-            after, seen, outlook, evaluations = run[number](bound, method, problem, rows, index, number)
-        except (RuntimeError, ValueError) as error:
-            field.explain(error, Request(problem.asked(subset), rows.t, rows.y))
-            raise
-        field.calls += evaluations
-        return after, seen, outlook
-
-    return some_rounds
-
-
-def _some_rounds(
-    f: Bound, method: Method, problem: Problem, rows: Rows, index: int, number: int
-) -> tuple[Rows, list[Seen], Tensor, int]:
-    """The rows some rounds on, what happened, their outlook, and the calls of f: a pure function of tensors."""
-    seen, evaluations = [], 0
-    for later in range(number):
-        running = rows.status == RUNNING
-        attempt = method.begin(rows, index + later, running)
-        while attempt.pending:
-            attempt.stages.append(call(f, *attempt.point()))
-        rows, one = method.end(rows, attempt, problem, running)
-        evaluations += attempt.evaluations
-        if problem.observers:
-            seen.append(one)
-    return rows, seen, _outlook(rows), evaluations
-
-
-def _typical(rows: Rows) -> Rows:
-    """The first round's rows made like all later ones, lest they need a graph of their own.
-
-    That is: tensors that share no memory and are contiguous, and whatever may require gradients does.
-    """
-    rows = Rows(*(field.clone(memory_format=torch.contiguous_format) for field in rows))
-    if not torch.is_grad_enabled() or not (rows.y.requires_grad or rows.k1.requires_grad):
-        return rows
-    later = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated")}
-    return rows._replace(
-        **{name: x if x.requires_grad else x.requires_grad_() for name, x in later.items()},
-    )
-
-
 def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> Rows:
     """The samples before their first step; `measured` says whether steps have error estimates."""
     zero = torch.zeros_like(problem.t0)
@@ -362,14 +157,6 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> Rows:
         memory=torch.ones_like(zero),
         accumulated=zero,
     )
-
-
-def _share(value: object, step: Step) -> Tensor:
-    """What `accumulate` returned, checked."""
-    if isinstance(value, Tensor) and value.shape == step.t.shape:
-        return value
-    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(f"accumulate: expected a tensor of shape {tuple(step.t.shape)}, one value a sample, got {got}")
 
 
 def _collect(parts: list[Rows], method: Method, *, first: int) -> Result:

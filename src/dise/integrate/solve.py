@@ -79,7 +79,7 @@ def solve(
             with the number of steps, but gradients are exact only up to the tolerance, `Solution.error` and
             `accumulated` have none, and a backward solve may be unstable. f's parameters are known if f is an
             nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
-        compile: True makes one graph of a whole step of a Runge–Kutta method (of a small state, of four steps), f
+        compile: True makes one graph of a whole step of a Runge–Kutta method (or of more, see the guide), f
             included, by `torch.compile`; a mapping gives torch.compile's arguments, e.g.
             {"mode": "max-autotune-no-cudagraphs"}. Graphs are kept for later solves with the same f and integrator. f
             must be traceable as a whole (no graph breaks). Integrators that choose run their candidates one after the

@@ -1,0 +1,177 @@
+"""Rounds of the loop as compiled graphs, f included."""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+from dise.integrate.compiled import identity
+from dise.integrate.field import Bound, Field, call
+from dise.integrate.method import RUNNING, Method, Rows
+from dise.integrate.observe import Seen
+from dise.integrate.problem import Problem, Request
+
+TOGETHER = 4  # rounds in one graph without a loop, between two reads of the device
+LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it
+LONGEST = 1000  # rounds of a graph with a loop, after which Python has the word, for an interrupt
+
+_UNFIT: WeakSet[Callable[..., Any]] = WeakSet()  # compiled functions of which torch makes no graph
+
+
+class Graphs:
+    """Takes rounds of a method's rows, some at once, since calling a graph takes longer than a round of a small state.
+
+    Without gradients and observers, on a CPU, a graph has the loop in it and goes on until so many rows are done that
+    a compaction pays. Otherwise, and where torch makes no loop of f, e.g. of one that counts its calls, a graph is of
+    `TOGETHER` rounds, or of one where fewer seem to be needed.
+    """
+
+    def __init__(self, method: Method, problem: Problem, field: Field) -> None:
+        self.method, self.problem, self.field = method, problem, field
+        accumulate = None if problem.accumulate is None else identity(problem.accumulate)
+        key = (method, problem.layout, problem.through_control, bool(problem.observers), accumulate)
+        self._some = {number: field.compiled(_some_rounds, number, *key) for number in (1, TOGETHER)}
+        self._until = field.compiled(_rounds_until, *key)
+        watched = problem.observers or problem.event is not None or torch.is_grad_enabled()
+        self._loops = method.control.rounds is None and problem.y0.is_cpu and not watched and self._until not in _UNFIT
+        self._bound = field.bound(problem.sample)
+        self._samples: Tensor | None = None  # what it is bound to, if not to all
+        self._ahead = 0.0  # the most steps that a row seems to have to go
+
+    def size(self, rows: int, running: int) -> int:
+        """How many of the rows to keep.
+
+        torch compiles one graph for a fixed number of rows and, once it has seen another, one for any number but 1. A
+        compaction costs about as much as a round of a cheap f, so it waits until a quarter is gone.
+        """
+        return max(running, min(rows, 2)) if running <= _few(rows) else rows
+
+    def rounds(
+        self, rows: Rows, index: int, subset: Tensor | None, limit: float
+    ) -> tuple[Rows, list[Seen], int, int | None]:
+        """At most `limit` rounds, from number `index` on.
+
+        Returns:
+            the rows, what was seen, how many rounds it were, and how many rows still run (None: the device was not
+            read, as the number of rounds is known).
+        """
+        if index == 0:
+            rows = _typical(rows)
+        elif subset is not self._samples:
+            rows = rows.by_feature()
+            self._bound, self._samples = self.field.bound(self.problem.asked(subset)), subset
+        try:
+            knows_k1 = index == 0 and not self.method.tableau.fsal  # other rounds of such a method do not
+            found = self._in_loop(rows, limit) if self._loops and not knows_k1 else None
+            return self._unrolled(rows, index, limit) if found is None else found
+        except (RuntimeError, ValueError) as error:
+            self.field.explain(error, Request(self.problem.asked(subset), rows.t, rows.y))
+            raise
+
+    def _unrolled(self, rows: Rows, index: int, limit: float) -> tuple[Rows, list[Seen], int, int | None]:
+        alone = self.problem.event is not None or rows.y.numel() > LARGE or min(self._ahead, limit) < TOGETHER
+        number, adaptive = 1 if alone else TOGETHER, self.method.control.rounds is None
+        if adaptive:
+            # the index itself is not used; each value would be another graph
+            index = 0 if self.method.tableau.fsal else min(index, 1)
+        rows, seen, outlook, evaluations = self._some[number](
+            self._bound, self.method, self.problem, rows, index, number
+        )
+        self.field.calls += evaluations
+        if not adaptive:
+            return rows, seen, number, None
+        running, self._ahead = outlook.tolist()
+        return rows, seen, number, int(running)
+
+    def _in_loop(self, rows: Rows, limit: float) -> tuple[Rows, list[Seen], int, int] | None:
+        size = rows.t.shape[0]
+        enough = _few(size) + 1 if self.problem.compact and size > 2 else 1
+        bounds = torch.tensor([enough, int(min(limit, LONGEST))])
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+        try:
+            rows, outlook, evaluations = self._until(self._bound, self.method, self.problem, rows, bounds)
+        except TorchDynamoException:
+            _UNFIT.add(self._until)
+            self._loops = False
+            return None
+        running, done = outlook.tolist()
+        self.field.calls += evaluations * done
+        return rows, [], done, running
+
+
+def _some_rounds(
+    f: Bound, method: Method, problem: Problem, rows: Rows, index: int, number: int
+) -> tuple[Rows, list[Seen], Tensor, int]:
+    """The rows some rounds on, what happened, their outlook, and the calls of f: a pure function of tensors."""
+    seen, evaluations = [], 0
+    for later in range(number):
+        rows, one, calls = _round(f, method, problem, rows, index + later)
+        evaluations += calls
+        if problem.observers:
+            seen.append(one)
+    return rows.by_feature(), seen, _outlook(rows), evaluations
+
+
+def _rounds_until(f: Bound, method: Method, problem: Problem, rows: Rows, bounds: Tensor) -> tuple[Rows, Tensor, int]:
+    """The rows once fewer than bounds[0] run, or bounds[1] rounds on: a pure function of tensors.
+
+    Also [2] how many run and the number of rounds, and the calls of f of each.
+    """
+    names = method.moving(problem)
+    for field in rows:  # lest the graph's number of rows is an input of its own for each
+        torch._check(field.shape[0] == rows.t.shape[0])
+
+    def more(running: Tensor, done: Tensor, *_: Tensor) -> Tensor:
+        return (running >= bounds[0]) & (done < bounds[1])
+
+    def body(_: Tensor, done: Tensor, *moving: Tensor) -> tuple[Tensor, ...]:
+        before = rows._replace(**dict(zip(names, moving, strict=True)))
+        after = _round(f, method, problem, before, 1)[0].by_feature()
+        results = [getattr(after, name) for name in names]
+        # torch wants a loop's results to be other tensors than what it goes on from
+        apart = [new.clone() if new is old else new for new, old in zip(results, moving, strict=True)]
+        return (after.status == RUNNING).sum(), done + 1, *apart
+
+    start = (rows.status == RUNNING).sum(), torch.zeros_like(bounds[0]), *(getattr(rows, name) for name in names)
+    running, done, *moved = while_loop(more, body, start)
+    calls = method.tableau.stages - method.tableau.fsal
+    return rows._replace(**dict(zip(names, moved, strict=True))), torch.stack([running, done]), calls
+
+
+def _round(f: Bound, method: Method, problem: Problem, rows: Rows, index: int) -> tuple[Rows, Seen, int]:
+    """The rows a round on, what happened, and the calls of f."""
+    running = rows.status == RUNNING
+    attempt = method.begin(rows, index, running)
+    while attempt.pending:
+        attempt.stages.append(call(f, *attempt.point()))
+    return *method.end(rows, attempt, problem, running), attempt.evaluations
+
+
+def _few(rows: int) -> int:
+    """How many of the rows may still run for a compaction to pay, which costs as much as some rounds of a cheap f."""
+    return rows * 3 // 4
+
+
+def _outlook(rows: Rows) -> Tensor:
+    """[2] how many rows run, and the most steps of its present length that one of them has to go."""
+    running = rows.status == RUNNING
+    ahead = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0)
+    return torch.stack([running.sum().double(), ahead.max().double()])
+
+
+def _typical(rows: Rows) -> Rows:
+    """The first round's rows made like all later ones, lest they need a graph of their own.
+
+    That is: tensors that share no memory and lie in it as later ones do, and whatever may require gradients does.
+    """
+    rows = Rows(*(field.clone(memory_format=torch.contiguous_format) for field in rows)).by_feature()
+    if not torch.is_grad_enabled() or not (rows.y.requires_grad or rows.k1.requires_grad):
+        return rows
+    later = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated")}
+    return rows._replace(
+        **{name: x if x.requires_grad else x.requires_grad_() for name, x in later.items()},
+    )

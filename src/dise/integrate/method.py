@@ -1,0 +1,152 @@
+"""A Runge–Kutta method with its stepping rule, on rows of samples: a step's beginning and end, and what it cost."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dise.integrate.control import Controller
+from dise.integrate.lowering import by_feature
+from dise.integrate.observe import Seen
+from dise.integrate.problem import Problem
+from dise.integrate.solution import Status, all_seen
+from dise.integrate.step import Attempt, Step
+from dise.integrate.tableau import ButcherTableau
+
+RUNNING = int(Status.RUNNING)
+
+
+class Rows(NamedTuple):
+    """The samples in the loop, a row each."""
+
+    sample: Tensor  # which of the problem's samples
+    t0: Tensor
+    t1: Tensor
+    k1: Tensor  # f(t, y), where it is known
+    known: Tensor  # [n] bool, whether it is: always if the method evaluates f at a step's end, else until the row moves
+    y: Tensor
+    t: Tensor
+    n_steps: Tensor
+    n_accepted: Tensor
+    error: Tensor
+    status: Tensor
+    dt: Tensor
+    memory: Tensor  # the controller's
+    accumulated: Tensor
+
+    def take(self, rows: Tensor) -> "Rows":
+        """Some of the rows."""
+        return Rows(*(field.index_select(0, rows) for field in self))
+
+    def by_feature(self) -> "Rows":
+        """The same; narrow states lie in memory feature by feature, so that compiled loops over rows are of vectors."""
+        return self._replace(y=by_feature(self.y), k1=by_feature(self.k1))
+
+
+class Method(NamedTuple):
+    """A Runge–Kutta method with its stepping rule."""
+
+    tableau: ButcherTableau
+    control: Controller
+
+    def begin(self, rows: Rows, index: int, running: Tensor | None, *, known: bool = False) -> Attempt:
+        """The rows' step number `index`; those that are not `running` [n] step on the spot (None: all run).
+
+        `known` says that the k1 of all rows is, even if the method does not know it at the end of a step.
+        """
+        t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
+        if running is not None:
+            t_next = torch.where(running, t_next, rows.t)
+        known = known or index == 0 or self.tableau.fsal
+        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None)
+
+    def end(self, rows: Rows, attempt: Attempt, problem: Problem, running: Tensor | None) -> tuple[Rows, Seen]:
+        """The rows after the step: moved if it was accepted, frozen if they were."""
+        step, t_next = attempt.finish(), attempt.t_next
+        if running is None and self.control.passes(step):
+            return self._passed(rows, step, t_next, problem)
+        accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
+        arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
+        status = status.masked_fill(arrived, int(Status.SUCCESS))
+        # a last step is cut short: who goes on tries the whole one; that of equal steps is known
+        dt = torch.where(arrived, rows.dt, dt) if self.control.rounds is None else rows.dt
+        known = rows.known if self.tableau.fsal else ~accept
+        if running is not None:
+            accept, status, dt = (
+                accept & running,
+                torch.where(running, status, rows.status),
+                torch.where(running, dt, rows.dt),
+            )
+            known = known if self.tableau.fsal else torch.where(running, known, rows.known)
+        every = running is None and all_seen(accept)
+
+        def moved(new: Tensor, old: Tensor) -> Tensor:
+            """The new values of the rows that moved."""
+            return new if every else torch.where(accept if new.ndim == 1 else accept[:, None], new, old)
+
+        accumulated = rows.accumulated
+        if problem.accumulate is not None:
+            accumulated = moved(accumulated + _share(problem.accumulate(step), step), accumulated)
+        after = Rows(
+            sample=rows.sample,
+            t0=rows.t0,
+            t1=rows.t1,
+            k1=moved(step.stages[-1], rows.k1) if self.tableau.fsal else attempt.stages[0],
+            known=known,
+            y=moved(step.y_next, rows.y),
+            t=moved(t_next, rows.t),
+            n_steps=rows.n_steps + (1 if running is None else running),
+            n_accepted=rows.n_accepted + accept,
+            error=moved(rows.error + error, rows.error),
+            status=status,
+            dt=dt,
+            memory=memory,
+            accumulated=accumulated,
+        )
+        return after, Seen(rows.sample, step, t_next, error, accept)
+
+    def _passed(self, rows: Rows, step: Step, t_next: Tensor, problem: Problem) -> tuple[Rows, Seen]:
+        """The rows after a step that all of them have taken, whose error nobody measures."""
+        after = rows._replace(
+            k1=step.stages[-1] if self.tableau.fsal else rows.k1,
+            known=rows.known if self.tableau.fsal else torch.zeros_like(rows.known),
+            y=step.y_next,
+            t=t_next,
+            n_steps=rows.n_steps + 1,
+            n_accepted=rows.n_accepted + 1,
+            status=rows.status.masked_fill(t_next == rows.t1, int(Status.SUCCESS)),
+        )
+        if problem.accumulate is not None:
+            after = after._replace(accumulated=rows.accumulated + _share(problem.accumulate(step), step))
+        return after, Seen(rows.sample, step, t_next, rows.error, torch.ones_like(rows.known))
+
+    def moving(self, problem: Problem) -> tuple[str, ...]:
+        """Which fields of the rows a step changes."""
+        never = {"sample", "t0", "t1"}
+        if self.tableau.fsal:
+            never.add("known")
+        if problem.accumulate is None:
+            never.add("accumulated")
+        return tuple(name for name in Rows._fields if name not in never)
+
+    def evaluations(self, rows: Rows) -> Tensor:
+        """[n] evaluations of f that the rows' steps took.
+
+        The first step knows its first stage, and so does one after a rejected step, or after any if the last stage is
+        the next one's first.
+        """
+        if self.tableau.fsal:
+            return (self.tableau.stages - 1) * rows.n_steps
+        if self.control.rounds is not None:
+            repeated = (rows.n_steps > 0).long()  # a rejected step ends a sample
+        else:
+            repeated = rows.n_steps - rows.n_accepted + ~rows.known
+        return self.tableau.stages * rows.n_steps - repeated
+
+
+def _share(value: object, step: Step) -> Tensor:
+    """What `accumulate` returned, checked."""
+    if isinstance(value, Tensor) and value.shape == step.t.shape:
+        return value
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(f"accumulate: expected a tensor of shape {tuple(step.t.shape)}, one value a sample, got {got}")
