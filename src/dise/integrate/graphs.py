@@ -18,7 +18,7 @@ TOGETHER = 4  # rounds in one graph without a loop, between two reads of the dev
 LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it
 LONGEST = 1000  # rounds of a graph with a loop, after which Python has the word, for an interrupt
 
-_UNFIT: WeakSet[Callable[..., Any]] = WeakSet()  # compiled functions of which torch makes no graph
+_UNFIT: WeakSet[Callable[..., Any]] = WeakSet()  # compiled functions of which torch makes no loop
 
 
 class Graphs:
@@ -44,8 +44,7 @@ class Graphs:
     def size(self, rows: int, running: int) -> int:
         """How many of the rows to keep.
 
-        torch compiles one graph for a fixed number of rows and, once it has seen another, one for any number but 1. A
-        compaction costs about as much as a round of a cheap f, so it waits until a quarter is gone.
+        torch compiles one graph for a fixed number of rows and, once it has seen another, one for any number but 1.
         """
         return max(running, min(rows, 2)) if running <= _few(rows) else rows
 
@@ -87,11 +86,11 @@ class Graphs:
         return rows, seen, number, int(running)
 
     def _in_loop(self, rows: Rows, limit: float) -> tuple[Rows, list[Seen], int, int] | None:
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
         size = rows.t.shape[0]
         enough = _few(size) + 1 if self.problem.compact and size > 2 else 1
         bounds = torch.tensor([enough, int(min(limit, LONGEST))])
-        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
-
         try:
             rows, outlook, evaluations = self._until(self._bound, self.method, self.problem, rows, bounds)
         except TorchDynamoException:
