@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
+from torch._higher_order_ops.while_loop import while_loop
 from torch.testing import assert_close
 
 from dise import Dopri5, Heun, Ralston, solve
@@ -200,3 +202,24 @@ def test_joined_columns_lie_feature_by_feature():
 )
 def test_other_joins_are_left_to_torch(tensors, dim):
     assert cat(tensors, dim) is NotImplemented
+
+
+def test_graphs_and_loops_are_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    y, found = torch.arange(4.0), []
+
+    def after_three_steps(rate, shift):
+        shifts = torch.tensor([shift, 0.0, 0.0, 0.0])
+
+        def body(left, y):
+            return left - 1, y * rate + shifts
+
+        return lambda y: while_loop(lambda left, y: left > 0, body, (torch.tensor(3), y.tanh()))[1]
+
+    for rate, shift in [(0.5, 1.0), (0.5, 1.0), (0.25, 1.0), (0.5, 2.0)]:
+        torch.compiler.reset()
+        counters.clear()
+        function = after_three_steps(rate, shift)
+        assert_close(torch.compile(function, backend=inductor)(y), function(y))
+        found.append((counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"]))
+    assert found[:3] == [(0, 1), (1, 0), (0, 1)]

@@ -1,6 +1,8 @@
 """How torch.compile is told to generate code for the CPU, where its defaults leave much of a small step's time."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,11 @@ NARROW = 8  # features up to which a state lies in memory feature by feature: ro
 FEW = 3  # columns up to which a product costs less in a loop with others than as the call of a library
 LONG = 512  # terms up to which such a sum is as good in a plain loop as in a library's
 
+SOURCE = sha256(Path(__file__).read_bytes()).hexdigest()  # as this file changes, so do the graphs made with it
+
+CACHEABLE = "unsafe_marked_cacheable_functions"  # torch's option: of what its cache keeps graphs, though it would not
+LOOP = "torch.ops.higher_order.while_loop"  # its body is part of the graph by whose pickle the cache knows it
+
 # the backward pass may compute a cheap f's activations again: keeping them would be many tensors a graph
 AGAIN = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
 
@@ -30,7 +37,8 @@ def inductor(graph: GraphModule, inputs: Sequence[Any], *, options: Mapping[str,
         graph, inputs, options: as torch.compile gives them.
     """
     from torch._functorch import config
-    from torch._inductor.compile_fx import compile_fx  # takes seconds to import
+    from torch._inductor import config as defaults  # these take seconds to import
+    from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
     options = dict(options or {})
@@ -41,9 +49,25 @@ def inductor(graph: GraphModule, inputs: Sequence[Any], *, options: Mapping[str,
     own: dict[Any, Any] = {aten.tanh.default: tanh, aten.mm.default: mm, aten.addmm.default: addmm}
     if not torch.is_grad_enabled():
         own[aten.cat.default] = cat
-    patches, decompositions = {"cpp_wrapper": True, **options}, {**select_decomp_table(), **own}
+    patches = {"cpp_wrapper": True, **options}
+    if hasattr(defaults, CACHEABLE):
+        patches.setdefault(CACHEABLE, {LOOP: SOURCE})
     with config.patch(AGAIN):
-        return compile_fx(graph, inputs, config_patches=patches, decompositions=decompositions)
+        return compile_fx(graph, inputs, config_patches=patches, decompositions=_Table(select_decomp_table(), own))
+
+
+class _Table(dict[Any, Any]):
+    """torch's table of decompositions with our own, which torch's cache of compiled graphs knows by a key.
+
+    Without one, it would not keep graphs: it knows inputs by their pickle, and not all operators have one.
+    """
+
+    def __init__(self, table: Mapping[Any, Any], own: Mapping[Any, Any]) -> None:
+        super().__init__({**table, **own})
+        self.key = "dise", SOURCE, *sorted(str(op) for op in own)  # torch's table is part of torch, which has its key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (self.key,)
 
 
 def tanh(x: Tensor) -> Tensor:
