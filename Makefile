@@ -26,7 +26,7 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits; the t
 	$(BIN)/dise run mnist --preset sample
 
 test: setup
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

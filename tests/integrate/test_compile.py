@@ -328,14 +328,27 @@ def test_lambdas_of_one_line_are_one_f(y0):
     assert graphs() <= 4
 
 
-def test_compaction_compiles_two_sizes(starts):
-    """One graph for the first number of rows, one for all others, and one of f alone, which is evaluated before."""
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_any_number_of_samples_is_one_graph(starts, per_sample):
+    """As samples end, and in the next solve; f is a graph of its own, as it is evaluated before."""
+    field, rate = Field(), torch.linspace(0.5, 2, 64, dtype=torch.float64)
+
+    def f(t, y, *rates):
+        return field(t, y) * rates[0][:, None] if rates else field(t, y)
+
+    def run(rows):
+        own = (rate[:rows],) if per_sample else ()
+        return solve(f, starts(64, 2)[:rows], 0.0, 3.0, DOPRI, sample_args=own, compile=TRACED)
+
     with torch.no_grad():
-        solution = solve(Field(), starts(64, 2), 0.0, 3.0, DOPRI, compile=TRACED)
-    assert len(solution.n_steps.unique()) > 4
-    assert graphs() <= 3
-    solve(Field(), starts(64, 2), 0.0, 3.0, DOPRI, compile=TRACED)
-    assert graphs() <= 5  # of one round and of some at once
+        assert len(run(64).n_steps.unique()) > 4
+        assert graphs() == 2
+        run(50)
+        assert graphs() <= 1  # f alone
+    run(64)
+    assert graphs() <= 3 + per_sample  # of one round, of some at once, and f alone
+    run(50)
+    assert graphs() <= 1
 
 
 def test_compaction_does_happen(starts):

@@ -37,15 +37,13 @@ class Graphs:
         self._until = field.compiled(_rounds_until, *key)
         watched = problem.observers or problem.event is not None or torch.is_grad_enabled()
         self._loops = method.control.rounds is None and problem.y0.is_cpu and not watched and self._until not in _UNFIT
+        self._shrinks = method.control.rounds is None and problem.compact
         self._bound = field.bound(problem.sample)
         self._samples: Tensor | None = None  # what it is bound to, if not to all
         self._ahead = 0.0  # the most steps that a row seems to have to go
 
     def size(self, rows: int, running: int) -> int:
-        """How many of the rows to keep.
-
-        torch compiles one graph for a fixed number of rows and, once it has seen another, one for any number but 1.
-        """
+        """How many of the rows to keep: not 1, which torch takes for a shape of its own."""
         return max(running, min(rows, 2)) if running <= _few(rows) else rows
 
     def rounds(
@@ -59,6 +57,8 @@ class Graphs:
         """
         if index == 0:
             rows = _typical(rows)
+            if self._shrinks:
+                self._bound = _of_any_number(rows, self._bound)
         elif subset is not self._samples:
             rows = rows.by_feature()
             self._bound, self._samples = self.field.bound(self.problem.asked(subset)), subset
@@ -174,3 +174,17 @@ def _typical(rows: Rows) -> Rows:
     return rows._replace(
         **{name: x if x.requires_grad else x.requires_grad_() for name, x in later.items()},
     )
+
+
+def _of_any_number(rows: Rows, f: Bound) -> Bound:
+    """Tell torch that the number of rows changes, lest it compiles a graph for the first number, then one for others.
+
+    Returns:
+        f with tensors of its own to which that was said, not the user's.
+    """
+    from torch._dynamo import maybe_mark_dynamic  # takes seconds to import
+
+    own = tuple(x.view_as(x) for x in f.own)
+    for x in (*rows, *own):
+        maybe_mark_dynamic(x, 0)
+    return f._replace(own=own)
