@@ -67,7 +67,9 @@ def test_files_of_an_archive_are_read_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "packed", [b"other", gzip.compress(b"x" * 1000), gzip.compress(b""), archive_of(one=b"1")[:-30]]
+    "packed",
+    [b"other", gzip.compress(b"x" * 1000), gzip.compress(b""), archive_of(one=b"1")[:-30]],
+    ids=["other", "file", "empty file", "cut short"],
 )
 def test_damaged_archive(packed):
     with pytest.raises(DataError, match=r"^a file that cannot be unpacked "):
