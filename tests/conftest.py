@@ -1,8 +1,12 @@
 """Shared by all tests. Test modules are imported by path (importlib mode), so what they share comes as fixtures."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
+
+os.environ.pop("COLUMNS", None)  # of pytest-xdist; the command line's consoles would keep it, whatever tests set
 
 
 @pytest.fixture(scope="session", autouse=True)
