@@ -36,8 +36,8 @@ class Graphs:
         self._some = {number: field.compiled(_some_rounds, number, *key) for number in (1, TOGETHER)}
         self._until = field.compiled(_rounds_until, *key)
         watched = problem.observers or problem.event is not None or torch.is_grad_enabled()
-        self._loops = method.control.rounds is None and problem.y0.is_cpu and not watched and self._until not in _UNFIT
-        self._shrinks = method.control.rounds is None and problem.compact
+        self._adaptive = method.control.rounds is None
+        self._loops = self._adaptive and problem.y0.is_cpu and not watched and self._until not in _UNFIT
         self._bound = field.bound(problem.sample)
         self._samples: Tensor | None = None  # what it is bound to, if not to all
         self._ahead = 0.0  # the most steps that a row seems to have to go
@@ -57,7 +57,7 @@ class Graphs:
         """
         if index == 0:
             rows = _typical(rows)
-            if self._shrinks:
+            if self._adaptive and self.problem.compact:
                 self._bound = _of_any_number(rows, self._bound)
         elif subset is not self._samples:
             rows = rows.by_feature()
@@ -72,15 +72,15 @@ class Graphs:
 
     def _unrolled(self, rows: Rows, index: int, limit: float) -> tuple[Rows, list[Seen], int, int | None]:
         alone = self.problem.event is not None or rows.y.numel() > LARGE or min(self._ahead, limit) < TOGETHER
-        number, adaptive = 1 if alone else TOGETHER, self.method.control.rounds is None
-        if adaptive:
+        number = 1 if alone else TOGETHER
+        if self._adaptive:
             # the index itself is not used; each value would be another graph
             index = 0 if self.method.tableau.fsal else min(index, 1)
         rows, seen, outlook, evaluations = self._some[number](
             self._bound, self.method, self.problem, rows, index, number
         )
         self.field.calls += evaluations
-        if not adaptive:
+        if not self._adaptive:
             return rows, seen, number, None
         running, self._ahead = outlook.tolist()
         return rows, seen, number, int(running)
