@@ -20,7 +20,7 @@ class Verdict(NamedTuple):
     accept: Tensor  # [n] bool
     error: Tensor  # [n] scaled error estimate; NaN if the method embeds none
     dt: Tensor  # [n] length of the next attempt
-    status: Tensor  # [n] Status.RUNNING, or why the sample cannot go on
+    failed: Tensor  # [n] bool, whether the sample cannot go on; see `Controller.reason`
     memory: Tensor  # [n] what the controller wants to know of this step at the next
 
 
@@ -61,6 +61,10 @@ class Controller(Protocol):
         """Accept or reject; `memory` [n] is the last verdict's, 1 at the start."""
         ...
 
+    def reason(self, verdict: Verdict) -> Tensor:
+        """[n] status of the samples that failed by this verdict; of others it means nothing."""
+        ...
+
 
 @dataclass(frozen=True)
 class FixedSteps:
@@ -89,9 +93,12 @@ class FixedSteps:
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Everything finite is accepted."""
         finite = all_finite(step.y_next)
-        status = torch.where(finite, int(Status.RUNNING), int(Status.NON_FINITE))
         error = torch.full_like(step.t, torch.nan) if self.test is None else self.test.ratio(step, problem.layout)
-        return Verdict(finite, error, step.dt, status, memory)
+        return Verdict(finite, error, step.dt, ~finite, memory)
+
+    def reason(self, verdict: Verdict) -> Tensor:
+        """NaN or infinity."""
+        return torch.full_like(verdict.failed, int(Status.NON_FINITE), dtype=torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,18 +151,21 @@ class ErrorControl:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
         factor, memory = self.controller.factor(ratio, memory, accept, self.order)
         dt = self._limited(dt * factor)
-        return Verdict(accept, error, dt, self._status(step, accept, ratio, dt, problem), memory)
+        return Verdict(accept, error, dt, self._stuck(step, dt, problem) > accept, memory)
 
-    def _status(self, step: Step, accept: Tensor, ratio: Tensor, dt: Tensor, problem: Problem) -> Tensor:
+    def reason(self, verdict: Verdict) -> Tensor:
+        """What no shorter step can mend."""
+        why = Status.DT_MIN if self.dt_min > 0 else Status.STEP_UNDERFLOW
+        # a NaN error is not below infinity either
+        return torch.where(verdict.error.detach() < torch.inf, int(why), int(Status.NON_FINITE))
+
+    def _stuck(self, step: Step, dt: Tensor, problem: Problem) -> Tensor:
+        """[n] whether the next step, of length dt, is too short to be tried."""
         # a tenth, as in Hairer's DOPRI5: of a step that is hardly shorter rounding would make the same again, for ever
-        stuck, why = torch.add(step.t, dt, alpha=0.1) == step.t, Status.STEP_UNDERFLOW
+        stuck = torch.add(step.t, dt, alpha=0.1) == step.t
         if problem.event is not None:
             stuck = stuck | dt.isinf()  # the first step of an endless span may be endless
-        if self.dt_min > 0:
-            stuck, why = stuck | self._at_dt_min(step), Status.DT_MIN
-        # a NaN ratio is not below infinity either
-        reason = torch.where(ratio < torch.inf, int(why), int(Status.NON_FINITE))
-        return torch.where(stuck > accept, reason, int(Status.RUNNING))
+        return stuck | self._at_dt_min(step) if self.dt_min > 0 else stuck
 
     def _at_dt_min(self, step: Step) -> Tensor:
         """[n] whether a step could not be shorter, but for the rounding of its end."""

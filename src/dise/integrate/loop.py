@@ -55,10 +55,11 @@ def _rounds(
     graphs = None if field is None else Graphs(method, problem, field)
     limits = (control.rounds, control.max_steps, None if number is None else index + number)
     end = min((limit for limit in limits if limit is not None), default=math.inf)
-    running: int | None = None  # how many rows run, where the graphs have told
+    running: int | None = None  # how many rows run, where it is known
     while index < end:
         if control.rounds is None:
-            running = int((rows.status == RUNNING).sum()) if running is None else running  # the one read
+            if running is None:
+                running = int((rows.status == RUNNING).count_nonzero())  # the one read of a device
             if running == 0:
                 return LoopState(rows, left, index, over=True)
             size = running if graphs is None else graphs.size(rows.t.shape[0], running)
@@ -72,8 +73,9 @@ def _rounds(
         if graphs is not None:
             rows, seen, together, running = graphs.rounds(rows, index, subset, end - index)
         else:
+            before = rows.status
             rows, one = yield from _one_round(method, problem, rows, index, subset, whole=whole)
-            seen, together, running = [one], 1, None
+            seen, together, running = [one], 1, running if rows.status is before else None
         index += together
         last = index == control.max_steps
         if last or problem.event is not None:

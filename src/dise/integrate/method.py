@@ -9,7 +9,7 @@ from dise.integrate.control import Controller
 from dise.integrate.lowering import by_feature
 from dise.integrate.observe import Seen
 from dise.integrate.problem import Problem
-from dise.integrate.solution import Status, all_seen
+from dise.integrate.solution import Status, all_seen, none_seen
 from dise.integrate.step import Attempt, Step
 from dise.integrate.tableau import ButcherTableau
 
@@ -65,11 +65,15 @@ class Method(NamedTuple):
         step, t_next = attempt.finish(), attempt.t_next
         if running is None and self.control.passes(step):
             return self._passed(rows, step, t_next, problem)
-        accept, error, dt, status, memory = self.control.judge(step, rows.memory, problem)
+        verdict = self.control.judge(step, rows.memory, problem)
+        accept, error = verdict.accept, verdict.error
+        dt = verdict.dt if self.control.rounds is None else rows.dt  # that of equal steps is known
         arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
-        status = status.masked_fill(arrived, int(Status.SUCCESS))
-        # a last step is cut short: who goes on tries the whole one; that of equal steps is known
-        dt = torch.where(arrived, rows.dt, dt) if self.control.rounds is None else rows.dt
+        status = rows.status  # itself, so that the loop sees that nobody is done
+        if running is not None or not none_seen(arrived | verdict.failed):
+            status = torch.where(verdict.failed, self.control.reason(verdict), RUNNING)
+            status = status.masked_fill(arrived, int(Status.SUCCESS))
+            dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
         known = rows.known if self.tableau.fsal else ~accept
         if running is not None:
             accept, status, dt = (
@@ -78,11 +82,11 @@ class Method(NamedTuple):
                 torch.where(running, dt, rows.dt),
             )
             known = known if self.tableau.fsal else torch.where(running, known, rows.known)
-        every = running is None and all_seen(accept)
+        every, column = running is None and all_seen(accept), accept.unsqueeze(1)
 
         def moved(new: Tensor, old: Tensor) -> Tensor:
             """The new values of the rows that moved."""
-            return new if every else torch.where(accept if new.ndim == 1 else accept[:, None], new, old)
+            return new if every else torch.where(accept if new.ndim == 1 else column, new, old)
 
         accumulated = rows.accumulated
         if problem.accumulate is not None:
@@ -100,7 +104,7 @@ class Method(NamedTuple):
             error=moved(rows.error + error, rows.error),
             status=status,
             dt=dt,
-            memory=memory,
+            memory=verdict.memory,
             accumulated=accumulated,
         )
         return after, Seen(rows.sample, step, t_next, error, accept)

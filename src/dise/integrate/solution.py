@@ -161,6 +161,11 @@ def all_seen(mask: Tensor) -> bool:
     return at_hand(mask) and bool(mask.all())
 
 
+def none_seen(mask: Tensor) -> bool:
+    """Likewise whether it is known to be False throughout."""
+    return at_hand(mask) and not mask.any()
+
+
 def seen_finite(x: Tensor) -> bool:
     """Likewise whether a tensor is free of NaN and infinity: if its sum is. That of large numbers may overflow."""
     return at_hand(x) and cmath.isfinite(x.sum().item())

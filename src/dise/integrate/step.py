@@ -29,7 +29,7 @@ class Step(NamedTuple):
         terms = self.tableau.b_err_terms
         if terms is None:
             raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
-        return (self.dt * terms.scale)[:, None] * unscaled(terms, self.stages)
+        return (self.dt * terms.scale).unsqueeze(1) * unscaled(terms, self.stages)
 
 
 def unscaled(terms: Terms, stages: Sequence[Tensor]) -> Tensor:
@@ -67,7 +67,7 @@ class Attempt:
     def __init__(self, tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor | None = None) -> None:
         self.tableau, self.t, self.t_next, self.y = tableau, t, t_next, y
         self.dt = t_next - t
-        self._dt_column = self.dt[:, None]
+        self._dt_column = self.dt.unsqueeze(1)
         self.stages = [] if k1 is None else [k1]
         self.evaluations = tableau.stages - len(self.stages)
         self._y_stage = y
