@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint types bench docs clean
+.PHONY: setup demo test test-device lint types bench docs clean
 
 setup: .venv/installed
 
@@ -28,6 +28,17 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits; the t
 test: setup
 	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
 
+# solving and what users choose integrators with; nothing is compiled there
+DEVICE = second
+ON_DEVICE = $(patsubst %, tests/integrate/test_%.py, \
+		backsolve checkpoint control dense events gradients loop observe single solve states step tolerance) \
+	$(patsubst %, tests/select/test_%.py, adapt cascade dynamic families front make reads selector) \
+	tests/test_torchdiffeq.py tests/test_regularize.py tests/test_nn.py
+
+test-device: setup  ## tests with what they make on a device, as on a GPU: DEVICE=cuda where there is one
+	PYTHONPATH=tools $(BIN)/pytest -n auto --dist loadscope -p on_device --device $(DEVICE) \
+		-m "not slow and not host" -k "not compile" $(ON_DEVICE)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +49,7 @@ types: setup
 bench: .venv/bench-installed
 	$(BIN)/python benchmarks/solver.py
 	$(BIN)/python benchmarks/ragged.py
+	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/parity.py results/mnist-cpu/odenet-none-seed0
 	$(BIN)/python benchmarks/flow_training.py results/circles-cpu/flow-none-seed0
 	$(BIN)/python benchmarks/union_grid.py --sample --batches 2

@@ -179,6 +179,7 @@ def test_rabi_oscillations(integrator, accuracy):
     assert_close((solution.y.abs() ** 2).sum(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=accuracy)
 
 
+@pytest.mark.host
 def test_scipy_agrees_on_a_complex_state():
     theirs = solve_ivp(lambda t, y: 1j * np.sin(t) * y + np.conj(y), (0, 2), [1 + 1j], "DOP853", rtol=1e-11, atol=1e-11)
     y0 = torch.tensor([[1 + 1j]], dtype=torch.complex128)

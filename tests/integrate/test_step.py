@@ -91,6 +91,7 @@ def capture(f, y0, t1, integrator):
     return steps
 
 
+@pytest.mark.host
 def test_error_estimate_is_the_difference_of_the_two_methods():
     """On y' = λy a method multiplies y by R(z) = 1 + z bᵀ (I − zA)⁻¹ 1, z = λh (Hairer, Wanner, IV.3.2)."""
     A, b_err = np.zeros((7, 7)), np.array(DOPRI5.b_err)

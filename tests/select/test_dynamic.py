@@ -203,6 +203,12 @@ def test_an_unknown_granularity():
 # ---- chance
 
 
+def test_scores_on_another_device_are_an_error():
+    dynamic = Dynamic((Euler(1), Euler(2)), lambda h0, k1: torch.ones(len(h0), 2, device="meta"))
+    with pytest.raises(ValueError, match=r"selector: expected scores on \S+ like the state, got them on meta"):
+        solve(lambda t, y: -y, torch.ones(4, 1), 0.0, 1.0, dynamic)
+
+
 def test_random_choices_have_the_shares_asked_for():
     torch.manual_seed(0)
     dynamic = Dynamic((Euler(1), Euler(2), Euler(3)), RandomSelector([3, 0, 1]))

@@ -246,6 +246,7 @@ def test_it_runs_in_inference_mode_and_training_does_not_touch_it(classifier, po
     assert all(p.grad is not None for p in model[1].f.parameters())
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("kind", ["cascade", "forecast", "selector"])
 def test_it_runs_under_autocast(kind):
     """An ODE-Net, whose stem ends with a convolution, so that the block gets bfloat16."""

@@ -68,6 +68,7 @@ def test_a_cascade_reads_once_a_round_and_once_at_the_end(reads):
     assert number == 2 + 1  # two judgements; whether all succeeded
 
 
+@pytest.mark.host
 @torch.no_grad()
 def test_a_selectors_choices_are_read_once(reads):
     f, y0 = numbered(30)

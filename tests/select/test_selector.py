@@ -91,6 +91,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit():
         assert torch.equal(value, stopped.state_dict()[name]), name
 
 
+@pytest.mark.host
 def test_a_fit_that_never_improves_keeps_the_start():
     start = network()
     before = {name: value.clone() for name, value in start.layers.state_dict().items()}
@@ -123,6 +124,7 @@ def test_a_fitted_selector_is_in_evaluation_mode_and_has_a_history(fitted):
     assert (fresh.training, fresh.validation, fresh.best_epoch) == ([], [], -1)
 
 
+@pytest.mark.host
 def test_state_dict_round_trip(fitted):
     costs = sign_rule(20, seed=2)
     copy = CostSelector(network(7), candidates=K)

@@ -76,7 +76,7 @@ def cross_fit(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + index)
             members.append(CostSelector.fit(network(), costs.take(seen), seed=seed + index))
-    choice = torch.empty(len(costs), dtype=torch.int64)
+    choice = torch.empty(len(costs), dtype=torch.int64, device=costs.nfe.device)
     for i, part in enumerate(parts):
         unaware = Committee(member for member, pair in zip(members, pairs, strict=True) if i in pair)
         choice[part] = route(unaware, costs.take(part))

@@ -59,8 +59,8 @@ class Dynamic(Integrator):
             only "batch" is possible; the selector then gets the state as it is, and may return [1, K].
 
     Raises:
-        ValueError: no candidates, or an unknown granularity; when solving: scores of another shape, or batched=False
-            with granularity "sample". NaN is never the smallest.
+        ValueError: no candidates, or an unknown granularity; when solving: scores of another shape or on another
+            device, or batched=False with granularity "sample". NaN is never the smallest.
     """
 
     chooses = True
@@ -95,6 +95,8 @@ class Dynamic(Integrator):
         if scores.shape != (rows, len(self.candidates)):
             expected = (rows, len(self.candidates))
             raise ValueError(f"selector: expected scores of shape {expected}, got {tuple(scores.shape)}")
+        if scores.device != k1.device:
+            raise ValueError(f"selector: expected scores on {k1.device} like the state, got them on {scores.device}")
         if self.granularity == "batch":
             scores = scores.mean(0, keepdim=True)
         return cheapest(scores).expand(len(problem))
@@ -181,5 +183,5 @@ class RandomSelector(nn.Module):
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
         """[n, ...] twice → [n, K]: the first of exponential clocks with these rates rings with these probabilities."""
-        clocks = torch.empty(len(h0), len(self.shares), device=self.shares.device).exponential_()
-        return clocks / self.shares
+        clocks = torch.empty(len(h0), len(self.shares), device=h0.device).exponential_()
+        return clocks / self.shares.to(h0.device)

@@ -199,7 +199,7 @@ def expect(
         raise ValueError(f"means: expected shape ({len(logits)}, D), got {tuple(means.shape)}")
     logits, y = two_classes(logits.double()), two_classes(reference.double())
     everything, w = _features(logits, means if means is None else means.double()), _closeness(logits)
-    once = _once(everything.shape[1], logits.shape[1])
+    once = _once(everything.shape[1], logits.shape[1]).to(logits.device)
     x = everything[:, once]
     root, number, scale = w.sqrt()[:, None], len(x), x.std(0).clamp(min=1e-9)
     mean, middle = (w @ x) / number, (w @ y) / number
