@@ -7,7 +7,9 @@ What a test makes without naming a device goes to that one. What the library mak
 test's tensors are, the library has to say so, and operators refuse to mix devices.
 
 `second` needs no hardware: it is a device of its own to torch, whose operators run on the CPU (`second_device.cpp`,
-compiled here by g++). It says nothing of speed, nor of what a GPU's kernels compute.
+compiled here by g++). It says nothing of speed, nor of what a GPU's kernels compute. A test is marked `host` if it
+takes to the device what was made on the host (a network that the library made, a file, NumPy's arrays), or counts what
+moving costs.
 """
 
 import os
@@ -26,6 +28,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 SOURCE = Path(__file__).with_name("second_device.cpp")
+TESTS = Path(__file__).parents[1] / "tests"
+TORCH = Path(torch.__file__).parent
 SECOND = "second"
 
 FACTORIES = frozenset(
@@ -48,7 +52,7 @@ class MadeByTests(TorchFunctionMode):
         if function is Tensor.numpy and _by_test():
             args = (args[0].cpu(), *args[1:])
         made = function(*args, **kwargs)
-        if function not in FACTORIES or kwargs.get("device") is not None or not _by_test():
+        if function not in FACTORIES or kwargs.get("device") is not None or made.grad_fn is not None or not _by_test():
             return made
         return made.detach().to(self.device).requires_grad_(made.requires_grad)
 
@@ -56,9 +60,9 @@ class MadeByTests(TorchFunctionMode):
 def _by_test() -> bool:
     """Whether a test calls torch now, itself or by a module of torch's."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and "/torch/" in frame.f_code.co_filename:
+    while frame is not None and frame.f_code.co_filename.startswith(str(TORCH)):
         frame = frame.f_back
-    return frame is not None and "/tests/" in frame.f_code.co_filename
+    return frame is not None and frame.f_code.co_filename.startswith(str(TESTS))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,14 +79,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _built(folder: Path) -> Path:
-    """The compiled device: made anew if its text, torch or Python are others than before."""
+    """The compiled device: made anew if its text, torch or the platform are others than before."""
     key = sha256(SOURCE.read_bytes() + f"{torch.__version__} {sysconfig.get_platform()}".encode()).hexdigest()[:16]
     library = folder / f"{key}.so"
     if not library.exists():
-        torch_folder = Path(torch.__file__).parent
         part = library.with_suffix(f".{os.getpid()}")  # several processes may be at it
         command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", str(SOURCE), "-o", str(part)]
-        command += [f"-I{torch_folder / 'include'}", f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+        command += [f"-I{TORCH / 'include'}", f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
         subprocess.run(command, check=True)
         part.rename(library)
     return library

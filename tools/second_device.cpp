@@ -1,5 +1,6 @@
 // A second device whose memory is the host's: every operator runs on the CPU, once its tensors are seen to lie on one
-// device. Views share their memory, as on any device.
+// device, but for single numbers (tensors without a dimension) and indices, which may lie on the host as a GPU's may.
+// Views share their memory, as on any device.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -101,11 +102,6 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   auto [a, b, c] = at::convolution_backward(g, x, w, weight.size(transposed ? 1 : 0), stride, padding, dilation,
                                             transposed, output_padding, groups, mask);
   return {moved_here(a), moved_here(b), moved_here(c)};
-}
-
-void resize(const Tensor& x, const Tensor& like) {
-  x.unsafeGetTensorImpl()->set_storage_keep_dtype(like.storage());
-  x.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides());
 }
 
 Tensor& set_storage(Tensor& x, at::Storage source, int64_t offset, c10::IntArrayRef size, c10::IntArrayRef stride) {

@@ -62,7 +62,7 @@ class Controller(Protocol):
         ...
 
     def reason(self, verdict: Verdict) -> Tensor:
-        """[n] status of the samples that failed by this verdict; of others it means nothing."""
+        """[n] status of the samples that failed by this verdict of its own; of others it means nothing."""
         ...
 
 

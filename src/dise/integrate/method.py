@@ -70,10 +70,11 @@ class Method(NamedTuple):
         dt = verdict.dt if self.control.rounds is None else rows.dt  # that of equal steps is known
         arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
         status = rows.status  # itself, so that the loop sees that nobody is done
-        if running is not None or not none_seen(arrived | verdict.failed):
+        if running is not None or not none_seen(arrived, verdict.failed):
             status = torch.where(verdict.failed, self.control.reason(verdict), RUNNING)
             status = status.masked_fill(arrived, int(Status.SUCCESS))
-            dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
+            if self.control.rounds is None:
+                dt = torch.where(arrived, rows.dt, dt)  # a last step is cut short: who goes on tries the whole one
         known = rows.known if self.tableau.fsal else ~accept
         if running is not None:
             accept, status, dt = (

@@ -161,9 +161,9 @@ def all_seen(mask: Tensor) -> bool:
     return at_hand(mask) and bool(mask.all())
 
 
-def none_seen(mask: Tensor) -> bool:
-    """Likewise whether it is known to be False throughout."""
-    return at_hand(mask) and not mask.any()
+def none_seen(one: Tensor, other: Tensor) -> bool:
+    """Likewise whether two masks are known to be False throughout."""
+    return at_hand(one) and not (one | other).any()
 
 
 def seen_finite(x: Tensor) -> bool:
