@@ -28,16 +28,16 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits; the t
 test: setup
 	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
 
-# solving and what users choose integrators with; nothing is compiled there
+# solving, and what users choose integrators with
 DEVICE = second
 ON_DEVICE = $(patsubst %, tests/integrate/test_%.py, \
 		backsolve checkpoint control dense events gradients loop observe single solve states step tolerance) \
-	$(patsubst %, tests/select/test_%.py, adapt cascade dynamic families front make reads selector) \
+	$(patsubst %, tests/select/test_%.py, adapt cascade committee dynamic families front make penalty reads selector) \
 	tests/test_torchdiffeq.py tests/test_regularize.py tests/test_nn.py
 
 test-device: setup  ## tests with what they make on a device, as on a GPU: DEVICE=cuda where there is one
 	PYTHONPATH=tools $(BIN)/pytest -n auto --dist loadscope -p on_device --device $(DEVICE) \
-		-m "not slow and not host" -k "not compile" $(ON_DEVICE)
+		-m "not slow and not host" $(ON_DEVICE)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ test's tensors are, the library has to say so, and operators refuse to mix devic
 
 `second` needs no hardware: it is a device of its own to torch, whose operators run on the CPU (`second_device.cpp`,
 compiled here by g++). It says nothing of speed, nor of what a GPU's kernels compute. A test is marked `host` if it
-takes to the device what was made on the host (a network that the library made, a file, NumPy's arrays), or counts what
-moving costs.
+takes to the device what was made on the host (a network that the library made, a file, NumPy's arrays), or counts
+calls of torch's methods, which pass here once more.
 """
 
 import os
@@ -52,7 +52,10 @@ class MadeByTests(TorchFunctionMode):
         if function is Tensor.numpy and _by_test():
             args = (args[0].cpu(), *args[1:])
         made = function(*args, **kwargs)
-        if function not in FACTORIES or kwargs.get("device") is not None or made.grad_fn is not None or not _by_test():
+        if function not in FACTORIES:
+            return made
+        there = kwargs.get("device") is not None or made.device.type == self.device.type
+        if there or not _by_test():
             return made
         return made.detach().to(self.device).requires_grad_(made.requires_grad)
 

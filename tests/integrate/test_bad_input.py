@@ -14,6 +14,7 @@ from dise import RK4, Backsolve, Cascade, Dopri5, Euler, Event, SolveError, Stat
 
 OPTIONS = {"f": lambda t, y: -y, "y0": torch.ones(2, 3), "t0": 0.0, "t1": 1.0, "integrator": Dopri5()}
 META = torch.ones(2, 3, device="meta")
+HERE = torch.ones(()).device  # where tests make tensors
 NAN = torch.tensor([[1.0, 1, 1], [1, math.nan, 1]])
 
 
@@ -46,7 +47,7 @@ ERRORS = {
     "y0 of two dtypes": ({"y0": (torch.ones(2), torch.ones(2).double())}, TypeError,
                          "y0: expected tensors of one dtype"),
     "y0 on two devices": ({"y0": (torch.ones(2), META[:, 0])}, TypeError,
-                          "one dtype and device, got .* on .* and .* on meta"),
+                          f"one dtype and device, got .* on {HERE} and .* on meta"),
     "y0 of two lengths": ({"y0": (torch.ones(2), torch.ones(3))}, ValueError, "same number of samples"),
     "y0 without data": ({"y0": META}, TypeError, "y0: expected tensors with data, got device meta"),
     # ---- times
@@ -76,7 +77,7 @@ ERRORS = {
     "f returns a sum": ({"f": lambda t, y: y.sum()}, ValueError, r"f: expected dy/dt of shape \(2, 3\) .* got \(\)"),
     "f returns complex": ({"f": lambda t, y: 1j * y}, TypeError, "f: expected a real dy/dt"),
     "f returns another device": ({"f": lambda t, y: META}, TypeError,
-                                 "f: expected dy/dt on .* like y, got it on meta"),
+                                 f"f: expected dy/dt on {HERE} like y, got it on meta"),
     "f forgets a key": ({"y0": {"a": torch.ones(2), "b": torch.ones(2)}, "f": lambda t, y: {"a": y["a"]}}, ValueError,
                         "f: expected dy/dt of shape"),
     "f takes one argument": ({"f": lambda y: y}, TypeError, "positional argument"),
@@ -97,7 +98,7 @@ ERRORS = {
                                       r"sample_args\[0\]: expected a tensor"),
     "sample_args a number": ({"sample_args": (1.0,)}, ValueError, r"sample_args\[0\]: expected a tensor"),
     "sample_args on another device": ({"sample_args": (META,)}, TypeError,
-                                      r"sample_args\[0\]: expected a tensor on .* like y0, got it on meta"),
+                                      rf"sample_args\[0\]: expected a tensor on {HERE} like y0, got it on meta"),
     # ---- save points
     "save_at a string": ({"save_at": "noon"}, TypeError, "save_at: expected times"),
     "save_at a number": ({"save_at": 0.5}, ValueError, "save_at: expected shape"),

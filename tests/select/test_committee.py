@@ -33,6 +33,7 @@ def selector(seed):
 # ---- Committee
 
 
+@pytest.mark.host
 def test_a_committee_predicts_the_mean_of_its_members():
     members, costs = [selector(seed) for seed in range(3)], samples(7)
     with torch.no_grad():
@@ -51,6 +52,7 @@ class Plain(nn.Module):
         return self.layer(h0 + 2 * k1)
 
 
+@pytest.mark.host
 def test_any_network_will_do():
     torch.manual_seed(0)
     members, costs = [CostSelector(Plain(), candidates=2) for _ in range(2)], samples(5)
@@ -59,6 +61,7 @@ def test_any_network_will_do():
         assert_close(Committee(members)(costs.h0, costs.k1), mean)
 
 
+@pytest.mark.host
 def test_the_members_share_one_evaluation_of_the_head():
     calls = []
 
@@ -73,6 +76,7 @@ def test_the_members_share_one_evaluation_of_the_head():
     assert calls == [6]
 
 
+@pytest.mark.host
 def test_weights_of_a_committee_can_be_restored():
     one, other = (Committee(selector(seed + i) for i in range(2)) for seed in (0, 9))
     costs = samples(5)

@@ -163,6 +163,13 @@ def test_scores_of_another_shape(starts, shape):
         solve(lambda t, y: -y, starts(4, 2), 0.0, 1.0, dynamic)
 
 
+def test_scores_on_another_device(starts):
+    y0 = starts(4, 2)
+    dynamic = Dynamic((Euler(1), Euler(2)), lambda h0, k1: torch.ones(len(h0), 2, device="meta"))
+    with pytest.raises(ValueError, match=f"selector: expected scores on {y0.device} like the state, got them on meta"):
+        solve(lambda t, y: -y, y0, 0.0, 1.0, dynamic)
+
+
 def test_unbatched_problems_have_nothing_to_choose_for(starts, assign):
     with pytest.raises(ValueError, match="batched: Dynamic chooses for each sample"):
         solve(lambda t, y: -y, starts(4, 2), 0.0, 1.0, Dynamic((Euler(),), assign([0] * 4, 1)), batched=False)
@@ -201,12 +208,6 @@ def test_an_unknown_granularity():
 
 
 # ---- chance
-
-
-def test_scores_on_another_device_are_an_error():
-    dynamic = Dynamic((Euler(1), Euler(2)), lambda h0, k1: torch.ones(len(h0), 2, device="meta"))
-    with pytest.raises(ValueError, match=r"selector: expected scores on \S+ like the state, got them on meta"):
-        solve(lambda t, y: -y, torch.ones(4, 1), 0.0, 1.0, dynamic)
 
 
 def test_random_choices_have_the_shares_asked_for():

@@ -132,6 +132,7 @@ def test_alphas_share_the_level_and_the_cheapest_that_passes_is_chosen(monkeypat
     assert asked == pytest.approx([1 - 0.05 / 3] * 4)
 
 
+@pytest.mark.host
 def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():
     costs = sided(600, hard=0.3)
     found = choose_penalty(costs, network, penalties=[1e3, 1e6], tolerance=0.03, budget=0.9)
