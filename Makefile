@@ -30,9 +30,14 @@ test: setup
 
 # solving, and what users choose integrators with
 DEVICE = second
-ON_DEVICE = $(patsubst %, tests/integrate/test_%.py, \
-		backsolve checkpoint control dense events gradients loop observe single solve states step tolerance) \
-	$(patsubst %, tests/select/test_%.py, adapt cascade committee dynamic families front make penalty reads selector) \
+ON_DEVICE = $(patsubst %, tests/integrate/%.py, \
+		test_adjoint test_gradients test_resume test_solve output/test_events output/test_interpolation output/test_observers \
+		problem/test_states runge_kutta/test_step stepping/test_checkpoint stepping/test_control stepping/test_loop \
+		stepping/test_tolerance) \
+	$(patsubst %, tests/select/%.py, \
+		learning/test_committee learning/test_penalty learning/test_selector judging/test_front \
+		make_dynamic/test_families make_dynamic/test_make model/test_adapt policies/test_cascade policies/test_dynamic \
+		test_reads) \
 	tests/test_torchdiffeq.py tests/test_regularize.py tests/test_nn.py
 
 test-device: setup  ## tests with what they make on a device, as on a GPU: DEVICE=cuda where there is one

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import dise
 from dise.experiment.rundir import load_model, open_run
-from dise.integrate import FixedStep, Integrator, methods
+from dise.integrate import FixedStep, Integrator
+from dise.integrate.runge_kutta import classical
 from dise.select import run_candidates
 from dise.tasks.circles.evaluate import SMALL, batches
 from dise.tasks.circles.points import sets
@@ -31,7 +32,7 @@ from dise.tasks.circles.task import CirclesTask
 class FixedBosh3(FixedStep):
     """Bogacki–Shampine's method of order 3 with equal steps, whose last stage is the next step's first."""
 
-    tableau = methods.BOSH3
+    tableau = classical.BOSH3
 
 
 CANDIDATES = (

@@ -1,8 +1,6 @@
 """How an initial value problem is solved."""
 
-from dise.integrate.backsolve import Backsolve
-from dise.integrate.controllers import IController, PIController
-from dise.integrate.events import Event
+from dise.integrate.adjoint import Backsolve
 from dise.integrate.integrators import (
     RK4,
     RK38,
@@ -23,13 +21,15 @@ from dise.integrate.integrators import (
     StepDoubling,
     Tsit5,
 )
-from dise.integrate.observe import Progress
-from dise.integrate.single import Stepped, resume, step
+from dise.integrate.output.events import Event
+from dise.integrate.output.observers import Progress
+from dise.integrate.resume import Stepped, resume, step
+from dise.integrate.runge_kutta.step import Step
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.solution import Solution, SolveError, State, Status, Steps
 from dise.integrate.solve import solve
-from dise.integrate.step import Step
-from dise.integrate.tableau import ButcherTableau
-from dise.integrate.tolerance import max_norm, rms_norm
+from dise.integrate.stepping.controllers import IController, PIController
+from dise.integrate.stepping.tolerance import max_norm, rms_norm
 
 __all__ = [
     "RK4",

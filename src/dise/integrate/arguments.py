@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.field import shapes
+from dise.integrate.problem.field import shapes
 from dise.integrate.solution import readable
 
 

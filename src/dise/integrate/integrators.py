@@ -5,15 +5,15 @@ from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from dise.integrate import methods
-from dise.integrate.chebyshev import chebyshev, stability_interval
-from dise.integrate.control import Controller, ErrorControl, FixedSteps
-from dise.integrate.controllers import ELEMENTARY, IController
-from dise.integrate.dopri8 import DOPRI8
-from dise.integrate.loop import integrate
-from dise.integrate.problem import Integration, Problem
-from dise.integrate.tableau import ButcherTableau
-from dise.integrate.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
+from dise.integrate.problem.problem import Integration, Problem
+from dise.integrate.runge_kutta import classical
+from dise.integrate.runge_kutta.chebyshev import chebyshev, stability_interval
+from dise.integrate.runge_kutta.dopri8 import DOPRI8
+from dise.integrate.runge_kutta.tableau import ButcherTableau
+from dise.integrate.stepping.control import Controller, ErrorControl, FixedSteps
+from dise.integrate.stepping.controllers import ELEMENTARY, IController
+from dise.integrate.stepping.loop import integrate
+from dise.integrate.stepping.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
 from dise.integrate.value import Value, check_above, check_from_zero, check_whole, is_number
 
 
@@ -24,7 +24,7 @@ class Integrator(ABC):
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Integration:
-        """Solve the problem, as a coroutine that asks for evaluations of f (see `dise.integrate.problem`)."""
+        """Solve the problem, as a coroutine that asks for evaluations of f (see `dise.integrate.problem.problem`)."""
 
 
 @dataclass(frozen=True)
@@ -192,25 +192,25 @@ def _check_error_test(integrator: Adaptive | StepDoubling) -> None:
 class Euler(FixedStep):
     """Explicit Euler: order 1, one evaluation of f a step."""
 
-    tableau = methods.EULER
+    tableau = classical.EULER
 
 
 class Midpoint(FixedStep):
     """The explicit midpoint rule: order 2, two evaluations of f a step."""
 
-    tableau = methods.MIDPOINT
+    tableau = classical.MIDPOINT
 
 
 class Heun(FixedStep):
     """Heun's method, the explicit trapezoidal rule: order 2, two evaluations of f a step. Adaptive: `HeunEuler`."""
 
-    tableau = methods.HEUN
+    tableau = classical.HEUN
 
 
 class Ralston(FixedStep):
     """Ralston's method, whose error bound is the smallest of order 2: two evaluations of f a step."""
 
-    tableau = methods.RALSTON
+    tableau = classical.RALSTON
 
 
 class RK4(FixedStep):
@@ -219,13 +219,13 @@ class RK4(FixedStep):
     The classical tableau (nodes 0, 1/2, 1/2, 1); torchdiffeq's "rk4" is the 3/8 rule, another method: `RK38`.
     """
 
-    tableau = methods.RK4
+    tableau = classical.RK4
 
 
 class RK38(FixedStep):
     """Kutta's 3/8 rule: order 4, four evaluations of f a step; torchdiffeq's "rk4"."""
 
-    tableau = methods.RK38
+    tableau = classical.RK38
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class RKC1(FixedStep):
     Raises:
         ValueError: an argument out of its range.
 
-    Source: see `dise.integrate.chebyshev`.
+    Source: see `dise.integrate.runge_kutta.chebyshev`.
     """
 
     stages: int = 4
@@ -276,7 +276,7 @@ class HeunEuler(Adaptive):
     NFE is 2 an accepted step and 1 a rejected one, and 1 more with first_step="heuristic".
     """
 
-    tableau = methods.HEUN
+    tableau = classical.HEUN
 
 
 class Fehlberg2(Adaptive):
@@ -285,7 +285,7 @@ class Fehlberg2(Adaptive):
     NFE is 3 an accepted step and 2 a rejected one, and 1 more with first_step="heuristic".
     """
 
-    tableau = methods.FEHLBERG2
+    tableau = classical.FEHLBERG2
 
 
 class Bosh3(Adaptive):
@@ -294,7 +294,7 @@ class Bosh3(Adaptive):
     NFE is 2 + 3·steps with first_step="heuristic", 1 + 3·steps otherwise, rejected steps included.
     """
 
-    tableau = methods.BOSH3
+    tableau = classical.BOSH3
 
 
 class Dopri5(Adaptive):
@@ -303,7 +303,7 @@ class Dopri5(Adaptive):
     NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
     """
 
-    tableau = methods.DOPRI5
+    tableau = classical.DOPRI5
 
 
 class Tsit5(Adaptive):
@@ -312,7 +312,7 @@ class Tsit5(Adaptive):
     NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
     """
 
-    tableau = methods.TSIT5
+    tableau = classical.TSIT5
 
 
 class Dopri8(Adaptive):

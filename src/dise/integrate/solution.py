@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dise.integrate.dense import Interpolant
+    from dise.integrate.output.interpolation import Interpolant
 
 _exports = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the latter before torch 2.7
 

@@ -7,16 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dise.integrate.adjoint import Adjoint, Backsolve, as_backsolve
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
-from dise.integrate.backsolve import Adjoint, Backsolve, as_backsolve
-from dise.integrate.dense import Interpolant, Path, Trail, save_points
-from dise.integrate.events import Event, Watch, as_event
-from dise.integrate.field import Field
 from dise.integrate.integrators import Integrator
-from dise.integrate.observe import Observer, Progress, Record
-from dise.integrate.problem import Integration, Layout, Problem, Request, Result, drive, merge
+from dise.integrate.output.events import Event, Watch, as_event
+from dise.integrate.output.interpolation import Interpolant, Path, Trail, save_points
+from dise.integrate.output.observers import Observer, Progress, Record
+from dise.integrate.problem.field import Field
+from dise.integrate.problem.problem import Integration, Layout, Problem, Request, Result, drive, merge
+from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import Solution, State, Status, readable
-from dise.integrate.step import Step
 
 
 def solve(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
-from dise.integrate.problem import Integration, Problem, Result, alike, merge
+from dise.integrate.problem.problem import Integration, Problem, Result, alike, merge
 from dise.integrate.solution import State, Status
 
 Accept = Callable[[State], Tensor]

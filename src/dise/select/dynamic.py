@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dise.integrate.integrators import Integrator
-from dise.integrate.problem import Integration, Problem, Request, Result, alike, leaves, merge
+from dise.integrate.problem.problem import Integration, Problem, Request, Result, alike, leaves, merge
 from dise.integrate.solution import State
 
 Selector = Callable[[Tensor, Tensor], Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import FixedStep, Integrator
-from dise.integrate.step import Attempt
+from dise.integrate.runge_kutta.step import Attempt
 from dise.nn import NeuralODE
 from dise.select.cascade import Cascade, Confidence
 from dise.select.cost import find_block

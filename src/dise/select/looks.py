@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dise.integrate import Integrator, State
-from dise.integrate.problem import leaves
+from dise.integrate.problem.problem import leaves
 from dise.nn import NeuralODE, Record
 from dise.select.cascade import Cascade
 from dise.select.dynamic import Dynamic, joined

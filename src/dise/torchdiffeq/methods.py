@@ -2,26 +2,27 @@
 
 from dataclasses import replace
 
-from dise.integrate import ButcherTableau, methods
-from dise.integrate.dopri8 import DOPRI8
+from dise.integrate import ButcherTableau
+from dise.integrate.runge_kutta import classical
+from dise.integrate.runge_kutta.dopri8 import DOPRI8
 
 # Heun's method of order 3: Hairer, Nørsett, Wanner, Table II.1.1.
 HEUN3 = ButcherTableau(c=(0.0, 1 / 3, 2 / 3), a=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), order=3)
 
 ADAPTIVE: dict[str, ButcherTableau] = {
     "dopri8": DOPRI8,
-    "dopri5": methods.DOPRI5,
-    "tsit5": methods.TSIT5,
-    "bosh3": methods.BOSH3,
-    "fehlberg2": methods.FEHLBERG2,
-    "adaptive_heun": methods.HEUN,
+    "dopri5": classical.DOPRI5,
+    "tsit5": classical.TSIT5,
+    "bosh3": classical.BOSH3,
+    "fehlberg2": classical.FEHLBERG2,
+    "adaptive_heun": classical.HEUN,
 }
 FIXED: dict[str, ButcherTableau] = {
-    "euler": methods.EULER,
-    "midpoint": methods.MIDPOINT,
-    "heun2": methods.HEUN,
+    "euler": classical.EULER,
+    "midpoint": classical.MIDPOINT,
+    "heun2": classical.HEUN,
     "heun3": HEUN3,
-    "rk4": methods.RK38,
+    "rk4": classical.RK38,
 }
 ADAPTIVE_OPTIONS = (
     "first_step", "min_step", "max_step", "safety", "ifactor", "dfactor", "max_num_steps", "step_t", "jump_t", "norm",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dise.integrate import Adaptive, ButcherTableau, Integrator, State, Step
-from dise.integrate.control import Controller, FixedSteps, Verdict
-from dise.integrate.loop import integrate
-from dise.integrate.problem import Integration, Problem
+from dise.integrate.problem.problem import Integration, Problem
+from dise.integrate.stepping.control import Controller, FixedSteps, Verdict
+from dise.integrate.stepping.loop import integrate
 
 _ENDLESS_FIXED_STEPS = 20_000  # torchdiffeq's limit for fixed-step methods that look for an event
 

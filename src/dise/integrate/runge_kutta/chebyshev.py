@@ -17,7 +17,7 @@ Numer. Math. 22, 1996.
 from functools import cache
 from math import acosh, cosh, sinh, tanh
 
-from dise.integrate.tableau import ButcherTableau
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 
 
 @cache

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from dise.integrate.lowering import inductor
+from dise.integrate.compile.backend import inductor
 
 F = TypeVar("F", bound=Callable)
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dise.integrate.dense import Path, Pieces
-from dise.integrate.problem import Layout, Result
+from dise.integrate.output.interpolation import Path, Pieces
+from dise.integrate.problem.problem import Layout, Result
+from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import State
-from dise.integrate.step import Step
 
 Function = Callable[..., Tensor]
 

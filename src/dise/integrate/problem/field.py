@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dise.integrate.compiled import compiled
-from dise.integrate.problem import Layout, Problem, Request, leaves
+from dise.integrate.compile.cache import compiled
+from dise.integrate.problem.problem import Layout, Problem, Request, leaves
 from dise.integrate.solution import State
 
 F = TypeVar("F", bound=Callable)

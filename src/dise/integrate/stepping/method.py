@@ -5,13 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dise.integrate.control import Controller
-from dise.integrate.lowering import by_feature
-from dise.integrate.observe import Seen
-from dise.integrate.problem import Problem
+from dise.integrate.compile.backend import by_feature
+from dise.integrate.output.observers import Seen
+from dise.integrate.problem.problem import Problem
+from dise.integrate.runge_kutta.step import Attempt, Step
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.solution import Status, all_seen, none_seen
-from dise.integrate.step import Attempt, Step
-from dise.integrate.tableau import ButcherTableau
+from dise.integrate.stepping.control import Controller
 
 RUNNING = int(Status.RUNNING)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from dise.integrate.compiled import identity
-from dise.integrate.field import Bound, Field, call
-from dise.integrate.method import RUNNING, Method, Rows
-from dise.integrate.observe import Seen
-from dise.integrate.problem import Problem, Request
+from dise.integrate.compile.cache import identity
+from dise.integrate.output.observers import Seen
+from dise.integrate.problem.field import Bound, Field, call
+from dise.integrate.problem.problem import Problem, Request
+from dise.integrate.stepping.method import RUNNING, Method, Rows
 
 TOGETHER = 4  # rounds in one graph without a loop, between two reads of the device
 LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from dise import RK4, RKC1, Cascade, Dopri5, Dynamic, StepDoubling, solve
 
-Memory = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))["Memory"]
+Memory = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "memory.py"))["Memory"]
 DOPRI = Dopri5(rtol=1e-6, atol=1e-6)
 
 

@@ -1,6 +1,6 @@
 """The coefficients of Dopri8, which fill a page."""
 
-from dise.integrate.tableau import ButcherTableau
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 
 # Prince, Dormand, High order embedded Runge–Kutta formulae, J. Comp. Appl. Math. 7, 1981: RK8(7)13M, with the first
 # stage of the next step as a 14th, as in torchdiffeq and diffrax. The interpolant needs no further stage: Bogacki,

@@ -9,9 +9,20 @@ import torch
 from torchdiffeq._impl import adaptive_heun, dopri5, dopri8, fehlberg2
 
 from dise import ButcherTableau, FixedStep, solve
-from dise.integrate.chebyshev import chebyshev
-from dise.integrate.dopri8 import DOPRI8
-from dise.integrate.methods import BOSH3, DOPRI5, EULER, FEHLBERG2, HEUN, MIDPOINT, RALSTON, RK4, RK38, TSIT5
+from dise.integrate.runge_kutta.chebyshev import chebyshev
+from dise.integrate.runge_kutta.classical import (
+    BOSH3,
+    DOPRI5,
+    EULER,
+    FEHLBERG2,
+    HEUN,
+    MIDPOINT,
+    RALSTON,
+    RK4,
+    RK38,
+    TSIT5,
+)
+from dise.integrate.runge_kutta.dopri8 import DOPRI8
 
 FIXED = {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "ralston": RALSTON, "rk4": RK4, "rk38": RK38}
 FIXED |= {"rkc1": chebyshev(4, 0.1), "rkc1 (2)": chebyshev(2, 0.3)}

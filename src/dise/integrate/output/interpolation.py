@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dise.integrate.observe import Seen
-from dise.integrate.problem import Problem, Result
+from dise.integrate.output.observers import Seen
+from dise.integrate.problem.problem import Problem, Result
+from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import State
-from dise.integrate.step import Step
 
 
 class _Attempt(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import Steps
-from dise.integrate.step import Step
 
 
 class Seen(NamedTuple):

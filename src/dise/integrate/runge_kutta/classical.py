@@ -1,6 +1,6 @@
 """The coefficients of the methods. Each is checked when this module is imported."""
 
-from dise.integrate.tableau import ButcherTableau
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 
 EULER = ButcherTableau(c=(0.0,), a=((),), b=(1.0,), order=1, interpolant=((1.0,),))
 

@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dise.integrate.controllers import IController
-from dise.integrate.problem import Problem, Request
+from dise.integrate.problem.problem import Problem, Request
+from dise.integrate.runge_kutta.step import Step, all_finite
 from dise.integrate.solution import Status, seen_finite
-from dise.integrate.step import Step, all_finite
-from dise.integrate.tolerance import ErrorTest
+from dise.integrate.stepping.controllers import IController
+from dise.integrate.stepping.tolerance import ErrorTest
 
 
 class Verdict(NamedTuple):

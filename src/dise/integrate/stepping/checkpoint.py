@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dise.integrate.observe import Seen
-from dise.integrate.problem import Problem, Request, drive
+from dise.integrate.output.observers import Seen
+from dise.integrate.problem.problem import Problem, Request, drive
 
 if TYPE_CHECKING:
-    from dise.integrate.loop import LoopState
+    from dise.integrate.stepping.loop import LoopState
 
 Rounds = Callable[["LoopState", int, Callable[[Seen], None]], Generator[Request, Tensor, "LoopState"]]
 

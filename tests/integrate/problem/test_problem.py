@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dise import RK4, Dopri5, Euler
-from dise.integrate.problem import Layout, Problem, Request, leaves, merge
+from dise.integrate.problem.problem import Layout, Problem, Request, leaves, merge
 
 # ---- Layout
 

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dise.integrate.control import Controller
-from dise.integrate.gradient import in_segments
-from dise.integrate.graphs import Graphs
-from dise.integrate.method import RUNNING, Method, Rows
-from dise.integrate.observe import Seen
-from dise.integrate.problem import Integration, Problem, Request, Result
+from dise.integrate.compile.rounds import Graphs
+from dise.integrate.output.observers import Seen
+from dise.integrate.problem.problem import Integration, Problem, Request, Result
+from dise.integrate.runge_kutta.step import all_finite
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.solution import Status, all_seen, seen_finite
-from dise.integrate.step import all_finite
-from dise.integrate.tableau import ButcherTableau
+from dise.integrate.stepping.checkpoint import in_segments
+from dise.integrate.stepping.control import Controller
+from dise.integrate.stepping.method import RUNNING, Method, Rows
 
 
 class LoopState(NamedTuple):
@@ -29,7 +29,7 @@ class LoopState(NamedTuple):
 
 
 def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) -> Integration:
-    """Integrate every sample of the problem with its own steps, as a coroutine (see `dise.integrate.problem`).
+    """Integrate every sample of the problem with its own steps, as a coroutine (see `dise.integrate.problem.problem`).
 
     A sample that has reached t1, or failed, is frozen: it keeps its state while the others go on, and with
     `problem.compact` it leaves the batch. The device is read once a step, and never if the number of steps is known.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dise.integrate.runge_kutta.tableau import ButcherTableau, Terms
 from dise.integrate.solution import seen_finite
-from dise.integrate.tableau import ButcherTableau, Terms
 
 
 class Step(NamedTuple):

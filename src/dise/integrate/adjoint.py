@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dise.integrate.events import Watch
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
-from dise.integrate.observe import Seen
-from dise.integrate.problem import Layout, Problem, Request, Result, leaves
+from dise.integrate.output.events import Watch
+from dise.integrate.output.observers import Seen
+from dise.integrate.problem.problem import Layout, Problem, Request, Result, leaves
+from dise.integrate.runge_kutta.step import Attempt
 from dise.integrate.solution import Solution, SolveError, State, Status
-from dise.integrate.step import Attempt
-from dise.integrate.tolerance import each, rms_norm
+from dise.integrate.stepping.tolerance import each, rms_norm
 
 Answer = Callable[[Request], Tensor]
 Run = Callable[[Integrator, Problem, Answer], Result]

@@ -8,9 +8,9 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.testing import assert_close
 
 from dise import Dopri5, Heun, Ralston, solve
-from dise.integrate.compiled import _to_be_checked
-from dise.integrate.lowering import addmm, by_feature, cat, inductor, mm, tanh
-from dise.integrate.method import Method
+from dise.integrate.compile.backend import addmm, by_feature, cat, inductor, mm, tanh
+from dise.integrate.compile.cache import _to_be_checked
+from dise.integrate.stepping.method import Method
 
 
 def test_tanh_is_exact_to_some_units_in_the_last_place():
@@ -154,7 +154,7 @@ def test_backend_is_used_unless_another_is_named(options, own, monkeypatch):
         calls.append(options)
         return graph
 
-    monkeypatch.setattr("dise.integrate.compiled.inductor", backend)
+    monkeypatch.setattr("dise.integrate.compile.cache.inductor", backend)
     with torch.no_grad():
         solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0, Dopri5(), compile=options)
     assert bool(calls) == own
@@ -167,7 +167,7 @@ def test_backend_generates_its_own_tanh(monkeypatch):
         dtypes.append(x.dtype)
         return tanh(x)
 
-    monkeypatch.setattr("dise.integrate.lowering.tanh", spy)
+    monkeypatch.setattr("dise.integrate.compile.backend.tanh", spy)
     x, anew = torch.linspace(-3, 3, 7), {"force_disable_caches": True}
     with torch.no_grad():
         compiled = torch.compile(lambda x: torch.tanh(x) + 0.25, backend=inductor, options=anew)

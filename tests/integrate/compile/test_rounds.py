@@ -152,7 +152,7 @@ def test_loops_in_graphs_with_options(y0, options):
 
 def test_loops_in_graphs_end_where_they_must(y0, monkeypatch):
     """At the most steps, and now and then, so that an interrupt is heard."""
-    monkeypatch.setattr("dise.integrate.graphs.LONGEST", 3)
+    monkeypatch.setattr("dise.integrate.compile.rounds.LONGEST", 3)
     f, few = Field(), Dopri5(rtol=1e-6, atol=1e-6, max_steps=16)
     with torch.no_grad():
         assert_equal(*both(f, y0, 3.0, DOPRI)[::-1])

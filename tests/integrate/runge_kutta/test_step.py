@@ -21,10 +21,10 @@ from dise import (
     Tsit5,
     solve,
 )
-from dise.integrate.methods import DOPRI5
-from dise.integrate.methods import EULER as EULER_TABLEAU
-from dise.integrate.step import all_finite, unscaled
-from dise.integrate.tableau import Terms
+from dise.integrate.runge_kutta.classical import DOPRI5
+from dise.integrate.runge_kutta.classical import EULER as EULER_TABLEAU
+from dise.integrate.runge_kutta.step import all_finite, unscaled
+from dise.integrate.runge_kutta.tableau import Terms
 
 ANY = {"rtol": 0, "atol": 1e6, "first_step": "span"}  # accepts whatever it tries; the error's scale is constant
 ONE_STEP = Dopri5(**ANY)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dise.integrate.adjoint import Backsolve
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
-from dise.integrate.backsolve import Backsolve
-from dise.integrate.field import Field
 from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
-from dise.integrate.problem import Integration, Layout, Problem, Request
+from dise.integrate.problem.field import Field
+from dise.integrate.problem.problem import Integration, Layout, Problem, Request
+from dise.integrate.runge_kutta.step import Attempt
 from dise.integrate.solution import Solution, State
 from dise.integrate.solve import solve
-from dise.integrate.step import Attempt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dise.integrate.observe import Observer, Seen
+from dise.integrate.output.observers import Observer, Seen
 from dise.integrate.solution import State
 
 if TYPE_CHECKING:
-    from dise.integrate.events import Watch
-    from dise.integrate.field import Field
+    from dise.integrate.output.events import Watch
+    from dise.integrate.problem.field import Field
 
 
 class Request(NamedTuple):

@@ -9,7 +9,7 @@ from numpy.polynomial import chebyshev as numpys
 from torch.testing import assert_close
 
 from dise import RKC1, Euler, solve
-from dise.integrate.chebyshev import chebyshev
+from dise.integrate.runge_kutta.chebyshev import chebyshev
 
 METHODS = [(1, 0.1), (2, 0.03), (3, 0.1), (4, 0.1), (5, 0.3), (8, 0.1), (12, 0.95), (40, 0.5)]
 every = pytest.mark.parametrize(("stages", "damping"), METHODS)

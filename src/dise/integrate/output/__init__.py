@@ -1,0 +1,1 @@
+"""What is read from a solve: steps, states at any time, events."""

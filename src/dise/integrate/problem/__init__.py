@@ -1,0 +1,1 @@
+"""Initial value problems on the solver's own layout."""

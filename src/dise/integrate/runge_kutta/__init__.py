@@ -1,0 +1,1 @@
+"""Runge–Kutta methods as data, and one step of them."""

@@ -1,0 +1,1 @@
+"""Which steps are tried, and which are accepted."""
