@@ -24,7 +24,7 @@ from torch import Tensor
 
 import dise
 from dise.select import disagreement, exact_binomial, hoeffding_bentkus, run_candidates, spent
-from dise.select.families import forecast_cascades
+from dise.select.make_dynamic.families import forecast_cascades
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
 CANDIDATES = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2), REFERENCE)

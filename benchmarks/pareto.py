@@ -39,8 +39,8 @@ from dise.select import (
     spent,
     time_side_by_side,
 )
-from dise.select.calibrate import evaluate
-from dise.select.families import families, forecast_cascades
+from dise.select.guarantee.calibrate import evaluate
+from dise.select.make_dynamic.families import families, forecast_cascades
 from dise.tasks.mnist.selector import PaperNetwork
 from dise.tasks.statistics import mcnemar
 

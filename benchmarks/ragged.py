@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from dise.select.profile import time_side_by_side
+from dise.select.judging.profile import time_side_by_side
 
 TOLERANCE = 1e-5
 STIFF = 10  # one in so many

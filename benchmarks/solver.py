@@ -19,7 +19,7 @@ from peers import Solve, TanhNetwork, Task, VanDerPol, Way, arguments, ways
 from rich.console import Console
 from rich.table import Table
 
-from dise.select.profile import time_side_by_side
+from dise.select.judging.profile import time_side_by_side
 
 TOLERANCE = 1e-5
 BASE = "torchdiffeq"  # whose time is 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dise.select.families import FACTORS
+from dise.select.make_dynamic.families import FACTORS
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,8 +1,8 @@
 """Which integrator each sample gets."""
 
-from dise.select.adapt import AdaptedBlock, adapt
-from dise.select.adequacy import AdequacySelector, calibration_error, equivalent_dial
-from dise.select.calibrate import (
+from dise.select.deploy.export import export_policy
+from dise.select.deploy.store import load_policy, save_policy
+from dise.select.guarantee.calibrate import (
     Calibration,
     Tested,
     calibrate,
@@ -10,9 +10,9 @@ from dise.select.calibrate import (
     hoeffding_bentkus,
     samples_needed,
 )
-from dise.select.cascade import Cascade, Confidence
-from dise.select.committee import Committee, cross_fit, route
-from dise.select.cost import (
+from dise.select.guarantee.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost_accuracy
+from dise.select.judging.baselines import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
+from dise.select.judging.cost import (
     BinaryCost,
     ClassificationCost,
     CostRule,
@@ -25,22 +25,22 @@ from dise.select.cost import (
     has_block,
     run_candidates,
 )
-from dise.select.diagnose import diagnose
-from dise.select.dynamic import AssignedSelector, Dynamic, RandomSelector, channel_means, joined
-from dise.select.evaluate import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
-from dise.select.export import export_policy
-from dise.select.forecast import Forecast, expect
-from dise.select.front import pareto_front, prune
-from dise.select.head import find_head
-from dise.select.looks import count_macs, spent
-from dise.select.make import Report, make_dynamic
-from dise.select.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
-from dise.select.paired import loss_bound
-from dise.select.penalty import PenaltyChoice, Trial, choose_penalty
-from dise.select.profile import Profile, profile_candidates, time_side_by_side
-from dise.select.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost_accuracy
-from dise.select.selector import CostSelector, Fit
-from dise.select.store import load_policy, save_policy
+from dise.select.judging.diagnose import diagnose
+from dise.select.judging.front import pareto_front, prune
+from dise.select.judging.non_inferiority import loss_bound
+from dise.select.judging.profile import Profile, profile_candidates, time_side_by_side
+from dise.select.learning.adequacy import AdequacySelector, calibration_error, equivalent_dial
+from dise.select.learning.committee import Committee, cross_fit, route
+from dise.select.learning.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
+from dise.select.learning.penalty import PenaltyChoice, Trial, choose_penalty
+from dise.select.learning.selector import CostSelector, Fit
+from dise.select.make_dynamic.make import Report, make_dynamic
+from dise.select.model.adapt import AdaptedBlock, adapt
+from dise.select.model.head import find_head
+from dise.select.policies.cascade import Cascade, Confidence
+from dise.select.policies.dynamic import AssignedSelector, Dynamic, RandomSelector, channel_means, joined
+from dise.select.policies.forecast import Forecast, expect
+from dise.select.policies.overhead import count_macs, spent
 
 __all__ = [
     "AdaptedBlock",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dise.select.paired import loss_bound
+from dise.select.judging.non_inferiority import loss_bound
 from dise.tasks.circles.data import TARGETS
 from dise.tasks.circles.paper import TABLE_8, TABLE_9
 from dise.tasks.circles.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset

@@ -1,0 +1,1 @@
+"""Risks, and tests that bound them."""

@@ -1,0 +1,1 @@
+"""What candidates and policies cost, and how good they are."""

@@ -1,0 +1,189 @@
+"""Measured time as the price of a candidate, where the paper counts evaluations of f."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Euler, Integrator
+from dise.integrate.problem.problem import Layout
+from dise.nn import NeuralODE, Record
+from dise.select.judging.cost import Costs, Input, device_of, find_block
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What each candidate takes on one machine.
+
+    Attributes:
+        candidates: the K integrators.
+        batches: S batch sizes, rising.
+        milliseconds: [S, K] median time to integrate a batch of that size.
+        nfe: [S, K] mean NFE of a sample of those batches.
+        device: where it was measured, e.g. "cpu, 2 threads".
+    """
+
+    candidates: tuple[Integrator, ...]
+    batches: tuple[int, ...]
+    milliseconds: Tensor
+    nfe: Tensor
+    device: str
+
+    def price(self, nfe: Tensor, batch: int) -> Tensor:
+        """Milliseconds that samples take in batches of this size.
+
+        A candidate's time is shared out by the samples' NFE, so that of an adaptive candidate a hard sample costs more.
+
+        Args:
+            nfe: [N, K] of each sample and candidate.
+            batch: one of the sizes that were measured.
+
+        Returns:
+            [N, K].
+
+        Raises:
+            ValueError: a size that was not measured.
+        """
+        if batch not in self.batches:
+            raise ValueError(f"batch: expected one of the measured sizes {self.batches}, got {batch!r}")
+        row = self.batches.index(batch)
+        return (self.milliseconds[row] / batch / self.nfe[row]).to(nfe.device) * nfe
+
+    def apply(self, costs: Costs, batch: int) -> Costs:
+        """The costs with measured milliseconds as Δ, in batches of this size.
+
+        Raises:
+            ValueError: costs of other candidates, or a size that was not measured.
+        """
+        if costs.candidates != self.candidates:
+            expected, got = ([str(c) for c in candidates] for candidates in (self.candidates, costs.candidates))
+            raise ValueError(f"costs: expected those of {expected}, got {got}")
+        return replace(costs, milliseconds=self.price(costs.nfe, batch))
+
+
+class _Starts(NamedTuple):
+    """What a block integrates: n samples' states and spans."""
+
+    layout: Layout
+    y0: Tensor  # [n, F]
+    t0: Tensor  # [n]
+    t1: Tensor  # [n]
+
+    @property
+    def device(self) -> torch.device:
+        return self.t0.device
+
+    def rows(self, start: int, size: int) -> "_Starts":
+        """`size` samples from `start` on, going round."""
+        index = (torch.arange(start, start + size) % len(self.t0)).to(self.device)
+        return _Starts(self.layout, self.y0[index], self.t0[index], self.t1[index])
+
+
+@torch.no_grad()
+def profile_candidates(
+    model: nn.Module,
+    data: Iterable[tuple[Input, Any]],
+    candidates: Sequence[Integrator],
+    *,
+    batches: Sequence[int] = (1, 32, 100),
+    repeats: int = 20,
+) -> Profile:
+    """Measure how long each candidate takes to integrate batches of the data, on the model's device.
+
+    Only the model's block is timed. Let nothing else run meanwhile.
+
+    Args:
+        model: contains one NeuralODE; put it in evaluation mode before.
+        data: batches (x, target), together at least as many samples as the largest batch.
+        candidates: the K integrators.
+        batches: the sizes to measure.
+        repeats: times that each is measured; the median counts.
+
+    Raises:
+        ValueError: no candidates, sizes or repeats, or too few data.
+    """
+    if not candidates or not batches or repeats < 1 or min(batches) < 1:
+        raise ValueError(
+            "candidates, batches, repeats: expected at least one integrator, size and repetition, got "
+            f"{len(candidates)}, {tuple(batches)} and {repeats}"
+        )
+    block, sizes = find_block(model), tuple(sorted(set(batches)))
+    starts = _starts(model, data, max(sizes))
+    times, evaluations = [], []
+    for size in sizes:
+        inputs = [starts.rows(turn * size, size) for turn in range(repeats)]
+        nfe: list[list[Tensor]] = [[] for _ in candidates]
+        calls = {str(index): _solver(block, candidate, nfe[index]) for index, candidate in enumerate(candidates)}
+        times.append(list(time_side_by_side(calls, inputs, device=starts.device).values()))
+        evaluations.append([float(torch.cat(column).double().mean()) for column in nfe])
+    device = f"cpu, {torch.get_num_threads()} threads" if starts.device.type == "cpu" else str(starts.device)
+    return Profile(tuple(candidates), sizes, torch.tensor(times), torch.tensor(evaluations), device)
+
+
+def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _Starts:
+    """What the model's block integrates for at least `number` samples."""
+    block, device = find_block(model), device_of(model)
+    count = 0
+    with block.using(Euler()), block.recording() as records:
+        for x, _ in data:
+            model(x.to(device))
+            count += len(x)
+            if count >= number:
+                break
+    if count < number:
+        raise ValueError(f"data: expected at least {number} samples for the largest batch, got {count}")
+    layout = Layout.of(records[0].y0, batched=True)
+    columns = (lambda record: layout.pack(record.y0), _begin, _end)
+    return _Starts(layout, *(torch.cat([column(record) for record in records]) for column in columns))
+
+
+def _begin(record: Record) -> Tensor:
+    return torch.as_tensor(record.t0, device=record.solution.t.device).expand(record.solution.t.shape)
+
+
+def _end(record: Record) -> Tensor:
+    return torch.as_tensor(record.t1, device=record.solution.t.device).expand(record.solution.t.shape)
+
+
+def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[_Starts], None]:
+    """Integrates; the samples' NFE are appended to `nfe`."""
+
+    def run(start: _Starts) -> None:
+        with block.using(candidate):
+            nfe.append(block.solve(start.layout.unpack(start.y0), t0=start.t0, t1=start.t1).nfe)
+
+    return run
+
+
+@torch.no_grad()
+def time_side_by_side(
+    calls: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], *, device: torch.device | None = None
+) -> dict[str, float]:
+    """Median milliseconds of each call on one input, all measured in one run.
+
+    The calls take turns on each input, so that whatever else the machine does falls on all of them, in an order drawn
+    for each: what a call finds in the caches is left by the one before.
+
+    Args:
+        calls: functions of an input.
+        inputs: what to call them on, e.g. batches; the first also warms up.
+        device: on which the calls compute, to wait for it; default: the CPU.
+    """
+    finish = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda device: None
+    for call in calls.values():
+        call(inputs[0])
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    draw = random.Random(0)
+    for x in inputs:
+        for name in draw.sample(list(calls), len(calls)):
+            finish(device)
+            start = time.perf_counter()
+            calls[name](x)
+            finish(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}

@@ -1,0 +1,1 @@
+"""Selectors, their networks, and what they are fitted with."""

@@ -1,0 +1,1 @@
+"""One call that makes a trained model dynamic."""

@@ -1,0 +1,175 @@
+"""Families of policies for a model: what `make_dynamic` chooses from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
+from dise.select.guarantee.risk import predicted
+from dise.select.judging.cost import Costs, Outcomes
+from dise.select.judging.front import pareto_front, prune
+from dise.select.learning.adequacy import AdequacySelector
+from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
+from dise.select.policies.cascade import Cascade, Confidence, confidence, two_classes
+from dise.select.policies.dynamic import Dynamic
+from dise.select.policies.forecast import Forecast, expect, lead
+
+# κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
+FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
+FEWEST = 200  # samples to fit a selector to
+FEWEST_FORECASTS = 100  # to learn a forecast from: less is learnt
+TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of a first step that is kept if its error estimate is below
+
+
+@dataclass(frozen=True)
+class Family:
+    """Policies that differ in one setting.
+
+    Attributes:
+        name: what they are.
+        settings: the safest, and dearest, first.
+        learnt: whether they were fitted to the samples, which then cannot tell how good they are.
+    """
+
+    name: str
+    settings: tuple[Integrator, ...]
+    learnt: bool = False
+
+
+def families(
+    costs: Costs,
+    outcomes: Outcomes,
+    head: nn.Module | None,
+    *,
+    classifies: bool,
+    epsilon: float,
+    span: float,
+    device: torch.device,
+    seed: int = 0,
+) -> list[Family]:
+    """Single candidates; cascades on the head's confidence, on forecasts, on the embedded error; selectors with a dial.
+
+    Args:
+        costs: of the candidates, cheapest first and the reference last, on N samples that selectors are fitted to.
+        outcomes: what the costs are of.
+        head: what the model does with h(t1), if it is known.
+        classifies: whether the outputs are logits.
+        epsilon: a candidate that loses no larger share of these samples is taken for a safe one.
+        span: t1 − t0.
+        device: where the model is.
+        seed: of the selectors' fits.
+    """
+    front = prune(costs)
+    candidates = front.candidates
+    reference = candidates[-1]
+    lost = (~front.adequate).double().mean(0).tolist()
+    safe = next(i for i, share in enumerate(lost) if share <= epsilon)
+    found = [one_for_all(costs, outcomes.output)]
+    if classifies and head is not None:
+        last = len(candidates) - 1
+        for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
+            if len(chain) > 1:
+                some = outcomes.among([costs.candidates.index(candidates[i]) for i in chain])
+                found.append(gap_cascades(some, head))
+                if len(front) >= FEWEST_FORECASTS:
+                    found.append(forecast_cascades(some, head, device))
+    if isinstance(reference, Adaptive):
+        found += [
+            Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
+            for method in (HeunEuler, Bosh3)
+        ]
+    if len(front) >= FEWEST and len(candidates) > 1:
+        networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
+        if classifies and head is not None:
+            classes = two_classes(outcomes.output[:, 0]).shape[1]
+            networks["the head's confidence"] = ConfidenceNetwork(head, len(candidates), classes=classes, span=span)
+        found += [_selectors(name, network, front, device, seed) for name, network in networks.items()]
+    return [family for family in found if family.settings]
+
+
+def one_for_all(costs: Costs, output: Tensor) -> Family:
+    """Single candidates: those that no other one beats in price and in how far the outputs are off the reference's.
+
+    Distances [N, K, ...] tell candidates apart of which no sample is lost, which counts of losses on a few samples do
+    not.
+    """
+    distance = (output - output[:, -1:]).double().reshape(*output.shape[:2], -1).square().mean((0, 2))
+    front = pareto_front(costs.delta.double().mean(0), distance)
+    last = len(costs.candidates) - 1
+    return Family("one candidate for all", tuple(costs.candidates[i] for i in reversed(front) if i != last))
+
+
+def gap_cascades(outcomes: Outcomes, head: nn.Module) -> Family:
+    """Cascades that differ in how large a gap between the two largest logits is enough.
+
+    A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
+    at most, on 19 in 20 of the hard samples, the tenth with the smallest gaps: only those can change their prediction.
+    κ, the one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference,
+    which hardly a sample reaches, so that a large κ is safe.
+
+    Args:
+        outcomes: of K ≥ 2 candidates, the cheapest first and the reference last, whose outputs are logits; from these
+            the scale is learnt, without labels.
+        head: h(t1) [n, ...] → logits [n, C] or one logit a sample.
+    """
+    gaps = torch.stack([confidence(column, "gap") for column in outcomes.output.unbind(1)], 1).double()
+    off = (gaps - gaps[:, -1:])[_hard(outcomes.output[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
+    settings = (
+        Cascade(outcomes.candidates, tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
+        for factor in FACTORS
+    )
+    return Family(_chain("cascade", outcomes), tuple(settings))
+
+
+def forecast_cascades(outcomes: Outcomes, head: nn.Module, device: torch.device) -> Family:
+    """Cascades that expect the reference's logits, and differ in how large a lead of the answer in them is enough.
+
+    A candidate's answer is accepted where its lead is at least κ times what leads are expected wrongly by, at most, on
+    19 in 20 of the hard samples, those that `gap_cascades` looks at; each is expected from the others.
+
+    Args:
+        outcomes, head: as of `gap_cascades`.
+        device: where the model is.
+    """
+    *columns, reference = outcomes.output.unbind(1)
+    means = [None] * len(columns) if outcomes.means is None else outcomes.means.unbind(1)
+    hard = _hard(reference)
+    rules, off = [], []
+    for column, mean in zip(columns, means, strict=False):  # the reference's own means are left
+        answer, learnt = predicted(column), expect(column, reference, mean)
+        wrong = lead(learnt.left_out, answer) - lead(two_classes(reference), answer)
+        off.append(float(wrong[hard].abs().double().quantile(0.95)))
+        rules.append(Forecast.of(head, learnt, 0.0).to(device))
+    settings = (
+        Cascade(outcomes.candidates, tuple(r.with_threshold(factor * s) for r, s in zip(rules, off, strict=True)))
+        for factor in FACTORS
+    )
+    return Family(_chain("forecast", outcomes), tuple(settings), learnt=True)
+
+
+def _chain(kind: str, outcomes: Outcomes) -> str:
+    return f"{kind} " + " → ".join(map(str, outcomes.candidates))
+
+
+def _hard(reference: Tensor) -> Tensor:
+    """[N] whether a sample is one of the tenth with the smallest gaps between the reference's two largest logits."""
+    gap = confidence(reference, "gap").double()
+    return gap <= gap.quantile(0.1)
+
+
+def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]:
+    """One step over the span; the reference where its error estimate is too large."""
+    for tolerance in TOLERANCES:
+        first = method(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
+        yield Cascade((first, reference))
+
+
+def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
+    """One selector, at several dials."""
+    selector = AdequacySelector.fit(network, costs, max_epochs=80, patience=8, seed=seed).to(device)
+    price = float(selector.price.min())
+    settings = tuple(Dynamic(costs.candidates, selector.with_dial(price * dial)) for dial in DIALS)
+    return Family(f"selector on {name}", settings, learnt=True)

@@ -1,0 +1,1 @@
+"""The model around a block: finding it, running it with each candidate."""
