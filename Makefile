@@ -6,9 +6,9 @@ BIN := .venv/bin
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml experiments/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tasks,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable experiments
 	touch $@
 
 .venv/bench-installed: .venv/installed
@@ -63,4 +63,4 @@ docs: .venv/docs-installed
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site build src/*.egg-info
+	rm -rf .venv site build src/*.egg-info experiments/src/*.egg-info

@@ -20,13 +20,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dise
-from dise.experiment.rundir import load_model, open_run
 from dise.integrate import FixedStep, Integrator
 from dise.integrate.runge_kutta import classical
 from dise.select import run_candidates
-from dise.tasks.circles.evaluate import SMALL, batches
-from dise.tasks.circles.points import sets
-from dise.tasks.circles.task import CirclesTask
+from dise_experiments.circles.evaluate import SMALL, batches
+from dise_experiments.circles.points import sets
+from dise_experiments.circles.task import CirclesTask
+from dise_experiments.run.rundir import load_model, open_run
 
 
 class FixedBosh3(FixedStep):

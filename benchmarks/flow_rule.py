@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dise.experiment.rundir import load_model, open_run
 from dise.select import Costs, TaskErrorCost, choose_penalty, oracle, run_candidates
-from dise.tasks.circles.presets import ALPHA, BETA, PENALTY
-from dise.tasks.circles.task import CirclesTask, likelihood_gap
+from dise_experiments.circles.presets import ALPHA, BETA, PENALTY
+from dise_experiments.circles.task import CirclesTask, likelihood_gap
+from dise_experiments.run.rundir import load_model, open_run
 
 
 def score(path: Path, resolutions: list[float]) -> list[dict[str, Any]]:

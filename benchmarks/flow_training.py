@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import dise
-from dise.experiment.rundir import load_model, open_run
-from dise.tasks.circles.model import DIM, END, WIDTH
-from dise.tasks.circles.points import draw
+from dise_experiments.circles.model import DIM, END, WIDTH
+from dise_experiments.circles.points import draw
+from dise_experiments.run.rundir import load_model, open_run
 
 BATCH, TOLERANCE = 512, 1e-5
 

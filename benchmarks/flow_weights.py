@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dise.experiment.rundir import load_model, open_run
 from dise.select import find_block
-from dise.tasks.circles.evaluate import Reference
-from dise.tasks.circles.points import sets
-from dise.tasks.table import spread
+from dise_experiments.circles.evaluate import Reference
+from dise_experiments.circles.points import sets
+from dise_experiments.common.table import spread
+from dise_experiments.run.rundir import load_model, open_run
 
 SETS = 625
 

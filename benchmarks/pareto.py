@@ -24,7 +24,6 @@ from states import Samples, Trained, load
 from torch import Tensor
 
 import dise
-from dise.experiment.timing import TorchdiffeqBlock
 from dise.select import (
     ClassificationCost,
     Costs,
@@ -41,8 +40,9 @@ from dise.select import (
 )
 from dise.select.guarantee.calibrate import evaluate
 from dise.select.make_dynamic.families import families, forecast_cascades
-from dise.tasks.mnist.selector import PaperNetwork
-from dise.tasks.statistics import mcnemar
+from dise_experiments.common.statistics import mcnemar
+from dise_experiments.mnist.selector import PaperNetwork
+from dise_experiments.run.timing import TorchdiffeqBlock
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
 FIXED = (dise.Euler(1), dise.Midpoint(1), dise.RK4(1), dise.RK4(2))

@@ -19,8 +19,8 @@ from rich.table import Table
 from torchdiffeq import odeint
 
 import dise
-from dise.experiment.rundir import load_model, open_run
-from dise.tasks.mnist.data import to_input
+from dise_experiments.mnist.data import to_input
+from dise_experiments.run.rundir import load_model, open_run
 
 T1 = 1.0
 

@@ -19,12 +19,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dise
-from dise.experiment.rundir import load_model, open_run
 from dise.select import Moved, find_block, spent
-from dise.tasks.physionet.model import LATENT, REFERENCE, LatentODE
-from dise.tasks.physionet.records import Records
-from dise.tasks.physionet.starts import encoded
-from dise.tasks.statistics import auroc, bootstrap_auroc, interval
+from dise_experiments.common.statistics import auroc, bootstrap_auroc, interval
+from dise_experiments.physionet.model import LATENT, REFERENCE, LatentODE
+from dise_experiments.physionet.records import Records
+from dise_experiments.physionet.starts import encoded
+from dise_experiments.run.rundir import load_model, open_run
 
 STEPS = {dise.Euler: (1, 2, 4, 6, 8, 12, 16), dise.Midpoint: (1, 2, 3, 4, 6), dise.RK4: (1, 2, 3, 4, 6)}
 # the fields are dissipative: Euler's steps have to be small for stability more than for accuracy

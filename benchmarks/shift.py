@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dise
-from dise.experiment.rundir import load_model, open_run
 from dise.select import find_block
-from dise.tasks.mnist.data import Batches
+from dise_experiments.mnist.data import Batches
+from dise_experiments.run.rundir import load_model, open_run
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
 ANGLES = (0, 10, 20, 30, 45, 60, 90)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dise.experiment.rundir import load_model, open_run
-from dise.tasks.mnist.data import Batches, Images
+from dise_experiments.mnist.data import Batches, Images
+from dise_experiments.run.rundir import load_model, open_run
 
 SIZE = 250  # samples at once, where time is not measured
 LEARN = 6000  # training images that policies are learnt from

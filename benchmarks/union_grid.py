@@ -37,13 +37,13 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from dise import Dopri5, solve
-from dise.tasks.physionet.batches import TrainingBatches, draw
-from dise.tasks.physionet.data import load_physionet, load_physionet_sample
-from dise.tasks.physionet.loss import latent_ode_loss
-from dise.tasks.physionet.model import HIDDEN, REFERENCE, LatentODE, Reconstruction
-from dise.tasks.physionet.presets import PRESETS
-from dise.tasks.physionet.records import Records, Scaling
-from dise.tasks.physionet.stays import Stays, Walk
+from dise_experiments.physionet.batches import TrainingBatches, draw
+from dise_experiments.physionet.data import load_physionet, load_physionet_sample
+from dise_experiments.physionet.loss import latent_ode_loss
+from dise_experiments.physionet.model import HIDDEN, REFERENCE, LatentODE, Reconstruction
+from dise_experiments.physionet.presets import PRESETS
+from dise_experiments.physionet.records import Records, Scaling
+from dise_experiments.physionet.stays import Stays, Walk
 
 PRESET = PRESETS["paper"]
 EPOCH = 64  # batches of 50 of the 3,200 published training records

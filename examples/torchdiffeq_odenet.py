@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchdiffeq import odeint
 
 import dise
-from dise.tasks.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
+from dise_experiments.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
 
 CHANNELS, BLOCK, BATCH = 64, "7", 32
 

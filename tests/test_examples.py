@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from dise.tasks.mnist.data import MnistSplits, load_mnist_sample
+from dise_experiments.mnist.data import MnistSplits, load_mnist_sample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

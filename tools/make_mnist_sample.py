@@ -1,4 +1,4 @@
-"""Makes src/dise/tasks/mnist/sample.npz, the part of MNIST that is shipped with the package.
+"""Makes mnist/sample.npz of dise_experiments, the part of MNIST that is shipped with the package.
 
     python tools/make_mnist_sample.py --data-dir DIR
 
@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dise.tasks.errors import DataError
-from dise.tasks.mnist.data import SAMPLE_FILE, MnistSplits, load_mnist
+from dise_experiments.common.errors import DataError
+from dise_experiments.mnist.data import SAMPLE_FILE, MnistSplits, load_mnist
 
 TRAIN, HELD_OUT, TEST = 6000, 1000, 1000
 SEED = 0

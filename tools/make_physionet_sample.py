@@ -1,4 +1,4 @@
-"""Makes src/dise/tasks/physionet/sample.tar.gz, the part of PhysioNet 2012 that is shipped with the package.
+"""Makes physionet/sample.tar.gz of dise_experiments, the part of PhysioNet 2012 that is shipped with the package.
 
     python tools/make_physionet_sample.py --data-dir DIR
 
@@ -16,9 +16,16 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from dise.tasks.errors import DataError
-from dise.tasks.files import read_bytes, unpack_tar
-from dise.tasks.physionet.data import OUTCOMES, SAMPLE_FILE, PhysionetSplits, file_path, load_physionet, records_of
+from dise_experiments.common.errors import DataError
+from dise_experiments.common.files import read_bytes, unpack_tar
+from dise_experiments.physionet.data import (
+    OUTCOMES,
+    SAMPLE_FILE,
+    PhysionetSplits,
+    file_path,
+    load_physionet,
+    records_of,
+)
 
 TRAIN, HELD_OUT, TEST, SET_B = 200, 50, 50, 20
 SEED = 0

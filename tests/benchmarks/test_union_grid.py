@@ -11,11 +11,11 @@ import torch
 from torch.testing import assert_close
 
 from dise import Dopri5
-from dise.tasks.physionet.data import load_physionet_sample
-from dise.tasks.physionet.loss import latent_ode_loss
-from dise.tasks.physionet.model import LatentODE
-from dise.tasks.physionet.records import Scaling
-from dise.tasks.physionet.stays import Stays
+from dise_experiments.physionet.data import load_physionet_sample
+from dise_experiments.physionet.loss import latent_ode_loss
+from dise_experiments.physionet.model import LatentODE
+from dise_experiments.physionet.records import Scaling
+from dise_experiments.physionet.stays import Stays
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "union_grid.py"
 

@@ -27,7 +27,7 @@ from dise import (
     export_policy,
     make_dynamic,
 )
-from dise.tasks.mnist.model import odenet
+from dise_experiments.mnist.model import odenet
 
 SERVE = Path(__file__).parents[3] / "examples" / "serve.py"
 

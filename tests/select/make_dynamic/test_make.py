@@ -24,7 +24,7 @@ from dise import (
 from dise.select import Deviates, Moved, Report, find_block, lost_accuracy, samples_needed
 from dise.select.guarantee.calibrate import evaluate
 from dise.select.policies.cascade import confidence
-from dise.tasks.mnist.model import odenet
+from dise_experiments.mnist.model import odenet
 
 REFERENCE = Dopri5(rtol=1e-4, atol=1e-4)
 LOOSE = {"epsilon": 0.02, "delta": 0.05}

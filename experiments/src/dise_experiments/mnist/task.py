@@ -1,0 +1,134 @@
+"""MNIST classification as a task: what training needs to know of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dise.integrate import RK4, Dopri5, Euler
+from dise.select import ClassificationCost, Dynamic, PooledNetwork
+from dise_experiments.common.plots import quality_against_nfe
+from dise_experiments.common.table import Table
+from dise_experiments.common.task import Loss, Run, SelectorSpec, Task
+from dise_experiments.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
+from dise_experiments.mnist.evaluate import with_ode, without_ode
+from dise_experiments.mnist.model import CHANNELS, ImageClassifier, odenet, resnet, rknet
+from dise_experiments.mnist.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
+from dise_experiments.mnist.report import models, own, policies, table_1, table_3
+from dise_experiments.mnist.selector import PaperNetwork, confidence_network
+
+_DECAY_EPOCHS = (60, 100, 140)
+TEST_BATCH = 100
+TOLERANCE = 1e-3  # share of right answers that a selector may lose: 0.1 points
+
+
+class MnistTask(Task):
+    """See `dise_experiments.common.task.Task`."""
+
+    name = "mnist"
+    presets = PRESETS
+    weights = WEIGHTS
+    models: ClassVar = {"odenet": odenet, "rknet": rknet, "resnet": resnet}
+    reference = Dopri5(rtol=1e-3, atol=1e-3)
+    candidates = (Euler(steps=1), RK4(steps=1), reference)
+    baselines = (Dopri5(rtol=1e-3, atol=1e-3, first_step="span"),)
+    selectors: ClassVar = {
+        "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates)),
+        "pooled": SelectorSpec(lambda model, candidates: PooledNetwork(CHANNELS, candidates), tolerance=TOLERANCE),
+        "confidence": SelectorSpec(confidence_network, tolerance=TOLERANCE),
+    }
+
+    def check(self, model: str, reg: str) -> str | None:
+        """ResNet has no ODE; RKNet is trained without an error estimate."""
+        if model == "resnet" and reg not in ("none", "l1", "l2"):
+            return f"reg: {reg!r} needs an ODE, and model 'resnet' has none; use none, l1 or l2"
+        if model == "rknet" and "error" in reg:
+            return f"reg: {reg!r} needs DOPRI's error estimate, and model 'rknet' is trained with RK4"
+        return None
+
+    def rule(self, alpha: float | None, penalty: float | None, equation: int) -> ClassificationCost:
+        """Eq. 4."""
+        return ClassificationCost(alpha=ALPHA if alpha is None else alpha, M=PENALTY if penalty is None else penalty)
+
+    def load(self, preset: Preset, data_dir: Path | None) -> MnistSplits:
+        """The preset's images."""
+        return load_mnist_sample() if preset.data == "sample" else load_mnist(data_dir)
+
+    def training_batches(self, splits: MnistSplits, preset: Preset, *, seed: int, epoch: int) -> Batches:
+        """Batches of one epoch, shuffled and cropped as (seed, epoch) say."""
+        return Batches(splits.train, batch_size=preset.batch_size, seed=seed, epoch=epoch)
+
+    def monitored_batches(self, splits: MnistSplits, preset: Preset) -> Batches:
+        """Held-out images whose accuracy is logged while training; nothing is chosen by it."""
+        return Batches.evaluation(splits.held_out[: preset.monitored], batch_size=TEST_BATCH)
+
+    def selection_batches(self, model: nn.Module, splits: MnistSplits, *, on: str, unit: str) -> Batches:
+        """The held-out images, or as many of the training images."""
+        images = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]
+        return Batches.evaluation(images, batch_size=TEST_BATCH)
+
+    def timed_batches(self, splits: MnistSplits, number: int, *, unit: str) -> Iterable[Tensor]:
+        """Test images in batches of 100, as in the paper."""
+        return (x for x, _ in islice(self._test_batches(splits), number))
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        dynamics: Mapping[str, Dynamic],
+        selector_macs: Mapping[str, float],
+        splits: MnistSplits,
+    ) -> dict[str, Any]:
+        """Accuracy and NFE of every policy."""
+        batches = self._test_batches(splits)
+        if not dynamics:
+            return without_ode(model, batches)
+        return with_ode(model, self.candidates, self.baselines, dynamics, selector_macs, batches)
+
+    def tables(self, runs: Sequence[Run]) -> list[Table]:
+        """Tables 1 and 3, and the models in pairs."""
+        return [table_1(runs), table_3(runs), models(runs)]
+
+    def details(self, run: Run) -> list[Table]:
+        """Every policy."""
+        return [policies(run)]
+
+    def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
+        """Accuracy over NFE, a figure a run."""
+        files = []
+        for run in runs:
+            if "nfe" in own(run):  # not of a model without an ODE
+                files.append(folder / run.name / "accuracy-nfe.png")
+                quality_against_nfe(run.policies(), run.name, files[-1], quality=_percent, label="accuracy, %")
+        return files
+
+    def _test_batches(self, splits: MnistSplits) -> Batches:
+        return Batches.evaluation(splits.test, batch_size=TEST_BATCH)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], accumulate: Any) -> Loss:
+        """Cross-entropy and accuracy."""
+        if not isinstance(model, ImageClassifier):
+            raise TypeError(f"model: expected an ImageClassifier, got {type(model).__name__}")
+        x, labels = batch
+        logits, solution = model.solve(x, accumulate=accumulate)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return Loss(F.cross_entropy(logits, labels), solution, model.dynamics, {"accuracy": accuracy})
+
+    def optimizer(self, model: nn.Module, preset: Preset, steps_per_epoch: int) -> dict[str, Any]:
+        """SGD with momentum 0.9 and the preset's schedule, in Lightning's form."""
+        rate = preset.learning_rate * preset.batch_size / 128
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+        schedulers = torch.optim.lr_scheduler
+        if preset.schedule == "one-cycle":
+            total = preset.epochs * steps_per_epoch
+            cycle = schedulers.OneCycleLR(optimizer, max_lr=rate, total_steps=total)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        steps = schedulers.MultiStepLR(optimizer, milestones=list(_DECAY_EPOCHS), gamma=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": steps, "interval": "epoch"}}
+
+
+def _percent(row: dict[str, Any]) -> float:
+    return 100 * row["accuracy"]

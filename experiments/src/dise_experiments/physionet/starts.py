@@ -1,0 +1,60 @@
+"""Stays once they are encoded: what is left to do is the same for every policy."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dise_experiments.physionet.batches import TestBatches
+from dise_experiments.physionet.model import LatentODE
+from dise_experiments.physionet.presets import TEST_BATCH
+from dise_experiments.physionet.records import Records
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """Where B stays start and when they end.
+
+    Attributes:
+        mean, deviation: [B, 20] of z(0).
+        end: [B] time of the last observation.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    end: Tensor
+
+    def __len__(self) -> int:
+        return len(self.end)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.end.device
+
+    def to(self, device: torch.device | str) -> "Starts":
+        """On another device."""
+        return Starts(self.mean.to(device), self.deviation.to(device), self.end.to(device))
+
+
+class FromStarts(nn.Module):
+    """A Latent ODE without its encoder: starts → logits [B], from the mean of z(0)."""
+
+    def __init__(self, model: LatentODE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Starts) -> Tensor:
+        """What the model says of these stays."""
+        return self.model.classify(x.mean, x.end)
+
+
+@torch.no_grad()
+def encoded(model: LatentODE, records: Records) -> list[tuple[Starts, Tensor]]:
+    """Every record once, in order and in test batches, as (starts, labels [B])."""
+    device = next(model.parameters()).device
+    batches = []
+    for x, labels in TestBatches(records, TEST_BATCH):
+        mean, deviation = model.encoder(x.to(device))
+        batches.append((Starts(mean, deviation, x.end.to(device)), labels))
+    return batches

@@ -1,0 +1,107 @@
+"""Evaluating a run on the test set: every policy, and what it costs."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dise.integrate import Euler
+from dise.select import Dynamic, count_macs, find_block, joined
+from dise_experiments.common.task import Task
+from dise_experiments.run.config import ExperimentError
+from dise_experiments.run.rundir import load_model, open_run, read_json, write_json
+from dise_experiments.run.select import SELECTION, load_dynamic
+from dise_experiments.run.timing import time_policies
+
+METRICS, TIMING = "metrics.json", "timing.json"
+TIMED = 30  # test batches on which wall-clock is measured
+
+
+def evaluate(
+    path: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "cpu",
+    timing: bool = True,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Evaluate a run on the test set; results that are there are reused.
+
+    Args:
+        path: the run's directory, with a trained model and, if it has an ODE, fitted selectors.
+        data_dir: where the task's data are.
+        device: where to run the model.
+        timing: also measure wall-clock times (let nothing else run meanwhile).
+        log: gets lines on the progress.
+
+    Returns:
+        what `metrics.json` and `timing.json` hold.
+
+    Raises:
+        ExperimentError: the model is not trained, or its selectors are not fitted.
+    """
+    config = open_run(path)
+    task, settings = config.found
+    results = {name: read_json(path / name) for name in (METRICS, TIMING) if (path / name).exists()}
+    model = load_model(path, config).to(device)
+    dynamics = _dynamics(model, path, task)
+    selection = _selection(path) if dynamics else {}
+    if METRICS in results and results[METRICS].get("selection", {}) != selection:
+        raise ExperimentError(
+            f"{path / METRICS} is of a selection with {results[METRICS].get('selection')}, the one here has "
+            f"{selection}; move {METRICS} and {TIMING} away to evaluate again"
+        )
+    splits = None
+    if METRICS not in results:
+        log(f"evaluating {config.name} on the test set")
+        splits = task.load(settings, data_dir)
+        macs = _macs(model, task, dynamics, splits)
+        in_f = {name: of_unit[name] / of_unit["f"] for of_unit in macs.values() for name in of_unit if name != "f"}
+        about = {"selection": selection, "macs": macs} if dynamics else {}
+        results[METRICS] = about | task.evaluate(model, dynamics, in_f, splits)
+        write_json(path / METRICS, results[METRICS])
+    if timing and dynamics and TIMING not in results:
+        log(f"timing {config.name}")
+        splits = splits or task.load(settings, data_dir)
+        unit = next(iter(task.selectors.values())).unit
+        inputs = [x.to(device) for x in task.timed_batches(splits, TIMED, unit=unit)]
+        timed = {name: dynamic for name, dynamic in dynamics.items() if task.selectors[name].unit == unit}
+        integrators = (*task.candidates, *task.baselines)
+        results[TIMING] = time_policies(model, integrators, timed, inputs, tolerance=task.reference)
+        write_json(path / TIMING, results[TIMING])
+    return results[METRICS] | {"timing": results.get(TIMING)}
+
+
+def _selection(path: Path) -> dict[str, Any]:
+    """What the fitted selectors depend on."""
+    if not (path / SELECTION).exists():
+        raise ExperimentError(f"{path} has no selection ({SELECTION} is missing); `dise select` makes it")
+    selection = read_json(path / SELECTION)
+    return {key: selection[key] for key in ("on", "alpha", "M")}
+
+
+def _dynamics(model: nn.Module, path: Path, task: Task) -> dict[str, Dynamic]:
+    """The run's selectors as integrators; none for a model that does not select."""
+    if not task.selects(model):
+        return {}
+    return {name: load_dynamic(path, name, task, model) for name in task.selectors}
+
+
+@torch.no_grad()
+def _macs(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: Any) -> dict[str, dict[str, int]]:
+    """Multiply–adds a row of one evaluation of f and of each selector, by the selectors' unit."""
+    macs: dict[str, dict[str, int]] = {}
+    for name, dynamic in dynamics.items():
+        unit = task.selectors[name].unit
+        block = find_block(model)
+        x = next(iter(task.timed_batches(splits, 1, unit=unit))).to(next(model.parameters()).device)
+        with block.using(Euler()), block.recording() as records:
+            model(x)
+        h0, t0 = records[0].y0, records[0].t0
+        k1 = block.first_stage(h0, t0=t0)
+        macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0, t0=t0)) // len(x)})
+        macs[unit][name] = count_macs(partial(dynamic.selector, joined(h0), joined(k1))) // len(x)
+    return macs

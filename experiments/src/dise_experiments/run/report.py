@@ -1,0 +1,154 @@
+"""The report of all runs of a preset: the paper's tables beside this project's numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dise_experiments.common.table import Table, number
+from dise_experiments.common.task import Run, Task
+from dise_experiments.run.config import ExperimentError
+from dise_experiments.run.evaluate import METRICS, TIMING
+from dise_experiments.run.plots import training_curves
+from dise_experiments.run.registry import TASKS
+from dise_experiments.run.rundir import CONFIG, TRAINING, load_model, open_run, read_json, write_text
+from dise_experiments.run.timing import REFERENCE
+from dise_experiments.run.train import read_log
+
+REPORT = "report.md"
+
+
+def read_run(path: Path) -> Run:
+    """The evaluated run in a directory.
+
+    Raises:
+        ExperimentError: it is not evaluated, or cannot be read.
+    """
+    config = open_run(path)
+    if not (path / METRICS).exists():
+        raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` does it")
+    if not (path / TRAINING).exists():
+        raise ExperimentError(f"{path} is no finished training ({TRAINING} is missing); `dise train` makes it")
+    timing = read_json(path / TIMING) if (path / TIMING).exists() else None
+    # not the config's name: the directory may be renamed, and the preset's settings may have changed since
+    names = {"name": path.absolute().name} | {key: getattr(config, key) for key in ("model", "reg", "weight", "seed")}
+    return Run(**names, metrics=read_json(path / METRICS), training=read_json(path / TRAINING), timing=timing)
+
+
+def evaluated(folder: Path) -> tuple[Task, list[Path]]:
+    """The task, and the directories of all evaluated runs below a preset's folder, OUT/task/preset.
+
+    Raises:
+        ExperimentError: there is none, or they are of several tasks.
+    """
+    paths = sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if (file.parent / METRICS).exists())
+    if not paths:
+        raise ExperimentError(f"{folder} holds no evaluated run; `dise run` makes them")
+    names = {open_run(path).task for path in paths}
+    if len(names) > 1:
+        raise ExperimentError(f"{folder} holds runs of several tasks ({', '.join(sorted(names))}); give one's folder")
+    return TASKS[names.pop()], paths
+
+
+def selection_tables(selection: dict[str, Any]) -> list[Table]:
+    """What the selectors were fitted to, and how the fits went; a table for each kind of sample."""
+    return [_selection_table(selection, unit) for unit in selection["units"]]
+
+
+_PASSED = {None: "", True: " (passed its test)", False: " (no M passed the test; the best there is)"}
+
+
+def _members(fit: dict[str, Any]) -> str:
+    number = fit.get("members", 1)
+    return f", mean of {number} selectors" if number > 1 else ""
+
+
+def _selection_table(selection: dict[str, Any], unit: str) -> Table:
+    outcome = selection["units"][unit]
+    fits = {name: fit for name, fit in selection["selectors"].items() if fit["unit"] == unit}
+    rows = [
+        [name, f"{c['adequate']:.4f}", number(c["nfe"]), *(f"{fit['shares'][i]:.1%}" for fit in fits.values())]
+        for i, (name, c) in enumerate(outcome["candidates"].items())
+    ]
+    notes = [
+        f"{name}: M = {fit['M']:g}{_PASSED[fit.get('passed')]}{_members(fit)}, validation loss "
+        f"{fit['validation_loss']:.3f} of {fit['initial_loss']:.3f} in {fit['epochs']:.0f} epochs"
+        for name, fit in fits.items()
+    ]
+    warnings = [f"Warning, {name}: {fit['warning']}" for name, fit in fits.items() if fit["warning"]]
+    return Table(
+        f"Selection on {outcome['samples']} {selection['on']} rows ({unit}), α = {selection['alpha']:g}",
+        ["candidate", "adequate", "NFE", *(f"share by {name}" for name in fits)],
+        rows,
+        "\n".join(["; ".join(notes), *warnings]),
+    )
+
+
+def wall_clock(run: Run) -> Table:
+    """Milliseconds a batch."""
+    timing = run.timing or {}
+    ode, whole = timing["ode_ms"], timing["model_ms"]
+    rows = [
+        [name, f"{ode[name]:.1f}", f"{ode[REFERENCE] / ode[name]:.1f}×", f"{whole[name]:.1f}",
+         f"{whole[REFERENCE] / whole[name]:.1f}×"]
+        for name in ode
+    ]  # fmt: skip
+    parts = [f"{name} {ms:.2f} ms ({ms / timing['parts_ms']['f']:.2f} f)" for name, ms in timing["parts_ms"].items()]
+    return Table(
+        f"{run.name}: wall-clock",
+        ["policy", "ODE part, ms", "ODE part faster", "whole model, ms", "whole faster"],
+        rows,
+        f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
+        f"{timing['device']}, all in one run. torchdiffeq has one step size for the batch; of spans that "
+        f"differ it is the same part of each. One evaluation: {', '.join(parts)}.",
+    )
+
+
+def write_report(folder: Path) -> tuple[Path, list[Table]]:
+    """Write `report.md` of all evaluated runs into a preset's folder; the file, and the paper's tables."""
+    task, paths = evaluated(folder)
+    runs = [read_run(path) for path in paths]
+    headline = task.tables(runs)
+    tables = list(headline)
+    for run in runs:
+        tables += task.details(run)
+        if run.timing:
+            tables.append(wall_clock(run))
+    figures = _curves(runs, folder) + task.plots(runs, folder, lambda run: _model(folder / run.name))
+    text = [f"# {task.name}, preset {open_run(paths[0]).preset}\n"]
+    text += [table.markdown() for table in [*tables, _training(runs)]]
+    text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in figures))
+    file = folder / REPORT
+    write_text(file, "\n".join(text))
+    return file, headline
+
+
+def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """The training curves, in each run's directory."""
+    files = []
+    for run in runs:
+        file = folder / run.name / "training.png"
+        if log := read_log(folder / run.name):  # the logs of committed results are not kept, their figure is
+            training_curves(log, run.name, file)
+        files += [file] if file.exists() else []
+    return files
+
+
+def _model(path: Path) -> nn.Module:
+    return load_model(path, open_run(path))
+
+
+def _training(runs: Sequence[Run]) -> Table:
+    rows = [
+        [
+            run.name,
+            f"{run.weight:g}",
+            *(number(run.training.get(f"train/{key}"), 4) for key in ("loss", "penalty", "error")),
+            f"{run.training['seconds'] / 60:.1f}",
+            str(run.training["threads"]),
+        ]
+        for run in runs
+    ]
+    header = ["run", "λ", "task loss", "λ·R", "Σ error ratio", "minutes", "threads"]
+    return Table("Training", header, rows, "Task loss, λ·R and Σ error ratio: of the last training batch.")

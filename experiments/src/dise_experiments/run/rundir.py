@@ -1,0 +1,135 @@
+"""A run's directory: what is in it, and reading and writing it without losing anything."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dise_experiments.run.config import ExperimentError, RunConfig
+from dise_experiments.run.registry import TASKS
+
+CONFIG, MODEL, TRAINING = "config.json", "model.safetensors", "training.json"
+
+
+def open_run(path: Path) -> RunConfig:
+    """The config of an existing run directory.
+
+    Raises:
+        ExperimentError: there is no run in `path`, or its config cannot be read.
+    """
+    file = path / CONFIG
+    if not file.is_file():
+        raise ExperimentError(f"{path} is no run directory ({CONFIG} is missing); `dise train` makes one")
+    try:
+        config = RunConfig.model_validate_json(file.read_text(encoding="utf-8"))
+        # the names must still exist, and the settings be the preset's kind
+        RunConfig.of(config.task, config.preset, model=config.model, reg=config.reg)
+        _ = config.found
+    except UnicodeDecodeError as error:
+        raise ExperimentError(f"{file}: no text ({error}); move it away") from error
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ExperimentError(f"{file}: {'; '.join(problems)}") from error
+    return config
+
+
+def claim_run(path: Path, config: RunConfig) -> None:
+    """Make the run's directory, or check that the one which is there is of the same run.
+
+    Raises:
+        ExperimentError: the directory belongs to a run with other settings.
+    """
+    if (path / CONFIG).exists():
+        there = open_run(path)
+        if there != config:
+            raise ExperimentError(
+                f"{path} holds a run with other settings ({_difference(there, config)}); "
+                "choose another --out, or move it away"
+            )
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / CONFIG, config.model_dump_json(indent=2) + "\n")
+
+
+def _difference(there: RunConfig, wanted: RunConfig) -> str:
+    flat = [{**c.model_dump(exclude={"settings"}), **c.settings} for c in (there, wanted)]
+    keys = dict.fromkeys([*flat[0], *flat[1]])
+    return ", ".join(
+        f"{k}: {flat[0].get(k)} there, {flat[1].get(k)} wanted" for k in keys if flat[0].get(k) != flat[1].get(k)
+    )
+
+
+def load_model(path: Path, config: RunConfig) -> nn.Module:
+    """The run's trained model, in evaluation mode.
+
+    Raises:
+        ExperimentError: it is not trained yet, or the weights are another model's.
+    """
+    file = path / MODEL
+    if not file.is_file():
+        raise ExperimentError(f"{path} has no trained model ({MODEL} is missing); `dise train` makes it")
+    model = TASKS[config.task].models[config.model]()
+    load_weights(model, file)
+    return model.eval()
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Load safetensors into a module.
+
+    Raises:
+        ExperimentError: the file is damaged or holds other parameters than the module.
+    """
+    try:
+        module.load_state_dict(load_file(file))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        detail = reason[1].strip() if len(reason) > 1 else reason[0]
+        raise ExperimentError(f"{file} does not hold the weights of {type(module).__name__}: {detail}") from error
+
+
+def weight_names(file: Path) -> list[str]:
+    """Names of the tensors in a file of safetensors; none if it is damaged, which `load_weights` tells."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except SafetensorError:
+        return []
+
+
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Write a module's parameters and buffers as safetensors; the file appears whole or not at all."""
+    tensors: dict[str, Tensor] = {
+        name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
+    }
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    os.replace(partial, file)
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write JSON; the file appears whole or not at all."""
+    write_text(file, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        ExperimentError: the file is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{file}: not JSON ({error}); move it away and run again") from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text; the file appears whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
