@@ -133,7 +133,7 @@ def theirs(interface: Callable[..., Tensor]) -> Way:
 
 WAYS = {
     "direct": ours(),
-    "direct, through_control": ours(through_control=True),
+    "direct, differentiate_step_sizes": ours(differentiate_step_sizes=True),
     "checkpoint": ours(gradient="checkpoint"),
     "backsolve": ours(gradient="backsolve"),
     "backsolve, one system": ours(gradient="backsolve", batched=False),
@@ -206,7 +206,7 @@ def cost(x: Inputs, steps: int, runs: int) -> dict[str, dict[str, float]]:
     """Memory, calls of f and time of all ways at a number of steps."""
     method = fixed(steps)
     x = Inputs(x.f, x.y0, *(tensor.detach() for tensor in (x.gain, x.t0, x.t1, x.save_at[:0])))
-    ways = {name: way for name, way in WAYS.items() if "through_control" not in name}  # fixed steps have none
+    ways = {name: way for name, way in WAYS.items() if "differentiate_step_sizes" not in name}  # fixed steps have none
     wanted, result = (x.y0, *x.f.parameters()), {}
     for name, way in ways.items():
         x.f.calls = 0

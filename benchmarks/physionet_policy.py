@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dise
-from dise.select import Moved, find_block, spent
+from dise.select import ProbabilityShift, find_block, spent
 from dise_experiments.common.statistics import auroc, bootstrap_auroc, interval
 from dise_experiments.physionet.model import LATENT, REFERENCE, LatentODE
 from dise_experiments.physionet.records import Records
@@ -102,7 +102,7 @@ def main() -> None:
         dise.make_dynamic(
             model,
             held_out,
-            risk=Moved(args.tau),
+            risk=ProbabilityShift(args.tau),
             epsilon=args.epsilon,
             head=model.classifier,
             candidates=CANDIDATES,

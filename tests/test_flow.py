@@ -187,11 +187,11 @@ def test_time_comes_a_row_each():
 def test_finished_rows_leave_the_batch():
     f = ClosedForm(2)
     x = noise(5, 3, 2) * torch.logspace(-1, 0.7, 5, dtype=DOUBLE)[:, None, None]
-    for compact in (True, False):
+    for drop_finished in (True, False):
         f.seen.clear()
-        _, solution = flow_of(f, 2, Dopri5(rtol=1e-6, atol=1e-6), compact=compact).solve(x)
+        _, solution = flow_of(f, 2, Dopri5(rtol=1e-6, atol=1e-6), drop_finished=drop_finished).solve(x)
         rows = sum(z[0] for _, _, z in f.seen)
-        assert rows == (solution.nfe.sum() if compact else 5 * solution.calls)
+        assert rows == (solution.nfe.sum() if drop_finished else 5 * solution.calls)
     assert solution.nfe.sum() < 5 * solution.calls
 
 
@@ -268,13 +268,13 @@ def test_transport_takes_times_of_rows():
 
 def test_the_flow_until_a_time_has_the_density_of_then():
     f, x, t = Linear(A), noise(4, 3), 0.7
-    flow = Flow(f, standard(3), TIGHT, t1=2.0, compact=False, batched=False)
+    flow = Flow(f, standard(3), TIGHT, t1=2.0, drop_finished=False, batched=False)
     part = flow.until(t)
     E = torch.linalg.matrix_exp(t * torch.tensor(A, dtype=DOUBLE))
     expected = MultivariateNormal(torch.zeros(3, dtype=DOUBLE), E @ E.T)
     assert_close(part.log_prob(x), expected.log_prob(x), rtol=0, atol=1e-7)
     assert (part.f, part.base, part.t0, part.t1) == (f, flow.base, 0.0, t)
-    assert (part.block.integrator, part.block.batched, part.block.compact) == (TIGHT, False, False)
+    assert (part.block.integrator, part.block.batched, part.block.drop_finished) == (TIGHT, False, False)
     assert_close(flow.until(0.0).log_prob(x), flow.base.log_prob(x))
 
 

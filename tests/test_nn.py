@@ -82,8 +82,8 @@ def test_unbatched_treats_the_batch_as_one_system(tanh_field, y0):
     assert torch.equal(block(y0), solve(block.f, y0, 0.0, 1.0, Dopri5(), batched=False).y)
 
 
-@pytest.mark.parametrize("compact", [True, False])
-def test_compact_is_passed_on(tanh_field, record, y0, compact):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_compact_is_passed_on(tanh_field, record, y0, drop_finished):
     class Counted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -92,9 +92,9 @@ def test_compact_is_passed_on(tanh_field, record, y0, compact):
         def forward(self, t, y):
             return self.count(t, y)
 
-    block = NeuralODE(Counted(), Dopri5(rtol=1e-6, atol=1e-6), compact=compact)
+    block = NeuralODE(Counted(), Dopri5(rtol=1e-6, atol=1e-6), drop_finished=drop_finished)
     solution = block.solve(y0)
-    assert block.f.count.rows == (solution.nfe.sum() if compact else 4 * solution.calls)
+    assert block.f.count.rows == (solution.nfe.sum() if drop_finished else 4 * solution.calls)
 
 
 def test_the_first_stage_is_f_at_the_start(block, y0):
@@ -280,10 +280,10 @@ def test_the_block_compiles_its_steps_if_asked_to(tanh_field, starts):
 def test_through_control_record_progress_and_throw_are_the_solves(tanh_field, starts):
     f, y0 = tanh_field(3), starts(4, 3).requires_grad_()
     found = [
-        torch.autograd.grad(NeuralODE(f, Dopri5(), through_control=through).solve(y0).error.sum(), y0)[0]
+        torch.autograd.grad(NeuralODE(f, Dopri5(), differentiate_step_sizes=through).solve(y0).error.sum(), y0)[0]
         for through in (False, True)
     ]
-    expected = torch.autograd.grad(solve(f, y0, 0.0, 1.0, Dopri5(), through_control=True).error.sum(), y0)[0]
+    expected = torch.autograd.grad(solve(f, y0, 0.0, 1.0, Dopri5(), differentiate_step_sizes=True).error.sum(), y0)[0]
     torch.testing.assert_close(found[1], expected)
     assert not torch.allclose(found[0], expected)
     told = []

@@ -14,12 +14,12 @@ from dise import (
     KineticEnergy,
     NeuralODE,
     NoRegularizer,
-    RawErrorEstimate,
     Regularizer,
+    UnscaledErrorEstimate,
     solve,
 )
 
-ALL = [NoRegularizer(), L1(), L2(), KineticEnergy(), ErrorEstimate(), RawErrorEstimate()]
+ALL = [NoRegularizer(), L1(), L2(), KineticEnergy(), ErrorEstimate(), UnscaledErrorEstimate()]
 every_regularizer = pytest.mark.parametrize("regularizer", ALL, ids=lambda r: type(r).__name__)
 
 
@@ -65,7 +65,7 @@ def test_a_field_without_parameters_has_no_norm_of_them(regularizer):
         assert value == 0
 
 
-@pytest.mark.parametrize("regularizer", [KineticEnergy(), RawErrorEstimate()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("regularizer", [KineticEnergy(), UnscaledErrorEstimate()], ids=lambda r: type(r).__name__)
 def test_what_must_be_accumulated_says_so(regularizer):
     name = type(regularizer).__name__
     solution = solve(lambda t, y: -y, torch.ones(2, 1), 0.0, 1.0, Dopri5())
@@ -162,8 +162,8 @@ def test_error_estimate_is_the_sum_of_the_accepted_ratios(tanh_field, y0):
 def test_raw_error_estimate_is_the_norm_of_the_error(tanh_field, y0):
     """One step that is accepted: with rtol 0 the scaled estimate is ‖err‖₂ / √F / atol."""
     integrator = Dopri5(rtol=0, atol=100.0, first_step="span")
-    solution = solve(tanh_field(3), y0, 0.0, 1.0, integrator, accumulate=RawErrorEstimate.accumulate)
-    raw = RawErrorEstimate()(solution, nn.Identity()).item()
+    solution = solve(tanh_field(3), y0, 0.0, 1.0, integrator, accumulate=UnscaledErrorEstimate.accumulate)
+    raw = UnscaledErrorEstimate()(solution, nn.Identity()).item()
     assert raw == pytest.approx(solution.error.mean().item() * 3**0.5 * 100)
 
 
@@ -178,7 +178,7 @@ def test_a_method_without_error_estimate_is_refused(integrator, t1):
 
 def test_a_method_without_raw_error_estimate_is_refused():
     with pytest.raises(ValueError, match="no embedded error estimate"):
-        solve(lambda t, y: -y, torch.ones(3, 1), 0.0, 1.0, Euler(), accumulate=RawErrorEstimate.accumulate)
+        solve(lambda t, y: -y, torch.ones(3, 1), 0.0, 1.0, Euler(), accumulate=UnscaledErrorEstimate.accumulate)
 
 
 def test_error_estimate_without_a_solution_is_refused():
@@ -186,7 +186,7 @@ def test_error_estimate_without_a_solution_is_refused():
         ErrorEstimate()(None, nn.Identity())
 
 
-@pytest.mark.parametrize("regularizer", [ErrorEstimate(), RawErrorEstimate()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("regularizer", [ErrorEstimate(), UnscaledErrorEstimate()], ids=lambda r: type(r).__name__)
 def test_training_with_an_error_estimate_makes_the_field_cheaper(tanh_field, y0, regularizer):
     """While y(1) is held near where it was, so that the field does not just vanish."""
     block = NeuralODE(tanh_field(3), Dopri5(rtol=1e-5, atol=1e-5))

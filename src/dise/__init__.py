@@ -39,7 +39,7 @@ from dise.integrate import (
     step,
 )
 from dise.nn import NeuralODE
-from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
+from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, Regularizer, UnscaledErrorEstimate
 from dise.select import (
     AdequacySelector,
     BinaryCost,
@@ -110,7 +110,6 @@ __all__ = [
     "Progress",
     "Ralston",
     "RandomSelector",
-    "RawErrorEstimate",
     "Regularizer",
     "RungeKutta",
     "Solution",
@@ -123,6 +122,7 @@ __all__ = [
     "TaskErrorCost",
     "TransportCost",
     "Tsit5",
+    "UnscaledErrorEstimate",
     "calibrate",
     "choose_penalty",
     "collect_costs",

@@ -113,7 +113,7 @@ class Flow(nn.Module):
             another device; a `torch.distributions.Distribution` stays on the device it was made on.
         integrator: how to solve; assign to `flow.block.integrator` to change it.
         t0, t1: when points are distributed as the base, and as the data.
-        batched, compact: as of `dise.NeuralODE`.
+        batched, drop_finished: as of `dise.NeuralODE`.
 
     Raises:
         ValueError: a base that is not a distribution over one dimension of size D.
@@ -130,12 +130,12 @@ class Flow(nn.Module):
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
         batched: bool = True,
-        compact: bool = True,
+        drop_finished: bool = True,
     ) -> None:
         super().__init__()
         _check_base(base)
         self.base = base
-        self.block = NeuralODE(Augmented(f), integrator, t0=t1, t1=t0, batched=batched, compact=compact)
+        self.block = NeuralODE(Augmented(f), integrator, t0=t1, t1=t0, batched=batched, drop_finished=drop_finished)
 
     @property
     def f(self) -> nn.Module:
@@ -201,14 +201,20 @@ class Flow(nn.Module):
         """
         self._check_points("z", z)
         block = self.block
-        solution = solve(self.f, z, t0, t1, block.integrator, batched=block.batched, compact=block.compact)
+        solution = solve(self.f, z, t0, t1, block.integrator, batched=block.batched, drop_finished=block.drop_finished)
         return cast(Tensor, solution.y)
 
     def until(self, t1: float | Tensor) -> "Flow":
         """The flow up to time t1: densities and samples as they are then. It shares this flow's f and base."""
         block = self.block
         return Flow(
-            self.f, self.base, block.integrator, t0=self.t0, t1=t1, batched=block.batched, compact=block.compact
+            self.f,
+            self.base,
+            block.integrator,
+            t0=self.t0,
+            t1=t1,
+            batched=block.batched,
+            drop_finished=block.drop_finished,
         )
 
     def extra_repr(self) -> str:

@@ -32,8 +32,8 @@ class NeuralODE(nn.Module):
             one that the block lacks is left out.
         t0, t1: span of the integration.
         batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
-        compact: False calls f on all samples always (see `dise.solve`).
-        gradient, through_control: how gradients are found (see `dise.solve`).
+        drop_finished: False calls f on all samples always (see `dise.solve`).
+        gradient, differentiate_step_sizes: how gradients are found (see `dise.solve`).
         compile: whether steps are compiled, and how (see `dise.solve`); assign to `block.compiled` to change it.
     """
 
@@ -45,15 +45,18 @@ class NeuralODE(nn.Module):
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
         batched: bool = True,
-        compact: bool = True,
+        drop_finished: bool = True,
         gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
-        through_control: bool = False,
+        differentiate_step_sizes: bool = False,
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
-        self.batched, self.compact, self.gradient = batched, compact, gradient
-        self.through_control, self.compiled = through_control, compile  # nn.Module has a method compile
+        self.batched, self.drop_finished, self.gradient = batched, drop_finished, gradient
+        self.differentiate_step_sizes, self.compiled = (
+            differentiate_step_sizes,
+            compile,
+        )  # nn.Module has a method compile
         self.report: Any = None  # of `dise.make_dynamic`
         self._records: list[Record] | None = None
         self.register_load_state_dict_pre_hook(_match_policy)
@@ -106,9 +109,9 @@ class NeuralODE(nn.Module):
             dense=dense,
             event=event,
             batched=self.batched,
-            compact=self.compact,
+            drop_finished=self.drop_finished,
             gradient=self.gradient,
-            through_control=self.through_control,
+            differentiate_step_sizes=self.differentiate_step_sizes,
             compile=self.compiled,
             accumulate=accumulate,
             record=record,

@@ -92,7 +92,7 @@ class ErrorEstimate(Regularizer):
     """R = Σ over accepted steps of DOPRI's error estimate, mean over the batch (Eq. 2).
 
     The summand is the scaled ratio that the step-size controller tests against 1: the RMS over features of
-    err / (atol + rtol·max(|h|, |h_next|)). With raw norms λ of the paper's size is not felt (`RawErrorEstimate`).
+    err / (atol + rtol·max(|h|, |h_next|)). With raw norms λ of the paper's size is not felt (`UnscaledErrorEstimate`).
     """
 
     def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
@@ -104,7 +104,7 @@ class ErrorEstimate(Regularizer):
         return solution.error.mean()
 
 
-class RawErrorEstimate(Regularizer):
+class UnscaledErrorEstimate(Regularizer):
     """Eq. 2 read literally: Σ over accepted steps of ‖err‖₂, not scaled by the tolerance; mean over the batch."""
 
     @staticmethod

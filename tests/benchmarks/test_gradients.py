@@ -58,10 +58,12 @@ def test_it_prints_tables_and_writes_json(script, tmp_path, monkeypatch, capsys)
         for errors in row.values():
             assert errors.keys() == GROUPS
             assert max(errors.values()) < 0.1
-    exact, detached = (at["ways"][name]["finite differences"] for name in ("direct, through_control", "direct"))
+    exact, detached = (
+        at["ways"][name]["finite differences"] for name in ("direct, differentiate_step_sizes", "direct")
+    )
     assert max(exact.values()) < 1e-5 < max(detached.values())
     assert at["ways"]["checkpoint"]["tight solve"] == pytest.approx(at["ways"]["direct"]["tight solve"], rel=1e-6)
-    assert costs.keys() == at["ways"].keys() - {"direct, through_control"}
+    assert costs.keys() == at["ways"].keys() - {"direct, differentiate_step_sizes"}
     assert costs["checkpoint"]["peak bytes"] < costs["direct"]["peak bytes"] / 2
     assert costs["backsolve"]["kept bytes"] < costs["checkpoint"]["kept bytes"] < costs["direct"]["kept bytes"]
     assert [costs[name]["calls forward"] for name in costs] == [4 * 64] * 6

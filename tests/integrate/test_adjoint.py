@@ -36,9 +36,9 @@ def inputs():
     return tuple(x.requires_grad_() for x in (y0, t0, t1, times, weight, rows(0.7)[0], shift))
 
 
-def loss(integrator, gradient, y0, t0, t1, times, weight, gain, shift, *, mask=None, compact=True):
+def loss(integrator, gradient, y0, t0, t1, times, weight, gain, shift, *, mask=None, drop_finished=True):
     """Weighs all states differently, so that none can hide."""
-    options = {"args": (weight, gain), "sample_args": (shift,), "gradient": gradient, "compact": compact}
+    options = {"args": (weight, gain), "sample_args": (shift,), "gradient": gradient, "drop_finished": drop_finished}
     s = solve(field, y0, t0, t1, integrator, save_at=times, save_mask=mask, **options)
     scale = torch.arange(1.0, 1 + s.saved.numel(), dtype=y0.dtype).view_as(s.saved).cos()
     return (scale * s.saved).sum() + s.y.square().sum()
@@ -48,11 +48,12 @@ def loss(integrator, gradient, y0, t0, t1, times, weight, gain, shift, *, mask=N
 
 
 @integrators
-@pytest.mark.parametrize("compact", [True, False])
-def test_gradients_of_everything_are_the_direct_ones(inputs, integrator, compact):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_gradients_of_everything_are_the_direct_ones(inputs, integrator, drop_finished):
     """States, times, save times, args and sample_args; three samples with their own spans, one of no length."""
     ours, direct = (
-        grad(loss(integrator, gradient, *inputs, compact=compact), inputs) for gradient in ("backsolve", "direct")
+        grad(loss(integrator, gradient, *inputs, drop_finished=drop_finished), inputs)
+        for gradient in ("backsolve", "direct")
     )
     # of a span of no length, neither end may be moved alone without giving it one
     assert_close(ours[0], direct[0], rtol=1e-7, atol=1e-7)
@@ -364,7 +365,7 @@ def test_what_has_no_gradient_says_so(tanh_field, starts, name):
         ({"gradient": "adjoint"}, ValueError, "gradient: expected 'direct', 'checkpoint', 'backsolve' or a"),
         ({"gradient": None}, ValueError, "gradient: expected .* got None"),
         ({"gradient": Backsolve}, ValueError, "gradient: expected .* got <class"),
-        ({"gradient": "backsolve", "through_control": True}, ValueError, "through_control: backsolve keeps no steps"),
+        ({"gradient": "backsolve", "differentiate_step_sizes": True}, ValueError, "step_sizes: backsolve keeps"),
         ({"gradient": "backsolve", "dense": True}, ValueError, "dense: backsolve keeps no steps"),
     ],
 )  # fmt: skip

@@ -44,29 +44,29 @@ MANY = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("integrator", [Euler(1), Euler(3), RK4(1), RK4(2), RKC1(2)], ids=str)
-@pytest.mark.parametrize("compact", [True, False])
-def test_fixed_steps(integrator, compact):
-    assert gradcheck(y_and_error(integrator, compact=compact), inputs(), atol=1e-8, rtol=1e-6)
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_fixed_steps(integrator, drop_finished):
+    assert gradcheck(y_and_error(integrator, drop_finished=drop_finished), inputs(), atol=1e-8, rtol=1e-6)
 
 
-@pytest.mark.parametrize("through_control", [True, False])
-def test_one_dopri5_step(through_control):
+@pytest.mark.parametrize("differentiate_step_sizes", [True, False])
+def test_one_dopri5_step(differentiate_step_sizes):
     args = inputs()
     s = solution(SPAN, *args)
     assert s.n_steps.tolist() == [1, 1]
     assert s.error.min() > 0.1
-    assert gradcheck(y_and_error(SPAN, through_control=through_control), args, atol=1e-7, rtol=1e-6)
+    assert gradcheck(y_and_error(SPAN, differentiate_step_sizes=differentiate_step_sizes), args, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("first_step", ["heuristic", "span", 0.1])
-@pytest.mark.parametrize("compact", [True, False])
-def test_through_control_is_exact(first_step, compact):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_through_control_is_exact(first_step, drop_finished):
     integrator, args = Dopri5(**MANY, first_step=first_step), inputs()
     s = solution(integrator, *args)
     assert s.n_accepted.min() >= 2
     if first_step == "span":
         assert (s.n_accepted < s.n_steps).all()
-    function = y_and_error(integrator, through_control=True, compact=compact)
+    function = y_and_error(integrator, differentiate_step_sizes=True, drop_finished=drop_finished)
     assert gradcheck(function, args, eps=1e-4, atol=1e-5, rtol=1e-5)
 
 
@@ -82,7 +82,9 @@ def test_only_through_control_sees_what_finite_differences_see(first_step, name)
 
     with torch.no_grad():
         expected = (error(args[at] + epsilon) - error(args[at] - epsilon)) / (2 * epsilon)
-    exact, detached = (grad(error(args[at], through_control=through), args[at])[0].sum() for through in (True, False))
+    exact, detached = (
+        grad(error(args[at], differentiate_step_sizes=through), args[at])[0].sum() for through in (True, False)
+    )
     assert exact.item() == pytest.approx(expected.item(), rel=1e-5)
     assert detached.item() != pytest.approx(expected.item(), rel=1e-2)
 
@@ -107,7 +109,7 @@ def test_the_detached_gradient_is_that_of_the_steps_taken(tanh_field, starts):
     torch.testing.assert_close(grad(sol.y.sum(), weights), grad(y.sum(), weights), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("through_control", [True, False])
+@pytest.mark.parametrize("differentiate_step_sizes", [True, False])
 @pytest.mark.parametrize("first_step", ["heuristic", "span", 0.1])
 @pytest.mark.parametrize(
     ("f", "start", "expected"),
@@ -118,10 +120,12 @@ def test_the_detached_gradient_is_that_of_the_steps_taken(tanh_field, starts):
     ],
     ids=["f=0", "f=0 at y=0", "f linear in t"],
 )
-def test_an_error_of_0_has_a_finite_gradient(f, start, expected, first_step, through_control):
+def test_an_error_of_0_has_a_finite_gradient(f, start, expected, first_step, differentiate_step_sizes):
     p = torch.zeros((), dtype=torch.float64, requires_grad=True)
     y0 = torch.full((2, 3), start, dtype=torch.float64, requires_grad=True)
-    s = solve(f, y0, 0.0, 1.0, Dopri5(first_step=first_step), args=(p,), through_control=through_control)
+    s = solve(
+        f, y0, 0.0, 1.0, Dopri5(first_step=first_step), args=(p,), differentiate_step_sizes=differentiate_step_sizes
+    )
     torch.testing.assert_close(s.error, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)
     for output in (s.y, s.error):
         for gradient in grad(output.sum(), (p, y0), retain_graph=True):
@@ -161,8 +165,8 @@ def test_a_finished_sample_gets_its_gradient_whatever_its_neighbours_do(tanh_fie
             for i, y0 in enumerate(together)
         ]
     )
-    for compact in (True, False):
-        s = solve(f, together, 0.0, 1.0, integrator, compact=compact)
+    for drop_finished in (True, False):
+        s = solve(f, together, 0.0, 1.0, integrator, drop_finished=drop_finished)
         assert len(s.n_steps.unique()) > 2
         torch.testing.assert_close(grad(s.y.sum(), together)[0], expected, rtol=1e-11, atol=1e-11)
 

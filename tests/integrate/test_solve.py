@@ -154,7 +154,7 @@ def test_a_conv_shaped_state_is_a_flat_one(integrator):
         assert t.shape == (2, 1, 1, 1)
         return torch.sin(y) * torch.ones_like(y[:, :1]) * t
 
-    shaped = solve(f, y0, 0.0, 1.0, integrator, compact=False)
+    shaped = solve(f, y0, 0.0, 1.0, integrator, drop_finished=False)
     flat = solve(lambda t, y: torch.sin(y) * t, y0.flatten(1), 0.0, 1.0, integrator)
     assert shaped.y.shape == y0.shape
     torch.testing.assert_close(shaped.y.flatten(1), flat.y, rtol=1e-12, atol=1e-12)
@@ -222,14 +222,14 @@ def test_unbatched_takes_any_shape(shape):
 
 
 @methods
-@pytest.mark.parametrize("compact", [True, False])
-def test_each_sample_gets_its_own_sample_args(integrator, compact):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_each_sample_gets_its_own_sample_args(integrator, drop_finished):
     rate, shift = rows([0.1], [10.0], [-1.0], [3.0]), rows(1.0, 2.0, 3.0, 4.0)
 
     def f(t, y, scale, rate, shift):
         return scale * rate * (shift[:, None] - y)
 
-    args = {"args": (0.5,), "sample_args": (rate, shift), "compact": compact}
+    args = {"args": (0.5,), "sample_args": (rate, shift), "drop_finished": drop_finished}
     together = solve(f, torch.ones(4, 2, dtype=torch.float64), 0.0, rows(1.0, 1, 0, 2), integrator, **args)
     for i, t1 in enumerate([1.0, 1, 0, 2]):
         y = solve(
@@ -363,13 +363,15 @@ def test_a_closure_over_the_batch_is_told_of_sample_args(f):
         solve(f, y0, 0.0, 1.0, Dopri5())
     message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert "sample_args=" in message
-    assert "compact=False" in message
-    assert isinstance(solve(f, y0, 0.0, 1.0, Dopri5(), compact=False), Solution)  # the remedy works
+    assert "drop_finished=False" in message
+    assert isinstance(solve(f, y0, 0.0, 1.0, Dopri5(), drop_finished=False), Solution)  # the remedy works
 
 
 def test_a_closure_over_the_batch_works_without_compaction_though_spans_are_empty():
     t1 = rows(1.0, 0.0, 1.0, 1.0)
-    y = solve(lambda t, y: -y * FAST_AND_SLOW, torch.ones(4, 1, dtype=torch.float64), 0.0, t1, DOPRI, compact=False).y
+    y = solve(
+        lambda t, y: -y * FAST_AND_SLOW, torch.ones(4, 1, dtype=torch.float64), 0.0, t1, DOPRI, drop_finished=False
+    ).y
     torch.testing.assert_close(y, (-FAST_AND_SLOW * t1[:, None]).exp(), rtol=1e-6, atol=1e-6)
 
 

@@ -124,23 +124,25 @@ def assert_rows_equal(solution, rows, expected):
 
 
 @few
-@given(problem=problems(), integrator=integrators, compact=st.booleans())
-def test_solo_is_batched(field_of, problem, integrator, compact):
+@given(problem=problems(), integrator=integrators, drop_finished=st.booleans())
+def test_solo_is_batched(field_of, problem, integrator, drop_finished):
     kind, arguments, y0, t0, t1 = problem
     f = field_of(kind, arguments)
-    together = run(f, y0, t0, t1, integrator, compact=compact)
+    together = run(f, y0, t0, t1, integrator, drop_finished=drop_finished)
     for i in range(len(y0)):
         one = slice(i, i + 1)
-        assert_rows_equal(together, one, run(f, y0[one], t0[one], t1[one], integrator, compact=compact))
+        assert_rows_equal(together, one, run(f, y0[one], t0[one], t1[one], integrator, drop_finished=drop_finished))
 
 
 @few
-@given(problem=problems(), integrator=integrators, compact=st.booleans(), random=st.randoms(use_true_random=False))
-def test_order_does_not_matter(field_of, problem, integrator, compact, random):
+@given(
+    problem=problems(), integrator=integrators, drop_finished=st.booleans(), random=st.randoms(use_true_random=False)
+)
+def test_order_does_not_matter(field_of, problem, integrator, drop_finished, random):
     kind, arguments, y0, t0, t1 = problem
     f, order = field_of(kind, arguments), random.sample(range(len(y0)), len(y0))
-    together = run(f, y0, t0, t1, integrator, compact=compact)
-    assert_rows_equal(together, order, run(f, y0[order], t0[order], t1[order], integrator, compact=compact))
+    together = run(f, y0, t0, t1, integrator, drop_finished=drop_finished)
+    assert_rows_equal(together, order, run(f, y0[order], t0[order], t1[order], integrator, drop_finished=drop_finished))
 
 
 @few
@@ -148,7 +150,7 @@ def test_order_does_not_matter(field_of, problem, integrator, compact, random):
 def test_nfe_counts_the_rows_that_f_sees(field_of, record, problem, integrator):
     kind, arguments, y0, t0, t1 = problem
     f = record(field_of(kind, arguments))
-    solution = solve(f, y0, t0, t1, integrator, compact=True)
+    solution = solve(f, y0, t0, t1, integrator, drop_finished=True)
     assert f.rows == solution.nfe.sum()
     assert f.calls == solution.calls
     if integrator.tableau.fsal or not isinstance(integrator, Adaptive):

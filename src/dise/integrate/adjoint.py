@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
-from dise.integrate.output.events import Watch
-from dise.integrate.output.observers import Seen
+from dise.integrate.output.events import EventMonitor
+from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Layout, Problem, Request, Result, leaves
 from dise.integrate.runge_kutta.step import Attempt
 from dise.integrate.solution import Solution, SolveError, State, Status
@@ -135,7 +135,7 @@ class Adjoint:
             result = self._stopped(problem.event, result)
         return result, None if saved is None else states
 
-    def _stopped(self, event: Watch, result: Result) -> Result:
+    def _stopped(self, event: EventMonitor, result: Result) -> Result:
         """The result, its stopped samples' time and state differentiated by the implicit function theorem.
 
         dt* = −dg / (∂g/∂t + ∂g/∂y·f), where dg is the change of the event's function at the fixed time.
@@ -191,7 +191,7 @@ class Adjoint:
             t0=start,
             t1=goal,
             layout=_doubled(self.problem.layout),
-            compact=self.problem.compact,
+            drop_finished=self.problem.drop_finished,
             observers=(quadrature,),
         )
         integrator = self.integrator
@@ -289,7 +289,7 @@ class Quadrature:
         self.adjoint = adjoint
         self.sums = [torch.zeros_like(tensor) for tensor in adjoint.wanted]
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StepRecord) -> None:
         """Add the step's share, stage by stage; a rejected one has none."""
         if not self.sums:
             return

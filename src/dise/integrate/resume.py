@@ -82,7 +82,7 @@ def step(
     packed = layout.pack(y)
     start, length = (as_times(name, x, packed, batched=batched) for name, x in (("t", t), ("dt", dt)))
     own = check_sample_args(sample_args, packed, batched=batched)
-    problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout, compact=True)
+    problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout, drop_finished=True)
     field = Field(f, problem, as_sequence("args", args), own)
     first = None if k1 is None else _packed("k1", k1, y, layout)
     attempt = Attempt(integrator.tableau, start, problem.t1, packed, first)

@@ -10,8 +10,8 @@ from torch import Tensor
 from dise.integrate.adjoint import Adjoint, Backsolve, as_backsolve
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
 from dise.integrate.integrators import Integrator
-from dise.integrate.output.events import Event, Watch, as_event
-from dise.integrate.output.interpolation import Interpolant, Path, Trail, save_points
+from dise.integrate.output.events import Event, EventMonitor, as_event
+from dise.integrate.output.interpolation import DenseSolution, Interpolant, Trail, save_points
 from dise.integrate.output.observers import Observer, Progress, Record
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Integration, Layout, Problem, Request, Result, drive, merge
@@ -33,9 +33,9 @@ def solve(
     dense: bool = False,
     event: Event | Callable[..., Tensor] | None = None,
     batched: bool = True,
-    compact: bool = True,
+    drop_finished: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
-    through_control: bool = False,
+    differentiate_step_sizes: bool = False,
     gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
     compile: bool | Mapping[str, Any] = False,
     record: bool = False,
@@ -68,11 +68,12 @@ def solve(
             adaptive. Signs are compared at the ends of steps: two crossings within one step go unseen. `error` and
             `accumulated` count the whole of the last step.
         batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
-        compact: let finished samples leave the batch, so that f sees only rows that still run, in training as well.
-            False: f always gets all samples (for an f that mixes samples, such as batch normalization in training).
+        drop_finished: let finished samples leave the batch, so that f sees only rows that still run, in training as
+            well. False: f always gets all samples (for an f that mixes samples, such as batch normalization in
+            training).
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
             into `Solution.accumulated` (what regularizers are made of).
-        through_control: differentiate through the choice of step sizes too; default: step sizes are constants.
+        differentiate_step_sizes: differentiate through the choice of step sizes too; default: step sizes are constants.
         gradient: "direct" keeps what the backward pass needs of every step; "checkpoint" keeps √steps states and takes
             the steps between them again: less memory, the same gradients, one more forward pass. f is then called
             again during the backward pass. "backsolve" integrates the adjoint equation backwards: memory does not grow
@@ -103,9 +104,9 @@ def solve(
     check_options(
         {
             "batched": batched,
-            "compact": compact,
+            "drop_finished": drop_finished,
             "dense": dense,
-            "through_control": through_control,
+            "differentiate_step_sizes": differentiate_step_sizes,
             "record": record,
             "throw": throw,
         },
@@ -123,15 +124,15 @@ def solve(
         t0=start,
         t1=as_times("t1", t1, packed, batched=batched, endless=stop is not None),
         moves=_moves(t0, t1),
-        event=None if stop is None else Watch(stop, layout, passed, own, start),
+        event=None if stop is None else EventMonitor(stop, layout, passed, own, start),
         layout=layout,
-        compact=compact,
-        through_control=through_control,
+        drop_finished=drop_finished,
+        differentiate_step_sizes=differentiate_step_sizes,
         accumulate=accumulate,
         checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
     points = save_points(save_at, save_mask, problem)
-    back = as_backsolve(gradient, integrator, {"through_control": through_control, "dense": dense})
+    back = as_backsolve(gradient, integrator, {"differentiate_step_sizes": differentiate_step_sizes, "dense": dense})
     wanted = problem
     if back is not None:
         problem = replace(problem, y0=packed.detach(), t0=problem.t0.detach(), t1=problem.t1.detach())
@@ -233,7 +234,7 @@ def _about_to_move(problem: Problem, still: Result, rows: Tensor) -> Integration
     )
 
 
-def _ended(result: Result, problem: Problem, trail: Trail | None) -> tuple[Result, Path | None]:
+def _ended(result: Result, problem: Problem, trail: Trail | None) -> tuple[Result, DenseSolution | None]:
     """The result, stopped samples moved to their events, and the path that the kept steps describe, if they were."""
     if trail is None:
         return result, None

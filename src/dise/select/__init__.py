@@ -10,7 +10,7 @@ from dise.select.guarantee.calibrate import (
     hoeffding_bentkus,
     samples_needed,
 )
-from dise.select.guarantee.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost_accuracy
+from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.baselines import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
 from dise.select.judging.cost import (
     BinaryCost,
@@ -56,17 +56,17 @@ __all__ = [
     "CostRule",
     "CostSelector",
     "Costs",
-    "Deviates",
     "Dynamic",
     "FeatureNetwork",
     "Fit",
     "Forecast",
     "Input",
-    "Moved",
     "Outcomes",
+    "OutputDeviation",
     "PenaltyChoice",
     "PolicyScore",
     "PooledNetwork",
+    "ProbabilityShift",
     "Profile",
     "RandomSelector",
     "Report",

@@ -30,7 +30,7 @@ class Norm:
         return value.abs().reshape(1)
 
 
-class Told:
+class CallbackControl:
     """A controller that tells callbacks of the steps it judges."""
 
     def __init__(self, control: Controller, tell: Mapping[str, Callable]) -> None:
@@ -68,7 +68,7 @@ class AdaptiveMethod(Adaptive):
     @property
     def control(self) -> Controller:
         """The step-size control, which tells callbacks if there are any."""
-        return Told(super().control, self.tell) if self.tell else super().control
+        return CallbackControl(super().control, self.tell) if self.tell else super().control
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class OnGrid(Integrator):
         if not isinstance(grid, Tensor) or grid.ndim != 1 or len(grid) < 2 or not bool((grid[[0, -1]] == ends).all()):
             raise ValueError("options: grid_constructor must return times [R] that start and end where t does")
         control = Grid(len(grid) - 1, grid=grid.to(ends))
-        return integrate(self.tableau, Told(control, self.tell) if self.tell else control, problem)
+        return integrate(self.tableau, CallbackControl(control, self.tell) if self.tell else control, problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class Endless(Integrator):
     def integrate(self, problem: Problem) -> Integration:
         """Step one system."""
         control = EqualSteps(step=self.step)
-        return integrate(self.tableau, Told(control, self.tell) if self.tell else control, problem)
+        return integrate(self.tableau, CallbackControl(control, self.tell) if self.tell else control, problem)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from torch import nn
 
 from dise import RK4, Bosh3, Dopri5, Dynamic, Euler, Midpoint
 from dise.flow import TransportCost
-from dise.regularize import L1, L2, ErrorEstimate, NoRegularizer, RawErrorEstimate
+from dise.regularize import L1, L2, ErrorEstimate, NoRegularizer, UnscaledErrorEstimate
 from dise.select import Costs, Outcomes, TaskErrorCost, collect_costs, count_macs, joined
 from dise_experiments.circles import evaluate, figure
 from dise_experiments.circles.model import hypernetwork_flow
@@ -71,7 +71,7 @@ def test_every_row_of_table_8_is_a_run_that_there_is(task):
         ("l1", L1),
         ("l2", L2),
         ("error", ErrorEstimate),
-        ("raw-error", RawErrorEstimate),
+        ("raw-error", UnscaledErrorEstimate),
     ],
 )
 def test_regularizers(task, name, kind):

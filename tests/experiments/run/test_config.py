@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate
+from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, UnscaledErrorEstimate
 from dise_experiments.common.task import REGULARIZERS
 from dise_experiments.mnist.model import odenet, rknet
 from dise_experiments.mnist.presets import PRESETS
@@ -27,7 +27,7 @@ def test_defaults():
         ("l1", 1e-4, L1),
         ("l2", 1e-4, L2),
         ("error", 5e-3, ErrorEstimate),
-        ("raw-error", 5e-3, RawErrorEstimate),
+        ("raw-error", 5e-3, UnscaledErrorEstimate),
     ],
 )
 def test_regularizers_and_the_papers_weights(reg, weight, regularizer):

@@ -131,7 +131,7 @@ def test_without_gradients(y0, mode, integrator):
 @pytest.mark.parametrize(
     "options",
     [
-        {"compact": False},
+        {"drop_finished": False},
         {"accumulate": lambda step: step.dt.abs()},
         {"sample_args": (torch.linspace(0.1, 9, 9, dtype=torch.float64)[:, None],)},
         {"save_at": [0.5, 2.5]},
@@ -207,10 +207,10 @@ def test_autocast_runs_f_in_bfloat16_and_control_in_float32():
 @pytest.mark.parametrize(
     "options",
     [
-        {"compact": False},
+        {"drop_finished": False},
         {"save_at": [0.5, 2.5]},
         {"accumulate": lambda step: step.dt.abs()},
-        {"through_control": True},
+        {"differentiate_step_sizes": True},
         {"event": Event(lambda t, y: y[:, 0] - 0.5)},
         {"record": True, "progress": lambda p: None},
     ],
@@ -262,7 +262,7 @@ def test_integrators_that_choose(y0):
         assert_equal(compiled, eager)
         assert compiled.choice.tolist() == eager.choice.tolist()
         assert len(eager.choice.unique()) > 1
-    assert solve(Field(), y0, 0.0, 3.0, dynamic, compact=False, compile=TRACED).choice.tolist()
+    assert solve(Field(), y0, 0.0, 3.0, dynamic, drop_finished=False, compile=TRACED).choice.tolist()
 
 
 def test_a_failing_sample_fails_alone(y0):

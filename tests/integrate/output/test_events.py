@@ -196,11 +196,11 @@ def test_no_graph_unless_something_needs_one():
 
 
 @every
-@pytest.mark.parametrize("compact", [True, False])
-def test_solo_is_batched(integrator, compact):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_solo_is_batched(integrator, drop_finished):
     y0, rate = rows([2.0], [0.5], [9.0], [3.0]), rows([1.0], [1.0], [0.2], [-1.0])
     t0, t1 = rows(0.0, 1.0, 3.0, 2.0), rows(2.0, 2.0, 3.0, -4.0)
-    options = {"event": level, "compact": compact}
+    options = {"event": level, "drop_finished": drop_finished}
     together = solve(decay, y0, t0, t1, integrator, sample_args=(rate,), **options)
     assert together.event.tolist() == [True, False, False, True]
     assert together.status.tolist() == [0] * 4

@@ -150,11 +150,11 @@ def test_torchdiffeq_gives_the_same_within_the_interpolations_accuracy(tanh_fiel
 
 
 @every
-@pytest.mark.parametrize("compact", [True, False])
-def test_the_solve_is_the_same_with_and_without(problem, integrator, compact):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_the_solve_is_the_same_with_and_without(problem, integrator, drop_finished):
     y0, t0, t1, times = problem
-    without = solve(linear, y0, t0, t1, integrator, compact=compact)
-    saving = solve(linear, y0, t0, t1, integrator, compact=compact, save_at=times)
+    without = solve(linear, y0, t0, t1, integrator, drop_finished=drop_finished)
+    saving = solve(linear, y0, t0, t1, integrator, drop_finished=drop_finished, save_at=times)
     assert without.saved is None
     assert without.calls == saving.calls
     for field in dataclasses.fields(without):
@@ -188,7 +188,8 @@ def test_each_sample_is_on_its_own(problem, integrator):
 def test_samples_that_stay_in_the_batch_save_the_same(problem, integrator):
     y0, t0, t1, times = problem
     compacted, whole = (
-        solve(linear, y0, t0, t1, integrator, save_at=times, compact=compact).saved for compact in (True, False)
+        solve(linear, y0, t0, t1, integrator, save_at=times, drop_finished=drop_finished).saved
+        for drop_finished in (True, False)
     )
     assert_close(compacted, whole, atol=1e-13, rtol=1e-13)
 

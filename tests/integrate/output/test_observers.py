@@ -20,8 +20,8 @@ def problem(tanh_field, starts):
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve"])
-@pytest.mark.parametrize("compact", [True, False])
-def test_record_is_what_was_accepted(problem, compact, gradient):
+@pytest.mark.parametrize("drop_finished", [True, False])
+def test_record_is_what_was_accepted(problem, drop_finished, gradient):
     f, y0, t0, t1 = problem
     seen = []
 
@@ -29,7 +29,7 @@ def test_record_is_what_was_accepted(problem, compact, gradient):
         seen.append(step)
         return torch.zeros_like(step.t)
 
-    solution = solve(f, y0, t0, t1, DOPRI, record=True, compact=compact, gradient=gradient)
+    solution = solve(f, y0, t0, t1, DOPRI, record=True, drop_finished=drop_finished, gradient=gradient)
     solve(f, y0, t0, t1, DOPRI, accumulate=keep)
     t, ratio = solution.steps
     assert t.shape == ratio.shape == (5, solution.n_accepted.max())

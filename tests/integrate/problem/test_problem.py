@@ -92,14 +92,14 @@ def drive(integration, f, n):
         answer = f(request.t[:, None], request.y)
 
 
-@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("drop_finished", [False, True])
 @pytest.mark.parametrize(
     "integrators", [(Euler(3), RK4(2)), (RK4(1), Dopri5(rtol=1e-6, atol=1e-6)), (Euler(1), Dopri5(), RK4(2))]
 )
-def test_merged_integrations_are_the_separate_ones_in_fewer_calls(tanh_field, starts, integrators, compact):
+def test_merged_integrations_are_the_separate_ones_in_fewer_calls(tanh_field, starts, integrators, drop_finished):
     f, y0 = tanh_field(2).requires_grad_(False), starts(6, 2)
     rows = [torch.arange(6)[i :: len(integrators)].flip(0) for i in range(len(integrators))]
-    whole = problem(y0, compact=compact)
+    whole = problem(y0, drop_finished=drop_finished)
     separate = [
         drive(integrator.integrate(whole.take(own)), f, len(own))
         for own, integrator in zip(rows, integrators, strict=True)

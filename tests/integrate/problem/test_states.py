@@ -319,7 +319,7 @@ def test_gradients_through_the_pi_controller(controller):
 
     def end(y0, weight):
         f = lambda t, y: torch.tanh(3 * y @ weight + t)  # noqa: E731
-        solution = solve(f, y0, 0.0, 1.0, integrator, through_control=True)
+        solution = solve(f, y0, 0.0, 1.0, integrator, differentiate_step_sizes=True)
         assert (solution.n_accepted > 3).all()
         return solution.y, solution.error
 

@@ -55,9 +55,9 @@ def test_memory_grows_with_the_square_root():
     ("integrator", "options"),
     [
         (DOPRI, {}),
-        (DOPRI, {"compact": False}),
+        (DOPRI, {"drop_finished": False}),
         (DOPRI, {"batched": False}),
-        (DOPRI, {"through_control": True}),
+        (DOPRI, {"differentiate_step_sizes": True}),
         (RK4(7), {"of": lambda s: s.y.square().sum()}),
         (StepDoubling(RK4(3)), {}),
         (RKC1(7, 3), {"of": lambda s: s.y.square().sum()}),

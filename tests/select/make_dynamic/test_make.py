@@ -21,7 +21,7 @@ from dise import (
     Midpoint,
     make_dynamic,
 )
-from dise.select import Deviates, Moved, Report, find_block, lost_accuracy, samples_needed
+from dise.select import OutputDeviation, ProbabilityShift, Report, find_block, lost_accuracy, samples_needed
 from dise.select.guarantee.calibrate import evaluate
 from dise.select.policies.cascade import confidence
 from dise_experiments.mnist.model import odenet
@@ -165,7 +165,7 @@ def test_labels_are_looked_at_by_a_labelled_risk(classifier, points, fresh):
 
 @pytest.mark.parametrize("classes", [1, 2])
 def test_probabilities_that_move(classifier, points, fresh, classes):
-    model = make_dynamic(classifier(classes=classes), points(2000), risk=Moved(0.02), **LOOSE)
+    model = make_dynamic(classifier(classes=classes), points(2000), risk=ProbabilityShift(0.02), **LOOSE)
     (output, nfe), (expected, full) = run(model, fresh), run(model, fresh, REFERENCE)
     p, q = ((x.sigmoid() if classes == 1 else x.softmax(1))[:, 0] for x in (output, expected))
     assert ((p - q).abs() > 0.02).double().mean() <= 0.02
@@ -174,7 +174,7 @@ def test_probabilities_that_move(classifier, points, fresh, classes):
 
 def test_a_model_that_is_no_classifier(classifier, points, fresh):
     model = nn.Sequential(*classifier()[:2])
-    make_dynamic(model, points(2000), risk=Deviates(0.05), **LOOSE)
+    make_dynamic(model, points(2000), risk=OutputDeviation(0.05), **LOOSE)
     report = find_block(model).report
     (output, nfe), (expected, full) = run(model, fresh), run(model, fresh, REFERENCE)
     assert ((output - expected).square().mean(1).sqrt() > 0.05).double().mean() <= 0.02
@@ -188,7 +188,7 @@ def test_a_damped_candidate_where_euler_needs_small_steps(classifier, points, fr
     model[1].f = Stiff()
     candidates = (*(Euler(steps) for steps in (1, 2, 3, 4, 5, 6, 16)), RKC1(2, 3))
     # too few points for selectors
-    make_dynamic(model, points(600), risk=Deviates(0.05), candidates=candidates, reference=REFERENCE, **LOOSE)
+    make_dynamic(model, points(600), risk=OutputDeviation(0.05), candidates=candidates, reference=REFERENCE, **LOOSE)
     assert model[1].integrator == RKC1(2, 3)
     (output, nfe), (expected, _) = run(model, fresh), run(model, fresh, REFERENCE)
     assert (nfe == 6).all()

@@ -114,9 +114,9 @@ def test_the_selector_costs_no_call(tanh_field, starts, assign, record):
 
 
 def test_compact_false_shows_f_all_samples_always(tanh_field, starts, assign, record):
-    # what `solve` says of compact=False: "f always gets all samples"
+    # what `solve` says of drop_finished=False: "f always gets all samples"
     f = record(tanh_field(3))
-    solve(f, starts(5, 3), 0.0, 1.0, Dynamic(CANDIDATES, assign(MIXES["one each"], 5)), compact=False)
+    solve(f, starts(5, 3), 0.0, 1.0, Dynamic(CANDIDATES, assign(MIXES["one each"], 5)), drop_finished=False)
     assert {len(t) for t in f.times} == {5}
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from dise.integrate import Adaptive, Integrator, Solution
-from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, RawErrorEstimate, Regularizer
+from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, Regularizer, UnscaledErrorEstimate
 from dise.select import CostRule, Dynamic, Input, has_block
 from dise_experiments.common.table import Table
 
@@ -19,7 +19,7 @@ REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
     "l1": L1,
     "l2": L2,
     "error": ErrorEstimate,
-    "raw-error": RawErrorEstimate,
+    "raw-error": UnscaledErrorEstimate,
 }
 
 

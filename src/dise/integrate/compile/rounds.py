@@ -9,10 +9,10 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from dise.integrate.compile.cache import identity
-from dise.integrate.output.observers import Seen
-from dise.integrate.problem.field import Bound, Field, call
+from dise.integrate.output.observers import StepRecord
+from dise.integrate.problem.field import BoundField, Field, call
 from dise.integrate.problem.problem import Problem, Request
-from dise.integrate.stepping.method import RUNNING, Method, Rows
+from dise.integrate.stepping.method import RUNNING, LoopRows, Method
 
 TOGETHER = 4  # rounds in one graph without a loop, between two reads of the device
 LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it
@@ -32,7 +32,7 @@ class Graphs:
     def __init__(self, method: Method, problem: Problem, field: Field) -> None:
         self.method, self.problem, self.field = method, problem, field
         accumulate = None if problem.accumulate is None else identity(problem.accumulate)
-        key = (method, problem.layout, problem.through_control, bool(problem.observers), accumulate)
+        key = (method, problem.layout, problem.differentiate_step_sizes, bool(problem.observers), accumulate)
         self._some = {number: field.compiled(_some_rounds, number, *key) for number in (1, TOGETHER)}
         self._until = field.compiled(_rounds_until, *key)
         watched = problem.observers or problem.event is not None or torch.is_grad_enabled()
@@ -47,8 +47,8 @@ class Graphs:
         return max(running, min(rows, 2)) if running <= _few(rows) else rows
 
     def rounds(
-        self, rows: Rows, index: int, subset: Tensor | None, limit: float
-    ) -> tuple[Rows, list[Seen], int, int | None]:
+        self, rows: LoopRows, index: int, subset: Tensor | None, limit: float
+    ) -> tuple[LoopRows, list[StepRecord], int, int | None]:
         """At most `limit` rounds, from number `index` on.
 
         Returns:
@@ -57,7 +57,7 @@ class Graphs:
         """
         if index == 0:
             rows = _typical(rows)
-            if self._adaptive and self.problem.compact:
+            if self._adaptive and self.problem.drop_finished:
                 self._bound = _of_any_number(rows, self._bound)
         elif subset is not self._samples:
             rows = rows.by_feature()
@@ -70,7 +70,7 @@ class Graphs:
             self.field.explain(error, Request(self.problem.asked(subset), rows.t, rows.y))
             raise
 
-    def _unrolled(self, rows: Rows, index: int, limit: float) -> tuple[Rows, list[Seen], int, int | None]:
+    def _unrolled(self, rows: LoopRows, index: int, limit: float) -> tuple[LoopRows, list[StepRecord], int, int | None]:
         alone = self.problem.event is not None or rows.y.numel() > LARGE or min(self._ahead, limit) < TOGETHER
         number = 1 if alone else TOGETHER
         if self._adaptive:
@@ -85,11 +85,11 @@ class Graphs:
         running, self._ahead = outlook.tolist()
         return rows, seen, number, int(running)
 
-    def _in_loop(self, rows: Rows, limit: float) -> tuple[Rows, list[Seen], int, int] | None:
+    def _in_loop(self, rows: LoopRows, limit: float) -> tuple[LoopRows, list[StepRecord], int, int] | None:
         from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
         size = rows.t.shape[0]
-        enough = _few(size) + 1 if self.problem.compact and size > 2 else 1
+        enough = _few(size) + 1 if self.problem.drop_finished and size > 2 else 1
         bounds = torch.tensor([enough, int(min(limit, LONGEST))])
         try:
             rows, outlook, evaluations = self._until(self._bound, self.method, self.problem, rows, bounds)
@@ -103,8 +103,8 @@ class Graphs:
 
 
 def _some_rounds(
-    f: Bound, method: Method, problem: Problem, rows: Rows, index: int, number: int
-) -> tuple[Rows, list[Seen], Tensor, int]:
+    f: BoundField, method: Method, problem: Problem, rows: LoopRows, index: int, number: int
+) -> tuple[LoopRows, list[StepRecord], Tensor, int]:
     """The rows some rounds on, what happened, their outlook, and the calls of f: a pure function of tensors."""
     seen, evaluations = [], 0
     for later in range(number):
@@ -115,7 +115,9 @@ def _some_rounds(
     return rows.by_feature(), seen, _outlook(rows), evaluations
 
 
-def _rounds_until(f: Bound, method: Method, problem: Problem, rows: Rows, bounds: Tensor) -> tuple[Rows, Tensor, int]:
+def _rounds_until(
+    f: BoundField, method: Method, problem: Problem, rows: LoopRows, bounds: Tensor
+) -> tuple[LoopRows, Tensor, int]:
     """The rows once fewer than bounds[0] run, or bounds[1] rounds on: a pure function of tensors.
 
     Also [2] how many run and the number of rounds, and the calls of f of each.
@@ -141,7 +143,9 @@ def _rounds_until(f: Bound, method: Method, problem: Problem, rows: Rows, bounds
     return rows._replace(**dict(zip(names, moved, strict=True))), torch.stack([running, done]), calls
 
 
-def _round(f: Bound, method: Method, problem: Problem, rows: Rows, index: int) -> tuple[Rows, Seen, int]:
+def _round(
+    f: BoundField, method: Method, problem: Problem, rows: LoopRows, index: int
+) -> tuple[LoopRows, StepRecord, int]:
     """The rows a round on, what happened, and the calls of f."""
     running = rows.status == RUNNING
     attempt = method.begin(rows, index, running)
@@ -155,19 +159,19 @@ def _few(rows: int) -> int:
     return rows * 3 // 4
 
 
-def _outlook(rows: Rows) -> Tensor:
+def _outlook(rows: LoopRows) -> Tensor:
     """[2] how many rows run, and the most steps of its present length that one of them has to go."""
     running = rows.status == RUNNING
     ahead = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0)
     return torch.stack([running.sum().double(), ahead.max().double()])
 
 
-def _typical(rows: Rows) -> Rows:
+def _typical(rows: LoopRows) -> LoopRows:
     """The first round's rows made like all later ones, lest they need a graph of their own.
 
     That is: tensors that share no memory and lie in it as later ones do, and whatever may require gradients does.
     """
-    rows = Rows(*(field.clone(memory_format=torch.contiguous_format) for field in rows)).by_feature()
+    rows = LoopRows(*(field.clone(memory_format=torch.contiguous_format) for field in rows)).by_feature()
     if not torch.is_grad_enabled() or not (rows.y.requires_grad or rows.k1.requires_grad):
         return rows
     later = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated")}
@@ -176,7 +180,7 @@ def _typical(rows: Rows) -> Rows:
     )
 
 
-def _of_any_number(rows: Rows, f: Bound) -> Bound:
+def _of_any_number(rows: LoopRows, f: BoundField) -> BoundField:
     """Tell torch that the number of rows changes, lest it compiles a graph for the first number, then one for others.
 
     Returns:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dise.integrate.output.interpolation import Path, Pieces
+from dise.integrate.output.interpolation import DenseSolution, PiecewisePolynomial
 from dise.integrate.problem.problem import Layout, Result
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import State
@@ -50,7 +50,7 @@ class Event:
         return {"any": falling | rising, "falling": falling, "rising": rising}[self.direction]
 
 
-class Watch:
+class EventMonitor:
     """An event in one solve of `number` samples: which of them it stopped."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Watch:
         self.stopped = self.stopped.index_put((sample,), self.stopped[sample] | stop)
         return stop
 
-    def locate(self, path: Path, result: Result) -> Result:
+    def locate(self, path: DenseSolution, result: Result) -> Result:
         """The result with t and y of the stopped samples moved from their last step's end to the crossing."""
         samples = self.stopped.nonzero().flatten()
         if len(samples) == 0 or path.pieces is None:
@@ -100,7 +100,7 @@ class Watch:
         )
 
     @torch.no_grad()
-    def _bisect(self, samples: Tensor, last: Pieces) -> Tensor:
+    def _bisect(self, samples: Tensor, last: PiecewisePolynomial) -> Tensor:
         """[K] θ of the first crossing, or a rounding before it, in the last steps of the samples [K]."""
 
         def value(theta: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Watch:
         # just before: who starts anew from there is on the side that he came from
         return torch.where(value(high) == 0, high, low)
 
-    def _refine(self, samples: Tensor, last: Pieces, theta: Tensor) -> Tensor:
+    def _refine(self, samples: Tensor, last: PiecewisePolynomial, theta: Tensor) -> Tensor:
         """θ [K] with its gradient; the value stays.
 
         By the implicit function theorem, g(θ(p), p) = 0 gives θ' = −g_p / g_θ: a Newton step from the constant θ has

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dise.integrate.output.observers import Seen
+from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Problem, Result
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import State
@@ -40,7 +40,7 @@ class Trail:
         self._attempts: list[_Attempt] = []
         self._started_over = torch.zeros(number, dtype=torch.int64, device=device)
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StepRecord) -> None:
         """Keep an attempted step."""
         start_over = self._started_over[seen.sample]
         self._attempts.append(_Attempt(seen.sample, start_over, seen.accept, seen.t_next, seen.step))
@@ -49,11 +49,11 @@ class Trail:
         """Forget the steps of these samples: another integrator begins with them anew."""
         self._started_over = self._started_over.index_add(0, sample, torch.ones_like(sample))
 
-    def path(self, problem: Problem, end: Result) -> "Path":
+    def path(self, problem: Problem, end: Result) -> "DenseSolution":
         """The solution as a function of time, from the accepted steps of the whole problem, which ended in `end`."""
-        return Path(self._pieces(), problem.t0, problem.t1, problem.y0, end.slope, end.t, end.y)
+        return DenseSolution(self._pieces(), problem.t0, problem.t1, problem.y0, end.slope, end.t, end.y)
 
-    def _pieces(self) -> "Pieces | None":
+    def _pieces(self) -> "PiecewisePolynomial | None":
         """The accepted steps of every sample's last start, sample by sample; None if there are none."""
         if not self._attempts:
             return None
@@ -66,13 +66,15 @@ class Trail:
         rows = rows[sample[rows].argsort(stable=True)]
         steps = [attempt.step for attempt in self._attempts]
         t, dt, y = (torch.cat(column)[rows] for column in list(zip(*steps, strict=True))[:3])
-        return Pieces(sample[rows], t, t_next[rows], dt, y, _coefficients(steps)[rows], len(self._started_over))
+        return PiecewisePolynomial(
+            sample[rows], t, t_next[rows], dt, y, _coefficients(steps)[rows], len(self._started_over)
+        )
 
 
-class Path(NamedTuple):
+class DenseSolution(NamedTuple):
     """The solution of every sample as a function of time, from t0 to where its solve ended."""
 
-    pieces: "Pieces | None"  # None: no step was accepted
+    pieces: "PiecewisePolynomial | None"  # None: no step was accepted
     t0: Tensor  # [B]
     t1: Tensor  # [B]
     y0: Tensor  # [B, F]
@@ -108,7 +110,7 @@ class Path(NamedTuple):
 class Interpolant:
     """A solve's path in the user's terms: what `Solution.evaluate` asks."""
 
-    def __init__(self, path: Path, problem: Problem) -> None:
+    def __init__(self, path: DenseSolution, problem: Problem) -> None:
         self.path = path
         self.problem = replace(problem, observers=(), event=None, accumulate=None, field=None)  # for the times' checks
 
@@ -148,7 +150,7 @@ def _interpolant(step: Step) -> tuple[tuple[float, ...], ...]:
     return step.tableau.interpolant
 
 
-class Pieces(NamedTuple):
+class PiecewisePolynomial(NamedTuple):
     """P polynomials, sample by sample, in the direction of the integration within each."""
 
     sample: Tensor  # [P]
@@ -179,18 +181,18 @@ class Pieces(NamedTuple):
         theta = torch.where(exists, ((times - self.t[piece]) / self.dt[piece])[..., None], 0)
         return torch.where(exists, _horner(self.y[piece], self.coefficients[piece].unbind(2), theta), otherwise)
 
-    def last(self, samples: Tensor) -> "Pieces":
+    def last(self, samples: Tensor) -> "PiecewisePolynomial":
         """The last piece of each of some samples [K] that have one, in their order."""
         rows = (torch.bincount(self.sample, minlength=self.number).cumsum(0) - 1)[samples]
         return self._map(lambda column: column[rows], number=len(samples))
 
-    def detach(self) -> "Pieces":
+    def detach(self) -> "PiecewisePolynomial":
         """The same without a graph."""
         return self._map(Tensor.detach, number=self.number)
 
-    def _map(self, change: Callable[[Tensor], Tensor], *, number: int) -> "Pieces":
+    def _map(self, change: Callable[[Tensor], Tensor], *, number: int) -> "PiecewisePolynomial":
         sample, t, t_next, dt, y, coefficients = (change(column) for column in self[:-1])
-        return Pieces(sample, t, t_next, dt, y, coefficients, number)
+        return PiecewisePolynomial(sample, t, t_next, dt, y, coefficients, number)
 
     def time(self, theta: Tensor) -> Tensor:
         """[P] time at each piece's own θ [P]."""

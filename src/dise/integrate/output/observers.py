@@ -11,7 +11,7 @@ from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import Steps
 
 
-class Seen(NamedTuple):
+class StepRecord(NamedTuple):
     """An attempted step of n samples, and what became of it."""
 
     sample: Tensor  # [n] which of the solve's samples
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
 class Observer(Protocol):
     """What is told of every attempted step."""
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StepRecord) -> None:
         """An attempted step."""
         ...
 
@@ -40,7 +40,7 @@ class Record:
         self._started_over = torch.zeros(number, dtype=torch.int64, device=device)
         self._seen: list[tuple[Tensor, ...]] = []
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StepRecord) -> None:
         """Keep it."""
         self._seen.append((seen.sample, self._started_over[seen.sample], seen.accept, seen.t_next, seen.ratio))
 
@@ -87,7 +87,7 @@ class Progress:
         span = self._t1 - self._t0
         return torch.where(span == 0, 1, (self.t - self._t0) / torch.where(span == 0, 1, span))
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StepRecord) -> None:
         """A round is over: tell the user."""
         moved = torch.where(seen.accept, seen.t_next, seen.step.t).detach()
         self.t = self.t.index_put((seen.sample,), moved)

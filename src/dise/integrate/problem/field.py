@@ -12,7 +12,7 @@ from dise.integrate.solution import State
 F = TypeVar("F", bound=Callable)
 
 
-class Bound(NamedTuple):
+class BoundField(NamedTuple):
     """f with its arguments, on the solver's layout and for certain samples."""
 
     f: Callable[..., State]
@@ -21,8 +21,8 @@ class Bound(NamedTuple):
     own: tuple[Tensor, ...]  # the samples' rows of sample_args
 
 
-def call(f: Bound, t: Tensor, y: Tensor) -> Tensor:
-    """f at times [n] and states [n, F], checked: [n, F]. Not a method of `Bound`, which older torch cannot compile."""
+def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
+    """f at times [n] and states [n, F], checked: [n, F]. Not a method, which older torch cannot compile."""
     layout = f.layout
     state = layout.unpack(y.contiguous())
     value = f.f(layout.time(t), state, *f.args, *f.own)
@@ -58,18 +58,18 @@ class Field:
         self.args, self.sample_args, self.options = tuple(args), tuple(sample_args), options
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
-        self._common = Bound(f, problem.layout, self.args, ())
+        self._common = BoundField(f, problem.layout, self.args, ())
 
     def __call__(self, request: Request) -> Tensor:
         """The request's values of f."""
-        if request.rows is None or self.problem.compact:
+        if request.rows is None or self.problem.drop_finished:
             return self._evaluate(request)
         # f wants all samples always: those that ask for nothing are evaluated at their start
         rows = (request.rows,)
         t, y = self.problem.t0.index_put(rows, request.t), self.problem.y0.index_put(rows, request.y)
         return self._evaluate(Request(None, t, y))[request.rows]
 
-    def bound(self, rows: Tensor | None) -> Bound:
+    def bound(self, rows: Tensor | None) -> BoundField:
         """f for some of the samples (None: all, in order)."""
         if not self.sample_args:
             return self._common
@@ -77,7 +77,7 @@ class Field:
         return self._common._replace(own=own)
 
     def compiled(self, function: F, *key: Hashable) -> F:
-        """A function of a `Bound` f and of tensors, compiled; `key` is what else it depends on."""
+        """A function of a `BoundField` f and of tensors, compiled; `key` is what else it depends on."""
         if self.options is None:
             raise RuntimeError("this field was made without options of torch.compile")
         layout = self.problem.layout  # a graph of one structure does not turn into that of another
@@ -120,7 +120,7 @@ def _version(x: Tensor) -> int:
 
 PARTIAL = (
     "f was called on some of the samples only. Tensors with a row a sample belong in sample_args=, "
-    "not in a closure; or pass compact=False."
+    "not in a closure; or pass drop_finished=False."
 )
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dise.integrate.output.observers import Observer, Seen
+from dise.integrate.output.observers import Observer, StepRecord
 from dise.integrate.solution import State
 
 if TYPE_CHECKING:
-    from dise.integrate.output.events import Watch
+    from dise.integrate.output.events import EventMonitor
     from dise.integrate.problem.field import Field
 
 
@@ -149,10 +149,10 @@ class Problem:
     t1: Tensor  # [n]
     layout: Layout
     k1: Tensor | None = None  # [n, F] f(t0, y0), where somebody evaluated it already
-    compact: bool = False
-    through_control: bool = False
+    drop_finished: bool = False
+    differentiate_step_sizes: bool = False
     accumulate: Callable | None = None
-    event: "Watch | None" = None  # what stops a sample before t1, if anything
+    event: "EventMonitor | None" = None  # what stops a sample before t1, if anything
     dt: Tensor | None = None  # [n] first step, where it is known; for step-size control that chooses it
     observers: tuple[Observer, ...] = ()  # who is shown each attempted step
     field: "Field | None" = None  # f, for integrations that call it themselves instead of asking for it
@@ -189,7 +189,7 @@ class Problem:
     def compiled_field(self) -> "Field | None":
         """f, if whole rounds of this problem can be compiled with it inside."""
         field = self.field
-        if field is None or field.options is None or (self.sample is not None and not self.compact):
+        if field is None or field.options is None or (self.sample is not None and not self.drop_finished):
             return None
         return field
 
@@ -197,7 +197,7 @@ class Problem:
         """The rows of a request as the solve's samples; None: all of them, in order."""
         return self.sample if rows is None else self.samples(rows)
 
-    def show(self, seen: Seen) -> None:
+    def show(self, seen: StepRecord) -> None:
         """Tell the observers of an attempted step of some of this problem's samples."""
         if self.observers:
             seen = seen._replace(sample=self.samples(seen.sample))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dise.integrate.runge_kutta.tableau import ButcherTableau, Terms
+from dise.integrate.runge_kutta.tableau import ButcherTableau, WeightedSum
 from dise.integrate.solution import seen_finite
 
 
@@ -32,7 +32,7 @@ class Step(NamedTuple):
         return (self.dt * terms.scale).unsqueeze(1) * unscaled(terms, self.stages)
 
 
-def unscaled(terms: Terms, stages: Sequence[Tensor]) -> Tensor:
+def unscaled(terms: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
     """[n, F] a sum of stages but for its scale; stages of weight 0 are not read."""
     total = stages[terms.first]
     for i, factor in terms.rest:
@@ -93,6 +93,6 @@ class Attempt:
         y_next = self._y_stage if self.tableau.fsal else self._moved(self.tableau.b_terms)
         return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau)
 
-    def _moved(self, terms: Terms) -> Tensor:
+    def _moved(self, terms: WeightedSum) -> Tensor:
         """y + dt · a sum of stages."""
         return torch.addcmul(self.y, self._dt_column, unscaled(terms, self.stages), value=terms.scale)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 _ROUNDING = 1e-12  # coefficients are quotients of small integers in double precision
 
 
-class Terms(NamedTuple):
+class WeightedSum(NamedTuple):
     """A sum Σ_i w_i k_i as scale · (k_first + Σ factor_i k_i), without the k_i of weight 0.
 
     In a step dt multiplies the sum, and the scale goes with it: one operation on the state less. It is the weight
@@ -20,7 +20,7 @@ class Terms(NamedTuple):
     rest: tuple[tuple[int, float], ...]  # i and w_i / scale
 
     @classmethod
-    def of(cls, weights: tuple[float, ...]) -> "Terms":
+    def of(cls, weights: tuple[float, ...]) -> "WeightedSum":
         """The sum with these weights."""
         used = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
         first, scale = max(used, key=lambda term: abs(term[1]))
@@ -63,9 +63,9 @@ class ButcherTableau:
     interpolant: tuple[tuple[float, ...], ...] | None = None
     error_order: int | None = None
     # the weights of each stage's state, of the solution and of the error without zeros, as steps use them
-    a_terms: tuple["Terms", ...] = field(init=False, repr=False, compare=False)
-    b_terms: "Terms" = field(init=False, repr=False, compare=False)
-    b_err_terms: "Terms | None" = field(init=False, repr=False, compare=False)
+    a_terms: tuple["WeightedSum", ...] = field(init=False, repr=False, compare=False)
+    b_terms: "WeightedSum" = field(init=False, repr=False, compare=False)
+    b_err_terms: "WeightedSum | None" = field(init=False, repr=False, compare=False)
     # first same as last: the last stage is f at the step's end, hence the next step's first stage
     fsal: bool = field(init=False, repr=False, compare=False)
 
@@ -85,9 +85,9 @@ class ButcherTableau:
             raise ValueError(f"b_err: must sum to 0, sums to {sum(self.b_err)}")
         if self.interpolant is not None:
             self._check_interpolant(self.interpolant)
-        object.__setattr__(self, "a_terms", tuple(Terms.of(row) for row in self.a))
-        object.__setattr__(self, "b_terms", Terms.of(self.b))
-        object.__setattr__(self, "b_err_terms", None if self.b_err is None else Terms.of(self.b_err))
+        object.__setattr__(self, "a_terms", tuple(WeightedSum.of(row) for row in self.a))
+        object.__setattr__(self, "b_terms", WeightedSum.of(self.b))
+        object.__setattr__(self, "b_err_terms", None if self.b_err is None else WeightedSum.of(self.b_err))
         last = self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
         object.__setattr__(self, "fsal", last)
 

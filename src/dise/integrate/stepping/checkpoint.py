@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dise.integrate.output.observers import Seen
+from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Problem, Request, drive
 
 if TYPE_CHECKING:
     from dise.integrate.stepping.loop import LoopState
 
-Rounds = Callable[["LoopState", int, Callable[[Seen], None]], Generator[Request, Tensor, "LoopState"]]
+Rounds = Callable[["LoopState", int, Callable[[StepRecord], None]], Generator[Request, Tensor, "LoopState"]]
 
 
 def in_segments(rounds: Rounds, state: "LoopState", problem: Problem) -> "LoopState":
@@ -34,8 +34,8 @@ def in_segments(rounds: Rounds, state: "LoopState", problem: Problem) -> "LoopSt
     """
     for length in count(1):
         # a recomputation must leave no trace: what it sees is told outside
-        def segment(state: "LoopState" = state, length: int = length) -> tuple["LoopState", list[Seen]]:
-            seen: list[Seen] = []
+        def segment(state: "LoopState" = state, length: int = length) -> tuple["LoopState", list[StepRecord]]:
+            seen: list[StepRecord] = []
             return drive(rounds(state, length, seen.append), problem.answer), seen
 
         state, seen = checkpoint(segment, use_reentrant=False)

@@ -145,7 +145,7 @@ class ErrorControl:
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
         error = self.test.ratio(step, problem.layout)
-        ratio, dt = (error, step.dt) if problem.through_control else (error.detach(), step.dt.detach())
+        ratio, dt = (error, step.dt) if problem.differentiate_step_sizes else (error.detach(), step.dt.detach())
         accept = ratio <= 1
         if self.accept_at_dt_min:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
@@ -198,7 +198,7 @@ def _starting_step(problem: Problem, k1: Tensor, order: int, test: ErrorTest) ->
     y0, layout = problem.y0, problem.layout
     span = problem.t1 - problem.t0
     longest = torch.where(span.isinf(), 1, span.abs())  # what a sample tries whose f is NaN; it will fail there
-    with torch.set_grad_enabled(problem.through_control and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(problem.differentiate_step_sizes and torch.is_grad_enabled()):
         scale = test.scale(y0.abs(), layout)
         d0, d1 = test.size(y0 / scale, layout), test.size(k1 / scale, layout)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
@@ -209,7 +209,7 @@ def _starting_step(problem: Problem, k1: Tensor, order: int, test: ErrorTest) ->
         t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
         y1 = torch.addcmul(y0, probe[:, None], k1)
     f1 = yield Request(None, t_probe, y1)
-    with torch.set_grad_enabled(problem.through_control and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(problem.differentiate_step_sizes and torch.is_grad_enabled()):
         d2 = test.size((f1 - k1) / scale, layout) / h0
         largest = torch.maximum(d1, d2)
         flat = largest <= 1e-15

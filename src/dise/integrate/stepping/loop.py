@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from dise.integrate.compile.rounds import Graphs
-from dise.integrate.output.observers import Seen
+from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Integration, Problem, Request, Result
 from dise.integrate.runge_kutta.step import all_finite
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.solution import Status, all_seen, seen_finite
 from dise.integrate.stepping.checkpoint import in_segments
 from dise.integrate.stepping.control import Controller
-from dise.integrate.stepping.method import RUNNING, Method, Rows
+from dise.integrate.stepping.method import RUNNING, LoopRows, Method
 
 
 class LoopState(NamedTuple):
     """Where an integration is between two rounds."""
 
-    rows: Rows  # in the loop
-    left: tuple[Rows, ...]  # out of it
+    rows: LoopRows  # in the loop
+    left: tuple[LoopRows, ...]  # out of it
     done: int  # rounds
     over: bool
 
@@ -32,7 +32,8 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
     """Integrate every sample of the problem with its own steps, as a coroutine (see `dise.integrate.problem.problem`).
 
     A sample that has reached t1, or failed, is frozen: it keeps its state while the others go on, and with
-    `problem.compact` it leaves the batch. The device is read once a step, and never if the number of steps is known.
+    `problem.drop_finished` it leaves the batch. The device is read once a step, and never if the
+    number of steps is known.
     """
     k1 = yield from problem.first_stage()
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order)
@@ -47,7 +48,7 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) ->
 
 
 def _rounds(
-    method: Method, problem: Problem, state: LoopState, number: int | None, show: Callable[[Seen], None]
+    method: Method, problem: Problem, state: LoopState, number: int | None, show: Callable[[StepRecord], None]
 ) -> Generator[Request, Tensor, LoopState]:
     """The next `number` rounds (None: all): each attempts one step of every row. `show` is told of each attempt."""
     rows, left, index, _ = state
@@ -63,7 +64,7 @@ def _rounds(
             if running == 0:
                 return LoopState(rows, left, index, over=True)
             size = running if graphs is None else graphs.size(rows.t.shape[0], running)
-            if problem.compact and size < rows.t.shape[0]:
+            if problem.drop_finished and size < rows.t.shape[0]:
                 rows, gone = _split(rows, size)
                 left = (*left, gone)
             whole = running == rows.t.shape[0]  # whether all rows are known to run
@@ -86,8 +87,8 @@ def _rounds(
 
 
 def _one_round(
-    method: Method, problem: Problem, rows: Rows, index: int, subset: Tensor | None, *, whole: bool
-) -> Generator[Request, Tensor, tuple[Rows, Seen]]:
+    method: Method, problem: Problem, rows: LoopRows, index: int, subset: Tensor | None, *, whole: bool
+) -> Generator[Request, Tensor, tuple[LoopRows, StepRecord]]:
     """The rows a round on, and what happened. `whole` says that all of them run."""
     running = None if whole else rows.status == RUNNING
     rows, known = yield from _first_stages(method, rows, index, running, subset)
@@ -98,8 +99,8 @@ def _one_round(
 
 
 def _first_stages(
-    method: Method, rows: Rows, index: int, running: Tensor | None, subset: Tensor | None
-) -> Generator[Request, Tensor, tuple[Rows, bool]]:
+    method: Method, rows: LoopRows, index: int, running: Tensor | None, subset: Tensor | None
+) -> Generator[Request, Tensor, tuple[LoopRows, bool]]:
     """The rows, and whether their k1 are all known now.
 
     After a rejected step k1 is what it was. Where a method does not know it after an accepted one, either all rows
@@ -118,13 +119,13 @@ def _first_stages(
     return rows, True
 
 
-def _split(rows: Rows, size: int) -> tuple[Rows, Rows]:
+def _split(rows: LoopRows, size: int) -> tuple[LoopRows, LoopRows]:
     """The first `size` rows and the others, in an order in which those that run come first."""
     order = (rows.status == RUNNING).argsort(descending=True, stable=True)
     return rows.take(order[:size]), rows.take(order[size:])
 
 
-def _stopped(rows: Rows, seen: list[Seen], problem: Problem, *, last: bool) -> Rows:
+def _stopped(rows: LoopRows, seen: list[StepRecord], problem: Problem, *, last: bool) -> LoopRows:
     """The rows, of which those are done that an event stopped, or that still run after the `last` round."""
     status = rows.status
     if problem.event is not None and seen:
@@ -136,14 +137,14 @@ def _stopped(rows: Rows, seen: list[Seen], problem: Problem, *, last: bool) -> R
     return rows._replace(status=status)
 
 
-def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> Rows:
+def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopRows:
     """The samples before their first step; `measured` says whether steps have error estimates."""
     zero = torch.zeros_like(problem.t0)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     status = torch.full_like(none, RUNNING)
     if not (seen_finite(k1.detach()) and seen_finite(problem.y0.detach())):
         status = status.masked_fill(~(all_finite(k1) & all_finite(problem.y0)), int(Status.NON_FINITE))
-    return Rows(
+    return LoopRows(
         sample=torch.arange(problem.y0.shape[0], device=zero.device),
         t0=problem.t0,
         t1=problem.t1,
@@ -161,13 +162,13 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> Rows:
     )
 
 
-def _collect(parts: list[Rows], method: Method, *, first: int) -> Result:
+def _collect(parts: list[LoopRows], method: Method, *, first: int) -> Result:
     """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
     rows = parts[0]
     if len(parts) > 1:
-        rows = Rows(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        rows = LoopRows(*(torch.cat(field) for field in zip(*parts, strict=True)))
         rows = rows.take(rows.sample.argsort())
-    columns = {name: getattr(rows, name) for name in Result._fields if name in Rows._fields}
+    columns = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
     if not method.tableau.fsal:
         # of fixed steps only a failed one's is known, which nobody goes on from
         adaptive = method.control.rounds is None

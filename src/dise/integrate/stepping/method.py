@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.compile.backend import by_feature
-from dise.integrate.output.observers import Seen
+from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.runge_kutta.step import Attempt, Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
@@ -16,7 +16,7 @@ from dise.integrate.stepping.control import Controller
 RUNNING = int(Status.RUNNING)
 
 
-class Rows(NamedTuple):
+class LoopRows(NamedTuple):
     """The samples in the loop, a row each."""
 
     sample: Tensor  # which of the problem's samples
@@ -34,11 +34,11 @@ class Rows(NamedTuple):
     memory: Tensor  # the controller's
     accumulated: Tensor
 
-    def take(self, rows: Tensor) -> "Rows":
+    def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
-        return Rows(*(field.index_select(0, rows) for field in self))
+        return LoopRows(*(field.index_select(0, rows) for field in self))
 
-    def by_feature(self) -> "Rows":
+    def by_feature(self) -> "LoopRows":
         """The same; narrow states lie in memory feature by feature, so that compiled loops over rows are of vectors."""
         return self._replace(y=by_feature(self.y), k1=by_feature(self.k1))
 
@@ -49,7 +49,7 @@ class Method(NamedTuple):
     tableau: ButcherTableau
     control: Controller
 
-    def begin(self, rows: Rows, index: int, running: Tensor | None, *, known: bool = False) -> Attempt:
+    def begin(self, rows: LoopRows, index: int, running: Tensor | None, *, known: bool = False) -> Attempt:
         """The rows' step number `index`; those that are not `running` [n] step on the spot (None: all run).
 
         `known` says that the k1 of all rows is, even if the method does not know it at the end of a step.
@@ -60,7 +60,9 @@ class Method(NamedTuple):
         known = known or index == 0 or self.tableau.fsal
         return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None)
 
-    def end(self, rows: Rows, attempt: Attempt, problem: Problem, running: Tensor | None) -> tuple[Rows, Seen]:
+    def end(
+        self, rows: LoopRows, attempt: Attempt, problem: Problem, running: Tensor | None
+    ) -> tuple[LoopRows, StepRecord]:
         """The rows after the step: moved if it was accepted, frozen if they were."""
         step, t_next = attempt.finish(), attempt.t_next
         if running is None and self.control.passes(step):
@@ -92,7 +94,7 @@ class Method(NamedTuple):
         accumulated = rows.accumulated
         if problem.accumulate is not None:
             accumulated = moved(accumulated + _share(problem.accumulate(step), step), accumulated)
-        after = Rows(
+        after = LoopRows(
             sample=rows.sample,
             t0=rows.t0,
             t1=rows.t1,
@@ -108,9 +110,9 @@ class Method(NamedTuple):
             memory=verdict.memory,
             accumulated=accumulated,
         )
-        return after, Seen(rows.sample, step, t_next, error, accept)
+        return after, StepRecord(rows.sample, step, t_next, error, accept)
 
-    def _passed(self, rows: Rows, step: Step, t_next: Tensor, problem: Problem) -> tuple[Rows, Seen]:
+    def _passed(self, rows: LoopRows, step: Step, t_next: Tensor, problem: Problem) -> tuple[LoopRows, StepRecord]:
         """The rows after a step that all of them have taken, whose error nobody measures."""
         after = rows._replace(
             k1=step.stages[-1] if self.tableau.fsal else rows.k1,
@@ -123,7 +125,7 @@ class Method(NamedTuple):
         )
         if problem.accumulate is not None:
             after = after._replace(accumulated=rows.accumulated + _share(problem.accumulate(step), step))
-        return after, Seen(rows.sample, step, t_next, rows.error, torch.ones_like(rows.known))
+        return after, StepRecord(rows.sample, step, t_next, rows.error, torch.ones_like(rows.known))
 
     def moving(self, problem: Problem) -> tuple[str, ...]:
         """Which fields of the rows a step changes."""
@@ -132,9 +134,9 @@ class Method(NamedTuple):
             never.add("known")
         if problem.accumulate is None:
             never.add("accumulated")
-        return tuple(name for name in Rows._fields if name not in never)
+        return tuple(name for name in LoopRows._fields if name not in never)
 
-    def evaluations(self, rows: Rows) -> Tensor:
+    def evaluations(self, rows: LoopRows) -> Tensor:
         """[n] evaluations of f that the rows' steps took.
 
         The first step knows its first stage, and so does one after a rejected step, or after any if the last stage is

@@ -31,7 +31,7 @@ def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Moved:
+class ProbabilityShift:
     """1 where a probability is off the reference's by more than τ, else 0; needs no labels.
 
     Of a measure over all samples, such as the area under the ROC curve, there is no loss a sample; this bounds what can
@@ -57,7 +57,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Deviates:
+class OutputDeviation:
     """1 where an output is off the reference's by more than a tolerance, else 0; for outputs of any kind.
 
     Args:

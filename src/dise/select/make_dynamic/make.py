@@ -18,7 +18,7 @@ from dise.select.guarantee.calibrate import (
     hoeffding_bentkus,
     samples_needed,
 )
-from dise.select.guarantee.risk import Deviates, Moved, Risk, RiskCost, disagreement, lost_accuracy
+from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.cost import Costs, Outcomes, device_of, find_block, has_block, run_candidates
 from dise.select.make_dynamic.families import Family, families
 from dise.select.model.adapt import adapt, check_same
@@ -115,8 +115,8 @@ def make_dynamic(
             They are kept in memory.
         epsilon, delta: ε and δ, in (0, 1).
         risk: what is lost, 0 or 1 a sample: `disagreement` (of the predicted class; needs no labels), `lost_accuracy`,
-            `Moved(τ)` (of a probability), `Deviates(tolerance)` (of any output); or (output, reference's output,
-            target) → [n] losses in [0, 1].
+            `ProbabilityShift(τ)` (of a probability), `OutputDeviation(tolerance)` (of any output); or
+            (output, reference's output, target) → [n] losses in [0, 1].
         block: name of the submodule that integrates, e.g. "feature_layers.0"; default: the model's one NeuralODE. If it
             is written on torchdiffeq, a `dise.NeuralODE` takes its place (see `dise.select.model.adapt`).
         f, span: of a block written on torchdiffeq: the name of its vector field and (t0, t1), if they are not to be
@@ -162,7 +162,7 @@ def make_dynamic(
     if not settings:
         everyone = (*candidates, *_bolder(reference), reference)
         family, estimates = _choose(part, own, fit, everyone, head, risk=risk, epsilon=epsilon, seed=seed, log=log)
-    binary = isinstance(risk, Moved | Deviates) or risk in (disagreement, lost_accuracy)
+    binary = isinstance(risk, ProbabilityShift | OutputDeviation) or risk in (disagreement, lost_accuracy)
     p_value = exact_binomial if binary else hoeffding_bentkus
     log(f"testing {len(family.settings)} settings of: {family.name}")
     found = calibrate(
@@ -326,7 +326,7 @@ def _choose(
     log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
     outcomes = _by_price(run_candidates(model, learn, candidates))
     costs = Costs.of(outcomes, RiskCost(risk=risk))
-    classifies = risk in (disagreement, lost_accuracy) or isinstance(risk, Moved)
+    classifies = risk in (disagreement, lost_accuracy) or isinstance(risk, ProbabilityShift)
     length = float(torch.as_tensor(block.t1).mean() - torch.as_tensor(block.t0).mean())
     tried = families(
         costs,
