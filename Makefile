@@ -47,6 +47,7 @@ test-device: setup  ## tests with what they make on a device, as on a GPU: DEVIC
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/structure.py
 
 types: setup
 	$(BIN)/mypy
