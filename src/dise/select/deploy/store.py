@@ -14,6 +14,7 @@ from torch import nn
 from dise.integrate import Integrator, State, max_norm, rms_norm
 from dise.integrate.value import Value
 from dise.nn import NeuralODE
+from dise.select.deploy.atomic import atomic_write
 from dise.select.judging.cost import device_of, find_block
 from dise.select.learning.adequacy import AdequacySelector
 from dise.select.learning.committee import Committee
@@ -53,8 +54,10 @@ def save_policy(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     held = getattr(block, "policy", None)
     if held is not None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in held.state_dict().items()}
-        _replace(path / WEIGHTS, lambda file: _safetensors().save_file(tensors, file))
-    _replace(path / POLICY, lambda file: file.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8"))
+        with atomic_write(path / WEIGHTS) as file:
+            _safetensors().save_file(tensors, file)
+    with atomic_write(path / POLICY) as file:
+        file.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
 
 
 def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool = True) -> nn.Module:
@@ -111,13 +114,6 @@ def _safetensors() -> Any:
     except ImportError as error:
         raise ImportError("a policy with a network is saved with safetensors: pip install safetensors") from error
     return safetensors.torch
-
-
-def _replace(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    write(partial)
-    os.replace(partial, file)
 
 
 def _block(model: nn.Module, block: NeuralODE) -> dict[str, Any]:
