@@ -8,7 +8,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from dise import RK4, Dopri5, ErrorEstimate, Euler, KineticEnergy, SolveError, solve
-from dise.flow import Augmented, DiagonalNormal, Flow, TransportCost, divergence
+from dise.flow import AugmentedField, DiagonalNormal, Flow, TransportCost, divergence
 from dise.select import find_block
 
 DOUBLE = torch.float64
@@ -227,7 +227,7 @@ def test_a_sample_has_the_density_that_its_start_came_to():
     f, z = TanhNet(2), noise(6, 2)
     flow = flow_of(f, 2, t0=0.5, t1=2.0)
     start = flow.base.log_prob(z)[:, None]
-    x, log_prob = solve(Augmented(f), (z, start), 0.5, 2.0, TIGHT).y
+    x, log_prob = solve(AugmentedField(f), (z, start), 0.5, 2.0, TIGHT).y
     assert_close(flow.transport(z, flow.t0, flow.t1), x, rtol=0, atol=1e-7)
     assert_close(flow.log_prob(x), log_prob.squeeze(1), rtol=0, atol=1e-6)
     assert_close(flow.transport(x, 2.0, 0.5), z, rtol=0, atol=1e-6)
@@ -572,7 +572,7 @@ def test_transport_cost_refuses():
     for dim in (0, 1.0, True, "2"):
         with pytest.raises(ValueError, match="dim: expected a whole number of at least 1"):
             TransportCost(dim)
-    with pytest.raises(ValueError, match=r"dim: expected the D of points .* are 3 numbers a row, got 3"):
+    with pytest.raises(ValueError, match=r"dim: expected the D of points .* are 3 numbers per row, got 3"):
         flow_of(TanhNet(2), 2).solve(noise(4, 2), accumulate=TransportCost(3).accumulate)
     _, solution = flow_of(TanhNet(2), 2).solve(noise(4, 2))
     for missing in (solution, None):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dise import RK4, Dopri5, Euler, solve
-from dise.flow import Augmented, divergence
+from dise.flow import AugmentedField, divergence
 from dise.select import count_macs
 from dise_experiments.circles.data import circles
 from dise_experiments.circles.model import HyperNetworkField, hypernetwork_flow
@@ -239,7 +239,7 @@ def test_samples_have_the_flows_density(flow):
     z = noise(10, 2) * math.sqrt(0.1)
     tight = Dopri5(rtol=1e-9, atol=1e-9)
     start = flow.base.log_prob(z)[:, None]
-    x, log_prob = solve(Augmented(flow.f), (z, start), 0.0, 10.0, tight).y
+    x, log_prob = solve(AugmentedField(flow.f), (z, start), 0.0, 10.0, tight).y
     with flow.block.using(tight):
         assert_close(flow.transport(z, 0.0, 10.0), x, rtol=0, atol=1e-6)
         assert_close(flow.log_prob(x), log_prob.squeeze(1), rtol=0, atol=1e-5)

@@ -1,0 +1,17 @@
+"""Continuous normalizing flows: densities of data, and samples, from an ordinary differential equation.
+
+Points z move with dz/dt = f(t, z) from a base distribution at t0 to the data at t1. Along their path the density
+changes by d log p(z(t))/dt = −div f(t, z(t)), so that
+
+    log p(x) = log p_base(z(t0)) − ∫ div f dt over [t0, t1], where z(t1) = x.
+
+Sources: Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential Equations, 2018, section 4 (Theorem 1);
+Grathwohl et al., FFJORD, 2019; conventions as in torchdiffeq's `examples/cnf.py`.
+"""
+
+from dise.flow.base import BaseDistribution, DiagonalNormal
+from dise.flow.divergences import AugmentedField, divergence
+from dise.flow.flow import Flow
+from dise.flow.transport_cost import TransportCost
+
+__all__ = ["AugmentedField", "BaseDistribution", "DiagonalNormal", "Flow", "TransportCost", "divergence"]

@@ -1,0 +1,28 @@
+"""Kinetic energy of a solution (Finlay et al., How to Train Your Neural ODE, 2020)."""
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Solution, Step
+from dise.regularize.regularizer import Regularizer
+
+
+class KineticEnergy(Regularizer):
+    """R = ∫ ‖f(h(t), t; θ)‖² dt, mean over the batch (Eq. 1; Finlay et al., How to Train Your Neural ODE, 2020).
+
+    The solver's own quadrature computes the integral, dt Σ b_i ‖k_i‖², from the stages of its steps.
+    """
+
+    @staticmethod
+    def accumulate(step: Step) -> Tensor:
+        """[n] contribution of the step to the integral."""
+        weighted = [
+            weight * (stage * stage.conj()).real.sum(1)
+            for weight, stage in zip(step.tableau.b, step.stages, strict=True)
+            if weight != 0
+        ]
+        return step.dt.abs() * torch.stack(weighted).sum(0)
+
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
+        """Mean over the batch, a scalar []."""
+        return self._mean_accumulated(solution)
