@@ -1,7 +1,8 @@
 """Which integrator each sample gets."""
 
 from dise.select.deploy.export import export_policy
-from dise.select.deploy.store import load_policy, save_policy
+from dise.select.deploy.load import load_policy
+from dise.select.deploy.save import save_policy
 from dise.select.guarantee.calibrate import (
     Calibration,
     Tested,

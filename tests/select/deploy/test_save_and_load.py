@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dise import (
     Dynamic,
     Euler,
     Forecast,
+    NeuralODE,
     PIController,
     PooledNetwork,
     RandomSelector,
@@ -27,7 +29,7 @@ from dise import (
     save_policy,
 )
 from dise.select import Committee, find_block
-from dise.select.deploy.store import fingerprint
+from dise.select.deploy.fingerprint import fingerprint
 
 
 def randomized(module):
@@ -127,7 +129,10 @@ def test_no_file_is_a_pickle(classifier, tmp_path):
         (Dopri5(norm=lambda x: x), r"integrator.norm: <function .* cannot be saved"),
         (Dynamic((Euler(),), nn.Identity()), r"integrator.selector: Identity\(\) cannot be saved"),
         (Cascade((Euler(), RK4()), Confidence(nn.Linear(2, 3), 0.5)), "the head is not made of modules of the model"),
-        (Dynamic((Euler(),), CostSelector(nn.Identity(), candidates=1)), "a network of Identity cannot be saved"),
+        (
+            Dynamic((Euler(),), CostSelector(nn.Identity(), candidates=1)),
+            r"integrator.selector.network: Identity\(\) cannot be saved: only dise's integrators",
+        ),
     ],
 )
 def test_what_only_python_knows(classifier, tmp_path, policy, message):
@@ -136,6 +141,29 @@ def test_what_only_python_knows(classifier, tmp_path, policy, message):
     with pytest.raises(ValueError, match=message):
         save_policy(model, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_a_block(classifier, tmp_path, decay):
+    """The block's name is empty then."""
+    model, other = (NeuralODE(decay(), Euler()) for _ in range(2))
+    selector = CostSelector(PooledNetwork(2, 2), candidates=2)
+    model.integrator = Dynamic((Euler(1), RK4(1)), randomized(selector))
+    save_policy(model, tmp_path)
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load_policy(other, tmp_path)(x), model(x))
+
+
+def test_safetensors_is_needed_by_policies_with_networks_alone(classifier, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    model = classifier()
+    model[1].integrator = policies(model)["cascade"]
+    save_policy(model, tmp_path / "cascade")
+    load_policy(classifier(), tmp_path / "cascade")
+    model[1].integrator = policies(model)["costs"]
+    with pytest.raises(ImportError, match="a policy with networks is saved as safetensors: pip install safetensors"):
+        save_policy(model, tmp_path / "costs")
+    assert not list((tmp_path / "costs").iterdir())
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -152,7 +180,7 @@ def test_files_that_hold_no_policy(classifier, tmp_path, content):
         ({"format": 1}, "folder: .* holds a policy of format 1, expected 2"),
         ({"block": {"name": "7"}}, "model: expected a module '7', where the policy's block is"),
         ({"block": {"name": "0"}}, "model: expected a dise.NeuralODE at '0', got Linear"),
-        ({"integrator": {"kind": "Magic"}}, "folder: the policy has an integrator 'Magic'"),
+        ({"integrator": {"kind": "Magic"}}, "folder: the policy has a part of kind 'Magic'"),
         (
             {"integrator": {"kind": "Confidence", "head": "9", "threshold": 0.5, "measure": "top"}},
             "model: expected modules 9, which the policy's head is made of",

@@ -1,0 +1,60 @@
+"""The kinds of values that a policy may consist of, each with its JSON form."""
+
+from typing import Any
+
+from dise.integrate import (
+    RK4,
+    RK38,
+    RKC1,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    Euler,
+    Fehlberg2,
+    Heun,
+    HeunEuler,
+    IController,
+    Midpoint,
+    PIController,
+    Ralston,
+    StepDoubling,
+    Tsit5,
+    max_norm,
+    rms_norm,
+)
+from dise.select.deploy.registry import Form, Registry, arguments_form, fields_form, function_form
+from dise.select.learning.adequacy import AdequacySelector
+from dise.select.learning.committee import Committee
+from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
+from dise.select.learning.selector import CostSelector
+from dise.select.policies.cascade import Cascade, Confidence
+from dise.select.policies.dynamic import Dynamic, RandomSelector
+from dise.select.policies.forecast import Forecast
+
+FIXED_STEPS = (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1, StepDoubling)
+ADAPTIVE_STEPS = (HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Dopri8, IController, PIController)
+
+
+def _forecast(rule: Forecast) -> dict[str, Any]:
+    size = {"classes": len(rule.bias), "channels": rule.channels}
+    return {"head": rule.head, "threshold": rule.threshold, **size}
+
+
+def _cost_selector(selector: CostSelector) -> dict[str, Any]:
+    return {"network": selector.network, "candidates": len(selector.mean)}
+
+
+FORMS: tuple[Form, ...] = (
+    *map(fields_form, (*FIXED_STEPS, *ADAPTIVE_STEPS, Cascade, Dynamic, Confidence)),
+    *map(function_form, (rms_norm, max_norm)),
+    arguments_form(Forecast, _forecast),
+    arguments_form(CostSelector, _cost_selector),
+    arguments_form(AdequacySelector, lambda selector: _cost_selector(selector) | {"dial": selector.dial}),
+    arguments_form(Committee, lambda committee: {"members": list(committee.members)}),
+    arguments_form(RandomSelector, lambda selector: {"shares": selector.shares.tolist()}),
+    arguments_form(PooledNetwork, lambda network: network.settings),
+    arguments_form(ConfidenceNetwork, lambda network: {"head": network.original, **network.settings}),
+)
+
+POLICIES = Registry(FORMS)
+"""dise's own kinds. `POLICIES.register(fields_form(MyMethod))` adds a method of your own, before saving and loading."""
