@@ -12,7 +12,7 @@ from dise.integrate import Backsolve, Event, Integrator, Progress, Solution, Sta
 from dise.integrate.problem.problem import Layout
 
 
-class Record(NamedTuple):
+class BlockSolve(NamedTuple):
     """One integration of a block: the problem that was solved, and what came of it."""
 
     y0: State
@@ -58,7 +58,7 @@ class NeuralODE(nn.Module):
             compile,
         )  # nn.Module has a method compile
         self.report: Any = None  # of `dise.make_dynamic`
-        self._records: list[Record] | None = None
+        self._records: list[BlockSolve] | None = None
         self.register_load_state_dict_pre_hook(_match_policy)
 
     @property
@@ -119,7 +119,7 @@ class NeuralODE(nn.Module):
             throw=throw,
         )
         if self._records is not None:
-            self._records.append(Record(y0, t0, t1, solution))
+            self._records.append(BlockSolve(y0, t0, t1, solution))
         return solution
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
@@ -134,7 +134,7 @@ class NeuralODE(nn.Module):
         return self.f(layout.time(t0.expand(len(state))), y0)
 
     @contextmanager
-    def recording(self) -> Iterator[list[Record]]:
+    def recording(self) -> Iterator[list[BlockSolve]]:
         """Within the context, every solve's start, span and Solution are appended to the list that it gives.
 
         It is how NFE, errors and choices are read from a model that calls its block somewhere inside:

@@ -1,4 +1,4 @@
-"""Integrators: values that say how an initial value problem is solved."""
+"""Integrators: frozen values that define how an initial value problem is solved."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,16 +20,22 @@ from dise.integrate.value import Value, check_above, check_from_zero, check_whol
 class Integrator(ABC):
     """How initial value problems are solved. `dise.solve` takes one."""
 
-    chooses: ClassVar[bool] = False  # whether each sample gets an integrator of its own (`Solution.choice`)
+    chooses: ClassVar[bool] = False  # whether it assigns an integrator to each sample (`Solution.choice`)
 
     @abstractmethod
     def integrate(self, problem: Problem) -> Integration:
-        """Solve the problem, as a coroutine that asks for evaluations of f (see `dise.integrate.problem.problem`)."""
+        """Solve the problem, as a coroutine that requests evaluations of f (see `dise.integrate.problem.problem`)."""
 
 
 @dataclass(frozen=True)
 class RungeKutta(Value, Integrator):
-    """A Runge–Kutta method: a tableau and a stepping rule. Subclass it, set `tableau`, and a method is made."""
+    """A Runge–Kutta method: a Butcher tableau and a stepping rule.
+
+    To add a method, subclass `FixedStep` or `Adaptive` and set `tableau`.
+
+    Raises:
+        TypeError: the class has no tableau.
+    """
 
     tableau: ClassVar[ButcherTableau]
 
@@ -50,7 +56,14 @@ class RungeKutta(Value, Integrator):
 
 @dataclass(frozen=True)
 class FixedStep(RungeKutta):
-    """A Runge–Kutta method with `steps` equal steps over each sample's span. Its error: `StepDoubling`."""
+    """A Runge–Kutta method with equal steps. `StepDoubling` adds an error estimate.
+
+    Args:
+        steps: number of steps over each sample's span.
+
+    Raises:
+        ValueError: steps is not a positive whole number.
+    """
 
     steps: int = 1
 
@@ -66,20 +79,21 @@ class FixedStep(RungeKutta):
 
 @dataclass(frozen=True)
 class StepDoubling(Value, Integrator):
-    """A fixed-step method with an error estimate: each of its steps is done again as two of half the length.
+    """A fixed-step method with an error estimate: each step is repeated as two steps of half the length.
 
-    The result is that of the half steps: `StepDoubling(RK4(4))` ends where `RK4(8)` does. `Solution.error` sums
-    (y₂ − y₁) / (2^order − 1) over the steps, scaled as the error of adaptive methods is; y₂ is the half steps' state,
-    y₁ the whole step's. Both share their first evaluation of f: a method of s stages needs 3s − 1 a step.
+    The result is that of the half steps: `StepDoubling(RK4(4))` returns the state of `RK4(8)`. `Solution.error` sums
+    (y₂ − y₁) / (2^order − 1) over the steps, scaled like the error of adaptive methods; y₂ is the result of the half
+    steps, y₁ that of the whole step. Both share their first evaluation of f: a method of s stages needs 3s − 1
+    evaluations per step.
 
-    An adaptive method is made of it as of any other: a subclass of `Adaptive` with `tableau = RK4.tableau.doubled()`.
+    The adaptive counterpart is a subclass of `Adaptive` with, for example, `tableau = RK4.tableau.doubled()`.
 
     Args:
         integrator: a fixed-step method, e.g. `RK4(steps=4)`.
-        rtol, atol, norm: the units of the error, as of `Adaptive`. They change nothing else.
+        rtol, atol, norm: scale of the error, as in `Adaptive`. They do not affect the steps.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument (named in the message) is out of its range.
 
     Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.4.
     """
@@ -97,12 +111,12 @@ class StepDoubling(Value, Integrator):
 
     @property
     def tableau(self) -> ButcherTableau:
-        """The doubled method's."""
+        """Tableau of the step-doubling method."""
         return self.integrator.tableau.doubled()
 
     @property
     def control(self) -> Controller:
-        """Equal steps, whose errors are measured."""
+        """Equal steps with an error estimate."""
         return FixedSteps(self.integrator.steps, ErrorTest(self.rtol, self.atol, self.norm))
 
     def integrate(self, problem: Problem) -> Integration:
@@ -112,28 +126,28 @@ class StepDoubling(Value, Integrator):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(RungeKutta):
-    """A Runge–Kutta method that chooses each sample's step sizes by its embedded error estimate.
+    """A Runge–Kutta method that controls each sample's step sizes by its embedded error estimate.
 
     Args:
         rtol, atol: a step is accepted if norm(err / (atol + rtol·max(|y|, |y_next|))) ≤ 1. Numbers, or tensors that
-            broadcast to a sample's state; for a tuple or dict of tensors a tuple or dict of these. Tensors are kept as
+            broadcast to a sample's state; for a tuple or dict state, a tuple or dict of these. Tensors are stored as
             tuples of numbers, so that integrators can be compared, hashed and printed.
-        first_step: "heuristic" (Hairer, Nørsett, Wanner, II.4; one evaluation of f), "span" (try the whole
-            span at once) or a positive number (units of t).
-        max_steps: attempted steps after which a sample gives up.
-        dt_min: no step is shorter (units of t), but for the last. A sample that needs a shorter one fails
+        first_step: "heuristic" (Hairer, Nørsett, Wanner, II.4; one evaluation of f), "span" (try the whole span in one
+            step) or a positive number (units of t).
+        max_steps: number of attempted steps after which a sample fails (`Status.MAX_STEPS`).
+        dt_min: shortest step (units of t), except for the last one. A sample that needs a shorter step fails
             (`Status.DT_MIN`).
-        dt_max: no step is longer (units of t).
-        accept_at_dt_min: accept finite steps of length dt_min whatever their error, as torchdiffeq's min_step does;
-            `Solution.error` counts them.
-        controller: how step sizes change, `IController` or `PIController`.
+        dt_max: longest step (units of t).
+        accept_at_dt_min: accept finite steps of length dt_min whatever their error, like torchdiffeq's min_step;
+            `Solution.error` includes them.
+        controller: the rule for step sizes, `IController` or `PIController`.
         norm: scaled error, magnitudes in the state's structure and shapes [n, ...] (n = 1 with batched=False) → [n]:
-            `dise.rms_norm`, of a tuple or dict the largest of its tensors', as in torchdiffeq; `dise.max_norm`; or any
-            function. One that reads only some tensors leaves the others out of the error test.
+            `dise.rms_norm` (for a tuple or dict the largest norm of its tensors, as in torchdiffeq), `dise.max_norm`,
+            or any function. A norm that reads only some tensors excludes the others from the error test.
 
     Raises:
-        ValueError: an argument out of its range; when solving: tolerances of another shape or structure than the state,
-            a norm that returns something else than [n].
+        ValueError: an argument (named in the message) is out of its range; when solving: tolerances of another shape or
+            structure than the state, or a norm that does not return [n].
     """
 
     rtol: Tolerance = 1e-3
@@ -181,7 +195,7 @@ class Adaptive(RungeKutta):
 
 
 def _check_error_test(integrator: Adaptive | StepDoubling) -> None:
-    """Check rtol, atol and norm, and make values of the tolerances."""
+    """Check rtol, atol and norm, and replace tolerances by hashable ones."""
     for name in ("rtol", "atol"):
         object.__setattr__(integrator, name, frozen(name, getattr(integrator, name)))
     check_tolerances(integrator.rtol, integrator.atol)
@@ -190,63 +204,63 @@ def _check_error_test(integrator: Adaptive | StepDoubling) -> None:
 
 
 class Euler(FixedStep):
-    """Explicit Euler: order 1, one evaluation of f a step."""
+    """Explicit Euler: order 1, one evaluation of f per step."""
 
     tableau = classical.EULER
 
 
 class Midpoint(FixedStep):
-    """The explicit midpoint rule: order 2, two evaluations of f a step."""
+    """The explicit midpoint rule: order 2, two evaluations of f per step."""
 
     tableau = classical.MIDPOINT
 
 
 class Heun(FixedStep):
-    """Heun's method, the explicit trapezoidal rule: order 2, two evaluations of f a step. Adaptive: `HeunEuler`."""
+    """Heun's method, the explicit trapezoidal rule: order 2, two evaluations of f per step. Adaptive: `HeunEuler`."""
 
     tableau = classical.HEUN
 
 
 class Ralston(FixedStep):
-    """Ralston's method, whose error bound is the smallest of order 2: two evaluations of f a step."""
+    """Ralston's method, with the smallest error bound of order 2: two evaluations of f per step."""
 
     tableau = classical.RALSTON
 
 
 class RK4(FixedStep):
-    """The classical Runge–Kutta method: order 4, four evaluations of f a step.
+    """The classical Runge–Kutta method: order 4, four evaluations of f per step.
 
-    The classical tableau (nodes 0, 1/2, 1/2, 1); torchdiffeq's "rk4" is the 3/8 rule, another method: `RK38`.
+    The classical tableau has the nodes 0, 1/2, 1/2, 1; torchdiffeq's "rk4" is another method, the 3/8 rule: `RK38`.
     """
 
     tableau = classical.RK4
 
 
 class RK38(FixedStep):
-    """Kutta's 3/8 rule: order 4, four evaluations of f a step; torchdiffeq's "rk4"."""
+    """Kutta's 3/8 rule: order 4, four evaluations of f per step; torchdiffeq's "rk4"."""
 
     tableau = classical.RK38
 
 
 @dataclass(frozen=True)
 class RKC1(FixedStep):
-    """The damped Runge–Kutta–Chebyshev method of order 1: `stages` evaluations of f a step; for dissipative fields.
+    """The damped Runge–Kutta–Chebyshev method: order 1, `stages` evaluations of f per step; for dissipative fields.
 
-    Of Euler's order, but with the same number of evaluations of f stable over spans up to `stages` times as long: for
-    fields whose Jacobian has large negative eigenvalues, where Euler needs small steps though the solution is smooth.
-    Not for oscillations (imaginary eigenvalues).
+    With the same number of evaluations of f it is stable over spans up to `stages` times as long as Euler's method,
+    which has the same order. Use it for fields whose Jacobian has large negative eigenvalues, where Euler needs small
+    steps although the solution is smooth; not for oscillations (imaginary eigenvalues).
 
-    On y' = λy a step multiplies y by R(λ dt). For z in [−β, 0], β = `stability_interval`, |R(z)| ≤ 1, and
-    |R(z)| ≤ damping between the two points (1 ∓ 1/w0)/2 of it, w0 = cosh(arccosh(1/damping)/stages). β falls from
-    2·stages² at damping 1 to 2·stages at damping 0, where a step is `stages` Euler steps.
+    For y' = λy a step multiplies y by R(λ dt). On z in [−β, 0], where β is `stability_interval`, |R(z)| ≤ 1; between
+    −β (1 − 1/w0)/2 and −β (1 + 1/w0)/2, where w0 = cosh(arccosh(1/damping)/stages), |R(z)| ≤ damping. β decreases from
+    2·stages² at damping 1 to 2·stages at damping 0, where a step equals `stages` Euler steps.
 
     Args:
-        steps: equal steps over each sample's span.
-        stages: of a step. One stage is Euler's method.
-        damping: what fast modes are multiplied by in a step, at most, in (0, 1).
+        steps: number of equal steps over each sample's span.
+        stages: number of stages per step. One stage is Euler's method.
+        damping: in (0, 1), largest factor by which a step multiplies fast modes.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument (named in the message) is out of its range.
 
     Source: see `dise.integrate.runge_kutta.chebyshev`.
     """
@@ -261,35 +275,35 @@ class RKC1(FixedStep):
 
     @property
     def tableau(self) -> ButcherTableau:  # type: ignore[override]
-        """That of the method with so many stages and this damping."""
+        """Tableau of the method with this number of stages and this damping."""
         return chebyshev(self.stages, self.damping)
 
     @property
     def stability_interval(self) -> float:
-        """β: steps dt with λ dt in [−β, 0] let no mode grow."""
+        """β: a step dt with λ dt in [−β, 0] for every eigenvalue λ amplifies no mode."""
         return stability_interval(self.stages, self.damping)
 
 
 class HeunEuler(Adaptive):
-    """Heun–Euler 2(1): order 2, adaptive, two evaluations of f a step.
+    """Heun–Euler 2(1): order 2, adaptive, two evaluations of f per step.
 
-    NFE is 2 an accepted step and 1 a rejected one, and 1 more with first_step="heuristic".
+    NFE is 2 per accepted step, 1 per rejected step, and 1 more with first_step="heuristic".
     """
 
     tableau = classical.HEUN
 
 
 class Fehlberg2(Adaptive):
-    """Fehlberg's 1(2), which goes on with the solution of order 2: adaptive, three evaluations of f a step.
+    """Fehlberg's 1(2) with the solution of order 2: adaptive, three evaluations of f per step.
 
-    NFE is 3 an accepted step and 2 a rejected one, and 1 more with first_step="heuristic".
+    NFE is 3 per accepted step, 2 per rejected step, and 1 more with first_step="heuristic".
     """
 
     tableau = classical.FEHLBERG2
 
 
 class Bosh3(Adaptive):
-    """Bogacki–Shampine 3(2): order 3, adaptive, three evaluations of f a step. Dense output of order 3.
+    """Bogacki–Shampine 3(2): order 3, adaptive, three evaluations of f per step. Dense output of order 3.
 
     NFE is 2 + 3·steps with first_step="heuristic", 1 + 3·steps otherwise, rejected steps included.
     """
@@ -298,7 +312,7 @@ class Bosh3(Adaptive):
 
 
 class Dopri5(Adaptive):
-    """Dormand–Prince 5(4), DOPRI: order 5, adaptive, six evaluations of f a step. Dense output of order 4.
+    """Dormand–Prince 5(4), DOPRI: order 5, adaptive, six evaluations of f per step. Dense output of order 4.
 
     NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
     """
@@ -307,7 +321,7 @@ class Dopri5(Adaptive):
 
 
 class Tsit5(Adaptive):
-    """Tsitouras 5(4): order 5, adaptive, six evaluations of f a step. Dense output of order 4.
+    """Tsitouras 5(4): order 5, adaptive, six evaluations of f per step. Dense output of order 4.
 
     NFE is 2 + 6·steps with first_step="heuristic", 1 + 6·steps otherwise, rejected steps included.
     """
@@ -316,10 +330,10 @@ class Tsit5(Adaptive):
 
 
 class Dopri8(Adaptive):
-    """Prince–Dormand 8(7): order 8, adaptive, thirteen evaluations of f a step; for tight tolerances in float64.
+    """Prince–Dormand 8(7): order 8, adaptive, thirteen evaluations of f per step; for tight tolerances in float64.
 
-    Dense output is of order 5, the highest that its stages allow: between steps, which are long, save points are less
-    accurate than the steps' ends. Where all digits matter at a time, let the solve end there.
+    Dense output has order 5, the highest that its stages allow. Steps are long, so save points within a step are less
+    accurate than its ends; where a state needs full accuracy, end the solve at its time.
     NFE is 2 + 13·steps with first_step="heuristic", 1 + 13·steps otherwise, rejected steps included.
     """
 

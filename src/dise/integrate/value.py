@@ -1,35 +1,35 @@
-"""Integrators and controllers are values: small, frozen, checked when they are made, and short when printed."""
+"""Frozen values, such as integrators and controllers, and the checks of their fields."""
 
 from dataclasses import MISSING, fields
 from typing import Any
 
 
 class Value:
-    """A frozen dataclass that prints its name and what differs from the defaults.
+    """Base of frozen dataclasses that print their name and the fields that differ from the defaults.
 
-    `Dopri5`, `RK4(steps=2)`, `StepDoubling(RK4(steps=2), rtol=1e-05)`.
+    For example `Dopri5`, `RK4(steps=2)`, `StepDoubling(RK4(steps=2), rtol=1e-05)`.
     """
 
     def __str__(self) -> str:
-        described: Any = self  # subclasses are dataclasses
-        given = [
+        dataclass: Any = self  # mypy cannot know that subclasses are dataclasses
+        changed = [
             _text(value) if field.default is MISSING else f"{field.name}={_text(value)}"
-            for field in fields(described)
+            for field in fields(dataclass)
             if (value := getattr(self, field.name)) != field.default
         ]
-        return type(self).__name__ + (f"({', '.join(given)})" if given else "")
+        return type(self).__name__ + (f"({', '.join(changed)})" if changed else "")
 
 
 def _text(value: object) -> str:
-    """A function by its name, without an address; the rest as it prints."""
+    """The name of a function, without its address; str of anything else."""
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
     return str(value)
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number of Python's, and no bool."""
-    # a tuple: in compiled code torch 2.6 knows no unions
+    """Whether it is an int or a float, but no bool."""
+    # a tuple, since torch 2.6 cannot compile isinstance with a union
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

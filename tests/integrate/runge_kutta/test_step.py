@@ -23,7 +23,7 @@ from dise import (
 )
 from dise.integrate.runge_kutta.classical import DOPRI5
 from dise.integrate.runge_kutta.classical import EULER as EULER_TABLEAU
-from dise.integrate.runge_kutta.step import all_finite, unscaled
+from dise.integrate.runge_kutta.step import all_finite, unscaled_sum
 from dise.integrate.runge_kutta.tableau import WeightedSum
 
 ANY = {"rtol": 0, "atol": 1e6, "first_step": "span"}  # accepts whatever it tries; the error's scale is constant
@@ -121,7 +121,7 @@ def test_a_method_without_error_estimate_says_so():
 def test_stages_of_weight_0_are_not_read():
     nan = torch.tensor(math.nan)
     terms = WeightedSum.of((0.0, 2.0, 0.0, -1.0))
-    assert terms.scale * unscaled(terms, (nan, torch.tensor(3.0), nan, torch.tensor(4.0))) == 2 * 3 - 4
+    assert terms.scale * unscaled_sum(terms, (nan, torch.tensor(3.0), nan, torch.tensor(4.0))) == 2 * 3 - 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])

@@ -10,7 +10,7 @@ from torchdiffeq import odeint
 
 from dise.integrate import Adaptive, Euler, Integrator, State
 from dise.integrate.problem.problem import leaves
-from dise.nn import NeuralODE, Record
+from dise.nn import BlockSolve, NeuralODE
 from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
 
 REFERENCE = "torchdiffeq dopri5"
@@ -107,14 +107,14 @@ def time_policies(
 
 
 @torch.no_grad()
-def _problem(model: nn.Module, block: NeuralODE, x: Input) -> Record:
+def _problem(model: nn.Module, block: NeuralODE, x: Input) -> BlockSolve:
     """What the block is asked to solve for an input: start and span."""
     with block.using(Euler()), block.recording() as records:
         model(x)
     return records[0]
 
 
-def _solved(block: NeuralODE) -> Callable[[Record], State]:
+def _solved(block: NeuralODE) -> Callable[[BlockSolve], State]:
     return lambda problem: block(problem.y0, t0=problem.t0, t1=problem.t1)
 
 
@@ -126,6 +126,6 @@ def _using(block: NeuralODE, policy: Integrator, call: Callable[[Any], Any]) -> 
     return run
 
 
-def _scores(dynamic: Dynamic) -> Callable[[Record], Tensor]:
+def _scores(dynamic: Dynamic) -> Callable[[BlockSolve], Tensor]:
     # k1's values do not matter for the time
     return lambda problem: dynamic.selector(joined(problem.y0), joined(problem.y0))

@@ -1,1 +1,1 @@
-"""Runge–Kutta methods as data, and one step of them."""
+"""Runge–Kutta methods: Butcher tableaux and a single step."""

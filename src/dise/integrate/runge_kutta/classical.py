@@ -1,4 +1,4 @@
-"""The coefficients of the methods. Each is checked when this module is imported."""
+"""Butcher tableaux of the classical methods. Each is checked when this module is imported."""
 
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 
@@ -9,7 +9,7 @@ MIDPOINT = ButcherTableau(
     c=(0.0, 1 / 2), a=((), (1 / 2,)), b=(0.0, 1.0), order=2, interpolant=((1.0, -1.0), (0.0, 1.0))
 )
 
-# Heun's method of order 2, the explicit trapezoidal rule; the difference to Euler's step estimates the error.
+# Heun's method of order 2, the explicit trapezoidal rule; the difference from an Euler step estimates the error.
 # Hairer, Nørsett, Wanner, II.1. This interpolant and the next are the only ones of order 2.
 HEUN = ButcherTableau(
     c=(0.0, 1.0),
@@ -25,8 +25,8 @@ RALSTON = ButcherTableau(
     c=(0.0, 2 / 3), a=((), (2 / 3,)), b=(1 / 4, 3 / 4), order=2, interpolant=((1.0, -3 / 4), (0.0, 3 / 4))
 )
 
-# Fehlberg, Low-order classical Runge–Kutta formulas with stepsize control, NASA TR R-315, 1969: RK1(2), of which the
-# solution of order 2 goes on, as in torchdiffeq's "fehlberg2".
+# Fehlberg, Low-order classical Runge–Kutta formulas with stepsize control, NASA TR R-315, 1969: RK1(2) with
+# the solution of order 2 as the result of the step, as in torchdiffeq's "fehlberg2".
 FEHLBERG2 = ButcherTableau(
     c=(0.0, 1 / 2, 1.0),
     a=((), (1 / 2,), (1 / 256, 255 / 256)),
@@ -36,8 +36,8 @@ FEHLBERG2 = ButcherTableau(
     b_err=(-1 / 512, 0.0, 1 / 512),
 )
 
-# Bogacki, Shampine, A 3(2) pair of Runge–Kutta formulas, Appl. Math. Lett. 2, 1989. The interpolant is Hermite's cubic
-# through both ends and their derivatives.
+# Bogacki, Shampine, A 3(2) pair of Runge–Kutta formulas, Appl. Math. Lett. 2, 1989. The interpolant is the
+# cubic Hermite polynomial of both ends.
 BOSH3 = ButcherTableau(
     c=(0.0, 1 / 2, 3 / 4, 1.0),
     a=((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
@@ -52,8 +52,8 @@ BOSH3 = ButcherTableau(
     b_err=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
 )
 
-# The classical method: Kutta 1901; Hairer, Nørsett, Wanner, Table II.1.2, left (the "3/8 rule" is its right). The
-# interpolant is the extension of order 3 of II.6.
+# The classical method: Kutta 1901; Hairer, Nørsett, Wanner, Table II.1.2, left (right: the 3/8 rule). The interpolant
+# is the continuous extension of order 3 of II.6.
 RK4 = ButcherTableau(
     c=(0.0, 1 / 2, 1 / 2, 1.0),
     a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
@@ -73,8 +73,8 @@ RK38 = ButcherTableau(
 
 # Dormand, Prince 1980, RK5(4)7M; Hairer, Nørsett, Wanner, Table II.5.2. The embedded fourth-order weights are
 # Shampine's (Some practical Runge-Kutta formulas, Math. Comp. 46, 1986), as in torchdiffeq, torchode and diffrax;
-# Dormand and Prince's own give another error estimate, hence other step counts. The interpolant of order 4 is
-# Shampine's too (the same paper), as in SciPy's RK45.
+# Dormand and Prince's own weights give another error estimate, hence other step counts. The interpolant of order 4 is
+# also Shampine's (the same paper), as in SciPy's RK45.
 DOPRI5 = ButcherTableau(
     c=(0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
     a=(
@@ -109,7 +109,7 @@ DOPRI5 = ButcherTableau(
 )
 
 # Tsitouras, Runge–Kutta pairs of order 5(4) satisfying only the first column simplifying assumption, Comput. Math.
-# Appl. 62, 2011; the interpolant of order 4 is the paper's, multiplied out.
+# Appl. 62, 2011; the interpolant of order 4 is that of the paper, expanded in powers of θ.
 _B = (0.096460766818065230, 0.01, 0.47988965041449960, 1.3790085741037419, -3.2900695154360807, 2.3247105240997740)
 TSIT5 = ButcherTableau(
     c=(0.0, 0.161, 0.327, 0.9, 0.98002554090450970, 1.0, 1.0),

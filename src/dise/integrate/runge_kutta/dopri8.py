@@ -1,10 +1,10 @@
-"""The coefficients of Dopri8, which fill a page."""
+"""Butcher tableau of Dopri8."""
 
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 
 # Prince, Dormand, High order embedded Runge–Kutta formulae, J. Comp. Appl. Math. 7, 1981: RK8(7)13M, with the first
-# stage of the next step as a 14th, as in torchdiffeq and diffrax. The interpolant needs no further stage: Bogacki,
-# Shampine, Interpolating high-order Runge–Kutta formulas, Comput. Math. Appl. 20, 1990; it is of order 5, the highest
+# stage of the next step as the 14th, as in torchdiffeq and diffrax. The interpolant needs no further stage: Bogacki,
+# Shampine, Interpolating high-order Runge–Kutta formulas, Comput. Math. Appl. 20, 1990. It has order 5, the highest
 # that these stages allow (the conditions of order 6 contradict each other).
 _B = (
     14005451 / 335480064,

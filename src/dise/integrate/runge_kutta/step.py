@@ -21,27 +21,27 @@ class Step(NamedTuple):
     tableau: ButcherTableau
 
     def error(self) -> Tensor:
-        """[n, F] embedded error estimate: dt Σ b_err_i k_i.
+        """[n, F] embedded error estimate: dt Σ_i b_err_i k_i.
 
         Raises:
-            ValueError: the method embeds none.
+            ValueError: the method has no embedded error estimate.
         """
-        terms = self.tableau.b_err_terms
-        if terms is None:
+        weights = self.tableau.error_sum
+        if weights is None:
             raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
-        return (self.dt * terms.scale).unsqueeze(1) * unscaled(terms, self.stages)
+        return (self.dt * weights.scale).unsqueeze(1) * unscaled_sum(weights, self.stages)
 
 
-def unscaled(terms: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
-    """[n, F] a sum of stages but for its scale; stages of weight 0 are not read."""
-    total = stages[terms.first]
-    for i, factor in terms.rest:
+def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
+    """[n, F] k_first + Σ_i factor_i k_i: the weighted sum divided by its scale. Stages of weight 0 are not read."""
+    total = stages[weights.first]
+    for i, factor in weights.others:
         total = torch.add(total, stages[i], alpha=factor)
     return total
 
 
 def all_finite(x: Tensor) -> Tensor:
-    """[n] whether rows [n, F] are free of NaN and infinity: times 0 both are NaN. Faster than isfinite."""
+    """[n] whether all entries of a row [n, F] are finite: x · 0 is NaN for NaN and infinity. Faster than isfinite."""
     x = x.detach()
     if seen_finite(x):
         return torch.ones(len(x), dtype=torch.bool)
@@ -49,19 +49,19 @@ def all_finite(x: Tensor) -> Tensor:
 
 
 class Attempt:
-    """A step under way. It says where it needs f next; whoever runs it puts the values in:
+    """A step in progress. `point` is where f is needed next; the caller appends its values to `stages`:
 
         while attempt.pending:
             attempt.stages.append(f(*attempt.point()))
         step = attempt.finish()
 
-    so that one text serves those who ask somebody else for f (a coroutine) and those who call it (a compiled graph).
+    The same code serves the coroutine, which requests f, and the compiled graph, which calls it.
 
     Args:
         tableau: the method.
-        t, t_next: [n] start and end of each sample's step; f is evaluated nowhere outside.
+        t, t_next: [n] start and end of each sample's step; f is never evaluated outside.
         y: [n, F] state at t.
-        k1: [n, F] first stage, f(t, y), if it is known.
+        k1: [n, F] first stage, f(t, y), if known.
     """
 
     def __init__(self, tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor | None = None) -> None:
@@ -74,7 +74,7 @@ class Attempt:
 
     @property
     def pending(self) -> bool:
-        """Whether a stage is missing."""
+        """Whether a stage is still missing."""
         return len(self.stages) < self.tableau.stages
 
     def point(self) -> tuple[Tensor, Tensor]:
@@ -82,17 +82,17 @@ class Attempt:
         i = len(self.stages)
         if i == 0:
             return self.t, self.y
-        self._y_stage = self._moved(self.tableau.a_terms[i])
+        self._y_stage = self._advance(self.tableau.stage_sums[i])
         c = self.tableau.c[i]
-        # t + dt would miss t_next by a rounding
+        # t + dt differs from t_next by rounding, so use t_next itself
         return (self.t_next if c == 1 else torch.add(self.t, self.dt, alpha=c)), self._y_stage
 
     def finish(self) -> Step:
-        """The step, once all stages are there."""
-        # first same as last: the last stage was evaluated at the step's end
-        y_next = self._y_stage if self.tableau.fsal else self._moved(self.tableau.b_terms)
+        """The completed step; all stages must be present."""
+        # first same as last: the last stage was evaluated at the step's end, so its state is y_next
+        y_next = self._y_stage if self.tableau.fsal else self._advance(self.tableau.solution_sum)
         return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau)
 
-    def _moved(self, terms: WeightedSum) -> Tensor:
-        """y + dt · a sum of stages."""
-        return torch.addcmul(self.y, self._dt_column, unscaled(terms, self.stages), value=terms.scale)
+    def _advance(self, weights: WeightedSum) -> Tensor:
+        """[n, F] y + dt · the weighted sum of the stages."""
+        return torch.addcmul(self.y, self._dt_column, unscaled_sum(weights, self.stages), value=weights.scale)

@@ -1,27 +1,27 @@
-"""Explicit Runge–Kutta methods as data."""
+"""Butcher tableaux of explicit Runge–Kutta methods."""
 
 import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-_ROUNDING = 1e-12  # coefficients are quotients of small integers in double precision
+_ROUNDING = 1e-12  # tolerance of the checks: coefficients are quotients of small integers in double precision
 
 
 class WeightedSum(NamedTuple):
-    """A sum Σ_i w_i k_i as scale · (k_first + Σ factor_i k_i), without the k_i of weight 0.
+    """A weighted sum of stages, Σ_i w_i k_i = scale · (k_first + Σ_i factor_i k_i), without stages of weight 0.
 
-    In a step dt multiplies the sum, and the scale goes with it: one operation on the state less. It is the weight
-    of the largest size, so that no factor is beyond 1, however small the others are.
+    A step multiplies the sum by dt. Multiplying dt by the scale first saves one operation on the state. The scale is
+    the weight of largest magnitude, so that no factor exceeds 1 in magnitude.
     """
 
     scale: float
-    first: int
-    rest: tuple[tuple[int, float], ...]  # i and w_i / scale
+    first: int  # index of the stage with factor 1
+    others: tuple[tuple[int, float], ...]  # index and factor w_i / scale of the other stages
 
     @classmethod
     def of(cls, weights: tuple[float, ...]) -> "WeightedSum":
-        """The sum with these weights."""
+        """The sum with weights w_0, w_1, …"""
         used = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
         first, scale = max(used, key=lambda term: abs(term[1]))
         return cls(scale, first, tuple((i, w / scale) for i, w in used if i != first))
@@ -29,7 +29,7 @@ class WeightedSum(NamedTuple):
 
 @dataclass(frozen=True)
 class ButcherTableau:
-    r"""Coefficients of an explicit Runge–Kutta method, checked when it is made.
+    r"""Coefficients of an explicit Runge–Kutta method, checked on construction.
 
         c | a          k_i = f(t + c_i dt, y + dt Σ_j a_ij k_j)
         --+----        y_next = y + dt Σ_i b_i k_i
@@ -38,19 +38,19 @@ class ButcherTableau:
     and of its continuous extension, y(t + θ dt) = y + dt Σ_i b_i(θ) k_i with b_i(θ) = Σ_j interpolant_ij θ^(j+1).
 
     Args:
-        c: nodes, one a stage, the first 0.
+        c: nodes, one per stage, the first 0.
         a: rows of the strictly lower triangle: row i (from 0) holds i numbers.
         b: weights of the solution.
         order: order of the solution.
-        b_err: weights of the error estimate; None if no method is embedded.
-        error_order: the error estimate falls with this power of dt; None: with `order`, as where the embedded method
-            is of the next lower order.
-        interpolant: a row a stage, of as many numbers as the extension's degree; needed for save points. Its order
-            is the method's less one at least, so that save points are as accurate as the steps.
+        b_err: weights of the error estimate; None if the method has no embedded one.
+        interpolant: one row per stage, of as many numbers as the extension's degree; needed for save points. Its order
+            is at least the method's order − 1, so that save points are as accurate as the steps.
+        error_order: power of dt with which the error estimate decreases; None: `order`, as with an embedded method of
+            the next lower order.
 
     Raises:
-        ValueError: coefficients of the wrong number, a_i that do not sum to c_i, b not to 1, b_err not to 0, or an
-            interpolant that is not b at θ = 1, or whose b_i(θ) do not sum to θ.
+        ValueError: wrong numbers of coefficients, rows of a that do not sum to c, b that does not sum to 1, b_err that
+            does not sum to 0, or an interpolant that differs from b at θ = 1 or whose b_i(θ) do not sum to θ.
 
     Source: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4 and II.6.
     """
@@ -62,11 +62,11 @@ class ButcherTableau:
     b_err: tuple[float, ...] | None = None
     interpolant: tuple[tuple[float, ...], ...] | None = None
     error_order: int | None = None
-    # the weights of each stage's state, of the solution and of the error without zeros, as steps use them
-    a_terms: tuple["WeightedSum", ...] = field(init=False, repr=False, compare=False)
-    b_terms: "WeightedSum" = field(init=False, repr=False, compare=False)
-    b_err_terms: "WeightedSum | None" = field(init=False, repr=False, compare=False)
-    # first same as last: the last stage is f at the step's end, hence the next step's first stage
+    # the rows of a, b and b_err in the form that steps use
+    stage_sums: tuple[WeightedSum, ...] = field(init=False, repr=False, compare=False)
+    solution_sum: WeightedSum = field(init=False, repr=False, compare=False)
+    error_sum: WeightedSum | None = field(init=False, repr=False, compare=False)
+    # first same as last: the last stage is f at the end of the step, so it is the first stage of the next step
     fsal: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,13 +85,14 @@ class ButcherTableau:
             raise ValueError(f"b_err: must sum to 0, sums to {sum(self.b_err)}")
         if self.interpolant is not None:
             self._check_interpolant(self.interpolant)
-        object.__setattr__(self, "a_terms", tuple(WeightedSum.of(row) for row in self.a))
-        object.__setattr__(self, "b_terms", WeightedSum.of(self.b))
-        object.__setattr__(self, "b_err_terms", None if self.b_err is None else WeightedSum.of(self.b_err))
-        last = self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
-        object.__setattr__(self, "fsal", last)
+        object.__setattr__(self, "stage_sums", tuple(WeightedSum.of(row) for row in self.a))
+        object.__setattr__(self, "solution_sum", WeightedSum.of(self.b))
+        object.__setattr__(self, "error_sum", None if self.b_err is None else WeightedSum.of(self.b_err))
+        fsal = self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
+        object.__setattr__(self, "fsal", fsal)
 
     def _check_interpolant(self, interpolant: tuple[tuple[float, ...], ...]) -> None:
+        """Raise a ValueError unless b_i(1) = b_i and Σ_i b_i(θ) = θ."""
         if len({len(row) for row in interpolant}) != 1 or not interpolant[0]:
             raise ValueError(f"interpolant: rows need one length, got {[len(row) for row in interpolant]}")
         for i, (row, b) in enumerate(zip(interpolant, self.b, strict=True)):
@@ -107,27 +108,29 @@ class ButcherTableau:
         return len(self.c)
 
     def doubled(self) -> "ButcherTableau":
-        """The method that takes two half steps, and estimates the error from a whole step beside them.
+        """The step-doubling method: two half steps, with an error estimate from one whole step.
 
-        Both share their first stage: of s stages come 3s − 1. The solution is that of the half steps, y₂, and its
-        error is estimated by (y₂ − y₁) / (2^order − 1), where y₁ is the whole step's: an estimate that falls with
-        dt^(order + 1). The interpolant is the quartic through the start, the middle and the end with the derivatives at
-        the first two, of order min(order, 4).
+        The whole step and the first half step share their first stage, so a method of s stages becomes one of 3s − 1.
+        The solution is y₂, the result of the half steps; its error is estimated by (y₂ − y₁) / (2^order − 1), where y₁
+        is the result of the whole step. The estimate decreases with dt^(order + 1). The interpolant is the quartic
+        through the states at the start, the middle and the end with the derivatives at the first two, of order
+        min(order, 4).
 
         Source: Hairer, Nørsett, Wanner, II.4, "Richardson extrapolation" (Eq. 4.4).
         """
-        return _doubled(self)
+        return _step_doubling(self)
 
 
 @cache
-def _doubled(method: ButcherTableau) -> ButcherTableau:
+def _step_doubling(method: ButcherTableau) -> ButcherTableau:
+    """`ButcherTableau.doubled`: stages of the whole step, then of the first and of the second half step."""
     s, whole, half = method.stages, method.b, tuple(b / 2 for b in method.b)
-    middle = (half[0], *(0.0,) * (s - 1), *half[1:])  # weights of y(t + dt/2) over the stages so far
+    middle = (half[0], *(0.0,) * (s - 1), *half[1:])  # weights of y(t + dt/2) over the first 2s − 1 stages
     first = [(a[0] / 2, *(0.0,) * (s - 1), *(x / 2 for x in a[1:])) for a in method.a[1:]]
     second = [middle + tuple(x / 2 for x in a) for a in method.a]
     b = middle + half
     error = tuple((x - y) / (2**method.order - 1) for x, y in zip(b, whole + (0.0,) * (2 * s - 1), strict=True))
-    start, centre = 0, 2 * s - 1  # stages at the start and in the middle
+    start, centre = 0, 2 * s - 1  # indices of the stages that are f at the start and in the middle
     interpolant = tuple(
         _quartic(float(i == start), float(i == centre), m, w)
         for i, (m, w) in enumerate(zip(middle + (0.0,) * s, b, strict=True))
@@ -144,9 +147,9 @@ def _doubled(method: ButcherTableau) -> ButcherTableau:
 
 
 def _quartic(start: float, centre: float, middle: float, end: float) -> tuple[float, float, float, float]:
-    """Coefficients of θ … θ⁴ of the quartic with the values 0, `middle`, `end` and the slopes `start`, `centre`.
+    """Coefficients of θ, …, θ⁴ of a quartic q(θ), given its values at 0, ½, 1 and slopes at 0, ½.
 
-    The values are those at θ = 0, ½ and 1, the slopes those at θ = 0 and ½.
+    q(0) = 0, q(½) = middle, q(1) = end, q'(0) = start, q'(½) = centre.
     """
     return (
         start,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.nn import NeuralODE, Record
+from dise.nn import BlockSolve, NeuralODE
 from dise.select.policies.dynamic import channel_means, joined
 
 MOST_CHANNELS = 256  # of a state, whose means are kept for each candidate
@@ -328,7 +328,7 @@ def run_candidates(
     return Outcomes(candidates=tuple(candidates), **{name: torch.cat(column) for name, column in columns.items()})
 
 
-def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Input) -> tuple[Record, Tensor]:
+def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Input) -> tuple[BlockSolve, Tensor]:
     """The integration, and the output [B, ...], of the model with this candidate."""
     with block.using(candidate), block.recording() as records:
         output = model(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Euler, Integrator
 from dise.integrate.problem.problem import Layout
-from dise.nn import NeuralODE, Record
+from dise.nn import BlockSolve, NeuralODE
 from dise.select.judging.cost import Costs, Input, device_of, find_block
 
 
@@ -142,11 +142,11 @@ def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) ->
     return _Starts(layout, *(torch.cat([column(record) for record in records]) for column in columns))
 
 
-def _begin(record: Record) -> Tensor:
+def _begin(record: BlockSolve) -> Tensor:
     return torch.as_tensor(record.t0, device=record.solution.t.device).expand(record.solution.t.shape)
 
 
-def _end(record: Record) -> Tensor:
+def _end(record: BlockSolve) -> Tensor:
     return torch.as_tensor(record.t1, device=record.solution.t.device).expand(record.solution.t.shape)
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dise.integrate import Integrator, State
 from dise.integrate.problem.problem import leaves
-from dise.nn import NeuralODE, Record
+from dise.nn import BlockSolve, NeuralODE
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.dynamic import Dynamic, joined
 
@@ -23,7 +23,7 @@ def count_macs(call: Callable[[], Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-def spent(block: NeuralODE, integrator: Integrator, records: Sequence[Record]) -> Tensor:
+def spent(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve]) -> Tensor:
     """[N] what each sample of recorded solves cost: its NFE, and what looked at it, in evaluations of f.
 
     A `Dynamic` looks once at each sample, a `Cascade` with rules once at each answer that it judges; the price of a
