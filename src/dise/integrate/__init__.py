@@ -26,8 +26,9 @@ from dise.integrate.output.observers import Progress
 from dise.integrate.resume import Stepped, resume, step
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
-from dise.integrate.solution import Solution, SolveError, State, Status, Steps
+from dise.integrate.solution import Solution, SolveError, State, Steps
 from dise.integrate.solve import solve
+from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController, PIController
 from dise.integrate.stepping.tolerance import max_norm, rms_norm
 

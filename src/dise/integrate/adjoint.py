@@ -23,7 +23,8 @@ from dise.integrate.output.events import EventMonitor
 from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Layout, Problem, Request, Result, leaves
 from dise.integrate.runge_kutta.step import Attempt
-from dise.integrate.solution import Solution, SolveError, State, Status
+from dise.integrate.solution import Solution, SolveError, State
+from dise.integrate.status import Status
 from dise.integrate.stepping.tolerance import each, rms_norm
 
 Answer = Callable[[Request], Tensor]

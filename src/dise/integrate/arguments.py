@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.problem.field import shapes
-from dise.integrate.solution import readable
+from dise.integrate.tracing import has_values
 
 
 def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
@@ -82,6 +82,6 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
             f"a number or a tensor of shape ({y0.shape[0]},)" if batched else "a number (batched=False has one time)"
         )
         raise ValueError(f"{name}: expected {expected}, got shape {tuple(time.shape)}")
-    if readable(t) and not (~time.isnan() if endless else time.isfinite()).all():
+    if has_values(t) and not (~time.isnan() if endless else time.isfinite()).all():
         raise ValueError(f"{name}: expected finite times, got {t}")
     return time.expand(y0.shape[0])

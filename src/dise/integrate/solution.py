@@ -1,51 +1,19 @@
 """What a solve returns, and every message a failed one can give."""
 
-import cmath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dise.integrate.status import FAILURES, Status
+from dise.integrate.tracing import has_values
+
 if TYPE_CHECKING:
     from dise.integrate.output.interpolation import Interpolant
 
-_exports = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the latter before torch 2.7
-
 State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
-
-
-class Status(IntEnum):
-    """How the integration of one sample ended."""
-
-    SUCCESS = 0
-    RUNNING = 1  # inside the loop only
-    NON_FINITE = 2
-    STEP_UNDERFLOW = 3
-    MAX_STEPS = 4
-    DT_MIN = 5
-
-
-_MEANING = {
-    Status.NON_FINITE: (
-        "f or the state became NaN or infinite",
-        "check y0 and f at this t; take more steps, a smaller first_step or a tighter tolerance",
-    ),
-    Status.STEP_UNDERFLOW: (
-        "the step size fell below what the time's precision resolves",
-        "loosen rtol/atol, use float64, or check f for a singularity or stiffness near this t",
-    ),
-    Status.DT_MIN: (
-        "a step of length dt_min was not accurate enough",
-        "lower dt_min or loosen rtol/atol; accept_at_dt_min=True goes on regardless",
-    ),
-    Status.MAX_STEPS: (
-        "max_steps steps were not enough",
-        "raise the integrator's max_steps or loosen rtol/atol; a stiff or badly scaled f needs many steps",
-    ),
-}
 
 
 class SolveError(RuntimeError):
@@ -129,14 +97,14 @@ class Solution:
 
         While torch exports or maps (`torch.vmap`) there are no values to look at: nothing is raised.
         """
-        if not readable(self.status):
+        if not has_values(self.status):
             return self
         failed = torch.atleast_1d(self.status != int(Status.SUCCESS)).nonzero().flatten()
         if len(failed) == 0:
             return self
         i = int(failed[0])
         status = Status(int(torch.atleast_1d(self.status)[i]))
-        problem, remedy = _MEANING[status]
+        problem, remedy = FAILURES[status]
         t, dt = (float(torch.atleast_1d(x)[i]) for x in (self.t, self.dt))
         raise SolveError(
             f"{len(failed)} of {self.status.numel()} samples failed; first: sample {i} at t={t:.6g} with step "
@@ -144,38 +112,3 @@ class Solution:
             "throw=False returns the other samples' results.",
             self,
         )
-
-
-def readable(x: Tensor) -> bool:
-    """Whether a tensor has values to look at; not while torch exports a graph, or maps over it (`torch.vmap`)."""
-    return not (_exports() if torch.compiler.is_compiling() else _is_mapped(x))
-
-
-def at_hand(x: Tensor) -> bool:
-    """Whether a tensor's values can be looked at for nothing: they are in the host's memory, and no graph is made."""
-    return x.is_cpu and not torch.compiler.is_compiling() and readable(x)
-
-
-def all_seen(mask: Tensor) -> bool:
-    """Whether a mask is known to be True throughout: by looking, if that costs nothing."""
-    return at_hand(mask) and bool(mask.all())
-
-
-def none_seen(one: Tensor, other: Tensor) -> bool:
-    """Likewise whether two masks are known to be False throughout."""
-    return at_hand(one) and not (one | other).any()
-
-
-def seen_finite(x: Tensor) -> bool:
-    """Likewise whether a tensor is free of NaN and infinity: if its sum is. That of large numbers may overflow."""
-    return at_hand(x) and cmath.isfinite(x.sum().item())
-
-
-def _is_mapped(x: Tensor) -> bool:
-    """Whether torch.vmap maps over a tensor, which then stands for many; at any level of torch.func's transforms."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return False

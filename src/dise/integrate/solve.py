@@ -16,7 +16,9 @@ from dise.integrate.output.observers import Observer, Progress, Record
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Integration, Layout, Problem, Request, Result, drive, merge
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import Solution, State, Status, readable
+from dise.integrate.solution import Solution, State
+from dise.integrate.status import Status
+from dise.integrate.tracing import has_values
 
 
 def solve(
@@ -173,7 +175,7 @@ def _moves(t0: float | Tensor, t1: float | Tensor) -> bool | None:
     if not isinstance(t0, Tensor) and not isinstance(t1, Tensor):
         return t0 != t1
     # nobody can ask now: steps of no length leave a state as it is, but the first alone counts for gradients in time
-    return None if all(readable(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
+    return None if all(has_values(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
 
 
 def _has_gradients(*tensors: Tensor) -> bool:

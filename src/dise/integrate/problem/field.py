@@ -8,6 +8,7 @@ from torch import Tensor
 from dise.integrate.compile.cache import compiled
 from dise.integrate.problem.problem import Layout, Problem, Request, leaves
 from dise.integrate.solution import State
+from dise.integrate.tracing import times_changed
 
 F = TypeVar("F", bound=Callable)
 
@@ -88,7 +89,7 @@ class Field:
         self.calls += 1
         evaluate = call if self.options is None else self.compiled(call)
         try:
-            version = _version(request.y)
+            version = times_changed(request.y)
             value = evaluate(self.bound(request.rows), request.t.contiguous(), request.y)
             self._check_memory(request.y, version, value)
             return value
@@ -106,16 +107,11 @@ class Field:
 
     def _check_memory(self, y: Tensor, version: int, value: Tensor) -> None:
         """Raise if f wrote where the solver still reads: into y, or over the value that it returned before."""
-        if _version(y) != version:
+        if times_changed(y) != version:
             raise RuntimeError("f: changed y in place; work on a copy")
-        if self._last is not None and _version(self._last[0]) != self._last[1]:
+        if self._last is not None and times_changed(self._last[0]) != self._last[1]:
             raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
-        self._last = value, _version(value)
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor was changed in place, as far as that is known."""
-    return 0 if x.is_inference() else x._version
+        self._last = value, times_changed(value)
 
 
 PARTIAL = (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.runge_kutta.tableau import ButcherTableau, WeightedSum
-from dise.integrate.solution import seen_finite
+from dise.integrate.tracing import known_finite
 
 
 class Step(NamedTuple):
@@ -43,7 +43,7 @@ def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
 def all_finite(x: Tensor) -> Tensor:
     """[n] whether all entries of a row [n, F] are finite: x · 0 is NaN for NaN and infinity. Faster than isfinite."""
     x = x.detach()
-    if seen_finite(x):
+    if known_finite(x):
         return torch.ones(len(x), dtype=torch.bool)
     return (x * 0).sum(1) == 0
 

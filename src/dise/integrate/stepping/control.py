@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dise.integrate.problem.problem import Problem, Request
 from dise.integrate.runge_kutta.step import Step, all_finite
-from dise.integrate.solution import Status, seen_finite
+from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
 from dise.integrate.stepping.tolerance import ErrorTest
+from dise.integrate.tracing import known_finite
 
 
 class Verdict(NamedTuple):
@@ -88,7 +89,7 @@ class FixedSteps:
 
     def passes(self, step: Step) -> bool:
         """Steps without a test that are seen to be finite."""
-        return self.test is None and seen_finite(step.y_next.detach())
+        return self.test is None and known_finite(step.y_next.detach())
 
     def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
         """Everything finite is accepted."""

@@ -13,10 +13,11 @@ from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Integration, Problem, Request, Result
 from dise.integrate.runge_kutta.step import all_finite
 from dise.integrate.runge_kutta.tableau import ButcherTableau
-from dise.integrate.solution import Status, all_seen, seen_finite
+from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
 from dise.integrate.stepping.control import Controller
 from dise.integrate.stepping.method import RUNNING, LoopRows, Method
+from dise.integrate.tracing import known_all, known_finite
 
 
 class LoopState(NamedTuple):
@@ -69,7 +70,7 @@ def _rounds(
                 left = (*left, gone)
             whole = running == rows.t.shape[0]  # whether all rows are known to run
         else:
-            whole = graphs is None and all_seen(rows.status == RUNNING)
+            whole = graphs is None and known_all(rows.status == RUNNING)
         subset = rows.sample if left else None
         if graphs is not None:
             rows, seen, together, running = graphs.rounds(rows, index, subset, end - index)
@@ -142,7 +143,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopR
     zero = torch.zeros_like(problem.t0)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     status = torch.full_like(none, RUNNING)
-    if not (seen_finite(k1.detach()) and seen_finite(problem.y0.detach())):
+    if not (known_finite(k1.detach()) and known_finite(problem.y0.detach())):
         status = status.masked_fill(~(all_finite(k1) & all_finite(problem.y0)), int(Status.NON_FINITE))
     return LoopRows(
         sample=torch.arange(problem.y0.shape[0], device=zero.device),

@@ -10,8 +10,9 @@ from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.runge_kutta.step import Attempt, Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
-from dise.integrate.solution import Status, all_seen, none_seen
+from dise.integrate.status import Status
 from dise.integrate.stepping.control import Controller
+from dise.integrate.tracing import known_all, known_none
 
 RUNNING = int(Status.RUNNING)
 
@@ -72,7 +73,7 @@ class Method(NamedTuple):
         dt = verdict.dt if self.control.rounds is None else rows.dt  # that of equal steps is known
         arrived = accept if t_next is rows.t1 else accept & (t_next == rows.t1)
         status = rows.status  # itself, so that the loop sees that nobody is done
-        if running is not None or not none_seen(arrived, verdict.failed):
+        if running is not None or not known_none(arrived | verdict.failed):
             status = torch.where(verdict.failed, self.control.reason(verdict), RUNNING)
             status = status.masked_fill(arrived, int(Status.SUCCESS))
             if self.control.rounds is None:
@@ -85,7 +86,7 @@ class Method(NamedTuple):
                 torch.where(running, dt, rows.dt),
             )
             known = known if self.tableau.fsal else torch.where(running, known, rows.known)
-        every, column = running is None and all_seen(accept), accept.unsqueeze(1)
+        every, column = running is None and known_all(accept), accept.unsqueeze(1)
 
         def moved(new: Tensor, old: Tensor) -> Tensor:
             """The new values of the rows that moved."""

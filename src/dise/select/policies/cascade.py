@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.problem.problem import Integration, Problem, Result, alike, merge
-from dise.integrate.solution import State, Status
+from dise.integrate.solution import State
+from dise.integrate.status import Status
 
 Accept = Callable[[State], Tensor]
 

@@ -1,0 +1,61 @@
+"""When tensors have values that Python may read: not in a traced graph, not under `torch.vmap`, not before a sync."""
+
+import cmath
+
+import torch
+from torch import Tensor
+
+# torch 2.6 has no is_exporting; there, a compiled graph counts as exported
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+# Private functions of torch, tried with 2.6 and 2.13. Without them vmap goes unnoticed, and torch itself raises where a
+# mapped tensor is read.
+_functorch = getattr(torch._C, "_functorch", None)
+_is_wrapped = getattr(_functorch, "is_functorch_wrapped_tensor", None)
+_is_batched = getattr(_functorch, "is_batchedtensor", None)
+_unwrapped = getattr(_functorch, "get_unwrapped", None)
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether a tensor has values to read: False while torch exports a graph, or maps over it (`torch.vmap`)."""
+    return not (_is_exporting() if torch.compiler.is_compiling() else _is_mapped(x))
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether a tensor's values can be read without a device sync: they are in host memory and no graph is traced."""
+    return x.is_cpu and not torch.compiler.is_compiling() and not _is_mapped(x)
+
+
+def known_all(mask: Tensor) -> bool:
+    """Whether a mask is known to be True everywhere, without a device sync."""
+    return on_host(mask) and bool(mask.all())
+
+
+def known_none(mask: Tensor) -> bool:
+    """Whether a mask is known to be False everywhere, without a device sync."""
+    return on_host(mask) and not mask.any()
+
+
+def known_finite(x: Tensor) -> bool:
+    """Whether a tensor is known to be free of NaN and infinity, without a device sync.
+
+    Tests the sum, so False is also returned where finite numbers overflow when summed.
+    """
+    return on_host(x) and cmath.isfinite(x.sum().item())
+
+
+def times_changed(x: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where torch does not count (inference mode)."""
+    # a private attribute, tried with torch 2.6 and 2.13
+    return 0 if x.is_inference() else getattr(x, "_version", 0)
+
+
+def _is_mapped(x: Tensor) -> bool:
+    """Whether torch.vmap maps over a tensor, at any level of torch.func's transforms."""
+    if _is_wrapped is None or _is_batched is None or _unwrapped is None:
+        return False
+    while _is_wrapped(x):
+        if _is_batched(x):
+            return True
+        x = _unwrapped(x)
+    return False
