@@ -30,7 +30,7 @@ class Reads(TorchDispatchMode):
 @pytest.fixture
 def reads(monkeypatch):
     # as on a device that has to be waited for
-    monkeypatch.setattr("dise.integrate.solution.at_hand", lambda x: False)
+    monkeypatch.setattr("dise.integrate.tracing.on_host", lambda x: False)
     return Reads(monkeypatch)
 
 

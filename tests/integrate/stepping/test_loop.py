@@ -281,7 +281,7 @@ def test_looking_at_values_changes_none(monkeypatch, starts, spans, integrator, 
     solutions = []
     for seen in (True, False):
         if not seen:
-            monkeypatch.setattr("dise.integrate.solution.at_hand", lambda x: False)
+            monkeypatch.setattr("dise.integrate.tracing.on_host", lambda x: False)
         solutions.append(solve(lambda t, y, rate: rate * y**3, starts(5, 3), t0, t1, integrator, **how))
     for name in (*PER_SAMPLE, "k1"):
         torch.testing.assert_close(*(getattr(s, name) for s in solutions), rtol=0, atol=0, equal_nan=True)
