@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Backsolve, Event, Integrator, Progress, Solution, State, Step, solve
-from dise.integrate.problem.problem import Layout
+from dise.integrate.problem.state import Layout
 
 
 class BlockSolve(NamedTuple):

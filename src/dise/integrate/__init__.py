@@ -22,11 +22,12 @@ from dise.integrate.integrators import (
     Tsit5,
 )
 from dise.integrate.output.events import Event
-from dise.integrate.output.observers import Progress
+from dise.integrate.output.observers import Progress, Steps
+from dise.integrate.problem.state import State
 from dise.integrate.resume import Stepped, resume, step
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
-from dise.integrate.solution import Solution, SolveError, State, Steps
+from dise.integrate.solution import Solution, SolveError
 from dise.integrate.solve import solve
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController, PIController

@@ -20,10 +20,12 @@ from torch.autograd.function import once_differentiable
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.output.events import EventMonitor
-from dise.integrate.output.observers import StepRecord
-from dise.integrate.problem.problem import Layout, Problem, Request, Result, leaves
+from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request, Result
+from dise.integrate.problem.state import Layout, State, leaves
 from dise.integrate.runge_kutta.step import Attempt
-from dise.integrate.solution import Solution, SolveError, State
+from dise.integrate.solution import Solution, SolveError
 from dise.integrate.status import Status
 from dise.integrate.stepping.tolerance import each, rms_norm
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.problem.field import shapes
+from dise.integrate.problem.state import shapes
 from dise.integrate.tracing import has_values
 
 

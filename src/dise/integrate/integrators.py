@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
-from dise.integrate.problem.problem import Integration, Problem
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration
 from dise.integrate.runge_kutta import classical
 from dise.integrate.runge_kutta.chebyshev import chebyshev, stability_interval
 from dise.integrate.runge_kutta.dopri8 import DOPRI8

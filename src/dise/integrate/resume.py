@@ -11,9 +11,11 @@ from dise.integrate.adjoint import Backsolve
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
 from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
 from dise.integrate.problem.field import Field
-from dise.integrate.problem.problem import Integration, Layout, Problem, Request
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Request
+from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Attempt
-from dise.integrate.solution import Solution, State
+from dise.integrate.solution import Solution
 from dise.integrate.solve import solve
 
 

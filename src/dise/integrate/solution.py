@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dise.integrate.output.observers import Steps
+from dise.integrate.problem.state import State
 from dise.integrate.status import FAILURES, Status
 from dise.integrate.tracing import has_values
 
 if TYPE_CHECKING:
     from dise.integrate.output.interpolation import Interpolant
-
-State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
 class SolveError(RuntimeError):
@@ -22,13 +22,6 @@ class SolveError(RuntimeError):
     def __init__(self, message: str, solution: "Solution") -> None:
         super().__init__(message)
         self.solution = solution
-
-
-class Steps(NamedTuple):
-    """The accepted steps of B samples, in each sample's order; rows are padded with NaN at the end."""
-
-    t: Tensor  # [B, S] where each step ended
-    ratio: Tensor  # [B, S] its scaled error estimate; NaN if the method embeds none
 
 
 @dataclass(frozen=True, kw_only=True)

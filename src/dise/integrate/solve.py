@@ -12,11 +12,14 @@ from dise.integrate.arguments import as_sequence, as_times, check_options, check
 from dise.integrate.integrators import Integrator
 from dise.integrate.output.events import Event, EventMonitor, as_event
 from dise.integrate.output.interpolation import DenseSolution, Interpolant, Trail, save_points
-from dise.integrate.output.observers import Observer, Progress, Record
+from dise.integrate.output.observers import Progress, Record
 from dise.integrate.problem.field import Field
-from dise.integrate.problem.problem import Integration, Layout, Problem, Request, Result, drive, merge
+from dise.integrate.problem.hooks import Observer
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Request, Result, drive, merge
+from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import Solution, State
+from dise.integrate.solution import Solution
 from dise.integrate.status import Status
 from dise.integrate.tracing import has_values
 

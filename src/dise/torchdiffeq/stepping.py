@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dise.integrate import Adaptive, ButcherTableau, Integrator, State, Step
-from dise.integrate.problem.problem import Integration, Problem
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration
 from dise.integrate.stepping.control import Controller, FixedSteps, Verdict
 from dise.integrate.stepping.loop import integrate
 

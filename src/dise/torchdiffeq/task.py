@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate import IController, Integrator, Solution, State, solve
-from dise.integrate.problem.problem import leaves
+from dise.integrate.problem.state import leaves
 from dise.torchdiffeq.methods import ADAPTIVE, ADAPTIVE_OPTIONS, FIXED, FIXED_OPTIONS, interpolated
 from dise.torchdiffeq.stepping import AdaptiveMethod, Endless, Norm, OnGrid
 

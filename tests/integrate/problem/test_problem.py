@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from dise import RK4, Dopri5, Euler
-from dise.integrate.problem.problem import Layout, Problem, Request, leaves, merge
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request, merge
+from dise.integrate.problem.state import Layout, leaves
 
 # ---- Layout
 

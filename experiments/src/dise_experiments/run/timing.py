@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from dise.integrate import Adaptive, Euler, Integrator, State
-from dise.integrate.problem.problem import leaves
+from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
 from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
 

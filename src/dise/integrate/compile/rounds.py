@@ -9,9 +9,10 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from dise.integrate.compile.cache import identity
-from dise.integrate.output.observers import StepRecord
 from dise.integrate.problem.field import BoundField, Field, call
-from dise.integrate.problem.problem import Problem, Request
+from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
 from dise.integrate.stepping.method import RUNNING, LoopRows, Method
 
 TOGETHER = 4  # rounds in one graph without a loop, between two reads of the device

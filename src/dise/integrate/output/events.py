@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dise.integrate.output.interpolation import DenseSolution, PiecewisePolynomial
-from dise.integrate.problem.problem import Layout, Result
+from dise.integrate.problem.requests import Result
+from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import State
 
 Function = Callable[..., Tensor]
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dise.integrate.output.observers import StepRecord
-from dise.integrate.problem.problem import Problem, Result
+from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Result
+from dise.integrate.problem.state import State
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import State
 
 
 class _Attempt(NamedTuple):

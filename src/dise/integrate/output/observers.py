@@ -1,36 +1,20 @@
 """Who watches a solve: each attempted step is shown to the observers, who see it and change nothing."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import Steps
+from dise.integrate.problem.hooks import StepRecord
 
 
-class StepRecord(NamedTuple):
-    """An attempted step of n samples, and what became of it."""
+class Steps(NamedTuple):
+    """The accepted steps of B samples, in each sample's order; rows are padded with NaN at the end."""
 
-    sample: Tensor  # [n] which of the solve's samples
-    step: Step
-    t_next: Tensor  # [n] end of the step
-    ratio: Tensor  # [n] scaled error estimate; NaN if the method embeds none
-    accept: Tensor  # [n] bool; False for samples that were done
-
-
-class Observer(Protocol):
-    """What is told of every attempted step."""
-
-    def see(self, seen: StepRecord) -> None:
-        """An attempted step."""
-        ...
-
-    def start_over(self, sample: Tensor) -> None:
-        """Another integrator begins with these samples anew; what was seen of them is void."""
-        ...
+    t: Tensor  # [B, S] where each step ended
+    ratio: Tensor  # [B, S] its scaled error estimate; NaN if the method embeds none
 
 
 class Record:

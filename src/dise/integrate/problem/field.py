@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from dise.integrate.compile.cache import compiled
-from dise.integrate.problem.problem import Layout, Problem, Request, leaves
-from dise.integrate.solution import State
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
+from dise.integrate.problem.state import Layout, State, leaves, same_structure, shapes
 from dise.integrate.tracing import times_changed
 
 F = TypeVar("F", bound=Callable)
@@ -27,7 +28,7 @@ def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     layout = f.layout
     state = layout.unpack(y.contiguous())
     value = f.f(layout.time(t), state, *f.args, *f.own)
-    if not alike(value, state):
+    if not same_structure(value, state):
         raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
     for part in leaves(value):
         if part.is_complex() and not layout.dtype.is_complex:
@@ -118,25 +119,3 @@ PARTIAL = (
     "f was called on some of the samples only. Tensors with a row a sample belong in sample_args=, "
     "not in a closure; or pass drop_finished=False."
 )
-
-
-def alike(value: Any, state: Any) -> bool:
-    """Whether a value is structured like a state, in tensors of the same shapes."""
-    if isinstance(state, Tensor):
-        return isinstance(value, Tensor) and value.shape == state.shape
-    if type(value) is not type(state) or len(value) != len(state):
-        return False
-    if isinstance(state, dict):
-        return all(name in value and alike(value[name], part) for name, part in state.items())
-    return all(alike(one, part) for one, part in zip(value, state, strict=True))
-
-
-def shapes(value: object) -> object:
-    """What to show of a state: its tensors' shapes, or its type if it is none."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, tuple):
-        return [shapes(part) for part in value]
-    if isinstance(value, dict):
-        return {name: shapes(part) for name, part in value.items()}
-    return type(value).__name__

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dise.integrate.output.observers import StepRecord
-from dise.integrate.problem.problem import Problem, Request, drive
+from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request, drive
 
 if TYPE_CHECKING:
     from dise.integrate.stepping.loop import LoopState

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dise.integrate.problem.problem import Problem, Request
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
 from dise.integrate.runge_kutta.step import Step, all_finite
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController

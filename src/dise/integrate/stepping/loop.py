@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dise.integrate.compile.rounds import Graphs
-from dise.integrate.output.observers import StepRecord
-from dise.integrate.problem.problem import Integration, Problem, Request, Result
+from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Request, Result
 from dise.integrate.runge_kutta.step import all_finite
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.compile.backend import by_feature
-from dise.integrate.output.observers import StepRecord
+from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.runge_kutta.step import Attempt, Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau

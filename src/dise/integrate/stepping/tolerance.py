@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.problem.problem import Layout, leaves
+from dise.integrate.problem.state import Layout, State, leaves
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import State
 from dise.integrate.value import is_number
 
 Norm = Callable[[State], Tensor]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Euler, Integrator
-from dise.integrate.problem.problem import Layout
+from dise.integrate.problem.state import Layout
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.judging.cost import Costs, Input, device_of, find_block
 

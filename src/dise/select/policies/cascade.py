@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
-from dise.integrate.problem.problem import Integration, Problem, Result, alike, merge
-from dise.integrate.solution import State
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Result, merge, with_slopes
+from dise.integrate.problem.state import State
 from dise.integrate.status import Status
 
 Accept = Callable[[State], Tensor]
@@ -146,7 +147,7 @@ def _overwritten(final: Result | None, rows: Tensor, result: Result, *, first: b
     if final is None:
         return result
     put = Tensor.index_put if first else Tensor.index_put_
-    pairs = zip(Result._fields, *alike(final, result), strict=True)
+    pairs = zip(Result._fields, *with_slopes(final, result), strict=True)
     return Result(**{name: put(old, (rows,), new) for name, old, new in pairs if old is not None and new is not None})
 
 

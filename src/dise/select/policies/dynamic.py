@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dise.integrate.integrators import Integrator
-from dise.integrate.problem.problem import Integration, Problem, Request, Result, alike, leaves, merge
-from dise.integrate.solution import State
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
+from dise.integrate.problem.state import State, leaves
 
 Selector = Callable[[Tensor, Tensor], Tensor]
 
@@ -127,7 +128,7 @@ def integrate_chosen(
         for rows, candidate in zip(order.split(counts), candidates, strict=True)
         if len(rows)
     ]
-    results = alike(*(yield from merge(parts)))
+    results = with_slopes(*(yield from merge(parts)))
     # the last field is `choice`, which is known
     back = order.argsort()
     columns = zip(*(result[:-1] for result in results), strict=True)

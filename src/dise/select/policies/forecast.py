@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.solution import State
+from dise.integrate.problem.state import State
 from dise.select.policies.cascade import confidence, two_classes
 from dise.select.policies.dynamic import channel_means
 

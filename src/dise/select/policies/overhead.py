@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dise.integrate import Integrator, State
-from dise.integrate.problem.problem import leaves
+from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.dynamic import Dynamic, joined

@@ -1,0 +1,97 @@
+"""Integrations as coroutines: how an integrator asks for evaluations of f.
+
+Inside the solver a state is one [n, F] tensor and an integration is a coroutine: it yields a `Request` for each
+evaluation of f and receives the values. Its caller answers. The same loop therefore serves a single integrator and a
+batch whose samples have different ones: `merge` runs several integrations in lockstep and asks for all their
+evaluations in one call of f.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Request(NamedTuple):
+    """A wish for f(t, y) of some samples."""
+
+    rows: Tensor | None  # [n] indices into the problem's samples; None: all of them, in order
+    t: Tensor  # [n]
+    y: Tensor  # [n, F]
+
+
+class Result(NamedTuple):
+    """The end of an integration, a row a sample; fields as in `Solution`."""
+
+    y: Tensor  # [n, F]
+    t: Tensor
+    nfe: Tensor
+    n_steps: Tensor
+    n_accepted: Tensor
+    error: Tensor
+    status: Tensor
+    dt: Tensor
+    accumulated: Tensor
+    k1: Tensor | None = None  # [n, F] f(t, y); NaN where the method did not evaluate it there, None if it nowhere did
+    choice: Tensor | None = None
+
+    @property
+    def slope(self) -> Tensor:
+        """[n, F] k1, or NaN that takes no memory."""
+        return self.y.new_full((), torch.nan).expand_as(self.y) if self.k1 is None else self.k1
+
+
+Integration = Generator[Request, Tensor, Result]
+T = TypeVar("T")
+
+
+def with_slopes(*results: Result) -> tuple[Result, ...]:
+    """The results, all with k1 or all without."""
+    if all(result.k1 is None for result in results):
+        return results
+    return tuple(result._replace(k1=result.slope.contiguous()) for result in results)
+
+
+def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
+    """Run integrations of disjoint samples in lockstep: their n-th evaluations of f are one call.
+
+    Batch calls are thus the maximum over the parts, not the sum.
+
+    Args:
+        parts: pairs of the rows [n_i] that a part integrates and its integration.
+
+    Returns:
+        the parts' results, in their order.
+    """
+    results: list[Result | None] = [None] * len(parts)
+    answers: dict[int, Tensor | None] = dict.fromkeys(range(len(parts)))
+    while True:
+        requests: dict[int, Request] = {}
+        for i, answer in answers.items():
+            rows, integration = parts[i]
+            try:
+                request = next(integration) if answer is None else integration.send(answer)
+            except StopIteration as stop:
+                results[i] = stop.value
+            else:
+                requests[i] = request._replace(rows=rows if request.rows is None else rows[request.rows])
+        if not requests:
+            return [result for result in results if result is not None]
+        if len(requests) == 1:
+            ((i, request),) = requests.items()
+            answers = {i: (yield request)}
+        else:
+            values = yield Request(*(torch.cat(field) for field in zip(*requests.values(), strict=True)))
+            answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))
+
+
+def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], Tensor]) -> T:
+    """Run a coroutine to its end, answering each of its requests."""
+    value = None
+    while True:
+        try:
+            request = next(coroutine) if value is None else coroutine.send(value)
+        except StopIteration as stop:
+            return stop.value
+        value = answer(request)

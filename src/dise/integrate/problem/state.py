@@ -1,0 +1,117 @@
+"""States: the tensors that users pass, and the one [n, F] tensor that the solver works on."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def leaves(state: State) -> tuple[Tensor, ...]:
+    """A state's tensors."""
+    if isinstance(state, Tensor):
+        return (state,)
+    return tuple(state.values()) if isinstance(state, dict) else state
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the user's state lies in the solver's [n, F] tensor.
+
+    A batch of B samples is n = B rows. With batched=False the whole state is one system: n = 1.
+
+    States of half precision are added up in float32, since dt·k is soon less than what y resolves; f gets and returns
+    its own dtype.
+    """
+
+    shapes: tuple[torch.Size, ...]  # of the state's tensors, without the batch dimension if batched
+    is_tuple: bool
+    batched: bool
+    names: tuple[str, ...] | None = None  # of a dict's tensors
+    dtype: torch.dtype = torch.float32  # the user's
+    # the rest follows; it is kept, since every evaluation of f asks for it
+    sizes: tuple[int, ...] = field(init=False, compare=False)  # features of each tensor of the state
+    working_dtype: torch.dtype = field(init=False, compare=False)  # what the solver calculates in
+    plain: bool = field(init=False, compare=False)  # whether the user's state is the solver's
+
+    def __post_init__(self) -> None:
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        structured = self.is_tuple or self.names is not None or not self.batched
+        object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
+        object.__setattr__(self, "working_dtype", torch.float32 if half else self.dtype)
+        object.__setattr__(self, "plain", not structured and len(self.shapes[0]) == 1)
+
+    @classmethod
+    def of(cls, y: State, *, batched: bool) -> "Layout":
+        """Layout of a state whose tensors are [B, ...]."""
+        parts = leaves(y)
+        shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in parts)
+        return cls(shapes, isinstance(y, tuple), batched, tuple(y) if isinstance(y, dict) else None, parts[0].dtype)
+
+    def pack(self, y: State) -> Tensor:
+        """User's state → [n, F], in the solver's dtype."""
+        if self.plain and isinstance(y, Tensor):
+            return y if y.dtype is self.working_dtype else y.to(self.working_dtype)
+        parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
+        rows = [
+            leaf.reshape(leaf.shape[0] if self.batched else 1, size)
+            for leaf, size in zip(parts, self.sizes, strict=True)
+        ]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(self.working_dtype)
+
+    def unpack(self, y: Tensor) -> State:
+        """[n, F] → user's state of n samples."""
+        y = y if y.dtype is self.dtype else y.to(self.dtype)
+        return y if self.plain else self._structured(y, y.shape[:1] if self.batched else ())
+
+    def unpack_saved(self, y: Tensor) -> State:
+        """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""
+        return self._structured(y.to(self.dtype), tuple(y.shape[:2] if self.batched else y.shape[1:2]))
+
+    def shaped(self, x: Tensor) -> State:
+        """[n, F] of any dtype → the state's structure and shapes, [n, ...] always: [1, ...] if not batched."""
+        return self._structured(x, x.shape[:1])
+
+    def _structured(self, x: Tensor, batch: tuple[int, ...]) -> State:
+        parts = x.split(self.sizes, dim=-1) if len(self.sizes) > 1 else (x,)
+        shaped = tuple(part.reshape((*batch, *shape)) for part, shape in zip(parts, self.shapes, strict=True))
+        if self.names is not None:
+            return dict(zip(self.names, shaped, strict=True))
+        return shaped if self.is_tuple else shaped[0]
+
+    def time(self, t: Tensor) -> Tensor:
+        """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
+        if self.plain:
+            return t.unsqueeze(1)
+        return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
+
+    def norm(self, x: Tensor) -> Tensor:
+        """[n, F] → [n] root mean square of moduli over features; of a tuple or dict the largest of its tensors'."""
+        parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
+        # vector_norm has gradient 0 at 0, where sqrt(mean(x²)) has NaN
+        norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).amax(0)
+
+
+def same_structure(value: Any, state: Any) -> bool:
+    """Whether a value is structured like a state, in tensors of the same shapes."""
+    if isinstance(state, Tensor):
+        return isinstance(value, Tensor) and value.shape == state.shape
+    if type(value) is not type(state) or len(value) != len(state):
+        return False
+    if isinstance(state, dict):
+        return all(name in value and same_structure(value[name], part) for name, part in state.items())
+    return all(same_structure(one, part) for one, part in zip(value, state, strict=True))
+
+
+def shapes(value: object) -> object:
+    """What to show of a state: its tensors' shapes, or its type if it is none."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple):
+        return [shapes(part) for part in value]
+    if isinstance(value, dict):
+        return {name: shapes(part) for name, part in value.items()}
+    return type(value).__name__
