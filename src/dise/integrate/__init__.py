@@ -21,10 +21,11 @@ from dise.integrate.integrators import (
     StepDoubling,
     Tsit5,
 )
+from dise.integrate.one_step import StepResult, step
 from dise.integrate.output.events import Event
 from dise.integrate.output.observers import Progress, Steps
 from dise.integrate.problem.state import State
-from dise.integrate.resume import Stepped, resume, step
+from dise.integrate.resume import resume
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.solution import Solution, SolveError
@@ -62,7 +63,7 @@ __all__ = [
     "Status",
     "Step",
     "StepDoubling",
-    "Stepped",
+    "StepResult",
     "Steps",
     "Tsit5",
     "max_norm",

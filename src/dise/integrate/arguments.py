@@ -85,3 +85,80 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
     if has_values(t) and not (~time.isnan() if endless else time.isfinite()).all():
         raise ValueError(f"{name}: expected finite times, got {t}")
     return time.expand(y0.shape[0])
+
+
+def as_save_points(
+    save_at: object, save_mask: object, t0: Tensor, t1: Tensor, *, batched: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Save points as times [n, T] and a mask [n, T]; None if there are none.
+
+    Args:
+        save_at, save_mask: see `dise.solve`.
+        t0, t1: [n] ends of each sample's span.
+        batched: see `dise.solve`.
+
+    Raises:
+        TypeError, ValueError: not times within the samples' spans.
+    """
+    if save_at is None:
+        if save_mask is not None:
+            raise ValueError("save_mask: it says which of the save points are padding, but save_at was not given")
+        return None
+    times = _for_each("save_at", _as_real("save_at", save_at, t0), len(t0), batched=batched)
+    mask = torch.ones_like(times, dtype=torch.bool)
+    if save_mask is not None:
+        if not isinstance(save_mask, Tensor) or save_mask.dtype != torch.bool:
+            got = save_mask.dtype if isinstance(save_mask, Tensor) else type(save_mask).__name__
+            raise TypeError(f"save_mask: expected a tensor of bool, got {got}")
+        mask = _for_each("save_mask", save_mask.to(t0.device), len(t0), batched=batched)
+        if mask.shape != times.shape:
+            raise ValueError(f"save_mask: expected the shape of save_at, got {tuple(save_mask.shape)}")
+    _check_within("save_at", times, mask, t0, t1)
+    return times, mask
+
+
+def as_query_times(t: object, t0: Tensor, t1: Tensor, *, batched: bool) -> tuple[Tensor, bool]:
+    """Times [n, T] of `Solution.evaluate`, and whether `t` is a single number (then T = 1).
+
+    Raises:
+        TypeError, ValueError: not times within the samples' spans, from t0 [n] to t1 [n].
+    """
+    times = _as_real("t", t, t0)
+    single = times.ndim == 0
+    times = _for_each("t", times.reshape(1) if single else times, len(t0), batched=batched)
+    _check_within("t", times, torch.ones_like(times, dtype=torch.bool), t0, t1)
+    return times, single
+
+
+def _as_real(name: str, times: object, like: Tensor) -> Tensor:
+    """A tensor of real times, in the dtype and on the device of `like`."""
+    try:
+        values = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=like.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected times, numbers or a tensor, got {type(times).__name__}") from error
+    if values.dtype.is_complex or values.dtype == torch.bool:
+        raise TypeError(f"{name}: expected real times, got {values.dtype}")
+    if values.is_meta:
+        raise TypeError(f"{name}: expected times with data, got device meta")
+    return values.to(like)
+
+
+def _for_each(name: str, values: Tensor, number: int, *, batched: bool) -> Tensor:
+    """[n, T] from [T] or [n, T]."""
+    if values.ndim == 1:
+        return values.expand(number, -1)
+    if batched and values.ndim == 2 and len(values) == number:
+        return values
+    expected = f"[T], or [B, T] with B={number}" if batched else "[T] (batched=False has one time)"
+    raise ValueError(f"{name}: expected shape {expected}, got {tuple(values.shape)}")
+
+
+def _check_within(name: str, times: Tensor, mask: Tensor, t0: Tensor, t1: Tensor) -> None:
+    """Raise a ValueError unless times [n, T] lie within each sample's span where the mask [n, T] is True."""
+    ends = torch.stack([t0, t1])
+    low, high = ends.amin(0)[:, None], ends.amax(0)[:, None]
+    outside = (mask & ~((times >= low) & (times <= high))).nonzero()
+    if len(outside):
+        i, j = outside[0].tolist()
+        span = f"[{float(low[i, 0]):g}, {float(high[i, 0]):g}]"
+        raise ValueError(f"{name}: expected times within the span, {span} of sample {i}, got {float(times[i, j]):g}")

@@ -2,18 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dise.integrate.arguments import as_query_times
+from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Steps
-from dise.integrate.problem.state import State
+from dise.integrate.problem.state import Layout, State
 from dise.integrate.status import FAILURES, Status
 from dise.integrate.tracing import has_values
 
-if TYPE_CHECKING:
-    from dise.integrate.output.interpolation import Interpolant
+
+@dataclass(frozen=True)
+class Interpolant:
+    """A dense solution in the structure of the user's state."""
+
+    path: DenseSolution
+    layout: Layout
+
+    def __call__(self, t: object) -> State:
+        """States at t; see `Solution.evaluate`."""
+        times, single = as_query_times(t, self.path.t0, self.path.t1, batched=self.layout.batched)
+        values = self.path.at(times, torch.ones_like(times, dtype=torch.bool))
+        return self.layout.unpack(values[:, 0]) if single else self.layout.unpack_saved(values)
 
 
 class SolveError(RuntimeError):
@@ -64,7 +76,7 @@ class Solution:
     steps: Steps | None = None
     choice: Tensor | None = None
     event: Tensor | None = None
-    interpolant: "Interpolant | None" = field(default=None, repr=False)
+    interpolant: Interpolant | None = field(default=None, repr=False)
 
     def evaluate(self, t: float | Sequence[float] | Tensor) -> State:
         """State at any time within the span, by dense output of the method's order; needs `solve(..., dense=True)`.

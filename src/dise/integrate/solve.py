@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from dise.integrate.adjoint import Adjoint, Backsolve, as_backsolve
-from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
+from dise.integrate.arguments import (
+    as_save_points,
+    as_sequence,
+    as_times,
+    check_options,
+    check_sample_args,
+    check_state,
+)
 from dise.integrate.integrators import Integrator
 from dise.integrate.output.events import Event, EventMonitor, as_event
-from dise.integrate.output.interpolation import DenseSolution, Interpolant, Trail, save_points
+from dise.integrate.output.interpolation import DenseSolution, Trail
 from dise.integrate.output.observers import Progress, Record
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.hooks import Observer
@@ -19,7 +26,7 @@ from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, drive, merge
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.solution import Solution
+from dise.integrate.solution import Interpolant, Solution
 from dise.integrate.status import Status
 from dise.integrate.tracing import has_values
 
@@ -136,7 +143,7 @@ def solve(
         accumulate=accumulate,
         checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
-    points = save_points(save_at, save_mask, problem)
+    points = as_save_points(save_at, save_mask, problem.t0, problem.t1, batched=batched)
     back = as_backsolve(gradient, integrator, {"differentiate_step_sizes": differentiate_step_sizes, "dense": dense})
     wanted = problem
     if back is not None:
@@ -163,7 +170,7 @@ def solve(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
         saved=None if saved is None else layout.unpack_saved(saved),
         event=None if problem.event is None else problem.event.stopped if batched else problem.event.stopped[0],
-        interpolant=Interpolant(path, problem) if dense and path is not None else None,
+        interpolant=Interpolant(path, layout) if dense and path is not None else None,
         steps=None if log is None else log.steps(problem.t0, batched=batched),
     )
     return solution.raise_for_status() if throw else solution

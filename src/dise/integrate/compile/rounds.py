@@ -13,7 +13,8 @@ from dise.integrate.problem.field import BoundField, Field, call
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
-from dise.integrate.stepping.method import RUNNING, LoopRows, Method
+from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.rows import RUNNING, LoopRows
 
 TOGETHER = 4  # rounds in one graph without a loop, between two reads of the device
 LARGE = 2**14  # numbers in a state from which on a graph's own work outweighs what torch takes to call it

@@ -6,7 +6,6 @@ of f is spent on it, no step is shortened for it, and the device is read at the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from torch.nn.functional import pad
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Result
-from dise.integrate.problem.state import State
 from dise.integrate.runge_kutta.step import Step
 
 
@@ -108,24 +106,6 @@ class DenseSolution(NamedTuple):
         return torch.where(mask[..., None], values, 0)
 
 
-class Interpolant:
-    """A solve's path in the user's terms: what `Solution.evaluate` asks."""
-
-    def __init__(self, path: DenseSolution, problem: Problem) -> None:
-        self.path = path
-        self.problem = replace(problem, observers=(), event=None, accumulate=None, field=None)  # for the times' checks
-
-    def __call__(self, t: object) -> State:
-        """States at t, as `Solution.evaluate` describes them."""
-        problem, times = self.problem, _as_times("t", t, self.problem.t0)
-        single = times.ndim == 0
-        times = _for_each(times.reshape(1) if single else times, "t", len(problem), batched=problem.layout.batched)
-        mask = torch.ones_like(times, dtype=torch.bool)
-        _check_within("t", times, mask, problem)
-        values = self.path.at(times, mask)
-        return problem.layout.unpack(values[:, 0]) if single else problem.layout.unpack_saved(values)
-
-
 def _coefficients(steps: list[Step]) -> Tensor:
     """[P, D, F] c such that y(t + θ·dt) = y + Σ_j c_j θ^(j+1) in each of the P steps."""
     parts = []
@@ -210,60 +190,3 @@ def _horner(y: Tensor, coefficients: Sequence[Tensor], theta: Tensor) -> Tensor:
     for coefficient in reversed(lower):
         value = torch.addcmul(coefficient, theta, value)
     return torch.addcmul(y, theta, value)
-
-
-def save_points(save_at: object, save_mask: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
-    """The user's save points as times [n, T] and a mask [n, T]; None if there are none.
-
-    Raises:
-        TypeError, ValueError: they are no times within the samples' spans (see `dise.solve`).
-    """
-    if save_at is None:
-        if save_mask is not None:
-            raise ValueError("save_mask: it says which of the save points are padding, but save_at was not given")
-        return None
-    batched, number, t0 = problem.layout.batched, len(problem), problem.t0
-    times = _for_each(_as_times("save_at", save_at, t0), "save_at", number, batched=batched)
-    mask = torch.ones_like(times, dtype=torch.bool)
-    if save_mask is not None:
-        if not isinstance(save_mask, Tensor) or save_mask.dtype != torch.bool:
-            got = save_mask.dtype if isinstance(save_mask, Tensor) else type(save_mask).__name__
-            raise TypeError(f"save_mask: expected a tensor of bool, got {got}")
-        mask = _for_each(save_mask.to(t0.device), "save_mask", number, batched=batched)
-        if mask.shape != times.shape:
-            raise ValueError(f"save_mask: expected the shape of save_at, got {tuple(save_mask.shape)}")
-    _check_within("save_at", times, mask, problem)
-    return times, mask
-
-
-def _as_times(name: str, times: object, like: Tensor) -> Tensor:
-    """A tensor of real times, in the dtype and on the device of `like`."""
-    try:
-        values = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=like.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: expected times, numbers or a tensor, got {type(times).__name__}") from error
-    if values.dtype.is_complex or values.dtype == torch.bool:
-        raise TypeError(f"{name}: expected real times, got {values.dtype}")
-    if values.is_meta:
-        raise TypeError(f"{name}: expected times with data, got device meta")
-    return values.to(like)
-
-
-def _for_each(values: Tensor, name: str, number: int, *, batched: bool) -> Tensor:
-    """[n, T] of [T] or [n, T]."""
-    if values.ndim == 1:
-        return values.expand(number, -1)
-    if batched and values.ndim == 2 and len(values) == number:
-        return values
-    expected = f"[T], or [B, T] with B={number}" if batched else "[T] (batched=False has one time)"
-    raise ValueError(f"{name}: expected shape {expected}, got {tuple(values.shape)}")
-
-
-def _check_within(name: str, times: Tensor, mask: Tensor, problem: Problem) -> None:
-    ends = torch.stack([problem.t0, problem.t1])
-    low, high = ends.amin(0)[:, None], ends.amax(0)[:, None]
-    outside = (mask & ~((times >= low) & (times <= high))).nonzero()
-    if len(outside):
-        i, j = outside[0].tolist()
-        span = f"[{float(low[i, 0]):g}, {float(high[i, 0]):g}]"
-        raise ValueError(f"{name}: expected times within the span, {span} of sample {i}, got {float(times[i, j]):g}")

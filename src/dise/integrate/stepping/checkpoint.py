@@ -7,7 +7,6 @@ its gradients are wanted: memory grows with the square root, time by one more fo
 
 from collections.abc import Callable, Generator
 from itertools import count
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -15,14 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, drive
+from dise.integrate.stepping.rows import LoopState
 
-if TYPE_CHECKING:
-    from dise.integrate.stepping.loop import LoopState
-
-Rounds = Callable[["LoopState", int, Callable[[StepRecord], None]], Generator[Request, Tensor, "LoopState"]]
+Rounds = Callable[[LoopState, int, Callable[[StepRecord], None]], Generator[Request, Tensor, LoopState]]
 
 
-def in_segments(rounds: Rounds, state: "LoopState", problem: Problem) -> "LoopState":
+def in_segments(rounds: Rounds, state: LoopState, problem: Problem) -> LoopState:
     """Run all rounds, in segments that are recomputed for gradients.
 
     The number of rounds, N, is not known before. Segments of 1, 2, 3, … rounds are √(2N) segments, and the longest has
@@ -35,7 +32,7 @@ def in_segments(rounds: Rounds, state: "LoopState", problem: Problem) -> "LoopSt
     """
     for length in count(1):
         # a recomputation must leave no trace: what it sees is told outside
-        def segment(state: "LoopState" = state, length: int = length) -> tuple["LoopState", list[StepRecord]]:
+        def segment(state: LoopState = state, length: int = length) -> tuple[LoopState, list[StepRecord]]:
             seen: list[StepRecord] = []
             return drive(rounds(state, length, seen.append), problem.answer), seen
 

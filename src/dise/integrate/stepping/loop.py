@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,17 +16,9 @@ from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
 from dise.integrate.stepping.control import Controller
-from dise.integrate.stepping.method import RUNNING, LoopRows, Method
+from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
 from dise.integrate.tracing import known_all, known_finite
-
-
-class LoopState(NamedTuple):
-    """Where an integration is between two rounds."""
-
-    rows: LoopRows  # in the loop
-    left: tuple[LoopRows, ...]  # out of it
-    done: int  # rounds
-    over: bool
 
 
 def integrate(tableau: ButcherTableau, control: Controller, problem: Problem) -> Integration:

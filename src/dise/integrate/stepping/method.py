@@ -5,43 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dise.integrate.compile.backend import by_feature
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.runge_kutta.step import Attempt, Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.control import Controller
+from dise.integrate.stepping.rows import RUNNING, LoopRows
 from dise.integrate.tracing import known_all, known_none
-
-RUNNING = int(Status.RUNNING)
-
-
-class LoopRows(NamedTuple):
-    """The samples in the loop, a row each."""
-
-    sample: Tensor  # which of the problem's samples
-    t0: Tensor
-    t1: Tensor
-    k1: Tensor  # f(t, y), where it is known
-    known: Tensor  # [n] bool, whether it is: always if the method evaluates f at a step's end, else until the row moves
-    y: Tensor
-    t: Tensor
-    n_steps: Tensor
-    n_accepted: Tensor
-    error: Tensor
-    status: Tensor
-    dt: Tensor
-    memory: Tensor  # the controller's
-    accumulated: Tensor
-
-    def take(self, rows: Tensor) -> "LoopRows":
-        """Some of the rows."""
-        return LoopRows(*(field.index_select(0, rows) for field in self))
-
-    def by_feature(self) -> "LoopRows":
-        """The same; narrow states lie in memory feature by feature, so that compiled loops over rows are of vectors."""
-        return self._replace(y=by_feature(self.y), k1=by_feature(self.k1))
 
 
 class Method(NamedTuple):
