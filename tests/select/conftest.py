@@ -137,3 +137,15 @@ def points():
         return list(x.split(100))
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def batches():
+    """batches(*sizes): x [n, 2] that count upwards, and labels that alternate."""
+
+    def make(*sizes):
+        x = torch.arange(1.0, 1 + 2 * sum(sizes)).reshape(-1, 2)
+        y = torch.arange(sum(sizes)) % 2
+        return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+    return make

@@ -1,4 +1,17 @@
-"""Which integrator each sample gets."""
+"""Which integrator each sample gets.
+
+Seven wings, one floor each; imports point down this list and within a floor, never up:
+
+    deploy        save, load and export a policy
+    make_dynamic  one call that makes a trained model dynamic
+    guarantee     risks, and tests that bound them (Learn then Test)
+    learning      selectors, their networks and fits, the choice of M and α
+    judging       costs (Eq. 4 and 5), baselines, Pareto front, measured time, diagnosis
+    policies      integrators that assign integrators: Dynamic, Cascade and what they decide by
+    model         a model around its block: finding it and the head, running candidates, states and logits
+
+Below them lie `dise.nn` and `dise.integrate`.
+"""
 
 from dise.select.deploy.export import export_policy
 from dise.select.deploy.load import load_policy
@@ -13,23 +26,12 @@ from dise.select.guarantee.calibrate import (
 )
 from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.baselines import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
-from dise.select.judging.cost import (
-    BinaryCost,
-    ClassificationCost,
-    CostRule,
-    Costs,
-    Input,
-    Outcomes,
-    TaskErrorCost,
-    collect_costs,
-    find_block,
-    has_block,
-    run_candidates,
-)
+from dise.select.judging.costs import Costs, collect_costs
 from dise.select.judging.diagnose import diagnose
 from dise.select.judging.front import pareto_front, prune
 from dise.select.judging.non_inferiority import loss_bound
 from dise.select.judging.profile import Profile, profile_candidates, time_side_by_side
+from dise.select.judging.rules import BinaryCost, ClassificationCost, CostRule, TaskErrorCost
 from dise.select.learning.adequacy import AdequacySelector, calibration_error, equivalent_dial
 from dise.select.learning.committee import Committee, cross_fit, route
 from dise.select.learning.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
@@ -37,10 +39,16 @@ from dise.select.learning.penalty import PenaltyChoice, Trial, choose_penalty
 from dise.select.learning.selector import CostSelector, Fit
 from dise.select.make_dynamic.make import Report, make_dynamic
 from dise.select.model.adapt import AdaptedBlock, adapt
+from dise.select.model.block import find_block, has_block
 from dise.select.model.head import find_head
-from dise.select.policies.cascade import Cascade, Confidence
-from dise.select.policies.dynamic import AssignedSelector, Dynamic, RandomSelector, channel_means, joined
-from dise.select.policies.forecast import Forecast, expect
+from dise.select.model.outcomes import Input, Outcomes, run_candidates
+from dise.select.model.states import channel_means, joined
+from dise.select.policies.baselines import AssignedSelector, RandomSelector
+from dise.select.policies.cascade import Cascade
+from dise.select.policies.confidence import Confidence
+from dise.select.policies.dynamic import Dynamic
+from dise.select.policies.forecast import Forecast
+from dise.select.policies.forecast_fit import expect
 from dise.select.policies.overhead import count_macs, spent
 
 __all__ = [

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from dise import RK4, ClassificationCost, Euler, PooledNetwork
 from dise.select import Committee, ConfidenceNetwork, Costs, CostSelector, cross_fit, route
-from dise.select import committee as module
+from dise.select.learning import committee as module
 
 
 def samples(number, *, seed=0):

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from dise import RK4, ClassificationCost, Euler, PooledNetwork, choose_penalty
-from dise.select import Costs, cross_fit, loss_bound, penalty, route
+from dise.select import Costs, cross_fit, loss_bound, route
+from dise.select.learning import penalty
 
 
 def sided(number, *, hard, seed=0):

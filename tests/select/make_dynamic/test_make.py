@@ -23,7 +23,7 @@ from dise import (
 )
 from dise.select import OutputDeviation, ProbabilityShift, Report, find_block, lost_accuracy, samples_needed
 from dise.select.guarantee.calibrate import evaluate
-from dise.select.policies.cascade import confidence
+from dise.select.policies.confidence import confidence
 from dise_experiments.mnist.model import odenet
 
 REFERENCE = Dopri5(rtol=1e-4, atol=1e-4)

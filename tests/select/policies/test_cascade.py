@@ -1,13 +1,10 @@
-import copy
 import math
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, RKC1, Bosh3, Cascade, Confidence, Dopri5, Euler, Midpoint, NeuralODE, SolveError, solve
-from dise.select.policies.cascade import confidence
+from dise import RK4, RKC1, Bosh3, Cascade, Dopri5, Euler, Midpoint, SolveError, solve
 
 Y0 = torch.tensor([[0.5], [1.0], [2.0], [4.0]], dtype=torch.float64)
 
@@ -184,64 +181,3 @@ def test_wrong_candidates():
 
 
 # ---- Confidence
-
-
-@pytest.mark.parametrize(
-    ("measure", "scores"),
-    [
-        ("top", [0.5, 0.9]),
-        ("margin", [0.25, 0.85]),
-        ("entropy", [1 - 1.0397 / 1.0986, 1 - 0.3944 / 1.0986]),
-        ("gap", [0.6931, 2.8904]),  # log 2, log 18
-    ],
-)
-def test_confidence_by_hand(measure, scores):
-    """Probabilities (1/2, 1/4, 1/4) and (0.9, 0.05, 0.05)."""
-    logits = torch.tensor([[0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]).log() + 7
-    rule = Confidence(nn.Identity(), sum(scores) / 2, measure=measure)
-    assert_close(rule.score(logits), torch.tensor(scores), rtol=0, atol=1e-4)
-    assert rule(logits).tolist() == [False, True]
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 1)])
-def test_confidence_of_one_logit_is_that_of_yes_and_no(shape):
-    """Probabilities of yes 0.1, 0.5, 0.8."""
-    p = torch.tensor([0.1, 0.5, 0.8])
-    rule = Confidence(nn.Identity(), 0.7)
-    assert_close(rule.score(p.logit().reshape(shape)), torch.tensor([0.9, 0.5, 0.8]))
-    assert_close(confidence(p.logit().reshape(shape), "margin"), torch.tensor([0.8, 0.0, 0.6]))
-
-
-def test_a_cascade_leaves_the_models_parameters_as_they_are(decay):
-    head = nn.Linear(1, 2)
-    model = nn.Sequential(NeuralODE(decay(), Cascade((Euler(2), RK4(1)), Confidence(head, 0.9))), head)
-    assert list(model.state_dict()) == ["0.f.rate", "1.weight", "1.bias"]
-    other = copy.deepcopy(model)
-    assert other[0].integrator.accept.head is other[1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ({"threshold": 1.5}, "threshold"),
-        ({"threshold": float("nan"), "measure": "gap"}, "threshold"),
-        ({"threshold": -1, "measure": "gap"}, "threshold"),
-        ({"measure": "x"}, "measure"),
-    ],
-)
-def test_wrong_confidence(arguments, name):
-    with pytest.raises(ValueError, match=f"{name}: expected"):
-        Confidence(nn.Identity(), **({"threshold": 0.5} | arguments))
-
-
-def test_a_cascade_in_a_block_with_its_head(decay):
-    head = nn.Linear(1, 2)
-    block = NeuralODE(decay(), Cascade((Euler(2), RK4(1)), Confidence(head, 0.9)))
-    model = nn.Sequential(block, head)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[0.0], [8.0]]))
-        head.bias.zero_()
-    with block.recording() as records:
-        model(torch.tensor([[4.0], [0.1]]))
-    assert records[0].solution.choice.tolist() == [0, 1]  # sure of 8·1, unsure of 8·0.025
-    assert "Cascade(Euler(steps=2), RK4)" in repr(block)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from dise import RK4, Cascade, Dopri5, Euler, Forecast, Midpoint, NeuralODE
 from dise.select import Costs, Outcomes, RiskCost, channel_means, run_candidates
 from dise.select.make_dynamic.families import FACTORS, families, forecast_cascades
-from dise.select.policies.forecast import expect, lead
+from dise.select.policies.forecast_fit import expect, lead
 
 
 def logits(number=300, classes=4, seed=0):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from dise.integrate import FixedStep, Integrator
 from dise.integrate.runge_kutta.step import Attempt
 from dise.nn import NeuralODE
-from dise.select.judging.cost import find_block
+from dise.select.model.block import find_block
 from dise.select.model.head import find_head
-from dise.select.policies.cascade import Cascade, Confidence
+from dise.select.policies.cascade import Cascade
+from dise.select.policies.confidence import Confidence
 from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
 

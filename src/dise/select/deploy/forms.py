@@ -27,8 +27,10 @@ from dise.select.learning.adequacy import AdequacySelector
 from dise.select.learning.committee import Committee
 from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
 from dise.select.learning.selector import CostSelector
-from dise.select.policies.cascade import Cascade, Confidence
-from dise.select.policies.dynamic import Dynamic, RandomSelector
+from dise.select.policies.baselines import RandomSelector
+from dise.select.policies.cascade import Cascade
+from dise.select.policies.confidence import Confidence
+from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
 
 FIXED_STEPS = (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1, StepDoubling)

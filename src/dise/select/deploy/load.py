@@ -14,9 +14,9 @@ from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
 from dise.select.deploy.save import FORMAT, POLICY, WEIGHTS
 from dise.select.deploy.weights import read_weights
-from dise.select.judging.cost import device_of
 from dise.select.make_dynamic.make import Report
 from dise.select.model.adapt import adapt
+from dise.select.model.block import device_of
 
 
 def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool = True) -> nn.Module:

@@ -13,8 +13,8 @@ from dise.select.deploy.fingerprint import fingerprint
 from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
 from dise.select.deploy.weights import weights_of, write_weights
-from dise.select.judging.cost import find_block
 from dise.select.model.adapt import AdaptedBlock
+from dise.select.model.block import find_block
 
 POLICY, WEIGHTS = "policy.json", "policy.safetensors"
 FORMAT = 2  # 1: forecasts of another form

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.select.guarantee.risk import Risk, disagreement
-from dise.select.judging.cost import Input, device_of, find_block
+from dise.select.model.block import device_of, find_block
+from dise.select.model.outcomes import Input
 from dise.select.policies.overhead import spent
 
 PValue = Callable[[float, int, float], float]  # of the mean loss, the number of samples, and ε

@@ -9,15 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dise.select.judging.cost import CostRule
-from dise.select.policies.cascade import two_classes
+from dise.select.judging.rules import CostRule
+from dise.select.model.logits import predicted, two_classes
 
 Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def predicted(logits: Tensor) -> Tensor:
-    """[n] class of logits [n, C]; of one logit a sample, [n] or [n, 1], whether it is above 0."""
-    return two_classes(logits).argmax(-1)
 
 
 def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:

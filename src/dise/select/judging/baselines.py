@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from dise.select.judging.cost import Costs
+from dise.select.judging.costs import Costs
 
 
 @dataclass(frozen=True)

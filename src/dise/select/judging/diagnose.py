@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dise.select.judging.cost import Costs
+from dise.select.judging.costs import Costs
 
 COLLAPSE = 0.99
 

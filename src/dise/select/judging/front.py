@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dise.select.judging.cost import Costs
+from dise.select.judging.costs import Costs
 
 
 def pareto_front(price: Sequence[float] | Tensor, risk: Sequence[float] | Tensor) -> list[int]:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from dise.integrate import Euler, Integrator
 from dise.integrate.problem.state import Layout
 from dise.nn import BlockSolve, NeuralODE
-from dise.select.judging.cost import Costs, Input, device_of, find_block
+from dise.select.judging.costs import Costs
+from dise.select.model.block import device_of, find_block
+from dise.select.model.outcomes import Input
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dise.select.judging.cost import Costs
+from dise.select.judging.costs import Costs
 from dise.select.learning.selector import CostSelector, _Data
 
 

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dise.select.judging.cost import Costs
+from dise.select.judging.costs import Costs
 from dise.select.learning.networks import FeatureNetwork
 from dise.select.learning.selector import CostSelector
 from dise.select.policies.dynamic import cheapest

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dise.select.policies.cascade import two_classes
+from dise.select.model.logits import two_classes
 
 
 class FeatureNetwork(nn.Module):

@@ -7,8 +7,9 @@ from functools import partial
 from torch import nn
 
 from dise.select.judging.baselines import PolicyScore, chosen, single
-from dise.select.judging.cost import CostRule, Costs
+from dise.select.judging.costs import Costs
 from dise.select.judging.non_inferiority import loss_bound
+from dise.select.judging.rules import CostRule
 from dise.select.learning.committee import Committee, cross_fit
 
 PENALTIES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)

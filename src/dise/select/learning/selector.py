@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dise.select.judging.baselines import closed_gap
-from dise.select.judging.cost import Costs
+from dise.select.judging.costs import Costs
 from dise.select.learning.networks import FeatureNetwork
 from dise.select.policies.dynamic import cheapest
 

@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
-from dise.select.guarantee.risk import predicted
-from dise.select.judging.cost import Costs, Outcomes
+from dise.select.judging.costs import Costs
 from dise.select.judging.front import pareto_front, prune
 from dise.select.learning.adequacy import AdequacySelector
 from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
-from dise.select.policies.cascade import Cascade, Confidence, confidence, two_classes
+from dise.select.model.logits import predicted, two_classes
+from dise.select.model.outcomes import Outcomes
+from dise.select.policies.cascade import Cascade
+from dise.select.policies.confidence import Confidence, confidence
 from dise.select.policies.dynamic import Dynamic
-from dise.select.policies.forecast import Forecast, expect, lead
+from dise.select.policies.forecast import Forecast
+from dise.select.policies.forecast_fit import expect, lead
 
 # κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
 FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

@@ -19,11 +19,13 @@ from dise.select.guarantee.calibrate import (
     samples_needed,
 )
 from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
-from dise.select.judging.cost import Costs, Outcomes, device_of, find_block, has_block, run_candidates
+from dise.select.judging.costs import Costs
 from dise.select.make_dynamic.families import Family, families
 from dise.select.model.adapt import adapt, check_same
+from dise.select.model.block import device_of, find_block, has_block
 from dise.select.model.head import find_head
-from dise.select.policies.dynamic import joined
+from dise.select.model.outcomes import Outcomes, run_candidates
+from dise.select.model.states import joined
 
 CANDIDATES = (Euler(1), Euler(2), Midpoint(1), RK4(1), RK4(2), RK4(4))
 FIT_PART = 0.3  # of the samples: to fit selectors and to choose the family on

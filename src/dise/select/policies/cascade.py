@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.problem.problem import Problem
@@ -149,63 +148,3 @@ def _overwritten(final: Result | None, rows: Tensor, result: Result, *, first: b
     put = Tensor.index_put if first else Tensor.index_put_
     pairs = zip(Result._fields, *with_slopes(final, result), strict=True)
     return Result(**{name: put(old, (rows,), new) for name, old, new in pairs if old is not None and new is not None})
-
-
-@dataclass(frozen=True, eq=False)
-class Confidence:
-    """Accepts states whose logits are sure enough: for a `Cascade` of a classifier.
-
-    It looks at the model's head and owns nothing: no parameter of it is registered anywhere a second time.
-
-    Args:
-        head: h(t1) [n, ...] → logits [n, C]; or one logit a sample, [n] or [n, 1], of a yes-or-no question. It is
-            evaluated once more for each answer that is judged.
-        threshold: smallest confidence to accept, at least 0.
-        measure: "top" probability; "margin" between the two largest probabilities; "entropy", as 1 − entropy / log C;
-            all these are at most 1. Or "gap", between the two largest logits: an error that moves logits by less than
-            half of it cannot change the prediction.
-
-    Raises:
-        ValueError: a threshold out of range, or an unknown measure.
-    """
-
-    head: nn.Module
-    threshold: float
-    measure: Literal["top", "margin", "entropy", "gap"] = field(default="top", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.measure not in ("top", "margin", "entropy", "gap"):
-            raise ValueError(f"measure: expected 'top', 'margin', 'entropy' or 'gap', got {self.measure!r}")
-        if not (self.threshold >= 0 and (self.threshold <= 1 or self.measure == "gap")):
-            largest = "" if self.measure == "gap" else ", at most 1"
-            raise ValueError(f"threshold: expected a number of at least 0{largest}, got {self.threshold!r}")
-
-    def score(self, h: State) -> Tensor:
-        """[n] confidence."""
-        return confidence(self.head(h), self.measure)
-
-    def __call__(self, h: State) -> Tensor:
-        """[n] bool."""
-        return self.score(h) >= self.threshold
-
-
-def confidence(logits: Tensor, measure: str = "top") -> Tensor:
-    """[n] how sure logits [n, C], or one logit a sample [n] or [n, 1], are; see `Confidence`."""
-    logits = two_classes(logits)
-    if measure == "gap":
-        two = logits.topk(2, dim=1).values
-        return two[:, 0] - two[:, 1]
-    log_p = logits.log_softmax(1)
-    if measure == "entropy":
-        entropy = -(log_p.exp() * log_p).sum(1)
-        return 1 - entropy / math.log(log_p.shape[1])
-    best = log_p.exp().topk(2, dim=1).values
-    return best[:, 0] if measure == "top" else best[:, 0] - best[:, 1]
-
-
-def two_classes(logits: Tensor) -> Tensor:
-    """Logits [n, C ≥ 2]: as they are, or of one logit a sample, [n] or [n, 1], that of "no", 0, beside it."""
-    if logits.ndim == 2 and logits.shape[1] > 1:
-        return logits
-    yes = logits.reshape(len(logits), 1)
-    return torch.cat([torch.zeros_like(yes), yes], dim=1)

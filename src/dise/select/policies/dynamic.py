@@ -5,37 +5,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch import Tensor
 
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
-from dise.integrate.problem.state import State, leaves
+from dise.select.model.states import joined
 
 Selector = Callable[[Tensor, Tensor], Tensor]
-
-
-def joined(state: State) -> Tensor:
-    """A state as selectors see it: a tensor as it is; the tensors of a tuple or dict side by side, in their order.
-
-    They are joined along the last dimension if they agree in all others, else flattened first: [n, F].
-    """
-    if isinstance(state, Tensor):
-        return state
-    parts = leaves(state)
-    if len({part.shape[:-1] for part in parts}) > 1:
-        parts = tuple(part.reshape(len(part), -1) for part in parts)
-    return torch.cat(parts, dim=-1)
-
-
-def channel_means(state: State) -> Tensor:
-    """[n, D] means over space of the channels of a state [n, D, ...]; of complex ones first the real parts' means."""
-    h = joined(state)
-    h = h[:, None] if h.ndim == 1 else h
-    if h.is_complex():
-        h = torch.cat([h.real, h.imag], dim=1)
-    return h.flatten(2).mean(2) if h.ndim > 2 else h
 
 
 def cheapest(scores: Tensor) -> Tensor:
@@ -134,55 +111,3 @@ def integrate_chosen(
     columns = zip(*(result[:-1] for result in results), strict=True)
     whole = (None if column[0] is None else torch.cat(column)[back] for column in columns)
     return Result._make((*whole, choice))
-
-
-class AssignedSelector(nn.Module):
-    """Gives each sample of one batch the candidate that somebody chose for it: an oracle, or any other routing, run.
-
-    Args:
-        choice: [B] index of each sample's candidate, for the batch that is to be solved.
-        candidates: K.
-
-    Raises:
-        ValueError: indices that are none of 0, …, K − 1; when solving: another number of samples than B.
-    """
-
-    choice: Tensor
-
-    def __init__(self, choice: Tensor, candidates: int) -> None:
-        super().__init__()
-        if choice.ndim != 1 or not ((choice >= 0) & (choice < candidates)).all():
-            raise ValueError(f"choice: expected [B] indices of {candidates} candidates, got {choice!r}")
-        self.candidates = candidates
-        self.register_buffer("choice", choice.long())
-
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[B, ...] twice → [B, K]: 0 for the candidate that is assigned, 1 for the others."""
-        if len(h0) != len(self.choice):
-            raise ValueError(f"choice: was made for {len(self.choice)} samples, got {len(h0)}")
-        return 1 - one_hot(self.choice, self.candidates).to(h0.real.dtype)
-
-
-class RandomSelector(nn.Module):
-    """Chooses at random with given shares: what a `Dynamic` of the same mix must beat.
-
-    Args:
-        shares: [K], how often each candidate is chosen; at least 0, not all 0. It draws from torch's generator.
-
-    Raises:
-        ValueError: shares that are none.
-    """
-
-    shares: Tensor
-
-    def __init__(self, shares: Sequence[float]) -> None:
-        super().__init__()
-        values = torch.as_tensor(shares, dtype=torch.float32)
-        if values.ndim != 1 or not (values >= 0).all() or not 0 < float(values.sum()) < float("inf"):
-            raise ValueError(f"shares: expected numbers of at least 0, not all 0, got {shares!r}")
-        self.register_buffer("shares", values / values.sum())
-
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, ...] twice → [n, K]: the first of exponential clocks with these rates rings with these probabilities."""
-        clocks = torch.empty(len(h0), len(self.shares), device=h0.device).exponential_()
-        return clocks / self.shares.to(h0.device)

@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from dise.integrate import Integrator, State
 from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
+from dise.select.model.states import joined
 from dise.select.policies.cascade import Cascade
-from dise.select.policies.dynamic import Dynamic, joined
+from dise.select.policies.dynamic import Dynamic
 
 
 @torch.no_grad()

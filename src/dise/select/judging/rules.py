@@ -1,0 +1,140 @@
+"""Cost rules: Eq. 4 and 5."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CostRule(ABC):
+    """What a candidate costs on a sample: c = price^α where it is adequate, M^α where it is not.
+
+    Args:
+        alpha: exponent, positive.
+        M: penalty, larger than any price.
+    """
+
+    alpha: float = 0.3
+    M: float = 1000.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "M"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+    @abstractmethod
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """[N, K] task error Γ of the model's outputs [N, K, ...] for targets [N, ...]; smaller is better."""
+
+    @abstractmethod
+    def adequate(self, error: Tensor) -> Tensor:
+        """[N, K] bool, whether an error is small enough."""
+
+    @abstractmethod
+    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+        """[N, K] what an adequate candidate costs, before the exponent."""
+
+    def __call__(self, delta: Tensor, error: Tensor) -> Tensor:
+        """Costs [N, K].
+
+        Args:
+            delta: [N, K] Δ, each candidate's NFE, or its measured time.
+            error: [N, K] Γ.
+
+        Raises:
+            ValueError: M is not larger than the largest price: being inadequate would be cheaper than being adequate.
+        """
+        adequate, price = self.adequate(error), self.price(delta, error).float()
+        largest = float(price[adequate].max()) if adequate.any() else 0.0
+        if largest >= self.M:
+            raise ValueError(
+                f"M: expected more than the largest price of an adequate result, {largest:g}, got {self.M:g}"
+            )
+        return torch.where(adequate, price, self.M) ** self.alpha
+
+
+@dataclass(frozen=True)
+class ClassificationCost(CostRule):
+    """Eq. 4: Δ^α where the prediction is right, M^α where it is not."""
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """[N, K] 1 where logits [N, K, C] do not predict labels [N], else 0."""
+        return (output.argmax(-1) != target[:, None]).float()
+
+    def adequate(self, error: Tensor) -> Tensor:
+        """[N, K] whether the prediction is right."""
+        return error == 0
+
+    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+        """Δ."""
+        return delta
+
+
+@dataclass(frozen=True)
+class BinaryCost(ClassificationCost):
+    """Eq. 4 for one logit: an answer is yes if its probability is above the threshold.
+
+    Args:
+        threshold: in (0, 1). At 1/2 a rare class is hardly ever answered, so take the class's prevalence for it.
+    """
+
+    threshold: float = field(default=0.5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """[N, K] 1 where logits [N, K] do not give the answers [N], 0 or 1; else 0."""
+        return ((output.sigmoid() > self.threshold) != (target[:, None] > 0)).float()
+
+
+@dataclass(frozen=True)
+class TaskErrorCost(CostRule):
+    """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere. Mirrored, where larger is better: (Δ/Γ)^α where Γ ≥ β.
+
+    Args:
+        task_error: (output [N, K, ...], target [N, ...]) → Γ [N, K]. Where smaller is better, at least 0: of something
+            that can be negative, such as a likelihood, which a coarse integrator can also overstate, take the distance
+            to what the reference integrator gives. Where larger is better, any number.
+        beta: β > 0, the largest (mirrored: smallest) Γ that is adequate.
+        resolution: Γ that is better than it counts as it: otherwise Γ → 0 makes the dearest candidate look free. As
+            large as β, NFE alone decides among adequate candidates.
+        larger_is_better: mirror the equation.
+    """
+
+    task_error: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
+    beta: float = field(kw_only=True)
+    resolution: float = field(kw_only=True)
+    larger_is_better: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        worst, best = (self.beta, self.resolution) if self.larger_is_better else (self.resolution, self.beta)
+        if not 0 < worst <= best < float("inf"):
+            order = "beta <= resolution" if self.larger_is_better else "resolution <= beta"
+            raise ValueError(
+                f"beta, resolution: expected 0 < {order}, got beta={self.beta!r}, resolution={self.resolution!r}"
+            )
+
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        """Γ."""
+        error = self.task_error(output, target)
+        if not self.larger_is_better and error.numel() and not (error >= 0).all():
+            raise ValueError(f"task_error: expected errors of at least 0, got {float(error.min())}")
+        return error
+
+    def adequate(self, error: Tensor) -> Tensor:
+        """Γ ≤ β, or Γ ≥ β."""
+        return error >= self.beta if self.larger_is_better else error <= self.beta
+
+    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+        """Δ·Γ, or Δ/Γ; of an inadequate candidate it means nothing."""
+        if self.larger_is_better:
+            return delta / error.clamp(min=self.beta, max=self.resolution)
+        return delta * error.clamp(min=self.resolution)

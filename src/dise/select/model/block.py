@@ -1,0 +1,31 @@
+"""A model's block and its device."""
+
+from itertools import chain
+
+import torch
+from torch import nn
+
+from dise.nn import NeuralODE
+
+
+def has_block(model: nn.Module) -> bool:
+    """Whether the model has a NeuralODE."""
+    return any(isinstance(module, NeuralODE) for module in model.modules())
+
+
+def find_block(model: nn.Module) -> NeuralODE:
+    """The model's one NeuralODE.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, NeuralODE)]
+    if len(blocks) != 1:
+        raise ValueError(f"model: expected one dise.NeuralODE inside, found {len(blocks)}")
+    return blocks[0]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are, or its buffers; the CPU if it has none."""
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
