@@ -178,6 +178,3 @@ def test_wrong_candidates():
         Cascade(())
     with pytest.raises(ValueError, match="batched: Cascade decides for each sample"):
         solve(decay, Y0, 0.0, 1.0, Cascade((Euler(2), RK4(1))), batched=False)
-
-
-# ---- Confidence

@@ -206,12 +206,6 @@ def test_an_unknown_granularity():
         Dynamic((Euler(),), lambda h0, k1: None, granularity="row")
 
 
-# ---- chance
-
-
-# ---- a routing that is given
-
-
 @pytest.mark.parametrize("candidates", [(), [], (Euler(), "rk4"), (Euler,)])
 def test_candidates_are_integrators(candidates):
     with pytest.raises(ValueError, match="candidates: expected at least one integrator"):
