@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_sets_of_points_are_as_many_systems(field):
     flow, x = flow_of(field(2), 2, Dopri5(rtol=1e-5, atol=1e-5), t1=2.0), noise(5, 7, 2)
     x = x * torch.logspace(-1, 0.7, 5, dtype=DOUBLE)[:, None, None]  # sets that need different numbers of steps
     together, solution = flow.solve(x)
-    flow.block.batched = False
+    flow.block.options = replace(flow.block.options, batched=False)
     alone, solutions = zip(*(flow.solve(each) for each in x), strict=True)
     assert solution.nfe.tolist() == [s.nfe.item() for s in solutions]
     assert len(set(solution.nfe.tolist())) > 1
@@ -274,8 +275,94 @@ def test_the_flow_until_a_time_has_the_density_of_then():
     expected = MultivariateNormal(torch.zeros(3, dtype=DOUBLE), E @ E.T)
     assert_close(part.log_prob(x), expected.log_prob(x), rtol=0, atol=1e-7)
     assert (part.f, part.base, part.t0, part.t1) == (f, flow.base, 0.0, t)
-    assert (part.block.integrator, part.block.batched, part.block.drop_finished) == (TIGHT, False, False)
+    assert (part.block.integrator, part.block.options) == (TIGHT, flow.block.options)
     assert_close(flow.until(0.0).log_prob(x), flow.base.log_prob(x))
+
+
+# ---- solve options hold for samples as for densities
+
+SAMPLERS = {
+    "rsample": lambda flow: flow.rsample(4),
+    "transport": lambda flow: flow.transport(noise(4, 2), 0.0, 1.0),
+    "rsample until": lambda flow: flow.until(0.5).rsample(4),
+    "log_prob until": lambda flow: flow.until(0.5).log_prob(noise(4, 2)),
+    "log_prob": lambda flow: flow.log_prob(noise(4, 2)),
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+
+
+@every_sampler
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+def test_checkpoints_evaluate_f_again_in_the_backward_pass(sampler, gradient):
+    f = ClosedForm(2)
+    x = sampler(flow_of(f, 2, RK4(4), gradient=gradient))
+    f.seen.clear()
+    x.sum().backward()
+    assert bool(f.seen) is (gradient == "checkpoint")
+
+
+@every_sampler
+def test_backsolve_keeps_no_graph_of_the_steps(sampler):
+    """Its gradients are those of `direct` up to the tolerance, not to rounding."""
+    gradients = []
+    for gradient in ("direct", "backsolve"):
+        flow = flow_of(ClosedForm(2), 2, RK4(20), gradient=gradient)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            sampler(flow).sum().backward()
+        gradients.append(flow.f.W.grad)
+    assert_close(*gradients, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(*gradients, rtol=1e-12, atol=0)
+
+
+@every_sampler
+def test_step_sizes_are_differentiated_if_asked_for(sampler):
+    gradients = []
+    for differentiate_step_sizes in (False, True):
+        flow = flow_of(
+            ClosedForm(2), 2, Dopri5(rtol=1e-2, atol=1e-2), differentiate_step_sizes=differentiate_step_sizes
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            sampler(flow).sum().backward()
+        gradients.append(flow.f.W.grad)
+    assert not torch.allclose(*gradients, rtol=1e-9, atol=0)
+
+
+@every_sampler
+def test_steps_are_compiled_if_asked_for(sampler):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    class Field(ClosedForm):
+        """Without the list of calls, which cannot be compiled."""
+
+        def forward(self, t, z):
+            return self.with_divergence(t, z)[0]
+
+        def with_divergence(self, t, z):
+            h = torch.tanh(z @ self.W.T + self.b + self.c * t)
+            return h @ self.V.T, ((1 - h**2) * (self.W * self.V.T).sum(1)).sum(-1, keepdim=True)
+
+    flow = flow_of(Field(2), 2, RK4(), compile={"backend": backend})
+    with torch.no_grad():
+        sampler(flow)
+    assert graphs
+
+
+def test_samples_are_of_one_system_in_a_flow_of_one_system():
+    """One step size for all points, so that one evaluation of f is one of every point."""
+    f = ClosedForm(2)
+    flow_of(f, 2, RK4(), batched=False).sample((3, 4))
+    assert f.seen == [("forward", (), (3, 4, 2))] * 4
+
+
+def test_a_wrong_option_is_refused_when_the_flow_is_made():
+    with pytest.raises(ValueError, match="gradient: expected 'direct', 'checkpoint', 'backsolve'"):
+        flow_of(TanhNet(2), 2, gradient="adjoint")
 
 
 # ---- divergence
@@ -500,7 +587,7 @@ def test_bad_points_of_the_other_methods_are_refused():
         flow.transport(torch.zeros(3, 1), 0.0, 1.0)
     with pytest.raises(ValueError, match=r"z: expected points \[B, ..., 2\], got shape \[2\]"):
         flow.sample(())
-    flow.block.batched = False
+    flow.block.options = replace(flow.block.options, batched=False)
     with pytest.raises(ValueError, match=r"x: expected points \[..., 2\], got shape \[3, 1\]"):
         flow.log_prob(torch.zeros(3, 1))
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_gradients_reach_the_parameters(block, y0):
 def test_the_text_names_integrator_and_span(block):
     assert "integrator=Dopri5, t0=0.5, t1=2.0" in str(block)
     assert "batched" not in str(block)
-    block.batched = False
+    block.options = replace(block.options, batched=False)
     assert "batched=False" in str(block)
 
 
@@ -230,11 +231,11 @@ def test_using_another_integrator_for_a_while(block, y0):
     before = block(y0)
     with block.using(RK4(2)):
         assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, RK4(2)).y)
-        assert block.batched
+        assert block.options.batched
         with block.using(Euler(), batched=False):
             assert block.solve(y0).nfe.shape == ()
         assert block.integrator == RK4(2)
-        assert block.batched
+        assert block.options.batched
     assert block.integrator == Dopri5()
     assert torch.equal(block(y0), before)
 
@@ -244,7 +245,7 @@ def test_using_ends_with_an_exception(block, y0):
     with pytest.raises(SolveError), block.using(failing, batched=False):
         block(y0)
     assert block.integrator == Dopri5()
-    assert block.batched
+    assert block.options.batched
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve", Backsolve(integrator=RK4(50))])
@@ -272,7 +273,7 @@ def test_the_block_compiles_its_steps_if_asked_to(tanh_field, starts):
         torch.testing.assert_close(block(y0), solve(f, y0, 0.0, 1.0, Dopri5()).y, rtol=1e-9, atol=1e-9)
         number = len(compiled)
         assert number > 0
-        block.compiled = False
+        block.options = replace(block.options, compile=False)
         block(y0[:2])
     assert len(compiled) == number
 

@@ -1,19 +1,20 @@
-"""The block that users put in a model."""
+"""`NeuralODE`: a solve as a module, to be used as a block of a model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Backsolve, Event, Integrator, Progress, Solution, State, Step, solve
+from dise.integrate import Event, Integrator, Progress, Solution, SolveOptions, State, Step, solve
+from dise.integrate.options import SolveKeywords
 from dise.integrate.problem.state import Layout
 
 
 class BlockSolve(NamedTuple):
-    """One integration of a block: the problem that was solved, and what came of it."""
+    """One solve of a block: the initial value problem and its solution."""
 
     y0: State
     t0: float | Tensor
@@ -22,19 +23,21 @@ class BlockSolve(NamedTuple):
 
 
 class NeuralODE(nn.Module):
-    """h(t0) → h(t1) with dh/dt = f(t, h), integrated by an integrator that can be exchanged at any time.
+    """h(t0) → h(t1) with dh/dt = f(t, h), by an integrator that can be exchanged at any time.
 
     Args:
         f: vector field, a module called as f(t, y, ...) (see `dise.solve`).
-        integrator: how to solve; assign to `block.integrator` to change it. Modules that it holds, such as a
-            selector, become part of the block, as `block.policy`: they move with it and are in its `state_dict`.
-            Weights saved with another integrator can be loaded all the same: a policy that they lack stays as it is,
-            one that the block lacks is left out.
-        t0, t1: span of the integration.
-        batched: False treats the whole batch as one system with one step size (torchdiffeq's meaning).
-        drop_finished: False calls f on all samples always (see `dise.solve`).
-        gradient, differentiate_step_sizes: how gradients are found (see `dise.solve`).
-        compile: whether steps are compiled, and how (see `dise.solve`); assign to `block.compiled` to change it.
+        integrator: how to solve; assign to `block.integrator` to change it. Modules in it, such as a selector, become
+            part of the block as `block.policy`: they move with it and are in its `state_dict`. Weights saved with
+            another integrator can still be loaded: a policy without saved weights keeps its own, and saved weights of a
+            policy that the block lacks are ignored.
+        t0, t1: span of the integration, numbers or [B] tensors.
+        options: how the solve runs: `batched`, `drop_finished`, `gradient`, `differentiate_step_sizes` and `compile`,
+            as in `dise.solve`. Kept as `block.options`, a frozen `dise.SolveOptions`; assign a changed copy to change
+            them: `block.options = dataclasses.replace(block.options, compile=True)`.
+
+    Raises:
+        TypeError, ValueError: an option (named in the message) is not as described.
     """
 
     def __init__(
@@ -44,35 +47,27 @@ class NeuralODE(nn.Module):
         *,
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
-        batched: bool = True,
-        drop_finished: bool = True,
-        gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
-        differentiate_step_sizes: bool = False,
-        compile: bool | Mapping[str, Any] = False,
+        **options: Unpack[SolveKeywords],
     ) -> None:
         super().__init__()
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
-        self.batched, self.drop_finished, self.gradient = batched, drop_finished, gradient
-        self.differentiate_step_sizes, self.compiled = (
-            differentiate_step_sizes,
-            compile,
-        )  # nn.Module has a method compile
-        self.report: Any = None  # of `dise.make_dynamic`
+        self.options = SolveOptions(**options)
+        self.report: Any = None  # set by `dise.make_dynamic`
         self._records: list[BlockSolve] | None = None
         self.register_load_state_dict_pre_hook(_match_policy)
 
     @property
     def integrator(self) -> Integrator:
-        """How to solve."""
+        """The integrator that solves."""
         return self._integrator
 
     @integrator.setter
     def integrator(self, integrator: Integrator) -> None:
         self._integrator = integrator
         self._modules.pop("policy", None)
-        held = _held_modules(integrator)
-        if held is not None:
-            self.add_module("policy", held)
+        policy = _modules_of(integrator)
+        if policy is not None:
+            self.add_module("policy", policy)
 
     def solve(
         self,
@@ -91,9 +86,9 @@ class NeuralODE(nn.Module):
         progress: Callable[[Progress], object] | None = None,
         throw: bool = True,
     ) -> Solution:
-        """Integrate y0 [B, ...] and return everything known of it; arguments as of `dise.solve`.
+        """Solve from y0 [B, ...] and return the `Solution`; arguments and errors as in `dise.solve`.
 
-        t0 and t1 are the block's unless given.
+        The defaults of t0 and t1 are the block's.
         """
         t0, t1 = self.t0 if t0 is None else t0, self.t1 if t1 is None else t1
         solution = solve(
@@ -108,36 +103,32 @@ class NeuralODE(nn.Module):
             save_mask=save_mask,
             dense=dense,
             event=event,
-            batched=self.batched,
-            drop_finished=self.drop_finished,
-            gradient=self.gradient,
-            differentiate_step_sizes=self.differentiate_step_sizes,
-            compile=self.compiled,
             accumulate=accumulate,
             record=record,
             progress=progress,
             throw=throw,
+            **self.options.keywords(),
         )
         if self._records is not None:
             self._records.append(BlockSolve(y0, t0, t1, solution))
         return solution
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
-        """State at t1, shaped like y0 [B, ...]; t0 and t1 are the block's unless given."""
+        """State at t1, shaped like y0 [B, ...]; the defaults of t0 and t1 are the block's."""
         return self.solve(y0, t0=t0, t1=t1).y
 
     def first_stage(self, y0: State, *, t0: float | Tensor | None = None) -> State:
-        """k1 = f(t0, y0), shaped like y0 [B, ...]: what every integrator evaluates first."""
-        layout = Layout.of(y0, batched=self.batched)
+        """k1 = f(t0, y0), shaped like y0 [B, ...]: the first stage of every integrator."""
+        layout = Layout.of(y0, batched=self.options.batched)
         state = layout.pack(y0)
         t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=state.dtype.to_real(), device=state.device)
         return self.f(layout.time(t0.expand(len(state))), y0)
 
     @contextmanager
     def recording(self) -> Iterator[list[BlockSolve]]:
-        """Within the context, every solve's start, span and Solution are appended to the list that it gives.
+        """A context that records the start, the span and the `Solution` of each of the block's solves in a list.
 
-        It is how NFE, errors and choices are read from a model that calls its block somewhere inside:
+        Use it to read NFE, errors and choices of a model that calls its block inside:
 
             with block.recording() as records:
                 model(x)
@@ -151,33 +142,35 @@ class NeuralODE(nn.Module):
 
     @contextmanager
     def using(self, integrator: Integrator, *, batched: bool | None = None) -> Iterator[None]:
-        """Within the context, integrate with another integrator (and another meaning of the batch)."""
-        before = self.integrator, self.batched
+        """A context in which the block solves with another integrator (and with another `batched`, if given)."""
+        before = self.integrator, self.options
         self.integrator = integrator
-        self.batched = self.batched if batched is None else batched
+        if batched is not None:
+            self.options = replace(self.options, batched=batched)
         try:
             yield
         finally:
-            self.integrator, self.batched = before
+            self.integrator, self.options = before
 
     def extra_repr(self) -> str:
-        """What a printed model says of this block."""
-        return f"integrator={self.integrator}, t0={self.t0}, t1={self.t1}" + ("" if self.batched else ", batched=False")
+        """Integrator, span, and options other than the defaults, for the printed module."""
+        options = "" if self.options == SolveOptions() else f", options={self.options}"
+        return f"integrator={self.integrator}, t0={self.t0}, t1={self.t1}{options}"
 
 
 def _match_policy(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Make the entries of a policy in a state dict those that the block has, if only one of both has a policy."""
-    own = module._modules.get("policy")
+    """If only the block or only the state dict has a policy, match the state dict's policy entries to the block's."""
+    policy = module._modules.get("policy")
     saved = [name for name in state if name.startswith(f"{prefix}policy.")]
-    if own is None:
+    if policy is None:
         for name in saved:
             del state[name]
     elif not saved:
-        state.update({f"{prefix}policy.{name}": value for name, value in own.state_dict().items()})
+        state.update({f"{prefix}policy.{name}": value for name, value in policy.state_dict().items()})
 
 
-def _held_modules(value: object) -> nn.Module | None:
-    """The modules that an integrator holds in its fields, as a tree named like them; None if it holds none."""
+def _modules_of(value: object) -> nn.Module | None:
+    """The modules in an integrator's fields, as a tree with the names of the fields; None if there are none."""
     parts: dict[str, object] = {}
     if isinstance(value, nn.Module):
         return value
@@ -185,5 +178,5 @@ def _held_modules(value: object) -> nn.Module | None:
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
     elif isinstance(value, list | tuple):
         parts = {str(index): part for index, part in enumerate(value)}
-    held = {name: module for name, part in parts.items() if (module := _held_modules(part)) is not None}
-    return nn.ModuleDict(held) if held else None
+    modules = {name: module for name, part in parts.items() if (module := _modules_of(part)) is not None}
+    return nn.ModuleDict(modules) if modules else None

@@ -1,7 +1,7 @@
 """`Flow`: a density on points that can be evaluated and sampled."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dise.flow.base import BaseDistribution, check_base
 from dise.flow.divergences import AugmentedField
 from dise.integrate import Integrator, Solution, Step, solve
+from dise.integrate.options import SolveKeywords
 from dise.nn import NeuralODE
 
 
@@ -35,10 +36,12 @@ class Flow(nn.Module):
             another device; a `torch.distributions.Distribution` stays on the device it was made on.
         integrator: how to solve; assign to `flow.block.integrator` to change it.
         t0, t1: times at which the points follow the base distribution and the data distribution.
-        batched, drop_finished: as in `dise.NeuralODE`.
+        options: how solves run, as in `dise.NeuralODE`; kept as `flow.block.options`, for densities and for samples.
+            With `compile`, densities need `f.with_divergence`, since backward passes cannot be compiled into a step.
 
     Raises:
-        ValueError: a base that is not a distribution over one dimension of size D.
+        ValueError: base is not a distribution over one dimension of size D.
+        TypeError, ValueError: an option (named in the message) is not as described.
     """
 
     base: BaseDistribution
@@ -51,15 +54,12 @@ class Flow(nn.Module):
         *,
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
-        batched: bool = True,
-        drop_finished: bool = True,
+        **options: Unpack[SolveKeywords],
     ) -> None:
         super().__init__()
         check_base(base)
         self.base = base
-        self.block = NeuralODE(
-            AugmentedField(f), integrator, t0=t1, t1=t0, batched=batched, drop_finished=drop_finished
-        )
+        self.block = NeuralODE(AugmentedField(f), integrator, t0=t1, t1=t0, **options)
 
     @property
     def f(self) -> nn.Module:
@@ -124,22 +124,13 @@ class Flow(nn.Module):
         Times are numbers or [B] tensors, forwards or backwards, within [flow.t0, flow.t1] or beyond.
         """
         self._check_points("z", z)
-        block = self.block
-        solution = solve(self.f, z, t0, t1, block.integrator, batched=block.batched, drop_finished=block.drop_finished)
+        solution = solve(self.f, z, t0, t1, self.block.integrator, **self.block.options.keywords())
         return cast(Tensor, solution.y)
 
     def until(self, t1: float | Tensor) -> "Flow":
-        """The flow up to time t1, for its densities and samples at that time; shares this flow's f and base."""
-        block = self.block
-        return Flow(
-            self.f,
-            self.base,
-            block.integrator,
-            t0=self.t0,
-            t1=t1,
-            batched=block.batched,
-            drop_finished=block.drop_finished,
-        )
+        """The flow up to time t1: densities and samples at that time, with the same f, base, integrator and options."""
+        options = self.block.options.keywords()
+        return Flow(self.f, self.base, self.block.integrator, t0=self.t0, t1=t1, **options)
 
     def extra_repr(self) -> str:
         """The base, for the printed module, if it is no module itself."""
@@ -154,7 +145,7 @@ class Flow(nn.Module):
         return self.transport(z, self.t0, self.t1)
 
     def _check_points(self, name: str, x: Tensor) -> None:
-        batched = self.block.batched
+        batched = self.block.options.batched
         expected = f"[B, ..., {self.dim}]" if batched else f"[..., {self.dim}]"
         if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__

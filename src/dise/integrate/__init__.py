@@ -22,6 +22,7 @@ from dise.integrate.integrators import (
     Tsit5,
 )
 from dise.integrate.one_step import StepResult, step
+from dise.integrate.options import SolveOptions
 from dise.integrate.output.events import Event
 from dise.integrate.output.observers import Progress, Steps
 from dise.integrate.problem.state import State
@@ -59,6 +60,7 @@ __all__ = [
     "RungeKutta",
     "Solution",
     "SolveError",
+    "SolveOptions",
     "State",
     "Status",
     "Step",

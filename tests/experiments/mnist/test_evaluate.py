@@ -179,7 +179,7 @@ def test_the_model_is_left_as_it_was(metrics):
     model = model_with(CANDIDATES[1])
     with_ode(model, CANDIDATES, BASELINES, {"size": Dynamic(CANDIDATES, by_size)}, {"size": 0.0}, batches())
     assert model[0].integrator == CANDIDATES[1]
-    assert model[0].batched
+    assert model[0].options.batched
 
 
 def test_a_model_without_an_ode():

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -316,7 +317,7 @@ def test_a_reference_that_chooses(classifier, points):
 
 def test_one_system_has_no_samples_to_choose_for(classifier, points):
     model = classifier()
-    model[1].batched = False
+    model[1].options = replace(model[1].options, batched=False)
     with pytest.raises(ValueError, match="got a block with batched=False"):
         make_dynamic(model, points(1000), **LOOSE)
 

@@ -24,7 +24,7 @@ class TorchdiffeqBlock(NeuralODE):
     """
 
     def __init__(self, block: NeuralODE, tolerance: Adaptive) -> None:
-        super().__init__(block.f, tolerance, t0=block.t0, t1=block.t1, batched=block.batched)
+        super().__init__(block.f, tolerance, t0=block.t0, t1=block.t1, batched=block.options.batched)
         self.rtol, self.atol = tolerance.rtol, tolerance.atol
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:

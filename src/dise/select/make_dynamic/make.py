@@ -149,7 +149,7 @@ def make_dynamic(
     _check_number(len(held.x), needed, part_to_fit)
     own = _find(model, block, f, span, reference, held.x[: held.size])
     reference = reference or own.integrator
-    if reference.chooses or not own.batched:
+    if reference.chooses or not own.options.batched:
         what = f"one that chooses, {reference}" if reference.chooses else "a block with batched=False"
         raise ValueError(f"reference: expected an integrator that is the same for each sample of a batch, got {what}")
     notes: list[str] = []

@@ -43,7 +43,7 @@ def spent(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve
         return total
     choice = torch.atleast_1d(torch.cat([torch.atleast_1d(c) for c in choices]))
     start = next(record for record in records if record.solution.nfe.numel())
-    one = _first(start.y0) if block.batched else start.y0
+    one = _first(start.y0) if block.options.batched else start.y0
     t0 = start.t0[:1] if isinstance(start.t0, Tensor) and start.t0.ndim else start.t0
     of_f = count_macs(lambda: block.first_stage(one, t0=t0))
     for call, least in calls:

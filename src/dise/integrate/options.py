@@ -1,0 +1,70 @@
+"""Solve options: how a solve runs, whatever the initial value problem."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, cast
+
+from dise.integrate.adjoint import Backsolve
+from dise.integrate.value import Value
+
+Gradient = Literal["direct", "checkpoint", "backsolve"] | Backsolve
+Compile = bool | Mapping[str, Any]
+
+
+class SolveKeywords(TypedDict, total=False):
+    """The fields of `SolveOptions` as keyword arguments, for annotations: `**options: Unpack[SolveKeywords]`."""
+
+    batched: bool
+    drop_finished: bool
+    gradient: Gradient
+    differentiate_step_sizes: bool
+    compile: Compile
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveOptions(Value):
+    """How a solve runs and how its gradients are computed: options that do not depend on the initial value problem.
+
+    They are keyword arguments of `dise.solve`, which explains them, of `dise.NeuralODE` and of `dise.Flow`. A block
+    holds them as `block.options`; `dataclasses.replace` makes a changed copy.
+
+    Args:
+        batched: False solves the whole state as one system with one step size.
+        drop_finished: False evaluates f on all samples in every call, finished ones included.
+        gradient: "direct", "checkpoint", "backsolve" or a `dise.Backsolve`.
+        differentiate_step_sizes: include the choice of step sizes in gradients.
+        compile: True compiles whole steps with `torch.compile`; a mapping gives its arguments.
+
+    Raises:
+        TypeError, ValueError: an option (named in the message) is not as described.
+    """
+
+    batched: bool = True
+    drop_finished: bool = True
+    gradient: Gradient = "direct"
+    differentiate_step_sizes: bool = False
+    compile: Compile = False
+
+    def __post_init__(self) -> None:
+        for name in ("batched", "drop_finished", "differentiate_step_sizes"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.gradient, Backsolve) and self.gradient not in ("direct", "checkpoint", "backsolve"):
+            raise ValueError(
+                f"gradient: expected 'direct', 'checkpoint', 'backsolve' or a dise.Backsolve, got {self.gradient!r}"
+            )
+        if not isinstance(self.compile, bool | Mapping):
+            raise TypeError(
+                f"compile: expected True, False or a mapping of torch.compile's arguments, got {self.compile!r}"
+            )
+
+    def keywords(self) -> SolveKeywords:
+        """The options as keyword arguments of `dise.solve`, `dise.NeuralODE` and `dise.Flow`."""
+        return cast(SolveKeywords, {field.name: getattr(self, field.name) for field in fields(self)})
+
+    @property
+    def compile_arguments(self) -> Mapping[str, Any] | None:
+        """Arguments of `torch.compile`; None: do not compile."""
+        if isinstance(self.compile, Mapping):
+            return self.compile
+        return {} if self.compile else None
