@@ -28,7 +28,7 @@ class Linear(nn.Module):
 
 
 class TanhNet(nn.Module):
-    """dz/dt = V tanh(W z + b + c t): nonlinear, and another one at each time."""
+    """dz/dt = V tanh(W z + b + c t): nonlinear and time-dependent."""
 
     def __init__(self, dim, *, hidden=8, gain=2.0, seed=0):
         super().__init__()
@@ -43,18 +43,18 @@ class TanhNet(nn.Module):
 
 
 class ClosedForm(TanhNet):
-    """The same, with its divergence, and a record of what was called with which shapes."""
+    """`TanhNet` with its divergence in closed form; `calls` logs each method called, with the shapes of t and z."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.seen = []
+        self.calls = []
 
     def forward(self, t, z):
-        self.seen.append(("forward", t.shape, z.shape))
+        self.calls.append(("forward", t.shape, z.shape))
         return super().forward(t, z)
 
     def with_divergence(self, t, z):
-        self.seen.append(("with_divergence", t.shape, z.shape))
+        self.calls.append(("with_divergence", t.shape, z.shape))
         h = torch.tanh(z @ self.W.T + self.b + self.c * t)
         return h @ self.V.T, ((1 - h**2) * (self.W * self.V.T).sum(1)).sum(-1, keepdim=True)
 
@@ -82,7 +82,7 @@ layouts = pytest.mark.parametrize(
 
 @layouts
 @pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.0), (0.5, -1.5)])
-def test_log_prob_of_a_linear_flow_is_the_gaussian_it_makes(shape, batched, t0, t1):
+def test_log_prob_of_a_linear_flow_is_that_of_the_transformed_gaussian(shape, batched, t0, t1):
     """z ~ N(m, S) becomes N(e^(AT) m, e^(AT) S e^(AT)ᵀ)."""
     mean, scale = noise(3, seed=1), torch.tensor([0.5, 1.0, 1.5], dtype=DOUBLE)
     flow = Flow(Linear(A), DiagonalNormal(mean, scale), TIGHT, t0=t0, t1=t1, batched=batched)
@@ -127,7 +127,7 @@ def test_the_density_integrates_to_1():
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-5, 1e-7])
-def test_unbatched_is_torchdiffeq_with_an_autograd_trace(tol):
+def test_one_system_matches_torchdiffeq_with_an_autograd_trace(tol):
     f, x = TanhNet(3), noise(32, 3)
     calls = 0
 
@@ -140,7 +140,7 @@ def test_unbatched_is_torchdiffeq_with_an_autograd_trace(tol):
         return dz.detach(), -sum(rows)[:, None]
 
     t = torch.tensor([2.0, 0.0], dtype=DOUBLE)
-    # step_t ends the last step at t0, which torchdiffeq would else overstep
+    # step_t ends the last step at t0, which torchdiffeq would otherwise step past
     options = {"rtol": tol, "atol": tol, "method": "dopri5", "options": {"step_t": t[1:]}}
     z, change = torchdiffeq.odeint(augmented, (x, torch.zeros(32, 1, dtype=DOUBLE)), t, **options)
     expected = Independent(Normal(torch.zeros(3, dtype=DOUBLE), 1), 1).log_prob(z[-1]) - change[-1, :, 0]
@@ -152,13 +152,13 @@ def test_unbatched_is_torchdiffeq_with_an_autograd_trace(tol):
     assert_close(log_prob, expected, rtol=0, atol=1e-9)
 
 
-# ---- the batch: rows have steps of their own, further points share them
+# ---- the batch: each row has its own step sizes, which the points of a row share
 
 
 @pytest.mark.parametrize("field", [TanhNet, ClosedForm])
-def test_sets_of_points_are_as_many_systems(field):
+def test_each_set_of_points_is_solved_as_one_system(field):
     flow, x = flow_of(field(2), 2, Dopri5(rtol=1e-5, atol=1e-5), t1=2.0), noise(5, 7, 2)
-    x = x * torch.logspace(-1, 0.7, 5, dtype=DOUBLE)[:, None, None]  # sets that need different numbers of steps
+    x = x * torch.logspace(-1, 0.7, 5, dtype=DOUBLE)[:, None, None]  # so that sets need different numbers of steps
     together, solution = flow.solve(x)
     flow.block.options = replace(flow.block.options, batched=False)
     alone, solutions = zip(*(flow.solve(each) for each in x), strict=True)
@@ -167,7 +167,7 @@ def test_sets_of_points_are_as_many_systems(field):
     assert_close(together, torch.stack(alone), rtol=0, atol=1e-12)
 
 
-def test_all_layouts_agree_to_the_tolerance():
+def test_layouts_agree_to_the_tolerance():
     flow, x = flow_of(TanhNet(2), 2, Dopri5(rtol=1e-7, atol=1e-7)), noise(12, 2)
     each, sets = flow.log_prob(x), flow.log_prob(x.reshape(3, 4, 2))
     with flow.block.using(flow.block.integrator, batched=False):
@@ -177,26 +177,26 @@ def test_all_layouts_agree_to_the_tolerance():
     assert_close(sets.flatten(), shared, rtol=0, atol=1e-5)
 
 
-def test_time_comes_a_row_each():
+def test_f_gets_one_time_per_row():
     f = ClosedForm(2)
     for shape, batched, time in [((4, 2), True, (4, 1)), ((4, 5, 2), True, (4, 1, 1)), ((4, 2), False, ())]:
-        f.seen.clear()
+        f.calls.clear()
         flow_of(f, 2, RK4(), batched=batched).log_prob(noise(*shape))
-        assert f.seen == [("with_divergence", time, shape)] * 4
+        assert f.calls == [("with_divergence", time, shape)] * 4
 
 
 def test_finished_rows_leave_the_batch():
     f = ClosedForm(2)
     x = noise(5, 3, 2) * torch.logspace(-1, 0.7, 5, dtype=DOUBLE)[:, None, None]
     for drop_finished in (True, False):
-        f.seen.clear()
+        f.calls.clear()
         _, solution = flow_of(f, 2, Dopri5(rtol=1e-6, atol=1e-6), drop_finished=drop_finished).solve(x)
-        rows = sum(z[0] for _, _, z in f.seen)
+        rows = sum(z[0] for _, _, z in f.calls)
         assert rows == (solution.nfe.sum() if drop_finished else 5 * solution.calls)
     assert solution.nfe.sum() < 5 * solution.calls
 
 
-def test_a_single_point_is_a_system():
+def test_a_single_point_can_be_one_system():
     flow = flow_of(TanhNet(2), 2, batched=False)
     x = noise(2)
     assert flow.log_prob(x).shape == ()
@@ -219,12 +219,12 @@ def test_samples_of_a_linear_flow_have_its_mean_and_covariance():
     assert ((x.mean(0) - E @ mean).abs() < 4 * error / n**0.5).all()
     # the variance of a product of two correlated normals is at most 2 σ²σ²
     assert ((x.T.cov() - covariance).abs() < 4 * (2 / n) ** 0.5 * error[:, None] * error).all()
-    # −log p of samples is the entropy, with a variance of D/2
+    # the mean of −log p over samples estimates the entropy; −log p has variance D/2
     entropy = MultivariateNormal(E @ mean, covariance).entropy()
     assert (-flow.log_prob(x[None]).mean() - entropy).abs() < 4 * (1.5 / n) ** 0.5
 
 
-def test_a_sample_has_the_density_that_its_start_came_to():
+def test_log_prob_of_a_sample_is_the_density_integrated_along_its_path():
     f, z = TanhNet(2), noise(6, 2)
     flow = flow_of(f, 2, t0=0.5, t1=2.0)
     start = flow.base.log_prob(z)[:, None]
@@ -235,13 +235,13 @@ def test_a_sample_has_the_density_that_its_start_came_to():
 
 
 @pytest.mark.parametrize(("shape", "expected"), [(5, (5, 2)), ((5,), (5, 2)), ((3, 4), (3, 4, 2)), ([3, 4], (3, 4, 2))])
-def test_shapes_of_samples(shape, expected):
+def test_shape_of_samples(shape, expected):
     flow = flow_of(TanhNet(2), 2)
     assert flow.sample(shape).shape == expected
     assert flow.rsample(shape).shape == expected
 
 
-def test_samples_are_the_global_generators():
+def test_samples_come_from_the_global_generator():
     flow = flow_of(TanhNet(2), 2)
     with torch.random.fork_rng():
         draws = []
@@ -257,17 +257,17 @@ def test_samples_are_the_global_generators():
 def test_sampling_needs_no_divergence():
     f = ClosedForm(2)
     flow_of(f, 2, RK4()).sample(3)
-    assert f.seen == [("forward", (3, 1), (3, 2))] * 4
+    assert f.calls == [("forward", (3, 1), (3, 2))] * 4
 
 
-def test_transport_takes_times_of_rows():
-    """From t=0 by e^(at), each row to a time of its own."""
+def test_transport_takes_one_time_per_row():
+    """x(t) = e^(at) x(0), with a different t per row."""
     flow, t1 = flow_of(Linear([[0.5]]), 1), torch.tensor([1.0, -2.0, 0.0], dtype=DOUBLE)
     x = flow.transport(torch.ones(3, 1, dtype=DOUBLE), 0.0, t1)
     assert_close(x[:, 0].detach(), torch.exp(0.5 * t1), rtol=1e-7, atol=0)
 
 
-def test_the_flow_until_a_time_has_the_density_of_then():
+def test_the_flow_until_a_time_has_the_density_at_that_time():
     f, x, t = Linear(A), noise(4, 3), 0.7
     flow = Flow(f, standard(3), TIGHT, t1=2.0, drop_finished=False, batched=False)
     part = flow.until(t)
@@ -279,7 +279,7 @@ def test_the_flow_until_a_time_has_the_density_of_then():
     assert_close(flow.until(0.0).log_prob(x), flow.base.log_prob(x))
 
 
-# ---- solve options hold for samples as for densities
+# ---- solve options apply to samples and to densities
 
 SAMPLERS = {
     "rsample": lambda flow: flow.rsample(4),
@@ -293,17 +293,17 @@ every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLE
 
 @every_sampler
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
-def test_checkpoints_evaluate_f_again_in_the_backward_pass(sampler, gradient):
+def test_gradient_checkpoint_evaluates_f_again_in_the_backward_pass(sampler, gradient):
     f = ClosedForm(2)
     x = sampler(flow_of(f, 2, RK4(4), gradient=gradient))
-    f.seen.clear()
+    f.calls.clear()
     x.sum().backward()
-    assert bool(f.seen) is (gradient == "checkpoint")
+    assert bool(f.calls) is (gradient == "checkpoint")
 
 
 @every_sampler
-def test_backsolve_keeps_no_graph_of_the_steps(sampler):
-    """Its gradients are those of `direct` up to the tolerance, not to rounding."""
+def test_gradient_backsolve_solves_the_adjoint_equation(sampler):
+    """Its gradients match those of "direct" to the tolerance, but not to rounding."""
     gradients = []
     for gradient in ("direct", "backsolve"):
         flow = flow_of(ClosedForm(2), 2, RK4(20), gradient=gradient)
@@ -316,7 +316,7 @@ def test_backsolve_keeps_no_graph_of_the_steps(sampler):
 
 
 @every_sampler
-def test_step_sizes_are_differentiated_if_asked_for(sampler):
+def test_differentiate_step_sizes_changes_gradients(sampler):
     gradients = []
     for differentiate_step_sizes in (False, True):
         flow = flow_of(
@@ -330,7 +330,7 @@ def test_step_sizes_are_differentiated_if_asked_for(sampler):
 
 
 @every_sampler
-def test_steps_are_compiled_if_asked_for(sampler):
+def test_compile_compiles_the_steps(sampler):
     graphs = []
 
     def backend(graph, inputs):
@@ -338,7 +338,7 @@ def test_steps_are_compiled_if_asked_for(sampler):
         return graph
 
     class Field(ClosedForm):
-        """Without the list of calls, which cannot be compiled."""
+        """`ClosedForm` without its log of calls, which cannot be compiled."""
 
         def forward(self, t, z):
             return self.with_divergence(t, z)[0]
@@ -353,14 +353,13 @@ def test_steps_are_compiled_if_asked_for(sampler):
     assert graphs
 
 
-def test_samples_are_of_one_system_in_a_flow_of_one_system():
-    """One step size for all points, so that one evaluation of f is one of every point."""
+def test_unbatched_samples_are_solved_as_one_system():
     f = ClosedForm(2)
     flow_of(f, 2, RK4(), batched=False).sample((3, 4))
-    assert f.seen == [("forward", (), (3, 4, 2))] * 4
+    assert f.calls == [("forward", (), (3, 4, 2))] * 4
 
 
-def test_a_wrong_option_is_refused_when_the_flow_is_made():
+def test_a_wrong_option_is_refused_at_construction():
     with pytest.raises(ValueError, match="gradient: expected 'direct', 'checkpoint', 'backsolve'"):
         flow_of(TanhNet(2), 2, gradient="adjoint")
 
@@ -377,11 +376,11 @@ def test_divergence_is_the_trace_of_the_jacobian(shape):
     assert not z.requires_grad
 
 
-@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
-def test_divergence_where_gradients_are_off(off):
+@pytest.mark.parametrize("disabled", [torch.no_grad, torch.inference_mode])
+def test_divergence_with_gradients_disabled(disabled):
     f, z = TanhNet(3), noise(4, 3)
     expected = divergence(f, torch.tensor(0.4, dtype=DOUBLE), z)
-    with off():
+    with disabled():
         value = divergence(f, torch.tensor(0.4, dtype=DOUBLE), 1.0 * z)
         log_prob = flow_of(f, 3).log_prob(z)
     assert_close(value, expected.detach())
@@ -401,25 +400,25 @@ def test_gradients_of_the_divergence():
     assert torch.autograd.gradcheck(value, (t, z, *parameters.values()))
 
 
-@pytest.mark.parametrize("off", [torch.enable_grad, torch.no_grad])
-def test_divergence_of_fields_that_do_not_depend_on_z(off):
+@pytest.mark.parametrize("gradients", [torch.enable_grad, torch.no_grad])
+def test_divergence_of_fields_that_do_not_depend_on_z(gradients):
     shift = torch.ones((), dtype=DOUBLE, requires_grad=True)
-    with off():
+    with gradients():
         for f in (lambda t, z: torch.ones(2, 3), lambda t, z: shift.expand(2, 3), lambda t, z: t * torch.ones(2, 3)):
             assert torch.equal(divergence(f, shift, noise(2, 3)).double(), torch.zeros(2, 1, dtype=DOUBLE))
 
 
-def test_a_field_of_another_shape_is_refused():
+def test_dz_dt_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"f: expected dz/dt of shape \[4, 3\] like z, got \[4, 2\]"):
         divergence(lambda t, z: z[:, :2], torch.zeros(()), noise(4, 3))
     with pytest.raises(ValueError, match="f: expected dz/dt of shape"):
         flow_of(nn.Bilinear(1, 3, 2).double(), 3).log_prob(noise(4, 3))
 
 
-def test_a_closed_form_is_preferred_and_agrees():
+def test_with_divergence_is_preferred_and_agrees():
     x, closed, plain = noise(4, 2), ClosedForm(2), TanhNet(2)
     values = [flow_of(f, 2, Dopri5(rtol=1e-5, atol=1e-5)).solve(x) for f in (closed, plain)]
-    assert {name for name, _, _ in closed.seen} == {"with_divergence"}
+    assert {name for name, _, _ in closed.calls} == {"with_divergence"}
     assert values[0][1].nfe.tolist() == values[1][1].nfe.tolist()
     assert_close(values[0][0], values[1][0], rtol=0, atol=1e-12)
 
@@ -450,7 +449,7 @@ def test_gradients_of_samples():
     assert to_mean.item() == pytest.approx(3 * math.exp(0.75), rel=1e-6)
 
 
-def test_log_prob_leaves_its_argument_alone():
+def test_log_prob_does_not_change_its_argument():
     x = noise(4, 2)
     before = x.clone()
     flow_of(TanhNet(2), 2).log_prob(x).sum().backward()
@@ -459,7 +458,7 @@ def test_log_prob_leaves_its_argument_alone():
 
 
 def test_maximum_likelihood_finds_the_scale():
-    """Data of N(0, 1/4) on a base N(0, 1) with dz/dt = a z: a = log(1/2), whatever the data's draw but its variance."""
+    """Data of variance 1/4, base N(0, 1) and dz/dt = a z: the maximum is at a = log(1/2)."""
     f, data = Linear([[0.0]]), noise(64, 1)
     data = data / data.square().mean().sqrt() / 2
     flow = flow_of(f, 1, Dopri5(rtol=1e-5, atol=1e-5))
@@ -477,10 +476,10 @@ def test_maximum_likelihood_finds_the_scale():
     assert loss.item() == pytest.approx(0.5 * math.log(2 * math.pi * math.e / 4), abs=1e-3)
 
 
-# ---- a flow is a module with one block
+# ---- the flow as a module with one block
 
 
-def test_the_block_is_found_exchanged_and_recorded():
+def test_the_block_is_found_and_its_integrator_exchanged_and_its_solves_recorded():
     flow, x = flow_of(TanhNet(2), 2), noise(4, 2)
     block = find_block(flow)
     assert block is flow.block
@@ -495,19 +494,19 @@ def test_the_block_is_found_exchanged_and_recorded():
     assert torch.equal(log_prob, expected)
 
 
-def test_solve_accumulates():
+def test_solve_passes_accumulate_on():
     regularizer = KineticEnergy()
     log_prob, solution = flow_of(TanhNet(2), 2).solve(noise(4, 2), accumulate=regularizer.accumulate)
     assert solution.accumulated.shape == log_prob.shape == (4,)
     assert ErrorEstimate()(solution, nn.Identity()) > 0
 
 
-def test_a_failed_integration_says_so():
+def test_a_failed_integration_raises():
     with pytest.raises(SolveError, match="MAX_STEPS"):
         flow_of(TanhNet(2), 2, Dopri5(rtol=1e-9, atol=1e-9, max_steps=1)).log_prob(noise(4, 2))
 
 
-def test_text_and_state():
+def test_the_printed_module_and_the_state_dict():
     flow = flow_of(TanhNet(2), 2)
     names = ["W", "V", "b", "c"]
     assert sorted(flow.state_dict()) == sorted(["base.loc", "base.scale", *(f"block.f.f.{name}" for name in names)])
@@ -527,7 +526,7 @@ def test_a_base_that_is_a_module_moves_with_the_flow():
 # ---- the base
 
 
-def test_diagonal_normal_is_torchs():
+def test_diagonal_normal_matches_torch_distributions():
     loc, scale, x = noise(3), noise(3, seed=1).exp(), noise(2, 4, 3, seed=2)
     ours, torchs = DiagonalNormal(loc, scale), Independent(Normal(loc, scale), 1)
     assert ours.event_shape == torchs.event_shape
@@ -549,7 +548,7 @@ def test_diagonal_normal_is_torchs():
         (torch.zeros(1), torch.tensor([torch.nan]), "scale: expected positive numbers"),
     ],
 )
-def test_diagonal_normal_refuses(loc, scale, message):
+def test_wrong_arguments_of_diagonal_normal_are_named(loc, scale, message):
     with pytest.raises(ValueError, match=message):
         DiagonalNormal(loc, scale)
 
@@ -581,7 +580,7 @@ def test_bad_points_are_refused(x, error, message):
         flow_of(TanhNet(2), 2).log_prob(x)
 
 
-def test_bad_points_of_the_other_methods_are_refused():
+def test_bad_points_are_refused_by_every_method():
     flow = flow_of(TanhNet(2), 2)
     with pytest.raises(ValueError, match=r"z: expected points \[B, ..., 2\], got shape \[3, 1\]"):
         flow.transport(torch.zeros(3, 1), 0.0, 1.0)
@@ -592,7 +591,7 @@ def test_bad_points_of_the_other_methods_are_refused():
         flow.log_prob(torch.zeros(3, 1))
 
 
-def test_no_points_have_no_densities():
+def test_an_empty_batch_has_no_densities():
     assert flow_of(TanhNet(2), 2).log_prob(torch.zeros(0, 2)).shape == (0,)
 
 
@@ -619,7 +618,7 @@ def test_transport_cost_of_a_constant_field(shape, batched, integrator):
 
 @layouts
 def test_transport_cost_of_a_linear_field(shape, batched):
-    """∫ ‖diag(λ) x e^(λ(t−T))‖² dt = Σ λ x² (1 − e^(−2λT)) / 2, mean over points; the log-density has no share."""
+    """∫ ‖diag(λ) x e^(λ(t−T))‖² dt = Σ λ x² (1 − e^(−2λT)) / 2, mean over points, without the log-density."""
     rates, x = torch.tensor([0.5, -1.0, 2.0], dtype=DOUBLE), noise(*shape)
     flow = flow_of(Linear(torch.diag(rates)), 3, batched=batched)
     expected = (rates * x.square() * -torch.expm1(-2 * rates) / 2).sum(-1).mean()
@@ -648,14 +647,14 @@ def test_gradient_of_transport_cost():
     assert flow.f.c.grad.item() == pytest.approx(24)
 
 
-def test_transport_cost_costs_no_evaluation():
+def test_transport_cost_needs_no_evaluation_of_f():
     flow, x = flow_of(TanhNet(2), 2), noise(4, 2)
     _, plain = flow.solve(x)
     _, counted = flow.solve(x, accumulate=TransportCost(2).accumulate)
     assert plain.nfe.tolist() == counted.nfe.tolist()
 
 
-def test_transport_cost_refuses():
+def test_wrong_uses_of_transport_cost_are_named():
     for dim in (0, 1.0, True, "2"):
         with pytest.raises(ValueError, match="dim: expected a whole number of at least 1"):
             TransportCost(dim)

@@ -29,7 +29,7 @@ def test_the_span_is_0_to_1_by_default(tanh_field, y0):
     assert torch.equal(NeuralODE(f, RK4())(y0), solve(f, y0, 0.0, 1.0, RK4()).y)
 
 
-def test_solve_passes_its_arguments_on(y0):
+def test_solve_passes_its_arguments_to_dise_solve(y0):
     class Field(nn.Module):
         def forward(self, t, y, gain, rate):
             return gain * rate * y
@@ -53,7 +53,7 @@ def test_solve_passes_its_arguments_on(y0):
         (torch.tensor([0.5, 0.0, 1.0, 2.0]), torch.tensor([0.5, 3.0, 0.0, 1.0])),
     ],
 )
-def test_a_span_that_is_given_is_taken_for_the_blocks(block, y0, t0, t1):
+def test_t0_and_t1_replace_the_blocks_span(block, y0, t0, t1):
     start, end = 0.5 if t0 is None else t0, 2.0 if t1 is None else t1
     expected = solve(block.f, y0, start, end, Dopri5())
     assert torch.equal(block(y0, t0=t0, t1=t1), expected.y)
@@ -63,8 +63,8 @@ def test_a_span_that_is_given_is_taken_for_the_blocks(block, y0, t0, t1):
     assert (block.t0, block.t1) == (0.5, 2.0)
 
 
-def test_gradients_reach_a_span_that_is_given(block, y0):
-    """dy/dt1 is f there."""
+def test_gradients_reach_t1(block, y0):
+    """dy/dt1 = f(t1, y(t1))."""
     t1 = torch.tensor([1.0, 2.0, 0.25, 1.5], dtype=y0.dtype, requires_grad=True)
     block.integrator = Dopri5(rtol=1e-10, atol=1e-10)
     y = block(y0, t1=t1)
@@ -84,7 +84,7 @@ def test_unbatched_treats_the_batch_as_one_system(tanh_field, y0):
 
 
 @pytest.mark.parametrize("drop_finished", [True, False])
-def test_compact_is_passed_on(tanh_field, record, y0, drop_finished):
+def test_drop_finished_is_passed_to_dise_solve(tanh_field, record, y0, drop_finished):
     class Counted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -106,13 +106,13 @@ def test_the_first_stage_is_f_at_the_start(block, y0):
     assert torch.equal(seen[0].stages[0], k1)
 
 
-def test_the_first_stage_at_other_starts(block, y0):
+def test_the_first_stage_at_another_t0(block, y0):
     t0 = torch.tensor([0.0, 1.0, 2.0, 0.5], dtype=y0.dtype)
     assert torch.equal(block.first_stage(y0, t0=t0), block.f(t0[:, None], y0))
     assert torch.equal(block.first_stage(y0, t0=2.0), block.f(torch.full((4, 1), 2.0, dtype=y0.dtype), y0))
 
 
-def test_the_state_dict_holds_f_alone(block):
+def test_the_state_dict_has_the_parameters_of_f_alone(block):
     assert list(block.state_dict()) == ["f.W", "f.b", "f.c"]
     assert {name for name, _ in block.named_parameters()} == {"f.W", "f.b", "f.c"}
 
@@ -138,14 +138,14 @@ def test_a_policys_network_is_part_of_the_block(block):
     assert not block.integrator.selector.training
 
 
-def test_a_policy_inside_a_policy_is_found(block):
+def test_a_policy_inside_a_policy_is_part_of_the_block(block):
     inner = Dynamic((Euler(), RK4()), Scores(2))
     block.integrator = Cascade((Euler(), inner), nn.Identity())
     assert block.get_submodule("policy.candidates.1.selector") is inner.selector
     assert "policy.accept" in dict(block.named_modules())
 
 
-def test_a_policy_that_is_exchanged_leaves_nothing_behind(block, y0):
+def test_an_exchanged_policy_leaves_nothing_in_the_block(block, y0):
     dynamic = Dynamic((Euler(), RK4()), Scores(2))
     block.integrator = dynamic
     with block.using(Euler()):
@@ -156,7 +156,7 @@ def test_a_policy_that_is_exchanged_leaves_nothing_behind(block, y0):
     assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, RK4()).y)
 
 
-def test_weights_of_a_policy_are_loaded_and_copied_with_the_model(tanh_field, y0):
+def test_a_policys_weights_are_loaded_and_copied_with_the_model(tanh_field, y0):
     def dynamic_block(seed):
         torch.manual_seed(seed)
         return NeuralODE(tanh_field(3), Dynamic((Euler(), RK4(2)), Scores(2)))
@@ -175,7 +175,7 @@ def test_gradients_reach_the_parameters(block, y0):
     assert all(p.grad.abs().sum() > 0 for p in block.parameters())
 
 
-def test_the_text_names_integrator_and_span(block):
+def test_the_printed_block_names_integrator_span_and_options(block):
     assert "integrator=Dopri5, t0=0.5, t1=2.0" in str(block)
     assert "batched" not in str(block)
     block.options = replace(block.options, batched=False)
@@ -185,7 +185,7 @@ def test_the_text_names_integrator_and_span(block):
 # ---- recording
 
 
-def test_recording_gives_start_and_solution_of_each_solve(block, y0):
+def test_recording_has_the_start_and_the_solution_of_each_solve(block, y0):
     model = nn.Sequential(nn.Identity(), block, block)
     with block.recording() as records:
         model(y0)
@@ -193,10 +193,10 @@ def test_recording_gives_start_and_solution_of_each_solve(block, y0):
     assert torch.equal(records[0].y0, y0)
     assert torch.equal(records[1].y0, records[0].solution.y)
     block(y0)
-    assert len(records) == 2  # the context is over
+    assert len(records) == 2  # nothing is recorded after the context
 
 
-def test_recording_gives_the_span_of_each_solve(block, y0):
+def test_recording_has_the_span_of_each_solve(block, y0):
     ends = torch.tensor([1.0, 2.0, 0.5, 1.5])
     with block.recording() as records:
         block(y0)
@@ -205,7 +205,7 @@ def test_recording_gives_the_span_of_each_solve(block, y0):
     assert torch.equal(block(records[1].y0, t0=records[1].t0, t1=records[1].t1), records[1].solution.y)
 
 
-def test_an_inner_recording_is_its_own(block, y0):
+def test_an_inner_recording_is_separate(block, y0):
     with block.recording() as outer:
         block(y0)
         with block.recording() as inner:
@@ -227,7 +227,7 @@ def test_recording_ends_with_an_exception(block, y0):
 # ---- using
 
 
-def test_using_another_integrator_for_a_while(block, y0):
+def test_using_another_integrator_in_a_context(block, y0):
     before = block(y0)
     with block.using(RK4(2)):
         assert torch.equal(block(y0), solve(block.f, y0, 0.5, 2.0, RK4(2)).y)
@@ -249,7 +249,7 @@ def test_using_ends_with_an_exception(block, y0):
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve", Backsolve(integrator=RK4(50))])
-def test_the_blocks_gradient_is_as_it_says(tanh_field, starts, gradient):
+def test_gradient_modes_of_the_block(tanh_field, starts, gradient):
     f, y0 = tanh_field(3, scale=1.0), starts(4, 3)
     solve(f, y0, 0.0, 1.0, Dopri5(rtol=1e-9, atol=1e-9)).y.sum().backward()
     expected, f.W.grad = f.W.grad, None
@@ -261,7 +261,7 @@ def test_the_blocks_gradient_is_as_it_says(tanh_field, starts, gradient):
             solution.error.sum().backward()
 
 
-def test_the_block_compiles_its_steps_if_asked_to(tanh_field, starts):
+def test_compile_compiles_the_steps(tanh_field, starts):
     f, y0, compiled = tanh_field(3), starts(4, 3), []
 
     def backend(graph, inputs):
@@ -278,7 +278,7 @@ def test_the_block_compiles_its_steps_if_asked_to(tanh_field, starts):
     assert len(compiled) == number
 
 
-def test_through_control_record_progress_and_throw_are_the_solves(tanh_field, starts):
+def test_differentiate_step_sizes_record_progress_and_throw_are_passed_to_dise_solve(tanh_field, starts):
     f, y0 = tanh_field(3), starts(4, 3).requires_grad_()
     found = [
         torch.autograd.grad(NeuralODE(f, Dopri5(), differentiate_step_sizes=through).solve(y0).error.sum(), y0)[0]
@@ -287,17 +287,17 @@ def test_through_control_record_progress_and_throw_are_the_solves(tanh_field, st
     expected = torch.autograd.grad(solve(f, y0, 0.0, 1.0, Dopri5(), differentiate_step_sizes=True).error.sum(), y0)[0]
     torch.testing.assert_close(found[1], expected)
     assert not torch.allclose(found[0], expected)
-    told = []
+    reports = []
     block = NeuralODE(f, Dopri5(max_steps=1))
-    solution = block.solve(y0, record=True, progress=told.append, throw=False)
-    assert len(told) == 1
+    solution = block.solve(y0, record=True, progress=reports.append, throw=False)
+    assert len(reports) == 1
     assert solution.steps.t.shape[0] == 4
     assert not (solution.status == 0).all()
     with pytest.raises(SolveError, match="MAX_STEPS"):
         block(y0)
 
 
-# ---- weights of a model with, and without, a policy
+# ---- weights of a model with and without a policy
 
 
 def dynamic_and_plain():
@@ -308,23 +308,23 @@ def dynamic_and_plain():
     return dynamic, plain, rule
 
 
-def test_weights_saved_without_a_policy_leave_it_as_it_is():
+def test_weights_without_a_policy_leave_the_policy_unchanged():
     dynamic, plain, rule = dynamic_and_plain()
-    learnt = rule.weight.fill_(3.0).clone()
+    before = rule.weight.fill_(3.0).clone()
     dynamic.load_state_dict(plain.state_dict())
-    assert torch.equal(rule.weight, learnt)
+    assert torch.equal(rule.weight, before)
     assert torch.equal(dynamic[1].weight, plain[1].weight)
     assert torch.equal(dynamic[0].f.weight, plain[0].f.weight)
 
 
-def test_weights_saved_with_a_policy_fit_a_model_without_one():
+def test_weights_with_a_policy_load_into_a_model_without_one():
     dynamic, plain, _ = dynamic_and_plain()
     plain.load_state_dict(dynamic.state_dict())
     assert torch.equal(dynamic[0].f.weight, plain[0].f.weight)
-    assert "0.policy.accept.0.weight" in dynamic.state_dict()  # what was loaded is not changed
+    assert "0.policy.accept.0.weight" in dynamic.state_dict()  # loading does not change the state dict
 
 
-def test_a_policys_own_weights_are_loaded_and_must_be_whole():
+def test_a_policys_saved_weights_are_loaded_and_must_be_complete():
     dynamic, _, rule = dynamic_and_plain()
     state = dynamic.state_dict() | {"0.policy.accept.0.bias": torch.tensor([1.0, 2.0, 3.0])}
     dynamic.load_state_dict(state)

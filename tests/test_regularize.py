@@ -28,11 +28,11 @@ def y0(starts):
     return starts(4, 3)
 
 
-# ---- all have one signature
+# ---- the interface
 
 
 @every_regularizer
-def test_a_regularizer_is_a_scalar_that_can_be_added_to_a_loss(tanh_field, y0, regularizer):
+def test_a_regularizer_returns_a_differentiable_scalar(tanh_field, y0, regularizer):
     f = tanh_field(3)
     solution = NeuralODE(f, Dopri5()).solve(y0, accumulate=regularizer.accumulate)
     value = regularizer(solution, f)
@@ -43,7 +43,7 @@ def test_a_regularizer_is_a_scalar_that_can_be_added_to_a_loss(tanh_field, y0, r
 
 
 @every_regularizer
-def test_no_regularizer_costs_an_evaluation_or_changes_the_solution(tanh_field, y0, record, regularizer):
+def test_a_regularizer_needs_no_evaluation_of_f_and_leaves_the_solution_unchanged(tanh_field, y0, record, regularizer):
     plain, counted = record(tanh_field(3)), record(tanh_field(3))
     expected = solve(plain, y0, 0.0, 1.0, Dopri5())
     solution = solve(counted, y0, 0.0, 1.0, Dopri5(), accumulate=regularizer.accumulate)
@@ -53,7 +53,7 @@ def test_no_regularizer_costs_an_evaluation_or_changes_the_solution(tanh_field, 
 
 
 @every_regularizer
-def test_a_field_without_parameters_has_no_norm_of_them(regularizer):
+def test_the_norm_of_no_parameters_is_0(regularizer):
     class Decay(nn.Module):
         def forward(self, t, y):
             return -y
@@ -66,7 +66,7 @@ def test_a_field_without_parameters_has_no_norm_of_them(regularizer):
 
 
 @pytest.mark.parametrize("regularizer", [KineticEnergy(), UnscaledErrorEstimate()], ids=lambda r: type(r).__name__)
-def test_what_must_be_accumulated_says_so(regularizer):
+def test_a_missing_accumulate_is_named(regularizer):
     name = type(regularizer).__name__
     solution = solve(lambda t, y: -y, torch.ones(2, 1), 0.0, 1.0, Dopri5())
     for missing in (solution, None):
@@ -79,7 +79,7 @@ def test_the_base_class_is_abstract():
         Regularizer()(None, nn.Identity())
 
 
-# ---- of parameters
+# ---- norms of parameters
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_kinetic_energy_of_a_constant_field(integrator, t1):
 
 @pytest.mark.parametrize(("integrator", "accuracy"), [(RK4(30), 1e-5), (Dopri5(rtol=1e-9, atol=1e-9), 1e-7)])
 def test_kinetic_energy_of_a_linear_field(integrator, accuracy):
-    """∫ (λ y0 e^(λt))² = λ y0² (e^(2λT) − 1) / 2, mean over samples with spans of their own."""
+    """∫ (λ y0 e^(λt))² dt = λ y0² (e^(2λT) − 1) / 2, mean over samples with different spans."""
     y0, t1 = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64)
     expected = sum(0.7 * y**2 * math.expm1(1.4 * t) / 2 for y, t in [(1, 1), (2, 0.5)]) / 2
     value = kinetic_energy(lambda t, y: 0.7 * y, y0, 0.0, t1, integrator)
@@ -129,7 +129,7 @@ def test_kinetic_energy_of_a_linear_field(integrator, accuracy):
 
 
 def test_gradient_of_kinetic_energy():
-    """d/dc ∫ c² = 2 c T."""
+    """d/dc ∫ c² dt = 2 c T."""
     c = torch.tensor(3.0, requires_grad=True)
     kinetic_energy(lambda t, y: c * torch.ones_like(y), torch.zeros(2, 1), 0.0, 2.0, Dopri5()).backward()
     assert c.grad.item() == pytest.approx(12)
@@ -138,13 +138,13 @@ def test_gradient_of_kinetic_energy():
 # ---- error estimate
 
 
-def test_error_estimate_is_the_mean_of_the_solutions(tanh_field, y0):
+def test_error_estimate_is_the_mean_of_solution_error(tanh_field, y0):
     solution = solve(tanh_field(3), y0, 0.0, 1.0, Dopri5())
     assert ErrorEstimate()(solution, nn.Identity()) == solution.error.mean()
 
 
-def test_error_estimate_is_the_sum_of_the_accepted_ratios(tanh_field, y0):
-    """RMS over features of err / (atol + rtol max(|y|, |y_next|)), where it is at most 1."""
+def test_error_estimate_is_the_sum_over_accepted_steps(tanh_field, y0):
+    """The summand is the RMS over features of err / (atol + rtol max(|y|, |y_next|)); accepted means at most 1."""
     ratios = []
 
     def note(step):
@@ -159,8 +159,8 @@ def test_error_estimate_is_the_sum_of_the_accepted_ratios(tanh_field, y0):
     assert ErrorEstimate()(solution, nn.Identity()).item() == pytest.approx(sum(accepted) / 4)
 
 
-def test_raw_error_estimate_is_the_norm_of_the_error(tanh_field, y0):
-    """One step that is accepted: with rtol 0 the scaled estimate is ‖err‖₂ / √F / atol."""
+def test_unscaled_error_estimate_is_the_norm_of_the_error(tanh_field, y0):
+    """In one accepted step with rtol = 0 the scaled estimate is ‖err‖₂ / (√F atol)."""
     integrator = Dopri5(rtol=0, atol=100.0, first_step="span")
     solution = solve(tanh_field(3), y0, 0.0, 1.0, integrator, accumulate=UnscaledErrorEstimate.accumulate)
     raw = UnscaledErrorEstimate()(solution, nn.Identity()).item()
@@ -176,19 +176,19 @@ def test_a_method_without_error_estimate_is_refused(integrator, t1):
         ErrorEstimate()(solution, nn.Identity())
 
 
-def test_a_method_without_raw_error_estimate_is_refused():
+def test_a_method_without_error_estimate_cannot_accumulate_one():
     with pytest.raises(ValueError, match="no embedded error estimate"):
         solve(lambda t, y: -y, torch.ones(3, 1), 0.0, 1.0, Euler(), accumulate=UnscaledErrorEstimate.accumulate)
 
 
-def test_error_estimate_without_a_solution_is_refused():
+def test_error_estimate_needs_a_solution():
     with pytest.raises(ValueError, match="solution: ErrorEstimate needs the solve's Solution"):
         ErrorEstimate()(None, nn.Identity())
 
 
 @pytest.mark.parametrize("regularizer", [ErrorEstimate(), UnscaledErrorEstimate()], ids=lambda r: type(r).__name__)
-def test_training_with_an_error_estimate_makes_the_field_cheaper(tanh_field, y0, regularizer):
-    """While y(1) is held near where it was, so that the field does not just vanish."""
+def test_training_with_an_error_estimate_lowers_nfe(tanh_field, y0, regularizer):
+    """The loss also keeps y(1) near its initial value; otherwise the field could simply vanish."""
     block = NeuralODE(tanh_field(3), Dopri5(rtol=1e-5, atol=1e-5))
     before = block.solve(y0)
     target, weight = before.y.detach(), 1.0 if isinstance(regularizer, ErrorEstimate) else 1e5

@@ -1,4 +1,4 @@
-"""For any field, span and batch: a sample's result and its cost are its own."""
+"""For any field, span and batch, the result and the cost of a sample do not depend on the other samples."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ times = st.floats(-2, 2, width=32)
 
 @st.composite
 def tableaus(draw):
-    """Any explicit method whose stages lie within the step: of order 1, embedded or not, FSAL or not."""
+    """Any explicit method of order 1 with stages within the step and an error estimate, FSAL or not."""
     stages, weight = draw(st.integers(1, 5)), st.floats(0.01, 1)
     a = [()]
     for i in range(1, stages):
@@ -55,8 +55,8 @@ def tableaus(draw):
     return ButcherTableau(tuple(c), tuple(a), tuple(b), order=1, b_err=b_err, interpolant=interpolant)
 
 
-def made(base):
-    """Random methods of a kind, as a user would make them."""
+def random_methods(base):
+    """Subclasses of `base` with random tableaus, as users define them."""
     return tableaus().map(lambda tableau: type(f"Random{base.__name__}", (base,), {"tableau": tableau}))
 
 
@@ -65,7 +65,7 @@ controllers = st.sampled_from([IController(), PIController(), PIController(safet
 norms = st.sampled_from([rms_norm, max_norm])
 fixed = st.builds(
     lambda method, steps: method(steps),
-    st.one_of(st.sampled_from([Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1]), made(FixedStep)),
+    st.one_of(st.sampled_from([Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1]), random_methods(FixedStep)),
     st.integers(1, 4),
 )
 adaptive = st.builds(
@@ -80,7 +80,7 @@ adaptive = st.builds(
 )
 coarse = st.builds(
     lambda method, **options: method(rtol=1e-2, atol=1e-2, **options),
-    st.one_of(st.sampled_from([HeunEuler, Fehlberg2]), made(Adaptive)),
+    st.one_of(st.sampled_from([HeunEuler, Fehlberg2]), random_methods(Adaptive)),
     first_step=first_steps,
     controller=controllers,
     norm=norms,
@@ -97,7 +97,7 @@ def linear_field(size, *, scale, seed):
 
 @st.composite
 def problems(draw):
-    """(which field, its arguments, y0 [B, F], t0 [B], t1 [B])."""
+    """(whether the field is linear, its arguments, y0 [B, F], t0 [B], t1 [B])."""
     size, batch = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     seed = draw(st.integers(0, 1000))
     y0 = 2 * torch.randn(batch, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -125,7 +125,7 @@ def assert_rows_equal(solution, rows, expected):
 
 @few
 @given(problem=problems(), integrator=integrators, drop_finished=st.booleans())
-def test_solo_is_batched(field_of, problem, integrator, drop_finished):
+def test_a_sample_alone_is_solved_as_in_a_batch(field_of, problem, integrator, drop_finished):
     kind, arguments, y0, t0, t1 = problem
     f = field_of(kind, arguments)
     together = run(f, y0, t0, t1, integrator, drop_finished=drop_finished)
@@ -138,7 +138,7 @@ def test_solo_is_batched(field_of, problem, integrator, drop_finished):
 @given(
     problem=problems(), integrator=integrators, drop_finished=st.booleans(), random=st.randoms(use_true_random=False)
 )
-def test_order_does_not_matter(field_of, problem, integrator, drop_finished, random):
+def test_the_order_of_samples_does_not_matter(field_of, problem, integrator, drop_finished, random):
     kind, arguments, y0, t0, t1 = problem
     f, order = field_of(kind, arguments), random.sample(range(len(y0)), len(y0))
     together = run(f, y0, t0, t1, integrator, drop_finished=drop_finished)
@@ -147,7 +147,7 @@ def test_order_does_not_matter(field_of, problem, integrator, drop_finished, ran
 
 @few
 @given(problem=problems(), integrator=integrators)
-def test_nfe_counts_the_rows_that_f_sees(field_of, record, problem, integrator):
+def test_nfe_counts_the_rows_that_f_evaluates(field_of, record, problem, integrator):
     kind, arguments, y0, t0, t1 = problem
     f = record(field_of(kind, arguments))
     solution = solve(f, y0, t0, t1, integrator, drop_finished=True)
@@ -155,7 +155,7 @@ def test_nfe_counts_the_rows_that_f_sees(field_of, record, problem, integrator):
     assert f.calls == solution.calls
     if integrator.tableau.fsal or not isinstance(integrator, Adaptive):
         assert solution.calls == solution.nfe.max()
-    else:  # one sample's step needs a first stage when another's, rejected before, does not
+    else:  # a step after a rejected one needs no first stage, while the step of another sample may need it
         assert solution.nfe.max() <= solution.calls <= 1 + integrator.tableau.stages * solution.n_steps.max()
 
 
@@ -167,7 +167,7 @@ def test_nfe_follows_from_the_steps(field_of, problem, integrator):
     tableau = integrator.tableau
     first = 1 if isinstance(integrator, Adaptive) and integrator.first_step == "heuristic" else 0
     first, each = (first + 1, tableau.stages - 1) if tableau.fsal else (first, tableau.stages)
-    # after a rejected step the first stage is known to all
+    # after a rejected step the first stage is known
     repeated = 0 if tableau.fsal else solution.n_steps - solution.n_accepted
     expected = torch.where(t0 == t1, 0, first + each * solution.n_steps - repeated)
     assert solution.nfe.tolist() == expected.tolist()
@@ -175,7 +175,7 @@ def test_nfe_follows_from_the_steps(field_of, problem, integrator):
 
 @few
 @given(problem=problems(), method=st.sampled_from([Dopri5, Tsit5, Dopri8]), controller=controllers, norm=norms)
-def test_forth_and_back_returns(field_of, problem, method, controller, norm):
+def test_solving_forwards_and_backwards_returns_to_y0(field_of, problem, method, controller, norm):
     kind, arguments, y0, t0, t1 = problem
     f, integrator = field_of(kind, arguments), method(rtol=1e-9, atol=1e-9, controller=controller, norm=norm)
     there = solve(f, y0, t0, t1, integrator).y
@@ -183,9 +183,9 @@ def test_forth_and_back_returns(field_of, problem, method, controller, norm):
 
 
 @few
-@given(problem=problems(), method=made(FixedStep))
-def test_any_method_returns_the_closer_the_shorter_its_steps(field_of, problem, method):
-    """All are of order 1 at least: four times the steps, a fourth of the distance, nearly."""
+@given(problem=problems(), method=random_methods(FixedStep))
+def test_shorter_steps_return_closer_to_y0(field_of, problem, method):
+    """Methods of order 1 or higher: with four times the steps the distance is at most about a quarter."""
     kind, arguments, y0, t0, t1 = problem
     f = field_of(kind, arguments | {"scale": 0.5})
     distances = []
@@ -197,7 +197,7 @@ def test_any_method_returns_the_closer_the_shorter_its_steps(field_of, problem, 
 
 @few
 @given(problem=problems(), integrator=integrators)
-def test_a_dead_neighbour_is_not_noticed(field_of, problem, integrator):
+def test_a_failed_sample_does_not_affect_its_neighbours(field_of, problem, integrator):
     kind, arguments, y0, t0, t1 = problem
     f, n = field_of(kind, arguments), len(y0)
     y0, t0, t1 = (torch.cat([x, x[:1]]) for x in (y0, t0, t1))
