@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class NeuralODE(nn.Module):
         self.options = SolveOptions(**options)
         self.report: Any = None  # set by `dise.make_dynamic`
         self._records: list[BlockSolve] | None = None
-        self.register_load_state_dict_pre_hook(_match_policy)
+        register: Callable[[Callable[..., None]], object] = self.register_load_state_dict_pre_hook  # untyped in torch
+        register(_match_policy)
 
     @property
     def integrator(self) -> Integrator:
@@ -122,7 +123,7 @@ class NeuralODE(nn.Module):
         layout = Layout.of(y0, batched=self.options.batched)
         state = layout.pack(y0)
         t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=state.dtype.to_real(), device=state.device)
-        return self.f(layout.time(t0.expand(len(state))), y0)
+        return cast(State, self.f(layout.time(t0.expand(len(state))), y0))
 
     @contextmanager
     def recording(self) -> Iterator[list[BlockSolve]]:

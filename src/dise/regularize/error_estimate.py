@@ -38,7 +38,8 @@ class UnscaledErrorEstimate(Regularizer):
         Raises:
             ValueError: the method embeds no error estimate.
         """
-        return torch.linalg.vector_norm(step.error(), dim=1)
+        norm: Tensor = torch.linalg.vector_norm(step.error(), dim=1)
+        return norm
 
     def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
         """Mean over the batch, a scalar []."""
