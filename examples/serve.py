@@ -1,4 +1,4 @@
-"""Serve a dynamic model that `dise.export_policy` wrote. Needs torch alone.
+"""Serve a model that `dise.export_policy` wrote. Needs torch alone.
 
 python examples/serve.py FOLDER INPUT.pt OUTPUT.pt
 """
@@ -16,12 +16,14 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.policy = json.loads((folder / "serve.json").read_text())
         names = ["start", *(f"candidate-{i}" for i in range(len(self.policy["candidates"])))]
-        names += ["scores"] if self.policy["kind"] == "dynamic" else []
+        names = {"single": ["model"], "cascade": names, "dynamic": [*names, "scores"]}[self.policy["kind"]]
         self.graphs = {name: torch.export.load(folder / f"{name}.pt2").module() for name in names}
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs in the inputs' order."""
+        if "model" in self.graphs:  # one integrator for all
+            return self.graphs["model"](x)
         h0, k1 = self.graphs["start"](x)
         left, output = torch.arange(len(x), device=x.device), None
         choice = self.graphs["scores"](h0, k1).argmin(1) if "scores" in self.graphs else None

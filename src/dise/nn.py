@@ -123,7 +123,8 @@ class NeuralODE(nn.Module):
         layout = Layout.of(y0, batched=self.options.batched)
         state = layout.pack(y0)
         t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=state.dtype.to_real(), device=state.device)
-        return cast(State, self.f(layout.time(t0.expand(len(state))), y0))
+        rows = state.shape[0]  # len would fix the size of a traced batch
+        return cast(State, self.f(layout.time(t0.expand(rows)), y0))
 
     @contextmanager
     def recording(self) -> Iterator[list[BlockSolve]]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 
 from dise import (
     RK4,
+    RK38,
     RKC1,
     AdequacySelector,
     Cascade,
@@ -23,9 +25,12 @@ from dise import (
     Euler,
     Forecast,
     Heun,
+    Midpoint,
     NeuralODE,
+    StepDoubling,
     export_policy,
     make_dynamic,
+    solve,
 )
 from dise_experiments.mnist.model import odenet
 
@@ -83,6 +88,72 @@ def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, po
         assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+METHODS = (Euler(3), Midpoint(2), Heun(7), RK38(3), RKC1(2, 3), StepDoubling(RK4(3)))
+
+
+def test_graphs_make_the_very_steps_of_the_solver(tanh_field, tmp_path):
+    """Bit for bit, also where t0 + (t1 - t0) misses t1 by a rounding: that ends at -0.6700000000000004."""
+    t0, t1, head = 3.36, -0.67, nn.Identity()
+    assert t0 + (t1 - t0) * 3 / 3 != t1
+    block = NeuralODE(tanh_field(3, scale=1.5, seed=1, dtype=torch.float64), Euler(), t0=t0, t1=t1)
+    block.integrator = Cascade(METHODS, Confidence(head, 0.9))
+    x = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    export_policy(nn.Sequential(block, head).eval(), x[:2], tmp_path)
+    start, *candidates = (
+        torch.export.load(tmp_path / f"{name}.pt2").module()
+        for name in ("start", *(f"candidate-{index}" for index in range(len(METHODS))))
+    )
+    with torch.no_grad():
+        h0, k1 = start(x)
+        for method, candidate in zip(METHODS, candidates, strict=True):
+            assert torch.equal(candidate(h0, k1)[0], solve(block.f, x, t0, t1, method).y), method
+
+
+@pytest.mark.parametrize("method", [RK4(3), RKC1(2, 3), StepDoubling(Heun(3))], ids=str)
+def test_a_single_integrator_is_one_graph(tanh_field, tmp_path, served, method):
+    """Without a head, and whatever the block's options for training."""
+
+    class Free(nn.Module):
+        def __init__(self):
+            super().__init__()
+            field = tanh_field(3, scale=1.5, seed=1, dtype=torch.float64)
+            self.block = NeuralODE(field, method, t0=3.36, t1=-0.67, gradient="checkpoint", compile=True)
+
+        def forward(self, x):
+            return self.block(2 * x).exp() - x
+
+    model = Free().eval()
+    x = torch.randn(33, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    export_policy(model, x, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt2", "serve.json"]
+    assert model.block.options.compile is True
+    serve = served(tmp_path)
+    model.block.options = replace(model.block.options, compile=False)
+    with torch.no_grad():
+        for part in (x, x[:2], x[:1]):
+            assert torch.equal(serve(part), model(part))
+
+
+def test_a_certified_single_integrator(classifier, points, tmp_path, served):
+    model = make_dynamic(classifier(), points(500), epsilon=0.02, settings=[RK4(4)])
+    assert model[1].integrator == RK4(4)
+    x = torch.cat(points(50, seed=1))
+    export_policy(model, x, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(served(tmp_path)(x), model(x))
+
+
+def test_graphs_compute_nothing_that_no_output_needs(classifier, points, tmp_path):
+    model = classifier().eval()
+    model[1].integrator = cascade(model)
+    export_policy(model, points(5)[0], tmp_path)
+    for name in ("start", "candidate-0", "candidate-2"):
+        graph = torch.export.load(tmp_path / f"{name}.pt2").graph
+        calculations = [node for node in graph.nodes if str(node.target).startswith("aten.")]
+        assert calculations
+        assert [node for node in calculations if not node.users and "assert" not in str(node.target)] == []
+
+
 def test_an_odenet_with_a_span_of_its_own(tmp_path, served):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -125,13 +196,17 @@ def test_the_example_runs_from_the_command_line_without_dise(classifier, points,
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (lambda head: RK4(), "integrator: expected a Cascade on Confidence or Forecast, or a Dynamic, got RK4"),
+        (lambda head: Dopri5(), "integrator: only methods with a fixed number of steps can be graphs, got Dopri5;"),
+        (lambda head: Dynamic((Cascade((Euler(),)),), nn.Identity()), r"can be graphs, got Cascade\(Euler\);"),
         (lambda head: Cascade((Euler(), RK4())), "integrator: expected a Cascade on Confidence"),
         (lambda head: Cascade((Euler(), Dopri5()), Confidence(head, 0.9)), r"reference=RK4\(4\)"),
-        (lambda head: Dynamic((Euler(),), lambda h0, k1: h0), "a selector that is a module, for samples"),
+        (
+            lambda head: Dynamic((Euler(),), lambda h0, k1: h0),
+            "a Dynamic whose selector is a module and decides for samples",
+        ),
         (
             lambda head: Dynamic((Euler(),), nn.Identity(), granularity="batch"),
-            "a selector that is a module, for samples",
+            "a Dynamic whose selector is a module and decides for samples",
         ),
     ],
 )
@@ -155,6 +230,11 @@ def test_inputs_and_heads_that_do_not_do(classifier, points, tmp_path, decay):
 
         def forward(self, x):
             return self.last(self.block(x)) ** 2
+
+    own_times = nn.Sequential(NeuralODE(decay(), Euler(), t1=torch.ones(3)), nn.Linear(2, 2))
+    own_times[0].integrator = Cascade((Euler(), RK4()), Confidence(own_times[1], 0.9))
+    with pytest.raises(ValueError, match="model: expected a block whose samples share t0 and t1"):
+        export_policy(own_times, torch.rand(3, 2), tmp_path)
 
     odd = Odd()
     odd.block.integrator = Cascade((Euler(), RK4()), Confidence(odd.last, 0.9))

@@ -1,0 +1,103 @@
+"""The parts of a dynamic model as modules that `torch.export` traces."""
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Euler, Integrator
+from dise.integrate.arguments import as_times
+from dise.integrate.problem.field import Field
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import drive
+from dise.integrate.problem.state import Layout
+from dise.nn import NeuralODE
+from dise.select.policies.confidence import Confidence
+from dise.select.policies.dynamic import Dynamic
+from dise.select.policies.forecast import Forecast
+
+Rule = Confidence | Forecast  # has a score and a threshold
+
+
+class Start(nn.Module):
+    """Inputs [n, ...] → h(t0), k1: a copy of the model, called with a capture in place of the block.
+
+    Modules after the block are called too, but `torch.export` leaves out what h(t0) does not depend on.
+
+    Args:
+        model: contains the block, and calls it once.
+        block: integrates from a t0 that all samples share.
+    """
+
+    def __init__(self, model: nn.Module, block: NeuralODE) -> None:
+        super().__init__()
+        name = next(name for name, module in model.named_modules() if module is block)
+        self.block = NeuralODE(block.f, Euler(), t0=float(block.t0))  # without the policy
+        self.capture = _Capture()
+        if name:
+            model = copy.deepcopy(model)
+            model.set_submodule(name, self.capture)
+        self.model = model if name else self.capture
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, ...] → [n, ...] twice."""
+        self.model(x)
+        h0 = self.capture.states.pop()
+        return h0, cast(Tensor, self.block.first_stage(h0))
+
+
+class _Capture(nn.Module):
+    """Returns its input and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[Tensor] = []
+
+    def forward(self, h0: Tensor) -> Tensor:
+        self.states.append(h0)
+        return h0.clone()  # later modules may change it in place
+
+
+class Candidate(nn.Module):
+    """h(t0), k1 → the model's output, and the score of the candidate's rule (0 without one).
+
+    Args:
+        block: the vector field and the span, which all samples share.
+        integrator: makes a fixed number of steps.
+        head: h(t1) → output.
+        rule: accepts states at t1 by their scores.
+    """
+
+    def __init__(self, block: NeuralODE, integrator: Integrator, head: nn.Module, rule: Rule | None) -> None:
+        super().__init__()
+        self.f, self.t0, self.t1 = block.f, float(block.t0), float(block.t1)
+        self.integrator, self.head, self.rule = integrator, head, rule
+
+    def forward(self, h0: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, ...] twice → output [n, ...], score [n]."""
+        h1 = self.integrate(h0, k1)
+        # a copy, since a head may change its input in place
+        score = self.rule.score(h1.clone()) if self.rule is not None else torch.zeros_like(h1.flatten(1)[:, 0])
+        return self.head(h1), score
+
+    def integrate(self, h0: Tensor, k1: Tensor) -> Tensor:
+        """h(t1) [n, ...], as `dise.solve` finds it when f(t0, h0) is known."""
+        layout = Layout.of(h0, batched=True)
+        y0 = layout.pack(h0)
+        t0, t1 = (as_times(name, getattr(self, name), y0, batched=True) for name in ("t0", "t1"))
+        problem = Problem(y0=y0, t0=t0, t1=t1, layout=layout, k1=layout.pack(k1))
+        result = drive(self.integrator.integrate(problem), Field(self.f, problem))
+        return cast(Tensor, layout.unpack(result.y))
+
+
+class Scores(nn.Module):
+    """h(t0), k1 → scores [n, K], of which the smallest decides; NaN becomes infinity."""
+
+    def __init__(self, policy: Dynamic) -> None:
+        super().__init__()
+        self.selector = policy.selector
+
+    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+        """[n, ...] twice → [n, K]."""
+        return self.selector(h0, k1).nan_to_num(nan=torch.inf)
