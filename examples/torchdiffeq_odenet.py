@@ -85,13 +85,11 @@ class Measured(NamedTuple):
     """A model on the test images, in batches of 100."""
 
     accuracy: float
-    model: float  # ms a batch
+    model: float  # ms per batch
     block: float  # of which the block takes
 
     def __str__(self) -> str:
-        return (
-            f"accuracy {self.accuracy:.4f}; {self.model:.1f} ms a batch of 100, of which the block {self.block:.1f} ms"
-        )
+        return f"accuracy {self.accuracy:.4f}; {self.model:.1f} ms per batch of 100, of which the block {self.block:.1f} ms"
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ from dise.select.learning.committee import Committee, cross_fit, route
 from dise.select.learning.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
 from dise.select.learning.penalty import PenaltyChoice, Trial, choose_penalty
 from dise.select.learning.selector import CostSelector, Fit
-from dise.select.make_dynamic.make import Report, make_dynamic
+from dise.select.make_dynamic.make import make_dynamic
+from dise.select.make_dynamic.report import Report
 from dise.select.model.adapt import AdaptedBlock, adapt
 from dise.select.model.block import find_block, has_block
 from dise.select.model.head import find_head

@@ -14,7 +14,7 @@ from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
 from dise.select.deploy.save import FORMAT, POLICY, WEIGHTS
 from dise.select.deploy.weights import read_weights
-from dise.select.make_dynamic.make import Report
+from dise.select.make_dynamic.report import Report
 from dise.select.model.adapt import adapt
 from dise.select.model.block import device_of
 

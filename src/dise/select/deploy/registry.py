@@ -89,7 +89,7 @@ class PolicyJson:
 
     def __init__(self, registry: Registry, model: nn.Module) -> None:
         self.registry, self.model = registry, model
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
 
     def write(self, value: object, where: str) -> Any:
         """A value as JSON; `where` names it in errors.

@@ -19,12 +19,12 @@ from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
 from dise.select.policies.forecast_fit import expect, lead
 
-# κ: the gap between the two largest logits that is enough, in units of what a candidate changes it by
+# κ: the sufficient gap between the two largest logits, in units of the change of that gap by a candidate
 FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
 FEWEST = 200  # samples to fit a selector to
-FEWEST_FORECASTS = 100  # to learn a forecast from: less is learnt
-TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of a first step that is kept if its error estimate is below
+FEWEST_FORECASTS = 100  # samples to fit a forecast to, which has fewer parameters
+TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # for the error estimate of one step over the whole span
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Family:
     """Policies that differ in one setting.
 
     Attributes:
-        name: what they are.
-        settings: the safest, and dearest, first.
-        learnt: whether they were fitted to the samples, which then cannot tell how good they are.
+        name: of their kind.
+        settings: the safest, which are the most expensive, first.
+        learnt: whether they were fitted to the samples, which then cannot judge them.
     """
 
     name: str
@@ -56,11 +56,11 @@ def families(
     """Single candidates; cascades on the head's confidence, on forecasts, on the embedded error; selectors with a dial.
 
     Args:
-        costs: of the candidates, cheapest first and the reference last, on N samples that selectors are fitted to.
-        outcomes: what the costs are of.
+        costs: of the candidates, the cheapest first and the reference last, on N samples that selectors are fitted to.
+        outcomes: of the same candidates on the same samples.
         head: what the model does with h(t1), if it is known.
         classifies: whether the outputs are logits.
-        epsilon: a candidate that loses no larger share of these samples is taken for a safe one.
+        epsilon: a candidate counts as safe if it loses at most this part of the samples.
         span: t1 − t0.
         device: where the model is.
         seed: of the selectors' fits.
@@ -94,10 +94,9 @@ def families(
 
 
 def one_for_all(costs: Costs, output: Tensor) -> Family:
-    """Single candidates: those that no other one beats in price and in how far the outputs are off the reference's.
+    """Single candidates on the Pareto front of price and output distance from the reference.
 
-    Distances [N, K, ...] tell candidates apart of which no sample is lost, which counts of losses on a few samples do
-    not.
+    Distances, of outputs [N, K, ...], also rank candidates that lose none of the few samples.
     """
     distance = (output - output[:, -1:]).double().reshape(*output.shape[:2], -1).square().mean((0, 2))
     front = pareto_front(costs.delta.double().mean(0), distance)
@@ -106,17 +105,17 @@ def one_for_all(costs: Costs, output: Tensor) -> Family:
 
 
 def gap_cascades(outcomes: Outcomes, head: nn.Module) -> Family:
-    """Cascades that differ in how large a gap between the two largest logits is enough.
+    """Cascades that differ in the gap between the two largest logits that suffices to accept an answer.
 
-    A candidate's answer is accepted where its gap is at least κ times what the candidate is off the reference's gap by,
-    at most, on 19 in 20 of the hard samples, the tenth with the smallest gaps: only those can change their prediction.
-    κ, the one setting, so treats candidates alike that are more or less accurate. The cascade ends with the reference,
-    which hardly a sample reaches, so that a large κ is safe.
+    A candidate's answer is accepted where its gap is at least κ times the 0.95 quantile of the distance between its gap
+    and the reference's, over the hard samples: the tenth with the smallest gaps, since only those can change their
+    prediction. The one setting κ thus suits candidates of any accuracy. The cascade ends with the reference, which few
+    samples reach, so a large κ is safe.
 
     Args:
-        outcomes: of K ≥ 2 candidates, the cheapest first and the reference last, whose outputs are logits; from these
-            the scale is learnt, without labels.
-        head: h(t1) [n, ...] → logits [n, C] or one logit a sample.
+        outcomes: of K ≥ 2 candidates, the cheapest first and the reference last, whose outputs are logits. They give
+            the quantiles, without labels.
+        head: h(t1) [n, ...] → logits [n, C], or one logit per sample.
     """
     gaps = torch.stack([confidence(column, "gap") for column in outcomes.output.unbind(1)], 1).double()
     off = (gaps - gaps[:, -1:])[_hard(outcomes.output[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
@@ -128,20 +127,20 @@ def gap_cascades(outcomes: Outcomes, head: nn.Module) -> Family:
 
 
 def forecast_cascades(outcomes: Outcomes, head: nn.Module, device: torch.device) -> Family:
-    """Cascades that expect the reference's logits, and differ in how large a lead of the answer in them is enough.
+    """Cascades that forecast the reference's logits, and differ in the lead of the answer that suffices to accept it.
 
-    A candidate's answer is accepted where its lead is at least κ times what leads are expected wrongly by, at most, on
-    19 in 20 of the hard samples, those that `gap_cascades` looks at; each is expected from the others.
+    A candidate's answer is accepted where its lead in the forecast logits is at least κ times the 0.95 quantile of the
+    lead's forecast error, over the hard samples as in `gap_cascades`. Errors are those of leave-one-out forecasts.
 
     Args:
-        outcomes, head: as of `gap_cascades`.
+        outcomes, head: see `gap_cascades`.
         device: where the model is.
     """
     *columns, reference = outcomes.output.unbind(1)
     means = [None] * len(columns) if outcomes.means is None else outcomes.means.unbind(1)
     hard = _hard(reference)
     rules, off = [], []
-    for column, mean in zip(columns, means, strict=False):  # the reference's own means are left
+    for column, mean in zip(columns, means, strict=False):  # zip leaves out the means of the reference
         answer, learnt = predicted(column), expect(column, reference, mean)
         wrong = lead(learnt.left_out, answer) - lead(two_classes(reference), answer)
         off.append(float(wrong[hard].abs().double().quantile(0.95)))
@@ -158,20 +157,20 @@ def _chain(kind: str, outcomes: Outcomes) -> str:
 
 
 def _hard(reference: Tensor) -> Tensor:
-    """[N] whether a sample is one of the tenth with the smallest gaps between the reference's two largest logits."""
+    """[N] whether a sample is in the tenth with the smallest gaps between the reference's two largest logits."""
     gap = confidence(reference, "gap").double()
     return gap <= gap.quantile(0.1)
 
 
 def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]:
-    """One step over the span; the reference where its error estimate is too large."""
+    """Cascades of one step over the whole span and the reference, which is used where the error estimate is large."""
     for tolerance in TOLERANCES:
         first = method(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)
         yield Cascade((first, reference))
 
 
 def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
-    """One selector, at several dials."""
+    """One selector at several dials."""
     selector = AdequacySelector.fit(network, costs, max_epochs=80, patience=8, seed=seed).to(device)
     price = float(selector.price.min())
     settings = tuple(Dynamic(costs.candidates, selector.with_dial(price * dial)) for dial in DIALS)

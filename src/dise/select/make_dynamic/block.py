@@ -1,0 +1,62 @@
+"""The block to make dynamic: found in the model, or put in the place of one written on torchdiffeq."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Dopri5, Integrator
+from dise.nn import NeuralODE
+from dise.select.model.adapt import adapt, check_same
+from dise.select.model.block import device_of, find_block, has_block
+
+
+@torch.no_grad()
+def place_block(
+    model: nn.Module,
+    name: str | None,
+    *,
+    f: str | None,
+    span: Sequence[float] | None,
+    reference: Integrator | None,
+    x: Tensor,
+) -> NeuralODE:
+    """The model's NeuralODE; it takes the place of a block on torchdiffeq after a check that both end alike.
+
+    Args:
+        model: it is changed if the block is replaced.
+        name: of the block; None: the model's one NeuralODE.
+        f, span, reference: of a block on torchdiffeq, see `make_dynamic`.
+        x: [B, ...] inputs, to compare both blocks on.
+
+    Raises:
+        ValueError: no such block, or one that cannot be replaced.
+    """
+    names = [other for other, _ in model.named_modules() if other]
+    if name is None:
+        if not has_block(model):
+            raise ValueError(
+                "block: the model contains no dise.NeuralODE; give the name of the submodule that integrates, one of "
+                f"{names}"
+            )
+        return find_block(model)
+    if name not in names:
+        raise ValueError(f"block: expected one of {names}, got {name!r}")
+    module = model.get_submodule(name)
+    if isinstance(module, NeuralODE):
+        return module
+    block = adapt(module, reference or Dopri5(rtol=1e-3, atol=1e-3), f=f, span=span).eval()
+    check_same(module, block, _first_input(model, module, x))
+    model.set_submodule(name, block)
+    return block
+
+
+def _first_input(model: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
+    """The first argument that a submodule is called with when the model is called with x."""
+    inputs: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    try:
+        model(x.to(device_of(model)))
+    finally:
+        hook.remove()
+    return inputs[0]
