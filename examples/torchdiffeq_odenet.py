@@ -89,7 +89,8 @@ class Measured(NamedTuple):
     block: float  # of which the block takes
 
     def __str__(self) -> str:
-        return f"accuracy {self.accuracy:.4f}; {self.model:.1f} ms per batch of 100, of which the block {self.block:.1f} ms"
+        times = f"{self.model:.1f} ms per batch of 100, of which the block {self.block:.1f} ms"
+        return f"accuracy {self.accuracy:.4f}; {times}"
 
 
 @torch.no_grad()
