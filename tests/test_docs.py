@@ -1,5 +1,7 @@
-"""The code in the documentation runs, and says what the numbers are."""
+"""The code in the documentation runs, its numbers are measured ones, and every name is found in it."""
 
+import importlib
+import importlib.util
 import pkgutil
 import re
 import sys
@@ -9,11 +11,10 @@ from types import ModuleType
 import pytest
 import torch
 
-import dise.integrate
-import dise.select
-import dise.torchdiffeq
+import dise
 
 ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "figures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -46,14 +47,88 @@ def reference():
     return {id(pkgutil.resolve_name(name)) for name in described}
 
 
-@pytest.mark.parametrize("module", [dise, dise.integrate, dise.select, dise.torchdiffeq], ids=lambda m: m.__name__)
+def packages():
+    """The library and each of its packages that lists public names."""
+    names = ["dise", *(found.name for found in pkgutil.walk_packages(dise.__path__, "dise.") if found.ispkg)]
+    return [module for module in map(importlib.import_module, names) if hasattr(module, "__all__")]
+
+
+@pytest.mark.parametrize("module", packages(), ids=lambda module: module.__name__)
 def test_the_reference_describes_all_that_is_public(module):
     described, public = reference(), {name: getattr(module, name) for name in module.__all__}
-    things = {name: x for name, x in public.items() if hasattr(x, "__module__") and x.__module__.startswith("dise")}
-    assert len(things) > 3
+    things = {name: x for name, x in public.items() if getattr(x, "__module__", "").startswith("dise")}
+    assert things
     assert [name for name, thing in things.items() if id(thing) not in described] == []
 
 
+def test_entries_of_the_glossary_lead_to_the_reference():
+    described, text = reference(), (ROOT / "docs" / "glossary.md").read_text()
+    named = re.findall(r"\]\[(dise[\w.]*)\]", text)
+    assert len(named) > 20
+    assert [name for name in named if id(pkgutil.resolve_name(name)) not in described] == []
+
+
+@pytest.mark.parametrize("symbol", ["k1", "Γ", "Δ", "M", "α", "β", "ε", "δ", "μ", "κ", "λ", "NFE"])
+def test_the_glossary_explains_a_symbol(symbol):
+    assert re.search(rf"^\| {symbol}(?:,[^|]*)? \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+
+
+def test_words_of_the_glossary_are_in_order():
+    words = re.findall(r"^(\S.*)\n:   ", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    assert len(words) > 30
+    assert words == sorted(words, key=str.lower)
+
+
 def test_every_page_is_in_the_navigation():
-    named = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
-    assert named == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    named = set(re.findall(r": (\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = [page for page in (ROOT / "docs").rglob("*") if page.suffix in (".md", ".ipynb")]
+    assert named == {str(page.relative_to(ROOT / "docs")) for page in pages}
+
+
+def test_the_architecture_page_names_the_folders_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("<!-- folders") : text.index("<!-- end -->")]
+    named = set(re.findall(r"^\| `([\w/]+)/` \|", table, re.MULTILINE))
+    library = ROOT / "src" / "dise"
+    assert named == {str(file.parent.relative_to(library)) for file in library.rglob("*/__init__.py")}
+
+
+def test_files_and_folders_that_the_architecture_page_speaks_of_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    outside = re.findall(r"`((?:experiments|tests|benchmarks|docs|results)/[\w/.]*)`", text)
+    assert len(outside) >= 5
+    assert [name for name in outside if not (ROOT / name).exists()] == []
+    inside = re.findall(r"`(\w+\.py)`", text)
+    assert [name for name in inside if not list((ROOT / "src" / "dise").rglob(name))] == []
+
+
+@pytest.fixture
+def front_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(FIGURES))
+    spec = importlib.util.spec_from_file_location("front_page", FIGURES / "front_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readmes_table_is_what_the_script_writes(front_page):
+    readme = (ROOT / "README.md").read_text()
+    assert front_page.table() in readme
+    assert front_page.with_table(readme) == readme
+    assert front_page.with_table(readme.replace("99.27 %", "99.99 %")) == readme
+
+
+def test_every_figure_has_a_script_and_a_page():
+    drawn = {file.stem for file in FIGURES.glob("*.py")} - {"__main__", "style"}
+    shown = {name for page in PAGES for name in re.findall(r"!\[[^\]]+\]\([\w./]*figures/(\w+)\.svg\)", page.read_text())}
+    assert {file.stem for file in FIGURES.glob("*.svg")} == drawn == shown
+    assert all(file.stat().st_size < 100_000 for file in FIGURES.glob("*.svg"))
+
+
+@pytest.mark.parametrize("name", ["event", "front_page", "guarantee", "steps"])  # those drawn within a second
+def test_a_script_draws_its_figure(name, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FIGURES))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    module = importlib.import_module(name)
+    module.save(module.draw, tmp_path / f"{name}.py")
+    assert (tmp_path / f"{name}.svg").read_text().count("<path") > 5
