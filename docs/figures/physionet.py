@@ -9,7 +9,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from style import GREEN, ORANGE, PURPLE, ROOT, panels, plain, save
 
-
 FAMILIES = {
     "one integrator": (ORANGE, "s"),
     "DISE, the paper's network": (PURPLE, "D"),
