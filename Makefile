@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-device lint types bench docs clean
+.PHONY: setup demo test test-device lint types bench docs figures clean
 
 setup: .venv/installed
 
@@ -60,8 +60,13 @@ bench: .venv/bench-installed
 	$(BIN)/python benchmarks/flow_training.py results/circles-cpu/flow-none-seed0
 	$(BIN)/python benchmarks/union_grid.py --sample --batches 2
 
-docs: .venv/docs-installed
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/docs-installed  ## builds the site, in site/
 	$(BIN)/mkdocs build --strict
+
+figures: setup  ## draws the documentation's figures again, with the front page's table, and runs the notebooks
+	$(BIN)/python docs/figures
+	$(BIN)/python tools/notebooks.py
 
 clean:
 	rm -rf .venv site build src/*.egg-info experiments/src/*.egg-info
