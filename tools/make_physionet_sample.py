@@ -24,8 +24,8 @@ from dise_experiments.physionet.data import (
     PhysionetSplits,
     file_path,
     load_physionet,
-    records_of,
 )
+from dise_experiments.physionet.text import records_of
 
 TRAIN, HELD_OUT, TEST, SET_B = 200, 50, 50, 20
 SEED = 0

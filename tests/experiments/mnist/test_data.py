@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
@@ -317,7 +318,6 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(small, tmp_path, monkeypatch):
     """A mirror of the small MNIST; the cache folder is tmp_path/cache."""
-    pooch = pytest.importorskip("pooch")
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=small / "mnist")) as server:
@@ -389,12 +389,6 @@ def test_cache_is_enough_when_no_download_is_allowed(server):
     assert server.requested == []
     load_mnist(held_out=15)
     assert len(load_mnist(held_out=15, download=False).test) == 20
-
-
-def test_missing_pooch_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pooch", None)  # importing it raises ImportError
-    with pytest.raises(DataError, match=r"pip install 'dise\[tasks\]', or point --data-dir"):
-        load_mnist()
 
 
 # ---- images

@@ -12,15 +12,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
 from dise_experiments.common.errors import DataError
 from dise_experiments.physionet import data
-from dise_experiments.physionet.data import load_physionet, load_physionet_sample, parse_outcomes, parse_record
+from dise_experiments.physionet.data import load_physionet, load_physionet_sample
 from dise_experiments.physionet.records import VARIABLES
-
-pooch = pytest.importorskip("pooch")
+from dise_experiments.physionet.text import parse_outcomes, parse_record
 
 ROOT = Path(__file__).parents[3]
 SET_A, SET_B, OUTCOMES_A, OUTCOMES_B = NAMES = ("set-a.tar.gz", "set-b.tar.gz", "Outcomes-a.txt", "Outcomes-b.txt")
@@ -28,7 +28,7 @@ PARTS = ("train", "held_out", "test", "set_b")
 AGE, HEIGHT, WEIGHT, HR, TEMP, AST = (VARIABLES.index(v) for v in ("Age", "Height", "Weight", "HR", "Temp", "AST"))
 
 
-# ---- fixtures: all of the data where it is at hand, and a stand-in of 20 + 5 records that has its own hashes
+# ---- fixtures: all of the data where it is there, and a stand-in of 20 + 5 records that has its own hashes
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +272,9 @@ def test_a_wrong_line_is_named(line, expected, found):
         ("Time,Parameter,Value\n", 2, "'00:00,RecordID,7', the file's name", "nothing"),
         ("Time,Parameter,Value\n00:00,Age,54\n", 2, "'00:00,RecordID,7', the file's name", "'00:00,Age,54'"),
         (text_of(8), 2, "'00:00,RecordID,7', the file's name", "'00:00,RecordID,8'"),
-        (text_of(7, "00:00,Age,54")[:-1], 3, "a line that is ended", "'00:00,Age,54'"),
-        (text_of(7, "00:00,Age,54")[:-8], 3, "a line that is ended", "'00:00'"),
-        ("Time,Par", 1, "a line that is ended", "'Time,Par'"),
+        (text_of(7, "00:00,Age,54")[:-1], 3, "a line that ends with a newline", "'00:00,Age,54'"),
+        (text_of(7, "00:00,Age,54")[:-8], 3, "a line that ends with a newline", "'00:00'"),
+        ("Time,Par", 1, "a line that ends with a newline", "'Time,Par'"),
     ],
 )
 def test_a_wrong_beginning_or_end_is_named(text, line, expected, found):
@@ -310,11 +310,11 @@ def test_outcomes_are_found_by_the_names_of_columns():
         ("RecordID,In-hospital_death\n1,0\n2\n", 3, "2 cells", "'2'"),
         ("RecordID,In-hospital_death\n1,0,5\n", 2, "2 cells", "'1,0,5'"),
         ("RecordID,In-hospital_death\n1,0\n\n", 3, "2 cells", "nothing"),
-        ("RecordID,In-hospital_death\n1,0\n1,0\n", 3, "a RecordID that has not come before", "'1'"),
-        ("RecordID,In-hospital_death\nx,0\n", 2, "a RecordID that has not come before", "'x'"),
+        ("RecordID,In-hospital_death\n1,0\n1,0\n", 3, "a RecordID that occurs once", "'1'"),
+        ("RecordID,In-hospital_death\nx,0\n", 2, "a RecordID that occurs once", "'x'"),
         ("RecordID,In-hospital_death\n1,-1\n", 2, "In-hospital_death 0 or 1", "'-1'"),
         ("RecordID,In-hospital_death\n1,\n", 2, "In-hospital_death 0 or 1", "nothing"),
-        ("RecordID,In-hospital_death\n1,0\n2,1", 3, "a line that is ended", "'2,1'"),
+        ("RecordID,In-hospital_death\n1,0\n2,1", 3, "a line that ends with a newline", "'2,1'"),
     ],
 )
 def test_a_wrong_line_of_outcomes_is_named(text, line, expected, found):
@@ -506,7 +506,7 @@ def test_held_out_must_leave_records_to_train_on(small, held_out):
 
 
 def test_loader_says_how_many_records_have_no_time_series(small, caplog):
-    with caplog.at_level(logging.INFO, "dise"):
+    with caplog.at_level(logging.INFO, "dise_experiments"):
         splits = load_small(small)
     counts = [getattr(splits, part).without_series for part in PARTS]
     assert sum(counts[:3]) == 7  # 500, 503, …, 518
@@ -668,7 +668,7 @@ def test_other_outcomes_are_not_the_published_ones(small):
     ("ids", "found"),
     [
         ([900, 901, 902, 903], "no outcome for record 904"),
-        ([902], "no outcome for record 900 and 3 more unlike"),
+        ([902], "no outcome for record 900 and 3 more unmatched"),
         ([900, 901, 902, 903, 904, 905], "an outcome but no record 905"),
     ],
 )
@@ -802,11 +802,6 @@ def test_a_cache_folder_that_cannot_be_written_to_is_no_error(small, parses, tmp
     assert len(parses) == 50
 
 
-def test_a_given_folder_is_read_without_pooch(small, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pooch", None)  # importing it raises ImportError
-    assert len(load_small(small).test) == 4
-
-
 # ---- download, from a server on the loopback interface
 
 
@@ -890,9 +885,3 @@ def test_cache_is_enough_when_no_download_is_allowed(server):
     assert server.requested == []
     load_small()
     assert len(load_small(download=False).test) == 4
-
-
-def test_missing_pooch_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DataError, match=r"PhysioNet: .* pip install 'dise\[tasks\]', or point --data-dir"):
-        load_physionet()

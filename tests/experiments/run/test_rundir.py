@@ -66,10 +66,10 @@ def test_claiming_makes_parents_and_takes_an_empty_directory(tmp_path, config):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 1}, "seed: 0 there, 1 wanted"),
-        ({"weight": 0.5}, "weight: 0.005 there, 0.5 wanted"),
-        ({"reg": "none", "weight": 0.0}, "reg: error there, none wanted"),
-        ({"preset": "cpu"}, "preset: sample there, cpu wanted"),
+        ({"seed": 1}, "seed: found 0, expected 1"),
+        ({"weight": 0.5}, "weight: found 0.005, expected 0.5"),
+        ({"reg": "none", "weight": 0.0}, "reg: found error, expected none"),
+        ({"preset": "cpu"}, "preset: found sample, expected cpu"),
     ],
 )
 def test_a_run_with_other_settings_is_not_claimed(run, config, snapshot, change, said):
@@ -80,7 +80,7 @@ def test_a_run_with_other_settings_is_not_claimed(run, config, snapshot, change,
 
 def test_a_changed_preset_is_another_setting(run, config):
     other = config.model_copy(update={"settings": config.settings | {"epochs": 77}})
-    fails(lambda: claim_run(run, other), "epochs: 2 there, 77 wanted")
+    fails(lambda: claim_run(run, other), "epochs: found 2, expected 77")
 
 
 def test_no_run_directory(tmp_path):
@@ -139,7 +139,7 @@ def test_a_run_without_a_model(run, config):
 
 def test_weights_of_another_model(run, config):
     save_weights(resnet(), run / "model.safetensors")
-    fails(lambda: load_model(run, config), "model.safetensors", "does not hold the weights of ImageClassifier")
+    fails(lambda: load_model(run, config), "model.safetensors", "does not contain the weights of ImageClassifier")
 
 
 def test_weights_of_another_shape(tmp_path):
@@ -154,7 +154,7 @@ def test_damaged_weights(tmp_path, damage):
     file, layer = tmp_path / "w.safetensors", nn.Linear(2, 3)
     save_weights(layer, file)
     file.write_bytes(damage(file.read_bytes()))
-    fails(lambda: load_weights(nn.Linear(2, 3), file), file, "does not hold the weights of Linear")
+    fails(lambda: load_weights(nn.Linear(2, 3), file), file, "does not contain the weights of Linear")
     assert weight_names(file) == []
 
 
@@ -190,7 +190,7 @@ def test_text_and_json_are_written_and_nothing_else_is_left(tmp_path):
 def test_a_cut_write_leaves_the_old_text(tmp_path, monkeypatch):
     file = tmp_path / "a.md"
     write_text(file, "old")
-    monkeypatch.setattr(rundir.os, "replace", cut)
+    monkeypatch.setattr("dise.select.deploy.atomic.os.replace", cut)
     with pytest.raises(Cut):
         write_text(file, "new")
     assert file.read_text() == "old"

@@ -2,11 +2,11 @@
 
 
 class UserError(ValueError):
-    """Something that the user of an experiment can mend: the command line prints the message without a traceback."""
+    """An error that the user of an experiment can correct; the command line prints its message without a traceback."""
 
 
 class DataError(UserError):
-    """A task's data are missing, damaged or cannot be fetched.
+    """A task's data are missing, damaged or cannot be downloaded.
 
     The message names the file, what was expected, what was found and what to do.
     """

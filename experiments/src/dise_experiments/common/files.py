@@ -1,23 +1,22 @@
-"""Where a task's data files lie, how they get there, and arrays kept for the next time."""
+"""A task's data files: where they are, how they are downloaded and checked, and a cache of parsed arrays."""
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import os
 import sys
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pooch
 from numpy.typing import NDArray
 
+from dise.select.deploy.atomic import atomic_write
 from dise_experiments.common.errors import DataError
 
 T = TypeVar("T")
@@ -25,15 +24,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source(Generic[T]):
-    """Files of one data set that are read alike: where they lie, where they come from, what they should be.
+    """Files of one data set that have the same format: where they are, where they come from, how they are checked.
 
     Attributes:
-        title: of the data set, at the head of every message.
-        folder: of the files within a data folder and within the user's cache folder.
-        pattern: of the files' names, for messages.
-        mirrors: URLs that a file's name is appended to, in the order in which they are tried.
-        expected: says by a file's name what it should be.
-        read: the checked content of a file; its `DataError` says only what was found instead.
+        title: name of the data set, the start of every message.
+        folder: folder of the files, within a data folder and within the user's cache folder.
+        pattern: pattern of the file names, for messages.
+        mirrors: URLs to which a file's name is appended, in the order in which they are tried.
+        expected: describes the expected content of a file, given its name.
+        read: the checked content of a file, given its name and its bytes; its `DataError` says only what was found.
     """
 
     title: str
@@ -41,33 +40,33 @@ class Source(Generic[T]):
     pattern: str
     mirrors: tuple[str, ...]
     expected: Callable[[str], str]
-    read: Callable[[Path], T]
+    read: Callable[[str, bytes], T]
 
     def load(self, name: str, data_dir: Path | None, *, download: bool) -> T:
-        """The content of a file.
+        """The checked content of a file.
 
-        Reads `data_dir`/folder/name, else $DISE_DATA/folder/name; neither is ever written to. With neither, reads
-        the user's cache folder, and downloads what is missing or damaged there if `download` is set.
+        Reads `data_dir`/folder/name, else $DISE_DATA/folder/name; neither folder is ever written to. Without both,
+        reads the user's cache folder and, if `download` is set, downloads a missing or damaged file into it.
 
         Errors: `DataError` if the file is missing, damaged or cannot be downloaded.
         """
         folder = data_folder(data_dir)
-        if folder is None:
-            return self._read_cached(self._cache() / name, download=download)
-        path = folder / self.folder / name
+        path = self.path(name, data_dir)
         try:
-            return self.read(path)
+            return self.read(name, read_bytes(path))
         except DataError as error:
-            remedy = f"Put an intact copy there, {self._elsewhere}, or leave both unset to download it."
+            if folder is None and download:
+                return self._download(path)
+            remedy = (
+                f"Allow the download, or {self._elsewhere}."
+                if folder is None
+                else f"Put an intact copy there, {self._elsewhere}, or leave both unset to download it."
+            )
             raise self._error(path, found=error, remedy=remedy) from error
 
     def path(self, name: str, data_dir: Path | None) -> Path:
-        """Where `load` looks for a file.
-
-        Errors: `DataError` if that is the cache folder and pooch, which knows it, is missing.
-        """
-        folder = data_folder(data_dir)
-        return (self._cache() if folder is None else folder / self.folder) / name
+        """Where `load` looks for a file."""
+        return (data_folder(data_dir) or _cache_folder()) / self.folder / name
 
     @property
     def _elsewhere(self) -> str:
@@ -76,16 +75,8 @@ class Source(Generic[T]):
     def _error(self, path: Path, *, found: object, remedy: str) -> DataError:
         return DataError(f"{self.title}: {path}: expected {self.expected(path.name)}, found {found}. {remedy}")
 
-    def _read_cached(self, path: Path, *, download: bool) -> T:
-        try:
-            return self.read(path)
-        except DataError as error:
-            if download:
-                return self._download(path)
-            raise self._error(path, found=error, remedy=f"Allow the download, or {self._elsewhere}.") from error
-
     def _download(self, path: Path) -> T:
-        """Fetches a file from the first mirror that has it; `path` appears only once its content is checked."""
+        """Fetch a file from the first mirror that has an intact copy."""
         failures = []
         for mirror in self.mirrors:
             try:
@@ -97,24 +88,11 @@ class Source(Generic[T]):
         raise self._error(path, found=f"no mirror to download it from ({found})", remedy=remedy) from failures[-1]
 
     def _fetch(self, url: str, path: Path) -> T:
+        """Download a file; it appears in the cache only once its content is checked."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, so that the move is atomic: a run beside this one never reads half a file.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            arrived = Path(folder) / path.name
-            self._pooch().HTTPDownloader(progressbar=_can_show_progress())(url, str(arrived), None)
-            content = self.read(arrived)
-            arrived.replace(path)
-        return content
-
-    def _cache(self) -> Path:
-        return Path(self._pooch().os_cache("dise")) / self.folder
-
-    def _pooch(self) -> ModuleType:
-        try:
-            return _pooch()
-        except ImportError as error:
-            message = f"{self.title}: downloading needs pooch: pip install 'dise[tasks]', or {self._elsewhere}."
-            raise DataError(message) from error
+        with atomic_write(path) as partial:
+            pooch.HTTPDownloader(progressbar=sys.stderr.isatty())(url, str(partial), None)
+            return self.read(path.name, read_bytes(partial))
 
 
 def data_folder(data_dir: Path | None) -> Path | None:
@@ -151,27 +129,25 @@ def unpack_tar(packed: bytes) -> dict[str, bytes]:
         raise DataError(f"a file that cannot be unpacked ({error})") from error
 
 
-def remember(folder: str, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Writes arrays to folder/name in the user's cache folder; does nothing where it cannot write."""
+def store_arrays(folder: str, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays to folder/name in the user's cache folder; do nothing if it cannot be written."""
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **dict(arrays))
     content = packed.getvalue()
+    path = _cache_folder() / folder / name
     try:
-        path = Path(_pooch().os_cache("dise")) / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as beside:  # so that the move is atomic
-            written = Path(beside) / name
-            written.write_bytes(hashlib.sha256(content).digest() + content)
-            written.replace(path)
-    except (ImportError, OSError):
+        with atomic_write(path) as partial:
+            partial.write_bytes(hashlib.sha256(content).digest() + content)
+    except OSError:
         return
 
 
-def recall(folder: str, name: str) -> dict[str, NDArray[Any]] | None:
-    """Arrays that `remember` wrote; None if there are none, or their file is damaged."""
+def stored_arrays(folder: str, name: str) -> dict[str, NDArray[Any]] | None:
+    """Arrays that `store_arrays` wrote; None if there are none, or their file is damaged."""
     try:
-        content = (Path(_pooch().os_cache("dise")) / folder / name).read_bytes()
-    except (ImportError, OSError):
+        content = (_cache_folder() / folder / name).read_bytes()
+    except OSError:
         return None
     digest, packed = content[:32], content[32:]
     if hashlib.sha256(packed).digest() != digest:
@@ -180,10 +156,5 @@ def recall(folder: str, name: str) -> dict[str, NDArray[Any]] | None:
         return dict(arrays)
 
 
-def _can_show_progress() -> bool:
-    return sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-
-
-def _pooch() -> ModuleType:
-    # Not imported above: samples and given folders work without it.
-    return importlib.import_module("pooch")
+def _cache_folder() -> Path:
+    return Path(pooch.os_cache("dise"))

@@ -1,4 +1,4 @@
-"""MNIST: the images, how they are split, and batches of them.
+"""MNIST: the images, their split, and batches of them.
 
 Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits" (CC BY-SA 3.0);
 Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document recognition", 1998.
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dise_experiments.common.errors import DataError
-from dise_experiments.common.files import Source, read_bytes, unpack_gzip
+from dise_experiments.common.files import Source, unpack_gzip
 
-# MD5 of the *unpacked* files: publishers and mirrors repack the gzip members, the content is always this.
+# MD5 of the unpacked files: publishers and mirrors compress them differently.
 MD5 = {
     "train-images-idx3-ubyte.gz": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte.gz": "a25bea736e30d166cdddb491f175f624",
@@ -33,16 +33,16 @@ MIRRORS = (
 
 SAMPLE_FILE = Path(__file__).with_name("sample.npz")
 
-# IDX: a magic number and one big-endian int32 a dimension come before the bytes.
+# IDX: a magic number and one big-endian int32 per dimension precede the bytes.
 _IMAGE_HEADER, _LABEL_HEADER = 16, 8
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Digits and what they are.
+    """Images of digits with their labels.
 
     Shapes: `images` uint8 [N, 28, 28], 0 (paper) to 255 (ink); `labels` int64 [N], 0 to 9.
-    Errors: `ValueError` if a dtype or a shape is another.
+    Errors: `ValueError` for another dtype or shape.
     """
 
     images: Tensor
@@ -72,28 +72,28 @@ class MnistSplits:
 def load_mnist(
     data_dir: Path | None = None, *, held_out: int = 5000, seed: int = 0, download: bool = True
 ) -> MnistSplits:
-    """All of MNIST: 60,000 - `held_out` images to train on, `held_out` set apart, 10,000 to test on.
+    """All of MNIST: 60,000 - `held_out` images to train on, `held_out` held out, 10,000 to test on.
 
-    Reads `data_dir`/mnist/*.gz, else $DISE_DATA/mnist/*.gz; neither is ever written to. With neither, reads
-    the user's cache folder, and downloads what is missing or damaged there if `download` is set.
+    Reads `data_dir`/mnist/*.gz, else $DISE_DATA/mnist/*.gz; neither folder is ever written to. Without both, reads
+    the user's cache folder and, if `download` is set, downloads missing or damaged files into it.
 
-    `held_out` counts the training images set apart and `seed` draws them. It is not the seed of a run: runs
-    with different seeds train and select on the same images. The draw is the head of one permutation, so a
-    smaller `held_out` is a part of a larger one, and the head of `train` or `held_out` is a random part.
+    `held_out` is the number of training images held out; `seed` draws them. It is not the seed of a run: runs with
+    different seeds train and select on the same images. The held-out images are the head of one permutation, so a
+    smaller `held_out` is a subset of a larger one, and the head of `train` or `held_out` is a random subset.
 
     Errors: `DataError` for a file that is missing, damaged or cannot be downloaded; `ValueError` if
     `held_out` is negative or leaves no image to train on.
     """
     source = _source()
     content = {name: source.load(name, data_dir, download=download) for name in MD5}
-    train, held = _set_apart(_parse(content, "train"), held_out=held_out, seed=seed)
+    train, held = _hold_out(_parse(content, "train"), held_out=held_out, seed=seed)
     return MnistSplits(train, held, _parse(content, "t10k"))
 
 
 def load_mnist_sample() -> MnistSplits:
     """The real images shipped with the package, for tests and demos: 6,000 train, 1,000 held out, 1,000 test.
 
-    Each is a random part of the same split of `load_mnist()`; SAMPLE.md says how they were drawn.
+    Each part is a random subset of the same part of `load_mnist()`; SAMPLE.md says how they were drawn.
     """
     with np.load(SAMPLE_FILE) as arrays:
         train, held_out, test = (
@@ -103,18 +103,18 @@ def load_mnist_sample() -> MnistSplits:
 
 
 def to_input(images: Tensor) -> Tensor:
-    """What a network reads: uint8 [B, 28, 28] in 0 to 255 becomes float32 [B, 1, 28, 28] in [0, 1]."""
+    """Network inputs float32 [B, 1, 28, 28] in [0, 1] of images uint8 [B, 28, 28] in 0 to 255."""
     return images.unsqueeze(1).float() / 255
 
 
 def random_crop(images: Tensor, *, padding: int = 4, generator: torch.Generator) -> Tensor:
-    """Pads every image with zeros and cuts a window of the old size at a place of its own.
+    """Pad every image with zeros and cut out a window of the original size at a random place.
 
     Shapes: `images` [B, 1, 28, 28] of any floating dtype, in [0, 1]; the result is the same. `padding` is in
-    pixels, on each side; the (2·padding + 1)² windows are equally likely. Draws from `generator` alone.
-    Padding by 4 is torchdiffeq's examples/odenet_mnist.py.
+    pixels, on each side; the (2·padding + 1)² windows are equally likely. All draws are from `generator`.
+    Source: torchdiffeq's examples/odenet_mnist.py, which pads by 4.
 
-    Errors: `ValueError` if `images` has not four dimensions or `padding` is negative.
+    Errors: `ValueError` if `images` does not have four dimensions or `padding` is negative.
     """
     if images.ndim != 4:
         raise ValueError(f"images: expected [B, 1, 28, 28], got {list(images.shape)}")
@@ -122,7 +122,7 @@ def random_crop(images: Tensor, *, padding: int = 4, generator: torch.Generator)
         raise ValueError(f"padding: expected 0 or more pixels, got {padding}")
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, [padding] * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: all windows, none copied
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view of all windows, without copies
     corner = torch.randint(2 * padding + 1, (2, count), generator=generator, device=generator.device)
     top, left = corner.to(images.device)
     return windows[torch.arange(count, device=images.device), :, top, left]
@@ -133,13 +133,12 @@ class Batches:
     """The batches of one epoch, the same each time: x float32 [b, 1, 28, 28] in [0, 1] and y int64 [b].
 
     The defaults are those for training. Order and crops depend on `seed` and `epoch` alone, so a resumed run
-    sees what an unbroken one would have: `dataclasses.replace(batches, epoch=epoch)` is another epoch.
+    gets the same batches as an uninterrupted one: `dataclasses.replace(batches, epoch=epoch)` is another epoch.
 
-    `shuffle` draws an order, `augment` applies `random_crop`, `drop_last` leaves out a last batch that is
-    not full.
+    `shuffle` draws an order, `augment` applies `random_crop`, `drop_last` drops a last batch that is not full.
 
-    Errors: `ValueError` if `batch_size` is below 1, `seed` or `epoch` is negative, or `drop_last` would leave
-    no batch at all.
+    Errors: `ValueError` if `batch_size` is below 1, `seed` or `epoch` is negative, or `drop_last` would leave no
+    batch.
     """
 
     split: Images
@@ -164,7 +163,7 @@ class Batches:
 
     @classmethod
     def evaluation(cls, split: Images, *, batch_size: int) -> Self:
-        """Every image once, as it is and in its order; the last batch may be smaller."""
+        """Every image once, unchanged and in order; the last batch may be smaller."""
         return cls(split, batch_size=batch_size, augment=False, shuffle=False, drop_last=False)
 
     def __len__(self) -> int:
@@ -182,7 +181,7 @@ class Batches:
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    """A stream for each (seed, epoch); a sum of the two would give seed 1 the epochs of seed 0, one later."""
+    """A generator for each (seed, epoch); with their sum as seed, runs of successive seeds would share epochs."""
     mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]))
 
@@ -192,10 +191,10 @@ def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
         raise ValueError(f"{name}: expected {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
 
 
-def _set_apart(images: Images, *, held_out: int, seed: int) -> tuple[Images, Images]:
+def _hold_out(images: Images, *, held_out: int, seed: int) -> tuple[Images, Images]:
     if not 0 <= held_out < len(images):
         raise ValueError(f"held_out: expected 0 to {len(images) - 1} training images, got {held_out}")
-    # RandomState because its stream is frozen (NEP 19): a new library version must not move the split.
+    # The stream of RandomState is frozen (NEP 19), so the split is the same with every version of NumPy.
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(images))).long()
     return images[order[held_out:]], images[order[:held_out]]
 
@@ -221,10 +220,10 @@ def _expected(name: str) -> str:
     return f"a gzip file with MD5 {MD5[name]} when unpacked"
 
 
-def _unpack(path: Path) -> bytes:
+def _unpack(name: str, packed: bytes) -> bytes:
     """The checked content of an MNIST file; the `DataError` says only what was found instead."""
-    content = unpack_gzip(read_bytes(path))
+    content = unpack_gzip(packed)
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 != MD5[path.name]:
+    if md5 != MD5[name]:
         raise DataError(f"MD5 {md5}")
     return content

@@ -1,4 +1,4 @@
-"""Stays in intensive care as tensors, and how their values are scaled."""
+"""Stays in intensive care as tensors, and the scaling of their values."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -6,8 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# What a record may hold beside its RecordID, in the order in which latent-ODE models have had it since Rubanova et al.,
-# "Latent ODEs for Irregularly-Sampled Time Series", 2019. The first five describe the patient on arrival.
+# The variables of a record beside its RecordID, in the order of Rubanova et al., "Latent ODEs for Irregularly-Sampled
+# Time Series", 2019. The first five describe the patient at admission.
 VARIABLES = (
     "Age", "Gender", "Height", "ICUType", "Weight",
     "Albumin", "ALP", "ALT", "AST", "Bilirubin", "BUN", "Cholesterol", "Creatinine", "DiasABP", "FiO2", "GCS",
@@ -19,17 +19,17 @@ _DESCRIPTORS = 5
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """N stays with M rows of measurements, stored one after another: a row is everything measured at one time.
+    """N stays with M rows of measurements, stay by stay; a row holds all measurements of one time.
 
     Attributes:
         ids: int64 [N], the published RecordIDs.
-        times: float32 [M], hours since admission, rising within each stay.
+        times: float32 [M], hours since admission, increasing within each stay.
         values: float32 [M, 41], in the order of `VARIABLES`, in the published units; 0 where not measured.
         mask: bool [M, 41], True where measured.
-        counts: int64 [N], rows of each stay, 1 or more; they sum to M.
+        counts: int64 [N], number of rows of each stay, at least 1; they sum to M.
         labels: int64 [N], 1 for a death in hospital, else 0.
 
-    Errors: `ValueError` if a field is none of that.
+    Errors: `ValueError` if a field violates this.
     """
 
     ids: Tensor
@@ -51,7 +51,7 @@ class Records:
             found = f"{_some(self.counts)}, {int(self.counts.sum())} in all"
             raise ValueError(f"counts: expected 1 or more rows each, {len(self.times)} in all, got {found}")
         if not self._times_rise():
-            raise ValueError("times: expected hours that rise within each stay, got some that do not")
+            raise ValueError("times: expected hours that increase within each stay, got some that do not")
         if (self.values.ne(0) & ~self.mask).any():
             raise ValueError("values: expected 0 where mask is False, got other values")
         if ((self.labels != 0) & (self.labels != 1)).any():
@@ -61,14 +61,14 @@ class Records:
         return len(self.ids)
 
     def without(self, dropped: Tensor) -> "Records":
-        """The records as if the measurements where `dropped`, bool [M, 41], is True had not been made."""
+        """The records without the measurements where `dropped`, bool [M, 41], is True."""
         mask = self.mask & ~dropped
         return replace(self, mask=mask, values=self.values.masked_fill(~mask, 0.0))
 
     def __getitem__(self, index: slice | Tensor) -> "Records":
         """The stays at `index`, in that order: a slice, or an int64 or bool tensor.
 
-        Errors: `TypeError` if it is something else; `IndexError` if there is no such stay.
+        Errors: `TypeError` for another type; `IndexError` for an index out of range.
         """
         if not isinstance(index, slice | Tensor):
             raise TypeError(f"index: expected a slice or a tensor, got {type(index).__name__}")
@@ -82,23 +82,23 @@ class Records:
 
     @property
     def offsets(self) -> Tensor:
-        """int64 [N], where each stay's rows start."""
+        """int64 [N], index of each stay's first row."""
         return self.counts.cumsum(0) - self.counts
 
     @property
     def has_series(self) -> Tensor:
-        """bool [N], False for a stay of which nothing is known but age, gender, height, ICU type and weight."""
+        """bool [N], False for a stay with no measurement but age, gender, height, ICU type and weight."""
         return (self.counts > 1) | self.mask[self.offsets, _DESCRIPTORS:].any(1)
 
     @property
     def without_series(self) -> int:
-        """How many stays have no time series: one row, at admission, that only describes the patient."""
+        """The number of stays without a time series: one row, at admission, that only describes the patient."""
         return int((~self.has_series).sum())
 
     def _times_rise(self) -> bool:
         rises = torch.ones_like(self.times, dtype=torch.bool)
         rises[1:] = self.times.diff() > 0
-        rises[self.offsets] = True  # the first of a stay follows another stay's last
+        rises[self.offsets] = True  # a stay's first row follows another stay's last
         return bool(rises.all())
 
 
@@ -106,8 +106,8 @@ class Records:
 class Scaling:
     """(x - minimum) / maximum of each variable, as in the published latent-ODE code; a maximum of 0 counts as 1.
 
-    Not divided by maximum - minimum: scaled values lie between 0 and 1 only where the minimum is not negative, but
-    published results are of this scaling.
+    The divisor is not maximum - minimum, so scaled values are in [0, 1] only for a minimum of 0; published results use
+    this scaling.
 
     Attributes:
         minimum: float32 [41], in the order of `VARIABLES`.
@@ -125,11 +125,10 @@ class Scaling:
 
     @classmethod
     def fit(cls, records: Records) -> Self:
-        """The scaling by the least and greatest measured values; 0 and 1 for a variable that was never measured.
+        """The scaling by the smallest and largest measured values; 0 and 1 for a variable without measurements.
 
-        Fit it on the training part alone, and scale every part with it. The published code takes the extremes of the
-        test part too: a model then knows something of the records that it is judged on, which are what is unknown
-        when it is used.
+        Fit it on the training part alone and scale every part with it. The published code includes the test part's
+        extremes, which leaks information on the test records into the model.
 
         Errors: `ValueError` if there are no records.
         """
@@ -141,7 +140,7 @@ class Scaling:
         return cls(least.where(measured, 0.0), greatest.where(measured, 1.0))
 
     def __call__(self, records: Records) -> Records:
-        """The records with scaled values; what was not measured stays 0."""
+        """The records with scaled values; values that were not measured stay 0."""
         scaled = (records.values - self.minimum) / self.maximum.where(self.maximum != 0, 1.0)
         return replace(records, values=scaled.masked_fill(~records.mask, 0.0))
 
@@ -152,6 +151,6 @@ def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def _some(tensor: Tensor) -> str:
-    """The values that occur, at most eight of them."""
+    """The distinct values, at most eight of them."""
     values = tensor.unique().tolist()
     return ", ".join(map(str, values[:8])) + (", …" if len(values) > 8 else "")

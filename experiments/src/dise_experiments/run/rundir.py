@@ -1,7 +1,6 @@
-"""A run's directory: what is in it, and reading and writing it without losing anything."""
+"""A run's directory: its files, and reading and writing them without losing anything."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dise.select.deploy.atomic import atomic_write
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.registry import TASKS
 
@@ -20,18 +20,18 @@ def open_run(path: Path) -> RunConfig:
     """The config of an existing run directory.
 
     Raises:
-        ExperimentError: there is no run in `path`, or its config cannot be read.
+        ExperimentError: `path` is no run directory, or its config cannot be read.
     """
     file = path / CONFIG
     if not file.is_file():
-        raise ExperimentError(f"{path} is no run directory ({CONFIG} is missing); `dise train` makes one")
+        raise ExperimentError(f"{path} is not a run directory ({CONFIG} is missing); `dise train` creates one")
     try:
         config = RunConfig.model_validate_json(file.read_text(encoding="utf-8"))
-        # the names must still exist, and the settings be the preset's kind
+        # the names must exist in this version, and the settings must be those of the preset's class
         RunConfig.of(config.task, config.preset, model=config.model, reg=config.reg)
         _ = config.found
     except UnicodeDecodeError as error:
-        raise ExperimentError(f"{file}: no text ({error}); move it away") from error
+        raise ExperimentError(f"{file}: not a text file ({error}); move it away") from error
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
         raise ExperimentError(f"{file}: {'; '.join(problems)}") from error
@@ -39,16 +39,16 @@ def open_run(path: Path) -> RunConfig:
 
 
 def claim_run(path: Path, config: RunConfig) -> None:
-    """Make the run's directory, or check that the one which is there is of the same run.
+    """Create the run's directory, or check that an existing one belongs to the same run.
 
     Raises:
         ExperimentError: the directory belongs to a run with other settings.
     """
     if (path / CONFIG).exists():
-        there = open_run(path)
-        if there != config:
+        found = open_run(path)
+        if found != config:
             raise ExperimentError(
-                f"{path} holds a run with other settings ({_difference(there, config)}); "
+                f"{path} holds a run with other settings ({_difference(found, config)}); "
                 "choose another --out, or move it away"
             )
         return
@@ -56,11 +56,11 @@ def claim_run(path: Path, config: RunConfig) -> None:
     write_text(path / CONFIG, config.model_dump_json(indent=2) + "\n")
 
 
-def _difference(there: RunConfig, wanted: RunConfig) -> str:
-    flat = [{**c.model_dump(exclude={"settings"}), **c.settings} for c in (there, wanted)]
+def _difference(found: RunConfig, expected: RunConfig) -> str:
+    flat = [{**c.model_dump(exclude={"settings"}), **c.settings} for c in (found, expected)]
     keys = dict.fromkeys([*flat[0], *flat[1]])
     return ", ".join(
-        f"{k}: {flat[0].get(k)} there, {flat[1].get(k)} wanted" for k in keys if flat[0].get(k) != flat[1].get(k)
+        f"{k}: found {flat[0].get(k)}, expected {flat[1].get(k)}" for k in keys if flat[0].get(k) != flat[1].get(k)
     )
 
 
@@ -68,11 +68,11 @@ def load_model(path: Path, config: RunConfig) -> nn.Module:
     """The run's trained model, in evaluation mode.
 
     Raises:
-        ExperimentError: it is not trained yet, or the weights are another model's.
+        ExperimentError: it is not trained yet, or the weights are those of another model.
     """
     file = path / MODEL
     if not file.is_file():
-        raise ExperimentError(f"{path} has no trained model ({MODEL} is missing); `dise train` makes it")
+        raise ExperimentError(f"{path} has no trained model ({MODEL} is missing); `dise train` trains it")
     model = TASKS[config.task].models[config.model]()
     load_weights(model, file)
     return model.eval()
@@ -82,18 +82,18 @@ def load_weights(module: nn.Module, file: Path) -> None:
     """Load safetensors into a module.
 
     Raises:
-        ExperimentError: the file is damaged or holds other parameters than the module.
+        ExperimentError: the file is damaged, or its parameters are not those of the module.
     """
     try:
         module.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         detail = reason[1].strip() if len(reason) > 1 else reason[0]
-        raise ExperimentError(f"{file} does not hold the weights of {type(module).__name__}: {detail}") from error
+        raise ExperimentError(f"{file} does not contain the weights of {type(module).__name__}: {detail}") from error
 
 
 def weight_names(file: Path) -> list[str]:
-    """Names of the tensors in a file of safetensors; none if it is damaged, which `load_weights` tells."""
+    """Names of the tensors in a safetensors file; none if it is damaged, which `load_weights` reports."""
     try:
         with safe_open(file, framework="pt") as tensors:
             return list(tensors.keys())
@@ -106,9 +106,8 @@ def save_weights(module: nn.Module, file: Path) -> None:
     tensors: dict[str, Tensor] = {
         name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()
     }
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial)
-    os.replace(partial, file)
+    with atomic_write(file) as partial:
+        save_file(tensors, partial)
 
 
 def write_json(file: Path, values: Any) -> None:
@@ -130,6 +129,5 @@ def read_json(file: Path) -> Any:
 
 def write_text(file: Path, text: str) -> None:
     """Write a text; the file appears whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    with atomic_write(file) as partial:
+        partial.write_text(text, encoding="utf-8")
