@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from dise import RK4, Bosh3, Dopri5, Dynamic, Euler, solve
-from dise_experiments.physionet.evaluate import published, quality, with_ode, without_ode
+from dise_experiments.physionet.evaluate import published_test, quality, with_ode, without_ode
 from dise_experiments.physionet.model import LATENT, LatentODE
 from dise_experiments.physionet.starts import Starts
 
@@ -291,12 +291,12 @@ def test_a_head_that_reads_the_start_needs_no_solve():
 def test_the_published_test_pools_three_samples_a_record(model):
     exact = quality(probability(REFERENCE), LABELS)
     with model.block.using(REFERENCE):
-        certain = published(model, BATCHES)
+        certain = published_test(model, BATCHES)
         # without deviation the samples are alike; ties between them are of one label
         assert {key: certain[key] for key in ("auroc", "ece")} == pytest.approx(
             {key: exact[key] for key in ("auroc", "ece")}, abs=1e-5
         )
-        unsure, again = (published(model, make_batches(deviation=5.0)) for _ in range(2))
+        unsure, again = (published_test(model, make_batches(deviation=5.0)) for _ in range(2))
     assert unsure == again
     assert unsure["auroc"] < certain["auroc"]
     for row in (certain, unsure):
@@ -309,5 +309,5 @@ def test_the_published_test_draws_from_each_records_distribution(model):
     noise = torch.cat([torch.randn(3, size, LATENT, generator=generator) for size in SIZES], dim=1)
     p = ((Z + 5 * noise[..., 0]) * (-RATE * END).exp()).sigmoid()
     with model.block.using(REFERENCE):
-        found = published(model, make_batches(deviation=5.0))
+        found = published_test(model, make_batches(deviation=5.0))
     assert found["auroc"] == pytest.approx(quality(p.flatten(), LABELS.repeat(3))["auroc"], abs=1e-4)

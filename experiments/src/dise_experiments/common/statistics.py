@@ -14,8 +14,8 @@ def mcnemar(first: Tensor, second: Tensor) -> dict[str, float]:
         first, second: [N] bool, whether each classifier is right.
 
     Returns:
-        `only_first`, `only_second`: samples that one alone gets right; `difference`: accuracy of the second minus
-        the first; `p`: two-sided p-value of no difference.
+        `only_first`, `only_second`: number of samples that this classifier alone gets right; `difference`: accuracy of
+        the second minus that of the first; `p`: two-sided p-value of no difference.
 
     Source: McNemar 1947, with the exact binomial null distribution.
     """
@@ -27,35 +27,30 @@ def mcnemar(first: Tensor, second: Tensor) -> dict[str, float]:
 
 
 def mcnemar_of_errors(first: Sequence[int], second: Sequence[int], samples: int) -> dict[str, float]:
-    """`mcnemar` of two classifiers given by the indices of the samples that each gets wrong."""
+    """`mcnemar` from the indices of the samples that each of two classifiers gets wrong."""
     right = torch.ones(2, samples, dtype=torch.bool)
     right[0, list(first)] = False
     right[1, list(second)] = False
     return mcnemar(right[0], right[1])
 
 
-def auroc(scores: Tensor, labels: Tensor) -> float:
-    """Area under the ROC curve of scores [N] for labels [N], 0 or 1, both of which occur.
-
-    Source: the statistic of Mann and Whitney, 1947; ties count one half.
-    """
-    return float(_weighted_auroc(scores, labels, torch.ones(1, len(labels), dtype=torch.float64)))
-
-
 def bootstrap_auroc(scores: Tensor, labels: Tensor, *, resamples: int = 2000, seed: int = 0) -> Tensor:
-    """Areas under the ROC curve of P classifiers on the same resampled samples, so that they can be paired.
+    """Areas under the ROC curve of P classifiers on the same bootstrap resamples, for paired comparisons.
+
+    Each area is that of torchmetrics' `binary_auroc` on the drawn samples. Here a sample drawn k times has weight k, so
+    all resamples share one sort; torchmetrics takes no weights, and 2,000 calls of it take several times as long.
 
     Args:
-        scores: [P, N], larger for more likely; or [P, S, N], S scores a sample, which are pooled: a sample is drawn
-            with all of its scores.
+        scores: [P, N], larger for more likely; or [P, S, N] with S pooled scores per sample: a sample is drawn with all
+            of its scores.
         labels: [N], 0 or 1, both of which occur.
         resamples: R, drawn with replacement.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         [R, P] in double precision; NaN where a resample has one class only.
 
-    Source: Efron, Bootstrap methods, 1979; the areas are those of `auroc`.
+    Source: Efron, Bootstrap methods, 1979.
     """
     generator = torch.Generator().manual_seed(seed)
     number = scores.shape[-1]
@@ -67,11 +62,11 @@ def bootstrap_auroc(scores: Tensor, labels: Tensor, *, resamples: int = 2000, se
     return torch.cat(columns)
 
 
-_CHUNK = 250  # resamples at once
+_CHUNK = 250  # resamples held in memory at once
 
 
 def _weighted_auroc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """[R] areas of scores [N] or [S, N] whose samples count as often as weights [R, N] say."""
+    """[R] areas of scores [N] or [S, N] with the weights [R, N] of samples."""
     pooled = scores.numel() // len(labels)
     labels, weights = labels.repeat(pooled), weights.repeat(1, pooled)
     values, place = scores.flatten().unique(return_inverse=True)
@@ -83,7 +78,7 @@ def _weighted_auroc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 
 def interval(draws: Tensor, level: float = 0.95) -> tuple[float, float]:
-    """The central interval of bootstrap draws [R] that holds `level` of them; NaN draws are left out."""
+    """The central interval that holds a share `level` of bootstrap draws [R]; NaN draws are left out."""
     tail = (1 - level) / 2
     low, high = draws[draws.isfinite()].quantile(torch.tensor([tail, 1 - tail], dtype=draws.dtype)).tolist()
     return low, high

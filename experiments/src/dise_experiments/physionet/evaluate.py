@@ -1,4 +1,4 @@
-"""Every policy on the test records: how well it ranks deaths, how far it is from the reference, and what it costs."""
+"""All policies on the test records: ranking of deaths, distance from the reference, NFE."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,32 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision, binary_calibration_error
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_calibration_error
 
 from dise.integrate import FixedStep, Integrator, solve
 from dise.select import Dynamic, Outcomes, run_candidates
-from dise_experiments.common.statistics import auroc, bootstrap_auroc, interval
+from dise_experiments.common.statistics import bootstrap_auroc, interval
 from dise_experiments.physionet.batches import draw
 from dise_experiments.physionet.model import LatentODE
 from dise_experiments.physionet.presets import BETA
 from dise_experiments.physionet.starts import FromStarts, Starts
 
-SAMPLES = 3  # of z(0), in the published test
-BINS = 10  # of the calibration error
-MIXES = 20  # random routings
+SAMPLES = 3  # samples of z(0) in the published test
+BINS = 10  # bins of the calibration error
+MIXES = 20  # permutations for random routing
 
-Batches = Sequence[tuple[Starts, Tensor]]  # stays and labels, as `dise_experiments.physionet.starts.encoded` gives them
+Batches = Sequence[tuple[Starts, Tensor]]  # see `dise_experiments.physionet.starts.encoded`
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a policy said of N records.
+    """A policy's answers for N records.
 
     Attributes:
-        name: of the policy.
+        name: name of the policy.
         p: [N] probability of death.
         nfe: [N] evaluations of f.
-        more: what else is known of it.
+        more: further entries of the policy's row.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Answers:
 
 
 def quality(p: Tensor, labels: Tensor) -> dict[str, float]:
-    """Areas under the ROC and the precision–recall curve, and the expected calibration error of 10 bins."""
+    """Areas under the ROC and the precision–recall curve, and the expected calibration error with 10 bins."""
     p, target = p.contiguous(), labels.long()
     return {
-        "auroc": auroc(p, labels),
+        "auroc": float(binary_auroc(p, target)),
         "auprc": float(binary_average_precision(p, target)),
         "ece": float(binary_calibration_error(p, target, n_bins=BINS)),
     }
 
 
 def without_ode(model: LatentODE, batches: Batches) -> list[dict[str, Any]]:
-    """The one row of a model whose answers need no integration."""
+    """The one row of a model whose answers need no solve."""
     p = _answers(model, batches)
     return _rows([Answers("no ODE", p, torch.zeros_like(p), {})], p, _labels(batches))
 
@@ -64,16 +64,16 @@ def with_ode(
     selector_macs: Mapping[str, float],
     batches: Batches,
 ) -> list[dict[str, Any]]:
-    """Each candidate and baseline alone, the oracle, every selector as executed, and random routing at its mix.
+    """Each candidate and baseline alone, the oracle, every selector as executed, and random routing with its shares.
 
-    The last candidate is the reference, which areas and probabilities are compared with, record by record.
+    The last candidate is the reference for areas and, record by record, for probabilities.
     """
-    everyone, labels = (*candidates, *baselines), _labels(batches)
-    outcomes = run_candidates(FromStarts(model), batches, everyone)
+    integrators, labels = (*candidates, *baselines), _labels(batches)
+    outcomes = run_candidates(FromStarts(model), batches, integrators)
     p, reference = outcomes.output.sigmoid(), outcomes.output[:, len(candidates) - 1].sigmoid()
     answers = [
         Answers(str(c), p[:, i], outcomes.nfe[:, i].float(), {"nfe_batch": _batch_nfe(model, batches, c)})
-        for i, c in enumerate(everyone)
+        for i, c in enumerate(integrators)
     ]
     answers.append(_oracle(p[:, : len(candidates)], outcomes.nfe[:, : len(candidates)], reference))
     executed = {name: _executed(name, model, dynamic, batches) for name, dynamic in dynamics.items()}
@@ -82,16 +82,13 @@ def with_ode(
         answer.more["selector_macs"] = selector_macs[name]
     rows = _rows(answers, reference, labels)
     for name, (_, choice) in executed.items():
-        columns = [everyone.index(candidate) for candidate in dynamics[name].candidates]
+        columns = [integrators.index(candidate) for candidate in dynamics[name].candidates]
         rows.append(_random(name, outcomes, columns, choice, labels))
     return rows
 
 
-def published(model: LatentODE, batches: Batches) -> dict[str, Any]:
-    """`quality` of three sampled starts of every record, pooled, as the published Latent ODE is tested.
-
-    The interval is of 95 %, by the bootstrap over records.
-    """
+def published_test(model: LatentODE, batches: Batches) -> dict[str, Any]:
+    """`quality` of three sampled starts per record, pooled, as published, with a 95 % bootstrap interval."""
     generator, labels = torch.Generator().manual_seed(0), _labels(batches)
     p = torch.cat([_sampled(model, x, generator) for x, _ in batches], dim=1)
     draws = bootstrap_auroc(p[None], labels)
@@ -133,7 +130,7 @@ def _oracle(p: Tensor, nfe: Tensor, reference: Tensor) -> Answers:
 
 
 def _executed(name: str, model: LatentODE, dynamic: Dynamic, batches: Batches) -> tuple[Answers, Tensor]:
-    """The policy as executed, and the candidate [N] of each record (−1: it has nothing to integrate)."""
+    """The policy as executed, and the candidate [N] of each record; −1 where the time span is empty."""
     with model.block.using(dynamic), model.block.recording() as records:
         p = _answers(model, batches)
     solutions = [record.solution for record in records]
@@ -148,12 +145,12 @@ def _executed(name: str, model: LatentODE, dynamic: Dynamic, batches: Batches) -
 
 
 def _random(name: str, outcomes: Outcomes, columns: Sequence[int], choice: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The same choices dealt to the records at random: the mean over 20 deals."""
+    """The same choices assigned to the records at random: means over 20 permutations."""
     generator = torch.Generator().manual_seed(0)
     p, nfe = outcomes.output[:, list(columns)].sigmoid(), outcomes.nfe[:, list(columns)]
-    deals = [choice.clamp(min=0)[torch.randperm(len(choice), generator=generator)][:, None] for _ in range(MIXES)]
-    measures = [quality(p.gather(1, deal).squeeze(1), labels) for deal in deals]
-    spent = sum(float(nfe.gather(1, deal).double().mean()) for deal in deals) / MIXES
+    dealt = [choice.clamp(min=0)[torch.randperm(len(choice), generator=generator)][:, None] for _ in range(MIXES)]
+    measures = [quality(p.gather(1, deal).squeeze(1), labels) for deal in dealt]
+    spent = sum(float(nfe.gather(1, deal).double().mean()) for deal in dealt) / MIXES
     means = {key: sum(m[key] for m in measures) / MIXES for key in measures[0]}
     return {"policy": f"random, mix of {name}", "nfe": spent} | means
 
@@ -170,7 +167,7 @@ def _labels(batches: Batches) -> Tensor:
 
 @torch.no_grad()
 def _batch_nfe(model: LatentODE, batches: Batches, integrator: Integrator) -> float:
-    """Mean NFE of a batch solved as one system up to its latest end, the paper's way of counting."""
+    """Mean NFE of a batch solved as one system up to its latest end, counted as in the paper."""
     if isinstance(integrator, FixedStep):
         return float(integrator.tableau.stages * integrator.steps)
     solutions = [solve(model.block.f, x.mean, 0.0, x.end.max(), integrator, batched=False) for x, _ in batches]
