@@ -9,12 +9,10 @@ from functools import partial
 import lightning  # noqa: F401  here, or its log would keep writing to the stderr of the test that imported it
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
-from dise import cli
 from dise.select import choose_penalty
-from dise_experiments.common.table import Table
+from dise_experiments import cli
 from dise_experiments.mnist import task as mnist_task
 from dise_experiments.mnist.data import MnistSplits, load_mnist_sample
 from dise_experiments.mnist.presets import PRESETS, Preset
@@ -117,9 +115,10 @@ def test_help_of_commands(dise, command, options):
     assert [option for option in options.split() if option not in out] == []
 
 
-def test_as_a_program():
+@pytest.mark.parametrize("module", ["dise_experiments", "dise_experiments.cli"])
+def test_as_a_program(module):
     result = subprocess.run(
-        [sys.executable, "-m", "dise_experiments.cli", "train", "mnist", "--preset", "huge"],
+        [sys.executable, "-m", module, "train", "mnist", "--preset", "huge"],
         capture_output=True,
         text=True,
     )
@@ -148,7 +147,13 @@ def test_run_prints_the_papers_tables_and_writes_everything(finished):
         "selector-pooled.safetensors", "metrics.json", "timing.json", "training.png", "accuracy-nfe.png",
     }  # fmt: skip
     assert (path.parent / "report.md").read_text().startswith("# mnist, preset sample")
-    assert f"report: {path.parent / 'report.md'}" in result.stderr
+    conclusion = result.stdout.splitlines()[-3:]
+    assert re.fullmatch(
+        r"DISE: accuracy 0\.\d{3}, [\d.]+ NFE, [\d.]+ ms; torchdiffeq dopri5: 0\.\d{3}, \d+ NFE, [\d.]+ ms",
+        conclusion[0],
+    )
+    assert conclusion[1] == f"See {path.parent / 'report.md'} and odenet-error-seed0/accuracy-nfe.png there"
+    assert conclusion[2] == "Next: dise run mnist --preset cpu"
 
 
 def test_run_again_reuses_everything(finished, ran, dise):
@@ -156,9 +161,9 @@ def test_run_again_reuses_everything(finished, ran, dise):
     before = {name: (ran / name).stat().st_mtime_ns for name in names}
     code, out, err = dise("run", "mnist", "--reg", "error", "--out", ran.parents[2])
     assert code == 0
-    assert "was trained before: reused" in err
+    assert "trained before: reused" in err
     assert {name: (ran / name).stat().st_mtime_ns for name in names} == before
-    assert out == finished[1].stdout
+    assert out.splitlines()[:-2] == finished[1].stdout.splitlines()[:-2]  # the last but one names the directory
 
 
 def test_train_prints_the_run_directory_alone(finished, dise, tmp_path, ran):
@@ -182,7 +187,7 @@ def test_select_prints_the_candidates(ran, dise):
     assert "Selection on 40 held-out rows (sample, Eq. 4), α = 0.3" in out
     assert re.search(r"RK4 .* 4\.00", out)
     assert re.search(
-        r"paper: M = 1000, .*; pooled: M = (1000|100000) \(no M passed the test; the best there is\), ",
+        r"paper: M = 1000, .*; pooled: M = (1000|100000) \(no M passed the test; the best one is used\), ",
         " ".join(out.split()),
     )
 
@@ -211,7 +216,7 @@ def test_evaluate_prints_every_policy(ran, dise):
     assert code == 0
     for policy in ("Euler", "RK4", "Dopri5", "oracle", "DISE (pooled)", "random, mix of paper", "torchdiffeq dopri5"):
         assert policy in out
-    assert "odenet-error-seed0: every policy" in out
+    assert "odenet-error-seed0: all policies" in out
     assert "odenet-error-seed0: wall-clock" in out
 
 
@@ -220,7 +225,7 @@ def test_evaluate_without_timing_prints_none(ran, dise):
         (ran / name).unlink()
     code, out, _ = dise("evaluate", ran, "--no-timing")
     assert code == 0
-    assert "every policy" in out
+    assert "all policies" in out
     assert "wall-clock" not in out
 
 
@@ -229,8 +234,9 @@ def test_report_prints_and_writes(ran, dise):
     assert code == 0
     for title in ("Table 1", "Table 3", "Models against the plain ODE-Net of the same seed"):
         assert title in out
-    assert "every policy" not in out
-    assert err == f"report: {ran.parent / 'report.md'}\n"
+    assert "all policies" not in out
+    assert f"See {ran.parent / 'report.md'} and " in out
+    assert err == ""
 
 
 def test_threads(finished, ran, dise):
@@ -274,7 +280,7 @@ def test_models_that_cannot_have_the_regularizer(refusal, tmp_path, model, reg):
 def test_run_says_that_it_would_run_nothing(refusal, tmp_path, arguments):
     # `run` leaves out baselines with a regularizer; when nothing is left, "`dise run` makes them" is no help
     message = refusal("run", "mnist", *arguments, "--out", tmp_path)
-    assert "holds no evaluated run" not in message
+    assert "contains no evaluated run" not in message
     assert "reg" in message
 
 
@@ -285,11 +291,11 @@ def test_no_gpu(refusal):
 
 @pytest.mark.parametrize("command", ["select", "evaluate"])
 def test_no_run_directory(refusal, tmp_path, command):
-    assert "is no run directory (config.json is missing)" in refusal(command, tmp_path / "none")
+    assert "is not a run directory (config.json is missing)" in refusal(command, tmp_path / "none")
 
 
 def test_no_runs_to_report(refusal, tmp_path):
-    assert "holds no evaluated run" in refusal("report", tmp_path)
+    assert "contains no evaluated run" in refusal("report", tmp_path)
 
 
 def test_runs_of_several_tasks_in_a_folder(refusal, ran, monkeypatch):
@@ -297,14 +303,14 @@ def test_runs_of_several_tasks_in_a_folder(refusal, ran, monkeypatch):
     shutil.copytree(ran, ran.with_name("b"))
     config = ran.with_name("b") / "config.json"
     config.write_text(config.read_text().replace('"mnist"', '"another"'))
-    assert "holds runs of several tasks (another, mnist)" in refusal("report", ran.parent)
+    assert "contains runs of several tasks (another, mnist)" in refusal("report", ran.parent)
 
 
 @pytest.mark.parametrize(
     ("command", "name", "message"),
     [
-        ("evaluate", "model.safetensors", "does not hold the weights of ImageClassifier"),
-        ("evaluate", "selector-paper.safetensors", "does not hold the weights of CostSelector"),
+        ("evaluate", "model.safetensors", "does not contain the weights of ImageClassifier"),
+        ("evaluate", "selector-paper.safetensors", "does not contain the weights of CostSelector"),
         ("evaluate", "metrics.json", "not JSON"),
         ("evaluate", "config.json", "config.json"),
         ("select", "selection.json", "not JSON"),
@@ -350,7 +356,7 @@ def test_unusable_settings_of_eq4(refusal, ran, option, value):
 @pytest.mark.parametrize(("option", "value"), [("--alpha", 0), ("--alpha", "nan"), ("--penalty", -3), ("-M", "inf")])
 def test_run_refuses_unusable_settings_before_it_trains(refusal, tmp_path, monkeypatch, task, option, value):
     trained = []
-    monkeypatch.setattr("dise_experiments.run.train.train", lambda *arguments, **options: trained.append(arguments))
+    monkeypatch.setattr("dise_experiments.run.train.train_run", lambda *arguments, **options: trained.append(arguments))
     assert "expected a positive number" in refusal("run", task, option, value, "--out", tmp_path / "out")
     assert trained == []
     assert not (tmp_path / "out").exists()
@@ -378,21 +384,6 @@ def test_brackets_in_the_run_directory_are_printed(finished, dise, tmp_path):
     assert (code, out) == (0, f"{tmp_path / 'x[red]' / 'mnist' / 'sample' / 'odenet-error-seed0'}\n")
 
 
-# ---- tables
-
-
-@pytest.mark.parametrize("rows", [[["flow-none-seed0, paper", "0.5"]], []])
-def test_headers_make_no_column_wider_than_its_cells(monkeypatch, rows):
-    console = Console(width=42, record=True)
-    monkeypatch.setattr(cli, "console", console)
-    cli._print(Table("title", ["run", "a header of many words", ""], [[*row, ""] for row in rows]))
-    text = console.export_text()
-    if rows:
-        assert "flow-none-seed0, paper" in text  # on one line
-    lines = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in text.splitlines() if "┃" in line]
-    assert [line[1] for line in lines if line[1]] == ["a", "header", "of", "many", "words"]
-
-
 # ---- Ctrl-C
 
 
@@ -400,7 +391,7 @@ def test_an_interrupted_command_says_how_to_continue(dise, monkeypatch, tmp_path
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dise_experiments.run.train.train", interrupted)
+    monkeypatch.setattr("dise_experiments.run.train.train_run", interrupted)
     code, _, err = dise("train", "mnist", "--out", tmp_path)
     assert code == 130
     assert "the same command continues" in err

@@ -11,9 +11,9 @@ from dise_experiments.mnist import task as mnist_task
 from dise_experiments.mnist.data import MnistSplits, load_mnist_sample
 from dise_experiments.mnist.presets import PRESETS, Preset
 from dise_experiments.run.config import RunConfig
-from dise_experiments.run.evaluate import evaluate
-from dise_experiments.run.select import select
-from dise_experiments.run.train import train
+from dise_experiments.run.evaluate import evaluate_run
+from dise_experiments.run.select import select_run
+from dise_experiments.run.train import train_run
 
 TINY = Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=8, learning_rate=1.6, monitored=20)
 PENALTIES = (1e3, 1e5)
@@ -61,11 +61,11 @@ def finished(tmp_path_factory):
         config = RunConfig.of("mnist", "sample", reg="error")
         path = config.directory(out)
         stages = {"trained": out / "trained", "selected": out / "selected"}
-        train(config, path, device="cpu")
+        train_run(config, path, device="cpu")
         shutil.copytree(path, stages["trained"])
-        select(path)
+        select_run(path)
         shutil.copytree(path, stages["selected"])
-        evaluate(path)
+        evaluate_run(path)
     return {"config": config, "evaluated": path, **stages}
 
 

@@ -4,9 +4,9 @@ import torch
 from dise_experiments.mnist.model import resnet, rknet
 from dise_experiments.mnist.task import MnistTask
 from dise_experiments.run.config import ExperimentError, RunConfig
-from dise_experiments.run.evaluate import evaluate
+from dise_experiments.run.evaluate import evaluate_run
 from dise_experiments.run.rundir import claim_run, load_model, read_json, save_weights
-from dise_experiments.run.select import load_dynamic, select
+from dise_experiments.run.select import load_dynamic, select_run
 
 TASK = MnistTask()
 ALONE = [str(integrator) for integrator in (*TASK.candidates, *TASK.baselines)]
@@ -48,7 +48,7 @@ def test_the_rest_is_what_the_task_measures(finished, tiny, metrics):
     path = finished["evaluated"]
     model = load_model(path, finished["config"])
     dynamics = {name: load_dynamic(path, name, TASK, model) for name in MACS}
-    measured = TASK.evaluate(model, dynamics, {name: macs / F for name, macs in MACS.items()}, tiny)
+    measured = TASK.metrics(model, dynamics, {name: macs / F for name, macs in MACS.items()}, tiny)
     assert {name: metrics[name] for name in measured} == measured
     assert set(metrics) - set(measured) == {"selection", "macs"}
 
@@ -77,14 +77,14 @@ def test_timing(finished):
 def test_an_evaluation_is_reused(stage, snapshot):
     path = stage("evaluated")
     before = snapshot(path)
-    result = evaluate(path)
+    result = evaluate_run(path)
     assert result == read_json(path / "metrics.json") | {"timing": read_json(path / "timing.json")}
     assert snapshot(path) == before
 
 
 def test_evaluating_again_gives_the_same(finished, stage):
     path = stage("selected")
-    result = evaluate(path, timing=False)
+    result = evaluate_run(path, timing=False)
     assert result == read_json(finished["evaluated"] / "metrics.json") | {"timing": None}
     assert not (path / "timing.json").exists()
 
@@ -93,9 +93,9 @@ def test_metrics_of_another_selection_are_not_passed_off_as_this_ones(stage):
     # what `select` says when it is asked for other settings: move it away to fit another selection
     path = stage("evaluated")
     (path / "selection.json").unlink()
-    select(path, penalty=30)
+    select_run(path, penalty=30)
     with pytest.raises(ExperimentError, match=r"metrics\.json .*'M': None.*'M': 30.*move") as caught:
-        evaluate(path, timing=False)
+        evaluate_run(path, timing=False)
     assert "\n" not in str(caught.value)
 
 
@@ -109,7 +109,7 @@ def test_a_resnet(tmp_path, tiny):
     ((x, y),) = TASK._test_batches(tiny)
     with torch.no_grad():
         right = model(x).argmax(1) == y
-    assert evaluate(tmp_path) == {
+    assert evaluate_run(tmp_path) == {
         "samples": 40,
         "wrong": (~right).nonzero().flatten().tolist(),
         "policies": [{"policy": "no ODE", "accuracy": pytest.approx(right.double().mean().item())}],
@@ -123,22 +123,22 @@ def test_an_rknets_wrong_images_are_those_of_rk4(tmp_path, tiny):
     torch.manual_seed(0)
     model = rknet().eval()
     save_weights(model, tmp_path / "model.safetensors")
-    select(tmp_path, penalty=1000)
-    result = evaluate(tmp_path, timing=False)
+    select_run(tmp_path, penalty=1000)
+    result = evaluate_run(tmp_path, timing=False)
     ((x, labels),) = TASK._test_batches(tiny)
     with torch.no_grad():
         assert result["wrong"] == (model(x).argmax(1) != labels).nonzero().flatten().tolist()
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(ExperimentError, match="is no run directory"):
-        evaluate(tmp_path)
+    with pytest.raises(ExperimentError, match="is not a run directory"):
+        evaluate_run(tmp_path)
 
 
 def test_no_selectors(stage):
     path = stage("trained")
-    with pytest.raises(ExperimentError, match=r"has no selector 'paper' .*`dise select` makes it"):
-        evaluate(path)
+    with pytest.raises(ExperimentError, match=r"has no selector 'paper' .*`dise select` fits it"):
+        evaluate_run(path)
     assert not (path / "metrics.json").exists()
 
 
@@ -146,14 +146,12 @@ def test_no_selectors(stage):
 def test_selectors_without_their_selection(stage, name):
     path = stage(name)
     (path / "selection.json").unlink()
-    with pytest.raises(
-        ExperimentError, match=r"has no selection \(selection.json is missing\); `dise select` makes it"
-    ):
-        evaluate(path)
+    with pytest.raises(ExperimentError, match=r"has no selection \(selection.json is missing\); `dise select` fits it"):
+        evaluate_run(path)
 
 
 def test_no_model(stage):
     path = stage("selected")
     (path / "model.safetensors").unlink()
     with pytest.raises(ExperimentError, match="has no trained model"):
-        evaluate(path)
+        evaluate_run(path)

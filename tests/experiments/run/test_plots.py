@@ -21,7 +21,7 @@ def test_plot_of_a_training_log(tmp_path, count):
 
 
 @pytest.mark.parametrize(
-    ("penalty", "labels"), [(0.0, ["task loss", "NFE a sample"]), (0.1, ["task loss", "λ·R", "NFE a sample"])]
+    ("penalty", "labels"), [(0.0, ["task loss", "NFE per sample"]), (0.1, ["task loss", "λ·R", "NFE per sample"])]
 )
 def test_what_is_there_is_drawn(tmp_path, monkeypatch, penalty, labels):
     figures = []

@@ -8,7 +8,7 @@ import pytest
 from dise_experiments.mnist.model import resnet
 from dise_experiments.mnist.task import MnistTask
 from dise_experiments.run.config import ExperimentError, RunConfig
-from dise_experiments.run.evaluate import evaluate
+from dise_experiments.run.evaluate import evaluate_run
 from dise_experiments.run.registry import TASKS
 from dise_experiments.run.report import evaluated, read_run, selection_tables, wall_clock, write_report
 from dise_experiments.run.rundir import claim_run, read_json, save_weights, write_json
@@ -38,7 +38,7 @@ def beside(folder, tiny):
         save_weights(resnet(), path / "model.safetensors")
         write_json(path / "training.json", {"seconds": 60.0, "threads": 1, "train/loss": 0.5, "train/penalty": 0.0})
         shutil.copytree(folder / "odenet-error-seed0" / "logs", path / "logs")
-        evaluate(path)
+        evaluate_run(path)
         return path
 
     return make
@@ -72,7 +72,7 @@ def test_a_run_is_named_as_its_directory(stage, monkeypatch):
 
 @pytest.mark.parametrize("name", ["trained", "selected"])
 def test_a_run_that_is_not_evaluated(finished, name):
-    with pytest.raises(ExperimentError, match=r"is not evaluated \(metrics.json is missing\); `dise evaluate` does it"):
+    with pytest.raises(ExperimentError, match=r"is not evaluated \(metrics.json is missing\); `dise evaluate`"):
         read_run(finished[name])
 
 
@@ -80,13 +80,13 @@ def test_a_run_whose_training_is_not_finished(stage):
     path = stage("evaluated")
     (path / "training.json").unlink()
     with pytest.raises(
-        ExperimentError, match=r"is no finished training \(training.json is missing\); `dise train` makes it"
+        ExperimentError, match=r"is not a finished training \(training.json is missing\); `dise train` finishes it"
     ):
         read_run(path)
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(ExperimentError, match="is no run directory"):
+    with pytest.raises(ExperimentError, match="is not a run directory"):
         read_run(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_runs_that_are_not_evaluated_are_left_out(folder, finished):
 
 @pytest.mark.parametrize("name", ["none", "."])
 def test_no_evaluated_run(tmp_path, name):
-    with pytest.raises(ExperimentError, match="holds no evaluated run"):
+    with pytest.raises(ExperimentError, match="contains no evaluated run"):
         evaluated(tmp_path / name)
 
 
@@ -115,7 +115,7 @@ def test_runs_of_several_tasks(folder, monkeypatch):
     path = folder / "odenet-error-seed1"
     shutil.copytree(folder / "odenet-error-seed0", path)
     write_json(path / "config.json", read_json(path / "config.json") | {"task": "another"})
-    with pytest.raises(ExperimentError, match=r"holds runs of several tasks \(another, mnist\); give one's folder"):
+    with pytest.raises(ExperimentError, match=r"contains runs of several tasks \(another, mnist\); give one"):
         evaluated(folder)
     with pytest.raises(ExperimentError, match="several tasks"):
         write_report(folder)
@@ -166,7 +166,7 @@ def test_selection_of_one_unit(finished):
     assert [row[2] for row in table.rows[:2]] == ["1.00", "4.00"]
     for name, fit in fits.items():
         # 40 images are too few to pass
-        passed = "" if name == "paper" else " (no M passed the test; the best there is), mean of 6 selectors"
+        passed = "" if name == "paper" else " (no M passed the test; the best one is used), mean of 6 selectors"
         assert f"{name}: M = {fit['M']:g}{passed}, " in table.note
     for i, row in enumerate(table.rows):
         assert row[3:] == [f"{fit['shares'][i]:.1%}" for fit in fits.values()]
@@ -198,7 +198,7 @@ def test_a_table_for_each_unit_with_its_own_selectors():
     assert points.title == "Selection on 256 train rows (point), α = 0.25"
     assert points.rows == [["Euler", "0.2500", "1.00", "25.0%"], ["RK4", "0.5000", "4.00", "75.0%"]]
     assert points.note == (
-        "b: M = 1e+06 (no M passed the test; the best there is), mean of 6 selectors, "
+        "b: M = 1e+06 (no M passed the test; the best one is used), mean of 6 selectors, "
         "validation loss 0.250 of 1.000 in 9 epochs\n"
         "Warning, b: careful"
     )
@@ -208,7 +208,8 @@ def test_a_table_for_each_unit_with_its_own_selectors():
 
 
 def test_report(folder, run):
-    file, tables = write_report(folder)
+    file, tables, conclusion = write_report(folder)
+    assert len(conclusion) == 3
     assert file == folder / "report.md"
     task = TASKS["mnist"]
     assert tables == task.tables([run])
@@ -260,7 +261,7 @@ def test_a_resnet_beside_an_odenet(folder, beside):
 def test_a_renamed_run_keeps_its_figures(folder):
     (folder / "odenet-error-seed0").rename(folder / "old")
     text = write_report(folder)[0].read_text()
-    assert "## old: every policy" in text
+    assert "## old: all policies" in text
     assert re.findall(r"!\[.*\]\((.*)\)", text) == ["old/training.png", "old/accuracy-nfe.png"]
 
 

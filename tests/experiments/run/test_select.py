@@ -11,7 +11,7 @@ from dise_experiments.mnist.model import resnet
 from dise_experiments.mnist.task import MnistTask
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.rundir import claim_run, load_model, read_json, save_weights
-from dise_experiments.run.select import check_rules, load_dynamic, select
+from dise_experiments.run.select import check_rules, load_dynamic, select_run
 
 TASK = MnistTask()
 CANDIDATES = ["Euler", "RK4", "Dopri5"]
@@ -89,13 +89,13 @@ def test_the_run_itself_is_left_alone(finished):
 def test_a_selection_depends_on_the_runs_seed_alone(finished, stage, quick):
     path = stage("trained")
     torch.manual_seed(12345)
-    select(path)
+    select_run(path)
     name = "selector-pooled.safetensors"
     assert (path / name).read_bytes() == (finished["selected"] / name).read_bytes()
 
 
 def test_settings_are_passed_on(stage, quick):
-    result = select(stage("trained"), on="train", alpha=0.1, penalty=50)
+    result = select_run(stage("trained"), on="train", alpha=0.1, penalty=50)
     assert (result["on"], result["alpha"], result["M"]) == ("train", 0.1, 50)
     assert result["units"][COSTS]["samples"] == 40
 
@@ -103,7 +103,7 @@ def test_settings_are_passed_on(stage, quick):
 def test_collapse_is_told(stage, quick, monkeypatch):
     monkeypatch.setattr("dise_experiments.run.select.diagnose", lambda choice, costs: f"{len(choice)} of {len(costs)}")
     lines = []
-    result = select(stage("trained"), log=lines.append)
+    result = select_run(stage("trained"), log=lines.append)
     assert result["selectors"]["pooled"]["warning"] == "40 of 40"
     assert "warning: selector 'pooled': 40 of 40" in lines
 
@@ -175,7 +175,7 @@ def test_the_selector_of_the_choice_is_used_and_diagnosed_with_the_chosen_penalt
     diagnosed = []
     monkeypatch.setattr("dise_experiments.run.select.diagnose", lambda choice, costs: diagnosed.append(costs.rule.M))
     path, lines = stage("trained"), []
-    result = select(path, log=lines.append)
+    result = select_run(path, log=lines.append)
     ((seen, network, seed),) = choices
     assert (len(seen), seen.rule, seed) == (40, TASK.rule(None, None, 4), 0)
     assert isinstance(network, PooledNetwork)
@@ -194,7 +194,7 @@ def test_the_selector_of_the_choice_is_used_and_diagnosed_with_the_chosen_penalt
 
 def test_with_a_given_penalty_one_selector_is_fitted_to_all_samples(stage, quick, choices, model, costs):
     path, lines = stage("trained"), []
-    result = select(path, penalty=12345.0, log=lines.append)
+    result = select_run(path, penalty=12345.0, log=lines.append)
     assert "fitting selector 'pooled', M = 12345" in lines
     torch.manual_seed(0)
     fitted = CostSelector.fit(TASK.selectors["pooled"].network(model, 3), costs.with_penalty(12345.0), seed=0)
@@ -208,7 +208,7 @@ def same_weights(one, other):
 
 
 def test_a_given_penalty_is_every_selectors_and_nothing_is_chosen(stage, choices):
-    result = select(stage("trained"), penalty=50)
+    result = select_run(stage("trained"), penalty=50)
     assert choices == []
     assert result["M"] == 50
     fits = result["selectors"].values()
@@ -216,7 +216,7 @@ def test_a_given_penalty_is_every_selectors_and_nothing_is_chosen(stage, choices
 
 
 def test_the_papers_penalty_can_be_given_too(stage, quick, choices):
-    result = select(stage("trained"), penalty=1000)
+    result = select_run(stage("trained"), penalty=1000)
     assert (choices, result["selectors"]["pooled"]["M"]) == ([], 1000)
 
 
@@ -224,13 +224,13 @@ def test_only_selectors_that_want_to_choose_do(stage, choices, monkeypatch):
     pooled = MnistTask.selectors["pooled"]
     specs = {"a": pooled._replace(tolerance=None), "b": pooled}
     monkeypatch.setattr(MnistTask, "selectors", specs)
-    result = select(stage("trained"))
+    result = select_run(stage("trained"))
     assert len(choices) == 1
     assert {name: fit["M"] for name, fit in result["selectors"].items()} == {"a": 1000, "b": 12345}
 
 
 def test_alpha_reaches_the_choice(stage, quick, choices):
-    select(stage("trained"), alpha=0.7)
+    select_run(stage("trained"), alpha=0.7)
     assert choices[0][0].rule == TASK.rule(0.7, None, 4)
 
 
@@ -247,7 +247,7 @@ def test_selectors_of_another_unit_have_costs_of_their_own(stage, choices, monke
 
     monkeypatch.setattr(MnistTask, "selection_batches", batches)
     path = stage("trained")
-    result = select(path)
+    result = select_run(path)
     assert units == ["sample", "half"]
     assert {unit: there["samples"] for unit, there in result["units"].items()} == {COSTS: 40, "half, Eq. 4": 20}
     assert {name: fit["unit"] for name, fit in result["selectors"].items()} == {
@@ -263,7 +263,7 @@ def test_a_selector_may_choose_from_some_of_the_candidates(stage, choices, model
     pooled = MnistTask.selectors["pooled"]
     monkeypatch.setattr(MnistTask, "selectors", {"some": pooled._replace(candidates=(0, 2))})
     path = stage("trained")
-    fit = select(path)["selectors"]["some"]
+    fit = select_run(path)["selectors"]["some"]
     assert choices[0][0].candidates == (TASK.candidates[0], TASK.candidates[2])
     assert len(fit["shares"]) == 3
     assert fit["shares"][1] == 0
@@ -277,18 +277,18 @@ def test_a_selector_may_choose_from_some_of_the_candidates(stage, choices, model
 def test_a_selection_is_reused(stage, snapshot, options):
     path = stage("selected")
     before = snapshot(path)
-    assert select(path, **options) == selection(path)
+    assert select_run(path, **options) == selection(path)
     assert snapshot(path) == before
 
 
 def test_a_selection_with_a_given_penalty_is_reused_with_it_alone(stage, snapshot, quick):
     path = stage("trained")
-    result = select(path, penalty=50)
+    result = select_run(path, penalty=50)
     before = snapshot(path)
-    assert select(path, penalty=50.0) == result
+    assert select_run(path, penalty=50.0) == result
     for penalty in (51, None):
-        with pytest.raises(ExperimentError, match=rf"was made with {{'M': 50}}, wanted .*'M': {penalty}"):
-            select(path, penalty=penalty)
+        with pytest.raises(ExperimentError, match=rf"was fitted with {{'M': 50}}, expected .*'M': {penalty}"):
+            select_run(path, penalty=penalty)
     assert snapshot(path) == before
 
 
@@ -298,7 +298,7 @@ def test_a_selection_with_other_settings_is_refused(stage, snapshot, options):
     path = stage("selected")
     before = snapshot(path)
     with pytest.raises(ExperimentError, match="move it away to fit another selection") as caught:
-        select(path, **options)
+        select_run(path, **options)
     assert "\n" not in str(caught.value)
     assert snapshot(path) == before
 
@@ -307,7 +307,7 @@ def test_an_interrupted_selection_is_made_again(finished, stage, quick):
     path = stage("selected")
     (path / "selection.json").unlink()
     (path / "selector-pooled.safetensors").write_bytes(b"half")
-    select(path)
+    select_run(path)
     name = "selector-pooled.safetensors"
     assert (path / name).read_bytes() == (finished["selected"] / name).read_bytes()
 
@@ -321,7 +321,7 @@ def test_an_interrupted_selection_is_made_again(finished, stage, quick):
 def test_unusable_settings(stage, options, message):
     path = stage("trained")
     with pytest.raises(ExperimentError, match=message):
-        select(path, **options)
+        select_run(path, **options)
     assert not (path / "selection.json").exists()
 
 
@@ -338,26 +338,26 @@ def test_too_few_samples_to_fit_to(stage, tiny, quick, monkeypatch, options):
     ((x, labels),) = held_out(tiny)
     monkeypatch.setattr(MnistTask, "selection_batches", lambda *arguments, **named: [(x[:1], labels[:1])])
     with pytest.raises(ExperimentError, match="expected"):
-        select(stage("trained"), **options)
+        select_run(stage("trained"), **options)
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(ExperimentError, match="is no run directory"):
-        select(tmp_path / "none")
+    with pytest.raises(ExperimentError, match="is not a run directory"):
+        select_run(tmp_path / "none")
 
 
 def test_no_model(stage):
     path = stage("trained")
     (path / "model.safetensors").unlink()
     with pytest.raises(ExperimentError, match="has no trained model"):
-        select(path)
+        select_run(path)
 
 
 def test_no_ode(tmp_path, tiny):
     claim_run(tmp_path, RunConfig.of("mnist", "sample", model="resnet"))
     save_weights(resnet(), tmp_path / "model.safetensors")
-    with pytest.raises(ExperimentError, match="model 'resnet' depend on no integrator"):
-        select(tmp_path)
+    with pytest.raises(ExperimentError, match="model 'resnet' do not depend on its integrator"):
+        select_run(tmp_path)
 
 
 def test_a_damaged_selection(stage):
@@ -365,7 +365,7 @@ def test_a_damaged_selection(stage):
     text = (path / "selection.json").read_text()
     (path / "selection.json").write_text(text[:30])
     with pytest.raises(ExperimentError, match="not JSON"):
-        select(path)
+        select_run(path)
 
 
 def test_load_dynamic(finished, model):
@@ -387,5 +387,5 @@ def test_a_selector_of_another_network(stage, model):
     other = CostSelector(TASK.selectors["pooled"].network(model, 2), candidates=2)
     for selector in (other, Committee([other])):
         save_weights(selector, path / "selector-pooled.safetensors")
-        with pytest.raises(ExperimentError, match=f"does not hold the weights of {type(selector).__name__}"):
+        with pytest.raises(ExperimentError, match=f"does not contain the weights of {type(selector).__name__}"):
             load_dynamic(path, "pooled", TASK, model)

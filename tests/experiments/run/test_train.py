@@ -14,7 +14,7 @@ from dise_experiments.common.errors import UserError
 from dise_experiments.mnist import task as mnist_task
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.rundir import load_model, read_json
-from dise_experiments.run.train import Training, read_log, train
+from dise_experiments.run.train import Training, read_log, train_run
 
 STEPS = 8
 
@@ -151,11 +151,11 @@ def broken_then_resumed(config, path, cut_at, step):
     """Weights of a run that breaks at a step and is continued."""
     cut_at(step)
     with pytest.raises(PowerCut):
-        train(config, path, device="cpu")
+        train_run(config, path, device="cpu")
     assert not (path / "model.safetensors").exists()
     began = cut_at(None)
     torch.manual_seed(12345)  # another process would have another state
-    assert train(config, path, device="cpu")
+    assert train_run(config, path, device="cpu")
     assert began[0] == step // STEPS * STEPS  # the end of the last whole epoch
     return weights(path)
 
@@ -166,7 +166,7 @@ def rknet(small, tmp_path_factory):
     path = tmp_path_factory.mktemp("rknet") / "run"
     with small():
         config = RunConfig.of("mnist", "sample", model="rknet")
-        train(config, path, device="cpu")
+        train_run(config, path, device="cpu")
     return config, path
 
 
@@ -185,7 +185,7 @@ def test_a_resumed_odenet_is_bitwise_the_unbroken_one(finished, tiny, tmp_path, 
 def test_a_resumed_run_keeps_a_schedule_in_epochs(tiny_steps, tmp_path, cut_at, monkeypatch):
     monkeypatch.setattr(mnist_task, "_DECAY_EPOCHS", (1,))
     config = RunConfig.of("mnist", "sample", model="rknet")
-    train(config, tmp_path / "unbroken", device="cpu")
+    train_run(config, tmp_path / "unbroken", device="cpu")
     resumed = broken_then_resumed(config, tmp_path / "run", cut_at, STEPS + 5)
     assert same(resumed, weights(tmp_path / "unbroken"))
 
@@ -202,7 +202,7 @@ def test_ctrl_c_is_a_keyboard_interrupt(tiny, tmp_path, cut_at):
     # the command line turns it into "interrupted; the same command continues"
     cut_at(2, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(RunConfig.of("mnist", "sample", model="rknet"), tmp_path / "run", device="cpu")
+        train_run(RunConfig.of("mnist", "sample", model="rknet"), tmp_path / "run", device="cpu")
 
 
 def test_a_damaged_checkpoint_is_one_line(finished, tiny, tmp_path, stage):
@@ -211,15 +211,37 @@ def test_a_damaged_checkpoint_is_one_line(finished, tiny, tmp_path, stage):
     checkpoint = path / "checkpoints" / "last.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError) as caught:
-        train(finished["config"], path, device="cpu")
+        train_run(finished["config"], path, device="cpu")
     assert "last.ckpt" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Crafted:
+    """An object whose unpickling runs code: it creates a file."""
+
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return type(self.witness).touch, (self.witness,)
+
+
+def test_a_crafted_checkpoint_is_refused_and_runs_no_code(finished, tiny, tmp_path, stage):
+    path, witness = stage("trained"), tmp_path / "code was run"
+    (path / "model.safetensors").unlink()
+    checkpoint = path / "checkpoints" / "last.ckpt"
+    torch.save(torch.load(checkpoint, weights_only=True) | {"state_dict": Crafted(witness)}, checkpoint)
+    with pytest.raises(ExperimentError, match=r"last\.ckpt is damaged, or contains objects that"):
+        train_run(finished["config"], path, device="cpu")
+    assert not witness.exists()
+    torch.load(checkpoint, weights_only=False)  # as unpickling would
+    assert witness.exists()
 
 
 def test_a_training_that_diverges_is_one_line(tiny, tmp_path):
     config = RunConfig.of("mnist", "sample", model="rknet", changes=["learning_rate=1e30"])
     with pytest.raises(ExperimentError, match=r"^training diverged at step \d+: .*NON_FINITE") as caught:
-        train(config, tmp_path / "run", device="cpu")
+        train_run(config, tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, SolveError)
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -228,7 +250,7 @@ def test_a_training_that_diverges_is_one_line(tiny, tmp_path):
 def test_a_divergence_says_at_which_step(tiny, tmp_path, cut_at):
     cut_at(3, SolveError("by hand", None))
     with pytest.raises(ExperimentError, match=r"^training diverged at step 3: by hand$"):
-        train(RunConfig.of("mnist", "sample", model="rknet"), tmp_path / "run", device="cpu")
+        train_run(RunConfig.of("mnist", "sample", model="rknet"), tmp_path / "run", device="cpu")
 
 
 # ---- finished, or another's
@@ -237,7 +259,7 @@ def test_a_divergence_says_at_which_step(tiny, tmp_path, cut_at):
 def test_a_finished_run_is_reused(finished, tiny, stage, snapshot):
     path = stage("trained")
     before = snapshot(path)
-    assert train(finished["config"], path, device="cpu") is False
+    assert train_run(finished["config"], path, device="cpu") is False
     assert snapshot(path) == before
 
 
@@ -249,21 +271,21 @@ def test_a_run_with_other_settings_is_refused(finished, tiny, stage, snapshot, d
         (path / "model.safetensors").unlink()
     before = snapshot(path)
     with pytest.raises(ExperimentError, match="holds a run with other settings"):
-        train(finished["config"].model_copy(update=change), path, device="cpu")
+        train_run(finished["config"].model_copy(update=change), path, device="cpu")
     assert snapshot(path) == before
 
 
 def test_without_resume_an_existing_directory_is_refused(finished, tiny, stage, snapshot):
     path = stage("trained")
     before = snapshot(path)
-    with pytest.raises(ExperimentError, match="exists; leave --no-resume out"):
-        train(finished["config"], path, device="cpu", resume=False)
+    with pytest.raises(ExperimentError, match="exists; omit --no-resume"):
+        train_run(finished["config"], path, device="cpu", resume=False)
     assert snapshot(path) == before
 
 
 def test_missing_data_leave_no_directory(tmp_path):
     with pytest.raises(UserError, match="missing"):
-        train(RunConfig.of("mnist", "cpu"), tmp_path / "run", data_dir=tmp_path / "none", device="cpu")
+        train_run(RunConfig.of("mnist", "cpu"), tmp_path / "run", data_dir=tmp_path / "none", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -280,7 +302,7 @@ def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path):
     """PhysioNet keeps the epoch of the largest held-out area under the ROC curve."""
     config = RunConfig.of("physionet", "sample", changes=["epochs=4", "quantization=4"])
     path = tmp_path / "run"
-    train(config, path, device="cpu")
+    train_run(config, path, device="cpu")
     task, preset = config.found
     batches = task.monitored_batches(task.load(preset, None), preset)
     model = load_model(path, config)

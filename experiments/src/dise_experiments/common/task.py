@@ -1,4 +1,4 @@
-"""What an experiment is made of."""
+"""The parts of an experiment: task, loss, selectors, runs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,43 +25,51 @@ REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
 
 @dataclass(frozen=True)
 class Loss:
-    """The task's part of Eq. 3 on one batch, and what regularizers and logs need beside it."""
+    """The task's part of Eq. 3 on one batch, with the quantities that regularizers and logs need."""
 
     value: Tensor  # L_task, a scalar
-    solution: Solution | None  # of the model's ODE; None if it has none
+    solution: Solution | None  # of the model's ODE; None for a model without one
     dynamics: nn.Module  # the module whose parameters are θ
     metrics: dict[str, Tensor]
 
 
 class SelectorSpec(NamedTuple):
-    """A selector that a task fits."""
+    """A selector that a task fits.
 
-    network: Callable[[nn.Module, int], nn.Module]  # made for a model and a number of candidates
-    tolerance: float | None = None  # of `choose_penalty`, which chooses M on held-out data; None: M is the paper's
-    unit: str = "sample"  # what gets an integrator: a name that `Task.selection_batches` knows
-    equation: int = 4  # of the costs: a number that `Task.rule` knows
-    candidates: tuple[int, ...] | None = None  # indices of the task's candidates that it chooses from; None: all
+    Attributes:
+        network: makes the network for a model and a number of candidates.
+        tolerance: tolerance of `choose_penalty`, which chooses M on held-out data; None: M is the paper's.
+        unit: the unit to which one integrator is assigned, one of those that `Task.selection_batches` knows.
+        equation: equation of the costs, 4 or 5.
+        candidates: indices of the task's candidates among which it chooses; None: all.
+    """
+
+    network: Callable[[nn.Module, int], nn.Module]
+    tolerance: float | None = None
+    unit: str = "sample"
+    equation: int = 4
+    candidates: tuple[int, ...] | None = None
 
     @property
     def costs(self) -> str:
-        """The name of the costs that it is fitted to."""
+        """Name of the costs to which the selector is fitted."""
         return f"{self.unit}, Eq. {self.equation}"
 
     def choosable(self, candidates: Sequence[Integrator]) -> tuple[Integrator, ...]:
-        """Those of the task's candidates that it chooses from."""
+        """The task's candidates among which the selector chooses."""
         return tuple(candidates) if self.candidates is None else tuple(candidates[i] for i in self.candidates)
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run, as reports see it.
+    """An evaluated run, the input of reports.
 
     Attributes:
-        name: of its directory.
+        name: name of its directory.
         model, reg, weight, seed: its settings.
-        metrics: what `Task.evaluate` returned.
-        training: seconds, threads, and the last values logged.
-        timing: wall-clock; None if it was not measured.
+        metrics: result of `Task.metrics`.
+        training: seconds, threads, and the last logged values.
+        timing: wall-clock times; None if they were not measured.
     """
 
     name: str
@@ -78,23 +86,40 @@ class Run:
         return [row for row in self.metrics["policies"] if row["policy"].startswith(prefix)]
 
 
+class Quality(NamedTuple):
+    """A task's measure of quality.
+
+    Attributes:
+        name: its name, as in "accuracy".
+        logged: its key among the metrics of `Loss`, or "loss".
+        value: its value in a row of the evaluation.
+    """
+
+    name: str
+    logged: str
+    value: Callable[[dict[str, Any]], float]
+
+
 class Task(ABC):
     """One of the paper's experiments: data, models, loss, settings, measures and tables.
 
     Attributes:
-        name: on the command line.
-        presets: settings by name (pydantic models with at least `epochs`).
-        regularizers: by name.
+        name: name on the command line.
+        quality: the measure of quality that summaries give.
+        presets: settings by name (pydantic models with at least `epochs`), from the smallest to the largest.
+        regularizers: regularizers by name.
         weights: the paper's λ by name of the regularizer.
-        models: constructors by name; the first is the one to run if none is named.
-        candidates: the integrators that selectors choose from; the last is `reference`.
-        reference: the adaptive integrator that the others are judged by.
-        baselines: further integrators to evaluate alone.
-        selectors: by name.
-        keeps: the logged metric, larger is better, by which the epoch is chosen whose weights are kept; None: the last.
+        models: constructors by name; the first is the default.
+        candidates: the integrators among which selectors choose; the last is `reference`.
+        reference: the adaptive integrator to which the others are compared.
+        baselines: further integrators that are evaluated alone.
+        selectors: selectors by name.
+        default_selector: the selector whose results summaries give.
+        keeps: the logged metric, larger is better, that decides which epoch's weights are kept; None: the last epoch's.
     """
 
     name: ClassVar[str]
+    quality: ClassVar[Quality]
     presets: ClassVar[Mapping[str, Any]]
     regularizers: ClassVar[Mapping[str, Callable[[], Regularizer]]] = REGULARIZERS
     weights: ClassVar[Mapping[str, float]]
@@ -103,19 +128,20 @@ class Task(ABC):
     reference: ClassVar[Adaptive]
     baselines: ClassVar[tuple[Integrator, ...]] = ()
     selectors: ClassVar[Mapping[str, SelectorSpec]]
+    default_selector: ClassVar[str]
     keeps: ClassVar[str | None] = None
 
     def check(self, model: str, reg: str) -> str | None:
-        """Why a model cannot be trained with a regularizer; None if it can."""
+        """The reason why a model cannot be trained with a regularizer; None if it can."""
         return None
 
     def selects(self, model: nn.Module) -> bool:
-        """Whether the model's answers depend on its integrator, so that there is something to select."""
+        """Whether the model's answers depend on its integrator, which selection requires."""
         return has_block(model)
 
     @abstractmethod
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> CostRule:
-        """The cost of a candidate by the paper's Eq. 4 or 5; α and M are the paper's unless given."""
+        """The cost of a candidate by the paper's Eq. 4 or 5; None stands for the paper's α or M."""
 
     @abstractmethod
     def load(self, preset: Any, data_dir: Path | None) -> Any:
@@ -123,11 +149,11 @@ class Task(ABC):
 
     @abstractmethod
     def training_batches(self, splits: Any, preset: Any, *, seed: int, epoch: int) -> Iterable[Any]:
-        """One epoch's batches, a pure function of the arguments, so that a resumed run sees the same ones."""
+        """One epoch's batches, a pure function of the arguments, so that a resumed run gets the same ones."""
 
     @abstractmethod
     def monitored_batches(self, splits: Any, preset: Any) -> Iterable[Any]:
-        """Batches on which the metrics are logged after each epoch."""
+        """Held-out batches on which the metrics are logged after each epoch."""
 
     @abstractmethod
     def selection_batches(self, model: nn.Module, splits: Any, *, on: str, unit: str) -> Iterable[Any]:
@@ -135,30 +161,30 @@ class Task(ABC):
 
     @abstractmethod
     def timed_batches(self, splits: Any, number: int, *, unit: str) -> Iterable[Input]:
-        """At most `number` inputs x, of which each row is a unit, on which costs are measured."""
+        """At most `number` inputs x whose rows are units, on which wall-clock and multiply–adds are measured."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any, accumulate: Any) -> Loss:
-        """L_task of one batch; `accumulate` goes to the solver."""
+        """L_task of one batch; `accumulate` is passed to the solver."""
 
     @abstractmethod
     def optimizer(self, model: nn.Module, preset: Any, steps_per_epoch: int) -> dict[str, Any]:
         """Optimizer and schedule, in the form of Lightning's `configure_optimizers`."""
 
     @abstractmethod
-    def evaluate(
+    def metrics(
         self, model: nn.Module, dynamics: Mapping[str, Dynamic], selector_macs: Mapping[str, float], splits: Any
     ) -> dict[str, Any]:
         """Every policy on the test set.
 
         Args:
-            model: trained, in evaluation mode.
-            dynamics: fitted selectors by name; none for a model that does not select.
-            selector_macs: a selector's multiply–adds, in units of one evaluation of f.
+            model: a trained model, in evaluation mode.
+            dynamics: fitted selectors by name; empty for a model without selection.
+            selector_macs: multiply–adds of each selector, in units of one evaluation of f.
             splits: the data.
 
         Returns:
-            "samples", and "policies": rows with at least "policy", "nfe" and the task's measure of quality.
+            "samples", and "policies": rows with at least "policy", "nfe" and the task's quality.
         """
 
     @abstractmethod
@@ -171,4 +197,4 @@ class Task(ABC):
 
     @abstractmethod
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
-        """Draw figures of the runs, whose directories are folder/run.name; the files. `load` gives a run's model."""
+        """Draw figures of the runs in folder/run.name and return the files; `load` gives a run's model."""

@@ -1,1 +1,1 @@
-"""Running the paper's experiments: train, select, evaluate, report."""
+"""The steps of an experiment: train, select, evaluate, report."""

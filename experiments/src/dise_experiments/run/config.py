@@ -1,4 +1,4 @@
-"""What one run is: everything that its result depends on."""
+"""The configuration of one run: everything that determines its result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class RunConfig(BaseModel):
 
     task: str
     preset: str
-    settings: dict[str, Any] = Field(description="the preset's values when the run was made")
+    settings: dict[str, Any] = Field(description="the preset's values when the run was created")
     model: str
     reg: str
     weight: float = Field(ge=0, description="λ of Eq. 3")
@@ -41,13 +41,13 @@ class RunConfig(BaseModel):
         seed: int = 0,
         changes: Sequence[str] = (),
     ) -> "RunConfig":
-        """The run that these names mean; λ is the paper's unless given.
+        """The run with these names; λ is the paper's by default.
 
         Args:
-            changes: "name=value" of preset settings to change.
+            changes: changes of the preset's settings, "name=value".
 
         Raises:
-            ExperimentError: a name or value that there is not, or a model that cannot have the regularizer.
+            ExperimentError: an unknown name, a wrong value, or a model that cannot be trained with the regularizer.
         """
         found = choose("task", task, TASKS)
         settings = _changed(choose("preset", preset, found.presets), changes)
@@ -61,7 +61,7 @@ class RunConfig(BaseModel):
 
     @property
     def name(self) -> str:
-        """The name of the run's directory: what the run differs in from others of its task and preset."""
+        """The name of the run's directory: model, regularizer, changed settings, seed."""
         paper = TASKS[self.task].weights[self.reg]
         weight = "" if self.weight == paper else f"-{self.weight:g}"
         standard = TASKS[self.task].presets[self.preset].model_dump()
@@ -69,7 +69,7 @@ class RunConfig(BaseModel):
         return f"{self.model}-{self.reg}{weight}{changes}-seed{self.seed}"
 
     def directory(self, out: Path) -> Path:
-        """Where the run lives: OUT/task/preset/name."""
+        """The run's directory, OUT/task/preset/name."""
         return out / self.task / self.preset / self.name
 
     @property
@@ -85,7 +85,7 @@ class RunConfig(BaseModel):
 
 
 def _changed(preset: BaseModel, changes: Sequence[str]) -> dict[str, Any]:
-    """The preset's settings with "name=value" of some changed."""
+    """The preset's settings with the changes "name=value"."""
     pairs = [change.partition("=") for change in changes]
     for name, equals, _ in pairs:
         if not equals or name not in type(preset).model_fields:
@@ -99,7 +99,7 @@ def _changed(preset: BaseModel, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def choose(what: str, name: str, options: Any) -> Any:
-    """options[name], or one line that says which there are."""
+    """options[name], or an error that lists the options."""
     if name not in options:
         raise ExperimentError(f"{what}: there is no {name!r}; choose one of {', '.join(options)}")
     return options[name]

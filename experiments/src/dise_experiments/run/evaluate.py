@@ -1,4 +1,4 @@
-"""Evaluating a run on the test set: every policy, and what it costs."""
+"""Evaluation of a run on the test set: quality, NFE and wall-clock of all policies."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +17,10 @@ from dise_experiments.run.select import SELECTION, load_dynamic
 from dise_experiments.run.timing import time_policies
 
 METRICS, TIMING = "metrics.json", "timing.json"
-TIMED = 30  # test batches on which wall-clock is measured
+TIMED = 30  # test batches for wall-clock times
 
 
-def evaluate(
+def evaluate_run(
     path: Path,
     *,
     data_dir: Path | None = None,
@@ -28,17 +28,17 @@ def evaluate(
     timing: bool = True,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Evaluate a run on the test set; results that are there are reused.
+    """Evaluate a run on the test set; existing results are reused.
 
     Args:
         path: the run's directory, with a trained model and, if it has an ODE, fitted selectors.
-        data_dir: where the task's data are.
-        device: where to run the model.
-        timing: also measure wall-clock times (let nothing else run meanwhile).
-        log: gets lines on the progress.
+        data_dir: folder of the data.
+        device: torch device of the model.
+        timing: also measure wall-clock times, during which nothing else should run.
+        log: called with each line on the progress.
 
     Returns:
-        what `metrics.json` and `timing.json` hold.
+        the content of `metrics.json` and `timing.json`.
 
     Raises:
         ExperimentError: the model is not trained, or its selectors are not fitted.
@@ -51,7 +51,7 @@ def evaluate(
     selection = _selection(path) if dynamics else {}
     if METRICS in results and results[METRICS].get("selection", {}) != selection:
         raise ExperimentError(
-            f"{path / METRICS} is of a selection with {results[METRICS].get('selection')}, the one here has "
+            f"{path / METRICS} belongs to a selection with {results[METRICS].get('selection')}, the present one has "
             f"{selection}; move {METRICS} and {TIMING} away to evaluate again"
         )
     splits = None
@@ -61,7 +61,7 @@ def evaluate(
         macs = _macs(model, task, dynamics, splits)
         in_f = {name: of_unit[name] / of_unit["f"] for of_unit in macs.values() for name in of_unit if name != "f"}
         about = {"selection": selection, "macs": macs} if dynamics else {}
-        results[METRICS] = about | task.evaluate(model, dynamics, in_f, splits)
+        results[METRICS] = about | task.metrics(model, dynamics, in_f, splits)
         write_json(path / METRICS, results[METRICS])
     if timing and dynamics and TIMING not in results:
         log(f"timing {config.name}")
@@ -76,15 +76,15 @@ def evaluate(
 
 
 def _selection(path: Path) -> dict[str, Any]:
-    """What the fitted selectors depend on."""
+    """The settings of the fitted selectors."""
     if not (path / SELECTION).exists():
-        raise ExperimentError(f"{path} has no selection ({SELECTION} is missing); `dise select` makes it")
+        raise ExperimentError(f"{path} has no selection ({SELECTION} is missing); `dise select` fits it")
     selection = read_json(path / SELECTION)
     return {key: selection[key] for key in ("on", "alpha", "M")}
 
 
 def _dynamics(model: nn.Module, path: Path, task: Task) -> dict[str, Dynamic]:
-    """The run's selectors as integrators; none for a model that does not select."""
+    """The run's selectors as integrators; none for a model without selection."""
     if not task.selects(model):
         return {}
     return {name: load_dynamic(path, name, task, model) for name in task.selectors}
@@ -92,7 +92,7 @@ def _dynamics(model: nn.Module, path: Path, task: Task) -> dict[str, Dynamic]:
 
 @torch.no_grad()
 def _macs(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: Any) -> dict[str, dict[str, int]]:
-    """Multiply–adds a row of one evaluation of f and of each selector, by the selectors' unit."""
+    """Multiply–adds per row of one evaluation of f and of each selector, by the selectors' unit."""
     macs: dict[str, dict[str, int]] = {}
     for name, dynamic in dynamics.items():
         unit = task.selectors[name].unit

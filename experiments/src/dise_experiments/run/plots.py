@@ -1,4 +1,4 @@
-"""Plots of a training, as PNG."""
+"""Plots of a training, as PNG files."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from dise_experiments.common.plots import COLOURS, styled
 
 
 def training_curves(log: list[dict[str, float]], title: str, file: Path) -> None:
-    """Task loss, λ·R and NFE over the training steps.
+    """Plot task loss, λ·R and NFE against the training step.
 
     Args:
-        log: rows of Lightning's CSV log that have `step` and `train/...` values.
-        title: above the plot.
-        file: PNG to write.
+        log: rows of Lightning's CSV log with `step` and `train/...`.
+        title: title of the plot.
+        file: PNG file to write.
     """
     shown = [name for name in ("train/loss", "train/penalty", "train/nfe") if any(row.get(name) for row in log)]
     names = shown or ["train/loss"]
@@ -24,7 +24,7 @@ def training_curves(log: list[dict[str, float]], title: str, file: Path) -> None
         ):
             points = [(row["step"], row[name]) for row in log if name in row]
             axes.plot([step for step, _ in points], [value for _, value in points], color=colour, linewidth=1)
-            axes.set_ylabel({"train/loss": "task loss", "train/penalty": "λ·R", "train/nfe": "NFE a sample"}[name])
+            axes.set_ylabel({"train/loss": "task loss", "train/penalty": "λ·R", "train/nfe": "NFE per sample"}[name])
             axes.grid(alpha=0.3)
             if points and name != "train/nfe":
                 axes.set_yscale("log")

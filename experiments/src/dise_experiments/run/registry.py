@@ -1,4 +1,4 @@
-"""Tasks by name."""
+"""The tasks by name."""
 
 from dise_experiments.circles.task import CirclesTask
 from dise_experiments.common.task import Task

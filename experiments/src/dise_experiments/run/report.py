@@ -1,19 +1,20 @@
-"""The report of all runs of a preset: the paper's tables beside this project's numbers."""
+"""The report of all runs of a preset, beside the paper's numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from dise_experiments.common.table import Table, number
 from dise_experiments.common.task import Run, Task
+from dise_experiments.run.conclusion import conclusion
 from dise_experiments.run.config import ExperimentError
 from dise_experiments.run.evaluate import METRICS, TIMING
 from dise_experiments.run.plots import training_curves
 from dise_experiments.run.registry import TASKS
 from dise_experiments.run.rundir import CONFIG, TRAINING, load_model, open_run, read_json, write_text
-from dise_experiments.run.timing import REFERENCE
+from dise_experiments.run.timing import TORCHDIFFEQ
 from dise_experiments.run.train import read_log
 
 REPORT = "report.md"
@@ -27,11 +28,11 @@ def read_run(path: Path) -> Run:
     """
     config = open_run(path)
     if not (path / METRICS).exists():
-        raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` does it")
+        raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` evaluates it")
     if not (path / TRAINING).exists():
-        raise ExperimentError(f"{path} is no finished training ({TRAINING} is missing); `dise train` makes it")
+        raise ExperimentError(f"{path} is not a finished training ({TRAINING} is missing); `dise train` finishes it")
     timing = read_json(path / TIMING) if (path / TIMING).exists() else None
-    # not the config's name: the directory may be renamed, and the preset's settings may have changed since
+    # not the config's name: the directory may have been renamed, and the preset's settings changed
     names = {"name": path.absolute().name} | {key: getattr(config, key) for key in ("model", "reg", "weight", "seed")}
     return Run(**names, metrics=read_json(path / METRICS), training=read_json(path / TRAINING), timing=timing)
 
@@ -40,23 +41,25 @@ def evaluated(folder: Path) -> tuple[Task, list[Path]]:
     """The task, and the directories of all evaluated runs below a preset's folder, OUT/task/preset.
 
     Raises:
-        ExperimentError: there is none, or they are of several tasks.
+        ExperimentError: there are none, or they belong to several tasks.
     """
     paths = sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if (file.parent / METRICS).exists())
     if not paths:
-        raise ExperimentError(f"{folder} holds no evaluated run; `dise run` makes them")
+        raise ExperimentError(f"{folder} contains no evaluated run; `dise run` creates them")
     names = {open_run(path).task for path in paths}
     if len(names) > 1:
-        raise ExperimentError(f"{folder} holds runs of several tasks ({', '.join(sorted(names))}); give one's folder")
+        raise ExperimentError(
+            f"{folder} contains runs of several tasks ({', '.join(sorted(names))}); give one task's folder"
+        )
     return TASKS[names.pop()], paths
 
 
 def selection_tables(selection: dict[str, Any]) -> list[Table]:
-    """What the selectors were fitted to, and how the fits went; a table for each kind of sample."""
+    """The costs and the fits of the selectors, one table per unit."""
     return [_selection_table(selection, unit) for unit in selection["units"]]
 
 
-_PASSED = {None: "", True: " (passed its test)", False: " (no M passed the test; the best there is)"}
+_PASSED = {None: "", True: " (passed its test)", False: " (no M passed the test; the best one is used)"}
 
 
 def _members(fit: dict[str, Any]) -> str:
@@ -86,12 +89,12 @@ def _selection_table(selection: dict[str, Any], unit: str) -> Table:
 
 
 def wall_clock(run: Run) -> Table:
-    """Milliseconds a batch."""
+    """Milliseconds per batch."""
     timing = run.timing or {}
     ode, whole = timing["ode_ms"], timing["model_ms"]
     rows = [
-        [name, f"{ode[name]:.1f}", f"{ode[REFERENCE] / ode[name]:.1f}×", f"{whole[name]:.1f}",
-         f"{whole[REFERENCE] / whole[name]:.1f}×"]
+        [name, f"{ode[name]:.1f}", f"{ode[TORCHDIFFEQ] / ode[name]:.1f}×", f"{whole[name]:.1f}",
+         f"{whole[TORCHDIFFEQ] / whole[name]:.1f}×"]
         for name in ode
     ]  # fmt: skip
     parts = [f"{name} {ms:.2f} ms ({ms / timing['parts_ms']['f']:.2f} f)" for name, ms in timing["parts_ms"].items()]
@@ -100,13 +103,21 @@ def wall_clock(run: Run) -> Table:
         ["policy", "ODE part, ms", "ODE part faster", "whole model, ms", "whole faster"],
         rows,
         f"Median over {timing['batches']} batches of {timing['batch']}, {timing['threads']} threads, "
-        f"{timing['device']}, all in one run. torchdiffeq has one step size for the batch; of spans that "
-        f"differ it is the same part of each. One evaluation: {', '.join(parts)}.",
+        f"{timing['device']}, all in one run. torchdiffeq has one step size for the batch; where spans differ, "
+        f"a step is the same fraction of each. One evaluation: {', '.join(parts)}.",
     )
 
 
-def write_report(folder: Path) -> tuple[Path, list[Table]]:
-    """Write `report.md` of all evaluated runs into a preset's folder; the file, and the paper's tables."""
+class Report(NamedTuple):
+    """A written report: its file, the paper's tables, and the last lines of a command."""
+
+    file: Path
+    tables: list[Table]
+    conclusion: list[str]
+
+
+def write_report(folder: Path) -> Report:
+    """Write `report.md` of all evaluated runs into a preset's folder."""
     task, paths = evaluated(folder)
     runs = [read_run(path) for path in paths]
     headline = task.tables(runs)
@@ -115,13 +126,15 @@ def write_report(folder: Path) -> tuple[Path, list[Table]]:
         tables += task.details(run)
         if run.timing:
             tables.append(wall_clock(run))
-    figures = _curves(runs, folder) + task.plots(runs, folder, lambda run: _model(folder / run.name))
-    text = [f"# {task.name}, preset {open_run(paths[0]).preset}\n"]
+    plots = task.plots(runs, folder, lambda run: _model(folder / run.name))
+    figures = _curves(runs, folder) + plots
+    preset = open_run(paths[0]).preset
+    text = [f"# {task.name}, preset {preset}\n"]
     text += [table.markdown() for table in [*tables, _training(runs)]]
     text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in figures))
     file = folder / REPORT
     write_text(file, "\n".join(text))
-    return file, headline
+    return Report(file, headline, conclusion(task, preset, runs, file, plots))
 
 
 def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -129,7 +142,7 @@ def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
     files = []
     for run in runs:
         file = folder / run.name / "training.png"
-        if log := read_log(folder / run.name):  # the logs of committed results are not kept, their figure is
+        if log := read_log(folder / run.name):  # committed results have the figure without its log
             training_curves(log, run.name, file)
         files += [file] if file.exists() else []
     return files
@@ -151,4 +164,4 @@ def _training(runs: Sequence[Run]) -> Table:
         for run in runs
     ]
     header = ["run", "λ", "task loss", "λ·R", "Σ error ratio", "minutes", "threads"]
-    return Table("Training", header, rows, "Task loss, λ·R and Σ error ratio: of the last training batch.")
+    return Table("Training", header, rows, "Task loss, λ·R and Σ error ratio of the last training batch.")

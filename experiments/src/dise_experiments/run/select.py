@@ -1,4 +1,4 @@
-"""Fitting a run's selectors: collect Eq. 4's or 5's costs, regress them, look for collapse."""
+"""Fit of a run's selectors: collect the costs of Eq. 4 or 5, regress them, check for collapse."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -37,7 +37,7 @@ from dise_experiments.run.rundir import (
 SELECTION = "selection.json"
 
 
-def select(
+def select_run(
     path: Path,
     *,
     data_dir: Path | None = None,
@@ -47,38 +47,40 @@ def select(
     device: str = "cpu",
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Fit all of the task's selector networks for a trained run; a selection that is there is reused.
+    """Fit all of the task's selector networks for a trained run; an existing selection is reused.
 
     Args:
         path: the run's directory.
-        data_dir: where the task's data are.
+        data_dir: folder of the data.
         on: "held-out" data, or "train" as in the paper.
         alpha: α of Eq. 4 or 5; default: the paper's.
-        penalty: M; default: what the task says of each selector, the paper's or the choice of `choose_penalty`.
-        device: where to run the model.
-        log: gets lines on the progress.
+        penalty: M; default: for each selector as the task says, the paper's or that of `choose_penalty`.
+        device: torch device of the model.
+        log: called with each line on the progress.
 
     Returns:
-        what `selection.json` holds: settings, how often each candidate is adequate and its NFE, and how each fit went.
+        the content of `selection.json`: settings, each candidate's share of adequate results and NFE, and the fits.
 
     Raises:
-        ExperimentError: no trained model, a model without an ODE, or a selection with other settings is there.
+        ExperimentError: the model is not trained or has no ODE, or there is a selection with other settings.
     """
     config = open_run(path)
     task, settings = config.found
     rules = check_rules(config.task, alpha, penalty)
-    wanted = {"on": on, "alpha": next(iter(rules.values())).alpha, "M": penalty}
+    expected = {"on": on, "alpha": next(iter(rules.values())).alpha, "M": penalty}
     if (path / SELECTION).exists():
-        return _reuse(path, wanted)
+        return _reuse(path, expected)
     model = load_model(path, config).to(device)
     if not task.selects(model):
         raise ExperimentError(
-            f"{path}: the answers of model {config.model!r} depend on no integrator, so there is nothing to select"
+            f"{path}: the answers of model {config.model!r} do not depend on its integrator, "
+            "so there is nothing to select"
         )
+    log(f"selecting for {config.name}")
     splits = task.load(settings, data_dir)
-    selection: dict[str, Any] = wanted | {"units": {}, "selectors": {}}
+    selection: dict[str, Any] = expected | {"units": {}, "selectors": {}}
     for unit in dict.fromkeys(spec.unit for spec in task.selectors.values()):
-        log(f"running the candidates, a {unit} each")
+        log(f"running all candidates, unit: {unit}")
         try:
             data = task.selection_batches(model, splits, on=on, unit=unit)
             outcomes = run_candidates(model, data, task.candidates)
@@ -89,14 +91,14 @@ def select(
                     selection["selectors"][name] = _fit(
                         name, spec, model, costs, path, config, tune=penalty is None, log=log
                     )
-        except ValueError as error:  # M below the NFE that was measured, or too few samples to fit to
+        except ValueError as error:  # M below a measured NFE, or too few samples
             raise ExperimentError(str(error)) from error
     write_json(path / SELECTION, selection)
     return selection
 
 
 def check_rules(task: str, alpha: float | None, penalty: float | None) -> dict[int, CostRule]:
-    """The rules of the task's selectors with these α and M, by equation.
+    """The cost rules of the task's selectors with these α and M, by equation.
 
     Raises:
         ExperimentError: α or M is out of its range.
@@ -112,14 +114,14 @@ def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic
     """The run's selector of that name for its model, as an integrator.
 
     Raises:
-        ExperimentError: it is not fitted, or another network's.
+        ExperimentError: it is not fitted, or its file belongs to another network.
     """
     file = _file(path, name)
     if not file.is_file():
-        raise ExperimentError(f"{path} has no selector {name!r} ({file.name} is missing); `dise select` makes it")
+        raise ExperimentError(f"{path} has no selector {name!r} ({file.name} is missing); `dise select` fits it")
     spec = task.selectors[name]
     candidates = spec.choosable(task.candidates)
-    # a committee's weights say which member they are of: members.0.…
+    # the weights of a committee have names with the number of the member: members.0.…
     number = len({weight.split(".")[1] for weight in weight_names(file) if weight.startswith("members.")})
     networks = [spec.network(model, len(candidates)) for _ in range(number or 1)]
     members = [CostSelector(network, candidates=len(candidates)) for network in networks]
@@ -128,18 +130,19 @@ def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic
     return Dynamic(candidates, selector.to(next(model.parameters()).device).eval())
 
 
-def _reuse(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    there = read_json(path / SELECTION)
-    different = {key: there.get(key) for key, value in wanted.items() if there.get(key) != value}
+def _reuse(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    found = read_json(path / SELECTION)
+    different = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if different:
         raise ExperimentError(
-            f"{path / SELECTION} was made with {different}, wanted {wanted}; move it away to fit another selection"
+            f"{path / SELECTION} was fitted with {different}, expected {expected}; "
+            "move it away to fit another selection"
         )
-    return there
+    return found
 
 
 def _outcome(costs: Costs) -> dict[str, Any]:
-    """What the candidates did on the data."""
+    """Share of adequate results and mean NFE of each candidate."""
     columns = zip(costs.adequate.double().mean(0).tolist(), costs.nfe.double().mean(0).tolist(), strict=True)
     outcomes = [{"adequate": adequate, "nfe": nfe} for adequate, nfe in columns]
     return {"samples": len(costs), "candidates": dict(zip(map(str, costs.candidates), outcomes, strict=True))}
@@ -170,7 +173,7 @@ def _fit(
         log(f"fitting selector {name!r}, M = {costs.rule.M:g}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            selector = CostSelector.fit(network(), costs, seed=config.seed, log=log)
+            selector = CostSelector.fit(network(), costs, seed=config.seed)
     fits = [module.history for module in selector.modules() if isinstance(module, CostSelector)]
     save_weights(selector, _file(path, name))
     choice = route(selector, costs)

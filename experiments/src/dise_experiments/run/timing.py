@@ -1,4 +1,4 @@
-"""What an evaluation costs: multiply–adds, and milliseconds on this machine."""
+"""Wall-clock times of all policies, beside torchdiffeq's dopri5."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +13,14 @@ from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
 from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
 
-REFERENCE = "torchdiffeq dopri5"
+TORCHDIFFEQ = "torchdiffeq dopri5"
 
 
 class TorchdiffeqBlock(NeuralODE):
-    """A block whose `forward` is torchdiffeq's dopri5, one step size for the batch: what DISE is measured against.
+    """A block whose `forward` is torchdiffeq's dopri5, with one step size for the batch: the reference of times.
 
-    torchdiffeq has one time for all samples. So where each has a span of its own, y(t0 + s·(t1 − t0)) is integrated
-    over s from 0 to 1, and the one step size is a part of each span.
+    torchdiffeq has one time for all samples. For samples with different spans y(t0 + s·(t1 − t0)) is integrated over s
+    from 0 to 1, so a step is the same fraction of each span.
     """
 
     def __init__(self, block: NeuralODE, tolerance: Adaptive) -> None:
@@ -28,7 +28,7 @@ class TorchdiffeqBlock(NeuralODE):
         self.rtol, self.atol = tolerance.rtol, tolerance.atol
 
     def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
-        """State at t1; t0 and t1 are numbers or [B], the block's unless given."""
+        """State at t1; t0 and t1 are numbers or [B], by default those of the block."""
         first = leaves(y0)[0]
         ends = (self.t0 if t0 is None else t0, self.t1 if t1 is None else t1)
         start, end = (torch.as_tensor(t, dtype=first.dtype, device=first.device) for t in ends)
@@ -40,7 +40,7 @@ class TorchdiffeqBlock(NeuralODE):
 
 
 def _over_parts(f: Callable[[Tensor, Any], Any], t0: Tensor, t1: Tensor) -> Callable[[Tensor, Any], Any]:
-    """dy/ds for s in [0, 1], the part of each sample's span [B] that is behind it."""
+    """dy/ds for s in [0, 1], the fraction of each sample's span [B]."""
 
     def derivative(s: Tensor, y: State) -> State:
         dy = f(_column(torch.lerp(t0, t1, s), leaves(y)[0]), y)
@@ -52,7 +52,7 @@ def _over_parts(f: Callable[[Tensor, Any], Any], t0: Tensor, t1: Tensor) -> Call
 
 
 def _column(t: Tensor, like: Tensor) -> Tensor:
-    """[B] → [B, 1, …, 1], of as many dimensions as `like` [B, ...] has."""
+    """[B] → [B, 1, …, 1], with the number of dimensions of `like` [B, ...]."""
     return t.expand(len(like)).reshape(-1, *(1 for _ in like.shape[1:]))
 
 
@@ -73,14 +73,14 @@ def time_policies(
     *,
     tolerance: Adaptive,
 ) -> dict[str, Any]:
-    """Median milliseconds a batch of f, of the selectors, of the ODE part and of the whole model under each policy.
+    """Median milliseconds per batch of f, of the selectors, of the ODE part and of the whole model under each policy.
 
     Args:
-        model: contains one NeuralODE.
-        integrators: each timed alone.
+        model: a model with one NeuralODE.
+        integrators: integrators that are timed alone.
         dynamics: selectors by name.
         inputs: batches x.
-        tolerance: the adaptive integrator whose rtol and atol torchdiffeq gets.
+        tolerance: the adaptive integrator whose rtol and atol torchdiffeq uses.
     """
     block = find_block(model)
     device = inputs[0].device
@@ -88,8 +88,8 @@ def time_policies(
     policies: dict[str, Integrator] = {str(integrator): integrator for integrator in integrators}
     policies |= {f"DISE ({name})": dynamic for name, dynamic in dynamics.items()}
     reference = with_torchdiffeq(model, tolerance)
-    ode: dict[str, Callable[[Any], Any]] = {REFERENCE: _solved(TorchdiffeqBlock(block, tolerance))}
-    whole: dict[str, Callable[[Any], Any]] = {REFERENCE: reference}
+    ode: dict[str, Callable[[Any], Any]] = {TORCHDIFFEQ: _solved(TorchdiffeqBlock(block, tolerance))}
+    whole: dict[str, Callable[[Any], Any]] = {TORCHDIFFEQ: reference}
     for name, policy in policies.items():
         ode[name], whole[name] = _using(block, policy, _solved(block)), _using(block, policy, model)
     parts: dict[str, Callable[[Any], Any]] = {"f": lambda problem: block.first_stage(problem.y0, t0=problem.t0)}
@@ -108,7 +108,7 @@ def time_policies(
 
 @torch.no_grad()
 def _problem(model: nn.Module, block: NeuralODE, x: Input) -> BlockSolve:
-    """What the block is asked to solve for an input: start and span."""
+    """The block's initial value problem for an input: initial value and span."""
     with block.using(Euler()), block.recording() as records:
         model(x)
     return records[0]
@@ -127,5 +127,5 @@ def _using(block: NeuralODE, policy: Integrator, call: Callable[[Any], Any]) -> 
 
 
 def _scores(dynamic: Dynamic) -> Callable[[BlockSolve], Tensor]:
-    # k1's values do not matter for the time
+    # the time does not depend on the values of k1
     return lambda problem: dynamic.selector(joined(problem.y0), joined(problem.y0))

@@ -1,10 +1,8 @@
-"""Training one run with Lightning: L = L_task + λ·R (Eq. 3)."""
+"""Training of one run with Lightning: L = L_task + λ·R (Eq. 3)."""
 
 import csv
 import pickle
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,17 +10,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from dise.integrate import SolveError
 from dise_experiments.common.task import Loss
 from dise_experiments.run.config import ExperimentError, RunConfig
+from dise_experiments.run.progress import progress
+from dise_experiments.run.quiet import quiet_lightning
 from dise_experiments.run.rundir import MODEL, TRAINING, claim_run, save_weights, write_json
 
 
 class Training(L.LightningModule):
-    """A task's model in training. λ·R is logged beside the task loss, so that one sees whether it is felt."""
+    """A task's model in training. λ·R is logged beside the task loss, so that the two can be compared."""
 
     def __init__(self, config: RunConfig, splits: Any) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class Training(L.LightningModule):
         self.model = self.task.models[config.model]()
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        """Eq. 3."""
+        """The loss of Eq. 3."""
         loss = self.task.loss(self.model, batch, self.regularizer.accumulate)
         penalty = self.config.weight * self.regularizer(loss.solution, loss.dynamics)
         self._log("train", loss, {"loss": loss.value, "penalty": penalty})
         return loss.value + penalty
 
     def validation_step(self, batch: Any, index: int) -> None:
-        """The same measures on held-out data."""
+        """Log the same measures on held-out data."""
         loss = self.task.loss(self.model, batch, None)
         self._log("held_out", loss, {"loss": loss.value})
 
@@ -53,11 +53,10 @@ class Training(L.LightningModule):
             values |= {"error": loss.solution.error.detach().mean()}
         batch_size = 1 if loss.solution is None else loss.solution.nfe.numel()
         for name, value in values.items():
-            shown = name in ("loss", "penalty", "nfe", "accuracy")
-            self.log(f"{part}/{name}", value, prog_bar=shown, batch_size=batch_size)
+            self.log(f"{part}/{name}", value, batch_size=batch_size)
 
     def train_dataloader(self) -> Any:
-        """The current epoch's batches (Lightning asks again each epoch)."""
+        """The current epoch's batches; Lightning calls this once per epoch."""
         return self.task.training_batches(self.splits, self.settings, seed=self.config.seed, epoch=self.current_epoch)
 
     def val_dataloader(self) -> Any:
@@ -71,7 +70,7 @@ class Training(L.LightningModule):
 
 
 class _Loader:
-    """A list of batches as one loader: of a bare list Lightning takes every entry for a loader."""
+    """A list of batches as one loader; Lightning would take each entry of a list for a loader."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches
@@ -83,40 +82,30 @@ class _Loader:
         return iter(self.batches)
 
 
-class EpochLine(Callback):
-    """A line an epoch, for logs that are no terminal."""
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write it."""
-        if not trainer.sanity_checking:
-            numbers = {k: float(v) for k, v in trainer.callback_metrics.items()}
-            text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            sys.stderr.write(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}\n")
-
-
-def train(
+def train_run(
     config: RunConfig, path: Path, *, data_dir: Path | None = None, device: str = "auto", resume: bool = True
 ) -> bool:
-    """Train a run to its end: continue if it was interrupted, do nothing if it is done.
+    """Train a run to its end: continue an interrupted training, do nothing if it is finished.
 
-    Interrupted runs go on from the last whole epoch, to the same result as if they had not been.
+    An interrupted training continues after its last complete epoch, with the same result as an uninterrupted one.
 
     Args:
         config: the run.
         path: its directory.
-        data_dir: where the task's data are.
+        data_dir: folder of the data.
         device: Lightning's accelerator: "auto", "cpu" or "gpu".
-        resume: False refuses to go on with a directory that exists.
+        resume: False refuses a directory that exists.
 
     Returns:
         whether anything was trained.
 
     Raises:
-        ExperimentError: the directory belongs to another run, or exists and `resume` is False.
+        ExperimentError: the directory belongs to another run, or exists and `resume` is False; the training diverged;
+            the checkpoint is damaged or contains other objects than a training's state.
         DataError: the data are missing or damaged.
     """
     if not resume and path.exists():
-        raise ExperimentError(f"{path} exists; leave --no-resume out to continue or reuse it, or move it away")
+        raise ExperimentError(f"{path} exists; omit --no-resume to continue or reuse it, or move it away")
     task, settings = config.found
     if (path / MODEL).exists():
         claim_run(path, config)
@@ -128,10 +117,10 @@ def train(
     module = Training(config, splits)
     clock, keep = _Clock(), partial(ModelCheckpoint, checkpoint.parent, enable_version_counter=False)
     best = None if task.keeps is None else keep(filename="best", monitor=task.keeps, mode="max")
-    trainer = _trainer(
-        path, settings.epochs, device, clock, [keep(filename=checkpoint.stem), *([best] if best else [])]
-    )
-    _fit(trainer, module, checkpoint)
+    callbacks = [clock, progress(task.quality), keep(filename=checkpoint.stem), *([best] if best else [])]
+    with quiet_lightning():
+        trainer = _trainer(path, settings.epochs, device, callbacks)
+        _fit(trainer, module, checkpoint)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.isfinite()}
     if best is not None:
         metrics |= _take_best(module, Path(best.best_model_path))
@@ -141,47 +130,46 @@ def train(
 
 
 def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
-    """Train, from the checkpoint if there is one; Ctrl-C stays a KeyboardInterrupt."""
-    with warnings.catch_warnings():
-        # the batches lie in memory: loader workers would only cost
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
-        # small experiments have short epochs; what is logged each epoch does not depend on it
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        try:
-            trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=False)
-        except SolveError as error:
-            raise ExperimentError(f"training diverged at step {trainer.global_step}: {error}") from error
-        except SystemExit:  # how Lightning ends on Ctrl-C
-            if not trainer.interrupted:
-                raise
-        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
-            if trainer.global_step > 0 or not checkpoint.exists() or _readable(checkpoint):
-                raise
-            raise ExperimentError(
-                f"{checkpoint} is damaged ({type(error).__name__}); move it away to train from the start"
-            ) from error
+    """Train, from the checkpoint if there is one; Ctrl-C raises KeyboardInterrupt."""
+    if checkpoint.exists():
+        _load(checkpoint)  # report a damaged file before the training starts
+    try:
+        trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    except SolveError as error:
+        raise ExperimentError(f"training diverged at step {trainer.global_step}: {error}") from error
+    except SystemExit:  # Lightning's end after Ctrl-C
+        if not trainer.interrupted:
+            raise
     if trainer.interrupted:
         raise KeyboardInterrupt
 
 
 def _take_best(module: Training, checkpoint: Path) -> dict[str, float]:
-    """Give the module the weights of its best epoch; which one (from 1) that was."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    """Load the weights of the best epoch into the module; the number of that epoch, from 1."""
+    saved = _load(checkpoint)
     module.load_state_dict(saved["state_dict"])
     return {"best_epoch": saved["epoch"] + 1}
 
 
-def _readable(checkpoint: Path) -> bool:
+def _load(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's content: tensors, numbers and text alone, so that loading a file runs no code from it.
+
+    Raises:
+        ExperimentError: the file is damaged, or contains other objects.
+    """
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=False)
-    except Exception:  # whatever a damaged file makes of the unpickler
-        return False
-    return True
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "damaged, or contains objects that a training does not save"
+        raise ExperimentError(f"{checkpoint} is {reason}; move it away to train from the start") from error
+    except (EOFError, KeyError, ValueError, RuntimeError, OSError) as error:
+        raise ExperimentError(
+            f"{checkpoint} is damaged ({type(error).__name__}); move it away to train from the start"
+        ) from error
 
 
 class _Clock(Callback):
-    """Seconds spent in training, over all the processes that a resumed run took."""
+    """Seconds of training, summed over the processes of a resumed run."""
 
     def __init__(self) -> None:
         self.seconds, self._since = 0.0, time.perf_counter()
@@ -200,33 +188,28 @@ class _Clock(Callback):
 
 
 def _new_version(logs: Path, name: str) -> str:
-    """A resumed run logs beside its earlier logs: Lightning's CSV logger would delete them."""
+    """A new name for a resumed run's log: Lightning's CSV logger deletes an earlier log of the same name."""
     taken = len(list(logs.glob(f"{name}*")))
     return f"{name}-{taken}" if taken else name
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The training log of a run, a row a logged step: `step`, `train/loss`, `train/penalty`, `train/nfe`, …"""
+    """The training log of a run, one row per logged step: `step`, `train/loss`, `train/penalty`, `train/nfe`, …"""
     rows = []
     for file in sorted((path / "logs").glob("csv*/metrics.csv")):
         with file.open() as lines:
             rows += [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
-    # a resumed run repeats the steps after its checkpoint; the later log holds
+    # a resumed run repeats the steps after its checkpoint: take those of the later log
     last = {row["step"]: row for row in rows if "train/loss" in row}
     return [last[step] for step in sorted(last)]
 
 
-def _trainer(path: Path, epochs: int, device: str, clock: Callback, checkpoints: Sequence[Callback]) -> L.Trainer:
-    terminal = sys.stderr.isatty()
+def _trainer(path: Path, epochs: int, device: str, callbacks: Sequence[Callback]) -> L.Trainer:
     return L.Trainer(
         accelerator=device,
         devices=1,
         max_epochs=epochs,
-        callbacks=[
-            clock,
-            RichProgressBar() if terminal else EpochLine(),
-            *checkpoints,
-        ],
+        callbacks=list(callbacks),
         logger=[
             CSVLogger(path, name="logs", version=_new_version(path / "logs", "csv")),
             TensorBoardLogger(path, name="logs", version="tensorboard"),
@@ -235,6 +218,6 @@ def _trainer(path: Path, epochs: int, device: str, clock: Callback, checkpoints:
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
-        enable_progress_bar=terminal,
+        enable_progress_bar=False,
         enable_model_summary=False,
     )
