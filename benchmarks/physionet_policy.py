@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import dise
 from dise.select import ProbabilityShift, find_block, spent
 from dise_experiments.common.statistics import auroc, bootstrap_auroc, interval
-from dise_experiments.physionet.model import LATENT, REFERENCE, LatentODE
+from dise_experiments.physionet.model import LATENT, TRAINING_INTEGRATOR, LatentODE
 from dise_experiments.physionet.records import Records
 from dise_experiments.physionet.starts import encoded
 from dise_experiments.run.rundir import load_model, open_run
@@ -68,7 +68,7 @@ def run(model: Ends, x: Tensor, integrator: dise.Integrator) -> tuple[Tensor, Te
 
 def compare(model: Ends, x: Tensor, labels: Tensor, policy: dise.Integrator, tau: float) -> dict[str, Any]:
     """The policy beside DOPRI on these records."""
-    (p, nfe), (q, reference_nfe) = run(model, x, policy), run(model, x, REFERENCE)
+    (p, nfe), (q, reference_nfe) = run(model, x, policy), run(model, x, TRAINING_INTEGRATOR)
     draws = bootstrap_auroc(torch.stack([p, q]), labels)
     return {
         "auroc": auroc(p, labels),

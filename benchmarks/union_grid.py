@@ -40,7 +40,7 @@ from dise import Dopri5, solve
 from dise_experiments.physionet.batches import TrainingBatches, draw
 from dise_experiments.physionet.data import load_physionet, load_physionet_sample
 from dise_experiments.physionet.loss import latent_ode_loss
-from dise_experiments.physionet.model import HIDDEN, REFERENCE, LatentODE, Reconstruction
+from dise_experiments.physionet.model import HIDDEN, TRAINING_INTEGRATOR, LatentODE, Reconstruction
 from dise_experiments.physionet.presets import PRESETS
 from dise_experiments.physionet.records import Records, Scaling
 from dise_experiments.physionet.stays import Stays, Walk
@@ -216,7 +216,7 @@ def main() -> None:
     records = load(args.data_dir, sample=args.sample)
     torch.manual_seed(0)
     model = LatentODE()
-    model.block.integrator = replace(REFERENCE)
+    model.block.integrator = replace(TRAINING_INTEGRATOR)
     difference = alone(model, records)
     ways = compare(model, TrainingBatches(records, args.batch_size, PRESET.samples, 0, 0), args.batches)
     table = Table(

@@ -1,1 +1,1 @@
-"""The experiments of the paper, and their command line."""
+"""The paper's experiments, and their command line."""

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from dise import RK4, Dopri5, Dynamic, Euler, Midpoint
 from dise.select import Costs, Outcomes, TaskErrorCost, oracle
 from dise_experiments.circles import evaluate
-from dise_experiments.circles.evaluate import Reference, batches, policies
+from dise_experiments.circles.evaluate import Reference, batches, policy_rows
 from dise_experiments.circles.points import sets
 from dise_experiments.circles.task import likelihood_gap
 
@@ -88,7 +88,7 @@ def tables(flow):
     macs = {"side": 0.25, "euler": 0.5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "CHUNK", 12)  # the small test ends within a chunk
-        return {unit: policies(flow, CANDIDATES, RULE, dynamics, macs, X, unit) for unit in UNITS}
+        return {unit: policy_rows(flow, CANDIDATES, RULE, dynamics, macs, X, unit) for unit in UNITS}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_policies(tables, unit):
 
 
 def test_without_selectors(flow):
-    table = policies(flow, CANDIDATES[:1], RULE, {}, {}, X[:17], "set")
+    table = policy_rows(flow, CANDIDATES[:1], RULE, {}, {}, X[:17], "set")
     assert [row["policy"] for row in table] == ["Euler(steps=3)", "oracle"]
 
 
@@ -175,7 +175,7 @@ def test_adaptive_candidates_are_what_each_row_does_alone(rows, alone, candidate
 def test_a_point_takes_its_own_steps(sine_flow):
     """A set takes those that its points need together."""
     data = 2 * X[:17]
-    (of_sets, _), (of_points, _) = (policies(sine_flow, (TIGHT,), RULE, {}, {}, data, unit) for unit in UNITS)
+    (of_sets, _), (of_points, _) = (policy_rows(sine_flow, (TIGHT,), RULE, {}, {}, data, unit) for unit in UNITS)
     with torch.no_grad(), sine_flow.block.using(TIGHT):
         alone = torch.cat([sine_flow.solve(x)[1].nfe for x in data.reshape(-1, 1, 2)])
     assert of_points["nfe"] == pytest.approx(alone.double().mean().item())
@@ -223,7 +223,7 @@ def test_a_likelihood_that_the_model_does_not_have_is_flagged(rows):
     ids=str,
 )
 def test_which_candidates_overstate_the_likelihood(linear_flow, rate, candidate, flagged):
-    (row, *_) = policies(linear_flow(rate), (candidate,), RULE, {}, {}, X[:18], "set")
+    (row, *_) = policy_rows(linear_flow(rate), (candidate,), RULE, {}, {}, X[:18], "set")
     assert row["small"]["flagged"] == row["large"]["flagged"] == flagged
     assert (row["small"]["nll"] < row["small"]["reference"] - 1e-3) == flagged
 
@@ -297,7 +297,7 @@ def test_a_selector_of_one_candidate_is_that_candidate(rows, unit):
 def test_likelihood_and_nfe_are_those_of_the_execution(flow):
     """Not looked up: this selector's integrators are others than the candidates."""
     dynamic = Dynamic((Euler(1),) * 5, euler_alone)
-    row = policies(flow, CANDIDATES, RULE, {"other": dynamic}, {"other": 0.0}, X, "set")[6]
+    row = policy_rows(flow, CANDIDATES, RULE, {"other": dynamic}, {"other": 0.0}, X, "set")[6]
     assert row["policy"] == "DISE (other)"
     assert row["nfe"] == 1
     # one step of length 2 ends at 0
@@ -365,7 +365,7 @@ def test_the_reference_does_not_care_how_the_flow_is_integrated(linear_flow):
 def test_nothing_is_left_behind_on_the_flow(linear_flow):
     flow = linear_flow(0.5)
     before = {name: value.clone() for name, value in flow.state_dict().items()}
-    policies(flow, CANDIDATES, RULE, {"euler": Dynamic(CANDIDATES, euler_alone)}, {"euler": 0.0}, X[:17], "set")
+    policy_rows(flow, CANDIDATES, RULE, {"euler": Dynamic(CANDIDATES, euler_alone)}, {"euler": 0.0}, X[:17], "set")
     assert flow.block.integrator == TIGHT
     assert flow.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())

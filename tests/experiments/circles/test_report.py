@@ -6,14 +6,14 @@ from dise_experiments.circles.report import (
     larger_test,
     other_shares,
     other_targets,
-    own,
-    policies,
-    seeds,
+    own_row,
+    policy_table,
+    seed_table,
     table_8,
     table_9,
 )
 
-MEASURES = ["run", "NLL", "by reference", "NFE, 16 batches", "with selector", "NFE a row"]
+MEASURES = ["run", "NLL", "by reference", "NFE, 16 batches", "with selector", "NFE per row"]
 TIGHT = "Dopri5(rtol=1e-05, atol=1e-05)"
 
 
@@ -33,7 +33,7 @@ def well_formed(table):
 
 
 def test_own_is_the_integrator_of_the_training_for_a_set(run):
-    row = own(run(nll=0.875))
+    row = own_row(run(nll=0.875))
     assert (row["policy"], row["unit"], row["small"]["nll"]) == (TIGHT, "set", 0.875)
 
 
@@ -70,7 +70,7 @@ def test_table_8_has_our_numbers_beside_the_papers(run):
 
 def test_the_larger_test_has_every_run(run):
     table = well_formed(larger_test([run("error", nll=0.875, nfe=150.0), run("raw-error", dise=False)]))
-    assert table.header == ["run", "NLL", "by reference", "NFE a row"]
+    assert table.header == ["run", "NLL", "by reference", "NFE per row"]
     assert table.rows == [
         # 0.1 and 1 NFE above the small test
         ["flow-error-seed0", "0.9750", "0.9750", "151.0"],
@@ -84,7 +84,7 @@ def test_the_larger_test_has_every_run(run):
 @pytest.mark.parametrize(("part", "table"), [("small", other_targets), ("large", larger_test)])
 def test_a_likelihood_that_the_model_does_not_have_has_an_asterisk(run, part, table):
     one = run(target="moons", dise=False)
-    own(one)[part]["flagged"] = True
+    own_row(one)[part]["flagged"] = True
     made = {table: table([one]) for table in (other_targets, larger_test)}
     for other, (row,) in ((table, made[table].rows) for table in made):
         assert [name for name, cell in cells(made[other], row).items() if "*" in cell] == ["NLL"] * (other is table)
@@ -164,18 +164,18 @@ def test_shares_of_other_targets(run):
 
 def test_means_over_seeds(run):
     runs = [run(seed=seed, nll=nll, nfe=nfe) for seed, nll, nfe in [(0, 0.5, 100), (1, 0.6, 110), (10, 0.7, 150)]]
-    table = well_formed(seeds(runs))
+    table = well_formed(seed_table(runs))
     # the large test is at 0.1 and 1 NFE more; of 0, 0.1, 0.2 the deviation is 0.1, of 100, 110, 150 √700
     assert table.rows == [["flow-none", "3", "0.7000 ± 0.1000", "121.0 ± 26.5"]]
 
 
 def test_one_seed_has_no_deviation(run):
-    assert seeds([run("l1")]).rows == [["flow-l1", "1", "0.9750", "151.0"]]
+    assert seed_table([run("l1")]).rows == [["flow-l1", "1", "0.9750", "151.0"]]
 
 
 def test_runs_are_grouped_by_everything_but_the_seed(run):
     names = ["flow-none-seed0", "flow-error-0.5-seed0", "flow-none-target=moons-seed0", "flow-none-seed12"]
-    table = seeds([run(name=name) for name in names])
+    table = seed_table([run(name=name) for name in names])
     assert [row[:2] for row in table.rows] == [
         ["flow-none", "2"],
         ["flow-error-0.5", "1"],
@@ -183,24 +183,24 @@ def test_runs_are_grouped_by_everything_but_the_seed(run):
     ]
 
 
-# ---- every policy
+# ---- all policies
 
 
 def test_every_policy_of_a_run(run):
     one = run(nll=0.875, nfe=150.0, name="r")
-    table = well_formed(policies(one))
-    assert table.title == "r: every policy"
-    assert [row[0] for row in table.rows] == [f"{row['policy']}, a {row['unit']}" for row in one.policies()]
+    table = well_formed(policy_table(one))
+    assert table.title == "r: all policies"
+    assert [row[0] for row in table.rows] == [f"{row['policy']}, per {row['unit']}" for row in one.policies()]
     rows = {row[0]: row[1:] for row in table.rows}
     # NLL, its distance, NFE of 16 batches; NLL, distance, largest distance and NFE of the large test; selector; flag
-    assert rows["RK4(steps=5), a set"] == [
+    assert rows["RK4(steps=5), per set"] == [
         *("1.1250", "+0.2500", "320", "1.2250", "+0.5000", "1.000", "21.0", "–", ""),
     ]
-    assert rows["Midpoint, a set"] == [
+    assert rows["Midpoint, per set"] == [
         *("0.3750", "-0.5000", "32", "0.4750", "-0.2500", "0.500", "3.0", "–"),
         "better than the reference (small, large)",
     ]
-    assert rows["DISE (point), a point"] == [
+    assert rows["DISE (point), per point"] == [
         *("0.8750", "+0.0000", "–", "0.9750", "-0.5000", "1.000", "33.2", "0.167"),
         "better than the reference (large)",
     ]
@@ -208,12 +208,12 @@ def test_every_policy_of_a_run(run):
 
 
 def test_every_policy_of_a_run_without_selectors(run):
-    table = well_formed(policies(run(dise=False)))
+    table = well_formed(policy_table(run(dise=False)))
     assert len(table.rows) == 5
     assert not any("DISE" in row[0] for row in table.rows)
 
 
-@pytest.mark.parametrize("table", [table_8, table_9, seeds, larger_test, other_targets, other_shares])
+@pytest.mark.parametrize("table", [table_8, table_9, seed_table, larger_test, other_targets, other_shares])
 def test_tables_are_written_in_markdown(run, table):
     made = table([run(), run("error", seed=1)])
     lines = made.markdown().splitlines()

@@ -272,7 +272,7 @@ def metrics(task, flow):
     with pytest.MonkeyPatch.context() as patch:
         for module in ("evaluate", "task"):
             patch.setattr(f"dise_experiments.circles.{module}.SMALL", 2)
-        return task.evaluate(flow, dynamics, {"paper": 0.18, "set": 0.3, "point": 0.17}, SMALL)
+        return task.metrics(flow, dynamics, {"paper": 0.18, "set": 0.3, "point": 0.17}, SMALL)
 
 
 def test_evaluate_has_every_policy_for_sets_and_for_points(task, metrics):
@@ -307,7 +307,7 @@ def test_evaluate_on_another_target(task, flow, monkeypatch):
     for module in ("evaluate", "task"):
         monkeypatch.setattr(f"dise_experiments.circles.{module}.SMALL", 1)
     monkeypatch.setattr(CirclesTask, "candidates", (RK4(8),))
-    metrics = task.evaluate(flow, {}, {}, SMALL.model_copy(update={"target": "checkerboard"}))
+    metrics = task.metrics(flow, {}, {}, SMALL.model_copy(update={"target": "checkerboard"}))
     assert metrics["target"] == "checkerboard"
     expected = nll(sets("checkerboard", 3, "large test")).mean().item()
     assert metrics["policies"][0]["large"]["nll"] == pytest.approx(expected, abs=1e-4)
@@ -369,7 +369,7 @@ def test_tables_keep_the_targets_apart(task, run):
 def test_tables_of_a_run_without_selectors(task, run):
     one = run(dise=False)
     assert len(task.tables([one])) == 4
-    assert task.details(one)[0].title == "flow-none-seed0: every policy"
+    assert task.details(one)[0].title == "flow-none-seed0: all policies"
 
 
 # ---- plots

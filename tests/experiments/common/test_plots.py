@@ -41,7 +41,7 @@ def test_quality_over_nfe_with_the_selectors_cost(axes):
 def test_the_axis_of_nfe_says_what_gets_an_integrator(axes, drawn, tmp_path):
     quality_against_nfe(ROWS, "", tmp_path / "plot.png", quality=lambda row: row["loss"], label="loss", unit="set")
     labels = [figure.axes[0].get_xlabel() for figure in drawn]
-    assert labels == ["NFE a sample, selector included", "NFE a set, selector included"]
+    assert labels == ["NFE per sample, selector included", "NFE per set, selector included"]
 
 
 def test_kinds_of_policies_look_different(axes):

@@ -3,7 +3,7 @@
 import pytest
 
 from dise_experiments.common.task import Run
-from dise_experiments.mnist.report import models, own, policies, table_1, table_3
+from dise_experiments.mnist.report import model_table, own_row, policy_table, table_1, table_3
 
 
 def ode_rows(accuracy, nfe, **more):
@@ -40,7 +40,7 @@ def cells(table, row):
     ("one", "policy"), [(run(), "Dopri5"), (run("rknet"), "RK4"), (RESNET, "no ODE")], ids=["odenet", "rknet", "resnet"]
 )
 def test_own_is_the_integrator_that_the_model_was_trained_with(one, policy):
-    assert own(one)["policy"] == policy
+    assert own_row(one)["policy"] == policy
 
 
 # ---- Table 1
@@ -81,7 +81,7 @@ def test_table_1_has_every_run_of_a_row():
         "odenet-none-seed0",
         "odenet-none-seed1",
     ]
-    assert cells(table, table.rows[0])["NFE a sample"] == "–"
+    assert cells(table, table.rows[0])["NFE per sample"] == "–"
 
 
 # ---- Table 3
@@ -103,18 +103,18 @@ PLAIN = run(accuracy=0.7, nfe=26.0, wrong=[1, 2, 3, 4, 5, 6])
 
 
 def test_the_plain_model_is_not_compared_with_itself():
-    (row,) = models([PLAIN]).rows
+    (row,) = model_table([PLAIN]).rows
     assert row == ["odenet-none-seed0", "0.7000", "26.00", "13.00", "–", "–"]
 
 
 def test_models_are_compared_on_the_same_images():
     # plain alone is right at 7, the other alone at 2, 3, 4, 5, 6: 2·(1 + 6)/2⁶
     other = run(reg="error", accuracy=0.9, nfe=14.0, wrong=[1, 7])
-    table = models([PLAIN, other])
+    table = model_table([PLAIN, other])
     assert cells(table, table.rows[1]) == {
         "run": "odenet-error-seed0",
         "accuracy": "0.9000",
-        "NFE a sample": "14.00",
+        "NFE per sample": "14.00",
         "with first_step=span": "7.00",
         "difference, points": "+20.00",
         "McNemar": "1 / 5, p = 0.219",
@@ -123,22 +123,22 @@ def test_models_are_compared_on_the_same_images():
 
 def test_the_order_of_the_runs_does_not_matter():
     worse = run(reg="error", wrong=[1, 2, 3, 4, 5, 6, 7, 8])
-    assert [row[-2:] for row in models([worse, PLAIN]).rows] == [["-10.00", "2 / 0, p = 0.5"], ["–", "–"]]
+    assert [row[-2:] for row in model_table([worse, PLAIN]).rows] == [["-10.00", "2 / 0, p = 0.5"], ["–", "–"]]
 
 
 def test_equal_models():
-    assert models([PLAIN, run(reg="l2", wrong=[6, 5, 4, 3, 2, 1])]).rows[1][-2:] == ["+0.00", "0 / 0, p = 1"]
+    assert model_table([PLAIN, run(reg="l2", wrong=[6, 5, 4, 3, 2, 1])]).rows[1][-2:] == ["+0.00", "0 / 0, p = 1"]
 
 
 def test_each_model_is_compared_with_the_plain_one_of_its_seed():
     runs = [PLAIN, run(seed=1, wrong=[0]), run(reg="error", seed=1, wrong=[0, 1]), run(reg="error", seed=2, wrong=[0])]
     # seed 2 has no plain ODE-Net
-    assert [row[-1] for row in models(runs).rows] == ["–", "–", "1 / 0, p = 1", "–"]
-    assert [row[-2] for row in models(runs).rows] == ["–", "–", "-5.00", "–"]
+    assert [row[-1] for row in model_table(runs).rows] == ["–", "–", "1 / 0, p = 1", "–"]
+    assert [row[-2] for row in model_table(runs).rows] == ["–", "–", "-5.00", "–"]
 
 
 def test_baselines_are_compared_with_their_own_integrator():
-    table = models([PLAIN, RESNET, run("rknet", wrong=[1, 2, 3])])
+    table = model_table([PLAIN, RESNET, run("rknet", wrong=[1, 2, 3])])
     # ResNet: wrong at 0 and 1; plain alone is right at 0, ResNet alone at 2 to 6
     assert table.rows[1] == ["resnet-none-seed0", "0.9000", "–", "–", "+20.00", "1 / 5, p = 0.219"]
     assert table.rows[2] == ["rknet-none-seed0", "0.7000", "4.00", "10.00", "+15.00", "0 / 3, p = 0.25"]
@@ -147,15 +147,15 @@ def test_baselines_are_compared_with_their_own_integrator():
 @pytest.mark.parametrize("name", ["rknet", "resnet"])
 def test_a_baseline_is_not_the_plain_ode_net(name):
     baseline = RESNET if name == "resnet" else run("rknet")
-    assert [row[-1] for row in models([baseline, run(reg="error")]).rows] == ["–", "–"]
+    assert [row[-1] for row in model_table([baseline, run(reg="error")]).rows] == ["–", "–"]
 
 
-# ---- every policy
+# ---- all policies
 
 
 def test_every_policy_with_what_it_costs():
-    table = policies(run(name="r"))
-    assert table.title == "r: every policy"
+    table = policy_table(run(name="r"))
+    assert table.title == "r: all policies"
     assert [cells(table, row)["policy"] for row in table.rows] == [row["policy"] for row in run().policies()]
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["oracle"] == ["1.0000", "1.50", "1.50", "–", "–"]
@@ -166,4 +166,4 @@ def test_every_policy_with_what_it_costs():
 
 
 def test_the_one_policy_of_a_resnet():
-    assert policies(RESNET).rows == [["no ODE", "0.9000", "–", "–", "–", "–"]]
+    assert policy_table(RESNET).rows == [["no ODE", "0.9000", "–", "–", "–", "–"]]

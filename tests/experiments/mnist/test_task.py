@@ -210,7 +210,7 @@ def few(splits):
 def test_evaluate_takes_the_test_images_and_the_tasks_integrators(task, few):
     torch.manual_seed(0)
     model = task.models["odenet"]().eval()
-    metrics = task.evaluate(model, {"e": Dynamic(task.candidates, all_to_euler)}, {"e": 0.5}, few)
+    metrics = task.metrics(model, {"e": Dynamic(task.candidates, all_to_euler)}, {"e": 0.5}, few)
     names = [str(integrator) for integrator in (*task.candidates, *task.baselines)]
     assert [row["policy"] for row in metrics["policies"]] == [*names, "oracle", "DISE (e)", "random, mix of e"]
     with torch.no_grad():
@@ -227,7 +227,7 @@ def all_to_euler(h0, k1):
 def test_evaluate_without_an_ode(task, few):
     torch.manual_seed(0)
     model = task.models["resnet"]().eval()
-    metrics = task.evaluate(model, {}, {}, few)
+    metrics = task.metrics(model, {}, {}, few)
     with torch.no_grad():
         ((x, labels),) = task._test_batches(few)
         right = model(x).argmax(1) == labels
@@ -255,7 +255,7 @@ def test_tables_are_the_papers_and_the_models(task):
         "Table 3",
         "Models against the plain ODE-Net of the same seed",
     ]
-    assert [table.title for table in task.details(NET)] == ["net: every policy"]
+    assert [table.title for table in task.details(NET)] == ["net: all policies"]
 
 
 def test_a_plot_for_each_model_with_an_ode(task, tmp_path):

@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import Dopri5, solve
-from dise_experiments.physionet.model import LATENT, Field, LatentODE
+from dise_experiments.physionet.model import LATENT, LatentODE, VectorField
 from dise_experiments.physionet.stays import Stays
 
 
@@ -140,5 +140,5 @@ def test_every_parameter_learns(stays):
 
 
 def test_field_does_not_look_at_the_time():
-    field, y = Field(3), torch.ones(2, 3)
+    field, y = VectorField(3), torch.ones(2, 3)
     assert torch.equal(field(torch.tensor(0.0), y), field(torch.tensor(7.0), y))

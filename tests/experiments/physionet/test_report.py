@@ -2,10 +2,10 @@
 
 import pytest
 
-from dise_experiments.physionet.report import against_dopri, own, policies, seeds, table_5, table_6
+from dise_experiments.physionet.report import against_dopri, own_row, policy_tables, seed_table, table_5, table_6
 from dise_experiments.physionet.task import PhysionetTask
 
-MEASURES = ["run", "AUROC", "95 %", "NFE a record", "selector (in f)", "NFE a batch", "AUROC, set b", "95 %, set b"]
+MEASURES = ["run", "AUROC", "95 %", "NFE per record", "selector (in f)", "NFE per batch", "AUROC, set b", "95 %, set b"]
 
 
 def ours(table):
@@ -24,10 +24,10 @@ def well_formed(table):
 
 
 def test_own_is_the_integrator_of_the_training(run):
-    row = own(run(nfe=20.0).metrics["policies"])
+    row = own_row(run(nfe=20.0).metrics["policies"])
     assert row["policy"] == str(PhysionetTask.reference) == "Dopri5(atol=0.0001)"
     assert row["nfe"] == 20
-    assert own(run(model="z0").metrics["policies"])["policy"] == "no ODE"
+    assert own_row(run(model="z0").metrics["policies"])["policy"] == "no ODE"
 
 
 # ---- Table 5
@@ -140,7 +140,7 @@ def test_nothing_is_a_share_of_no_evaluation(run):
 
 def test_means_over_seeds(run):
     runs = [run(seed=seed, auroc=auroc, nfe=nfe) for seed, auroc, nfe in [(0, 0.5, 14), (1, 0.6, 20), (10, 0.7, 26)]]
-    table = well_formed(seeds(runs))
+    table = well_formed(seed_table(runs))
     assert table.rows == [
         [
             "z_end-none", "3", "0.6000 ± 0.1000", "0.3500 ± 0.1000", "0.0312 ± 0.0000",
@@ -153,7 +153,7 @@ def test_means_over_seeds(run):
 
 
 def test_one_seed_has_no_deviation_and_every_model_a_row(run):
-    table = seeds([run("l1"), run(model="z0"), run(name="z_end-error-0.5-seed0")])
+    table = seed_table([run("l1"), run(model="z0"), run(name="z_end-error-0.5-seed0")])
     assert [row[:3] for row in table.rows] == [
         ["z_end-l1", "1", "0.8000"],
         ["z0-none", "1", "0.8000"],
@@ -161,15 +161,15 @@ def test_one_seed_has_no_deviation_and_every_model_a_row(run):
     ]
 
 
-# ---- every policy
+# ---- all policies
 
 
 def test_every_policy_of_a_run_on_both_parts(run):
     one = run(name="r")
-    tables = [well_formed(table) for table in policies(one)]
+    tables = [well_formed(table) for table in policy_tables(one)]
     assert [table.title for table in tables] == [
-        "r: every policy, 800 test records",
-        "r: every policy, 4,000 records of set b",
+        "r: all policies, 800 test records",
+        "r: all policies, 4,000 records of set b",
     ]
     for table, part in zip(tables, ("policies", "policies_b"), strict=True):
         assert [row[0] for row in table.rows] == [row["policy"] for row in one.metrics[part]]
@@ -187,12 +187,12 @@ def test_every_policy_of_a_run_on_both_parts(run):
 
 
 def test_every_policy_of_a_model_without_a_solve(run):
-    for table in policies(run(model="z0")):
+    for table in policy_tables(run(model="z0")):
         ((policy, *_),) = well_formed(table).rows
         assert policy == "no ODE"
 
 
-@pytest.mark.parametrize("table", [table_5, table_6, against_dopri, seeds])
+@pytest.mark.parametrize("table", [table_5, table_6, against_dopri, seed_table])
 def test_tables_are_written_in_markdown(run, table):
     made = table([run(), run("error", seed=1), run(model="z0")])
     lines = made.markdown().splitlines()

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from dise import RK4, CostSelector, Euler
 from dise.select import BinaryCost, Costs, count_macs
-from dise_experiments.physionet.model import LATENT, Field
+from dise_experiments.physionet.model import LATENT, VectorField
 from dise_experiments.physionet.selector import PaperNetwork
 
 
@@ -64,7 +64,7 @@ def test_table_4_does_not_look_at_k1(network):
 
 def test_its_cost_beside_the_fields(network):
     h0 = states(1)
-    field = Field(LATENT)
+    field = VectorField(LATENT)
     macs, of_f = count_macs(lambda: network(h0, h0)), count_macs(lambda: field(None, h0))
     assert macs == 20 * 10 + 10 * 10 + 10 * 5 + 5 * 5 + 5 * 3
     assert of_f == 20 * 50 + 3 * 50 * 50 + 50 * 20

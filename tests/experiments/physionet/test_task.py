@@ -227,7 +227,7 @@ def test_only_latent_odes(task, splits):
     with pytest.raises(TypeError, match="model: expected a LatentODE, got Linear"):
         task.loss(nn.Linear(1, 1), None, None)
     with pytest.raises(TypeError, match="model: expected a LatentODE, got Linear"):
-        task.evaluate(nn.Linear(1, 1), {}, {}, splits)
+        task.metrics(nn.Linear(1, 1), {}, {}, splits)
 
 
 @pytest.mark.parametrize(("decay", "floor"), [(0.999, 0.001), (0.9, 0.001), (0.9, 0.02)])
@@ -255,7 +255,7 @@ def all_to_euler(h0, k1):
 def test_evaluate_takes_both_test_parts_and_the_tasks_integrators(task, splits):
     latent = model().eval()
     dynamics = {"e": Dynamic(task.selectors["paper"].choosable(task.candidates), all_to_euler)}
-    metrics = task.evaluate(latent, dynamics, {"e": 0.5}, splits)
+    metrics = task.metrics(latent, dynamics, {"e": 0.5}, splits)
     names = [str(integrator) for integrator in (*task.candidates, *task.baselines)]
     for suffix, records in (("", splits.test), ("_b", splits.set_b)):
         rows = {row["policy"]: row for row in metrics[f"policies{suffix}"]}
@@ -274,7 +274,7 @@ def test_evaluate_takes_both_test_parts_and_the_tasks_integrators(task, splits):
 
 
 def test_evaluate_without_a_solve(task, splits):
-    metrics = task.evaluate(model("z0").eval(), {}, {}, splits)
+    metrics = task.metrics(model("z0").eval(), {}, {}, splits)
     for suffix in ("", "_b"):
         (row,) = metrics[f"policies{suffix}"]
         assert (row["policy"], row["nfe"]) == ("no ODE", 0)

@@ -1,12 +1,12 @@
-"""Distributions in the plane to learn, by name. There is no data set: points are drawn, as many as are wanted.
+"""Target distributions in the plane, by name. There is no data set: any number of points can be drawn.
 
-All lie roughly within [−1.5, 1.5]², where the two circles are, so that one flow's settings (base of variance 0.1)
-suit them all. A target that is a mixture has its components equally often, as far as n allows, in random order, as
-scikit-learn's generators do; each point alone still has the target's density, whatever n. That makes the mean of
-log p over n points vary less than that of n independent points.
+All are roughly within [−1.5, 1.5]², like the two circles, so the same settings of a flow (base of variance 0.1) suit
+all. The components of a mixture occur equally often, as far as n allows, in random order, as in scikit-learn's
+generators; each single point has the target's density for every n. The mean of log p over n points thus varies less
+than over n independent points.
 
-Sources: scikit-learn's `make_circles` and `make_moons`; FFJORD's `lib/toy_data.py` (Grathwohl et al., 2019), whose
-sizes are scaled to fit.
+Sources: scikit-learn's `make_circles` and `make_moons`; FFJORD's `lib/toy_data.py` (Grathwohl et al., 2019), with
+scaled sizes.
 """
 
 import math
@@ -15,14 +15,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NOISE, FACTOR = 0.06, 0.5  # of torchdiffeq's examples/cnf.py
+NOISE, FACTOR = 0.06, 0.5  # from torchdiffeq's examples/cnf.py
 
 
 def circles(n: int, generator: torch.Generator) -> Tensor:
     """[n, 2] two circles around 0 of radius 1 and 0.5, with normal noise of 0.06 in both coordinates.
 
     As `sklearn.datasets.make_circles(n, noise=0.06, factor=0.5)`: angles are equally spaced on each circle, which
-    makes gradients less noisy. Here each circle is also turned at random, so that points are those of a density, with
+    reduces the noise of gradients. Here each circle is also rotated at random, so that each point has a density, with
     entropy 0.788 nats.
     """
     circle = _component(n, 2, generator)
@@ -36,7 +36,7 @@ def circles(n: int, generator: torch.Generator) -> Tensor:
 def moons(n: int, generator: torch.Generator) -> Tensor:
     """[n, 2] two interleaving half circles of radius 0.8, with normal noise of 0.08 in both coordinates.
 
-    As `sklearn.datasets.make_moons(n, noise=0.1)` with drawn angles, moved to be symmetric about 0, and scaled by 0.8.
+    As `sklearn.datasets.make_moons(n, noise=0.1)` with random angles, centred at 0 and scaled by 0.8.
     """
     sign = torch.where(_component(n, 2, generator) == 0, 1.0, -1.0)
     half = _polar(torch.ones_like(sign), math.pi * _uniform(n, generator))
@@ -55,7 +55,7 @@ def eight_gaussians(n: int, generator: torch.Generator) -> Tensor:
 
 
 def pinwheel(n: int, generator: torch.Generator) -> Tensor:
-    """[n, 2] five arms that bend the more the further out they are; the mean radius is about 0.75.
+    """[n, 2] five arms whose curvature increases outwards; the mean radius is about 0.75.
 
     FFJORD's `pinwheel` (Johnson et al., 2016): an arm is normal with mean 1 and standard deviation 0.3 along it and
     0.1 across, turned by exp(along)/4; scaled by 0.75.
@@ -94,7 +94,7 @@ Errors: `ValueError` if n is negative.
 
 
 def _component(n: int, count: int, generator: torch.Generator) -> Tensor:
-    """[n] in 0 to `count` - 1, each equally often as far as n allows; what is left over is not always the first."""
+    """[n] in 0 to `count` - 1, each equally often as far as n allows, the remainder at random."""
     if n < 0:
         raise ValueError(f"n: expected 0 points or more, got {n}")
     device = generator.device

@@ -1,7 +1,7 @@
-"""Every policy's likelihood, as it computes it and as a tight solve gives it, and what it costs.
+"""The likelihood of all policies, as computed and by a tight solve, and their NFE.
 
-A coarse integrator can report a density that the model does not have, even a better one. So each likelihood stands
-beside the reference's on the same points, and a policy that reports a better one is flagged.
+A coarse integrator can report a density that the model does not have, even a better one. So each likelihood is compared
+with the reference's on the same points, and a policy that reports a better one is flagged.
 """
 
 import copy
@@ -30,7 +30,7 @@ from dise.select import (
 SMALL = 16  # sets of 32: the paper's 512 test points
 CHUNK = 64  # sets at once
 TIGHT = 1e-7
-BETTER = 1e-3  # nats by which a policy may report a better likelihood than the reference; rounding is below
+BETTER = 1e-3  # nats; a policy whose likelihood is better by more is flagged, and rounding errors are smaller
 
 
 class Reference:
@@ -47,14 +47,14 @@ class Reference:
 
 
 def batches(model: nn.Module, sets: Tensor, unit: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Sets [N, 32, 2] with their reference log p, in batches; unit "point" makes every point a row of its own."""
+    """Sets [N, 32, 2] with their reference log p, in batches; with unit "point" each point is a row."""
     reference, device = Reference(model), next(model.parameters()).device
     for x in sets.to(device).split(CHUNK):
         target = reference(x)
         yield (x, target) if unit == "set" else (x.flatten(0, 1), target.flatten())
 
 
-def policies(
+def policy_rows(
     model: nn.Module,
     candidates: tuple[Integrator, ...],
     rule: CostRule,
@@ -63,15 +63,15 @@ def policies(
     sets: Tensor,
     unit: str,
 ) -> list[dict[str, Any]]:
-    """Each candidate alone, the oracle, every selector as executed, and random routing at its mix.
+    """Each candidate alone, the oracle, every selector as executed, and random routing with its shares.
 
     Args:
         model: a flow.
-        candidates: the last is the one to compare with.
+        candidates: the last is the reference of NFE.
         rule: Eq. 5.
-        dynamics: selectors whose rows are of this unit.
-        selector_macs: their multiply–adds in units of f's.
-        sets: [N, 32, 2], of which the first 16 are the small test, the rest the large one.
+        dynamics: selectors of this unit.
+        selector_macs: their multiply–adds in units of those of f.
+        sets: [N, 32, 2]; the first 16 are the small test, the others the large test.
         unit: "set" or "point".
     """
     data = list(batches(model, sets, unit))
@@ -93,7 +93,7 @@ def policies(
 
 
 class _Table:
-    """Rows of the evaluation: a policy's likelihoods and NFE on the small and on the large test."""
+    """Rows of the evaluation: likelihoods and NFE of a policy on the small and on the large test."""
 
     def __init__(self, outcomes: Outcomes, small: int, unit: str) -> None:
         self.nll, self.reference = -_row_means(outcomes.output, 2), -_row_means(outcomes.target, 1)
@@ -101,7 +101,7 @@ class _Table:
         self.unit = unit
 
     def row(self, score: PolicyScore, nll: Tensor | None = None) -> dict[str, Any]:
-        """A policy's row; `nll` [N] is what it computed, by default what its candidates did alone."""
+        """A policy's row; `nll` [N] is its computed NLL, by default that of its candidates alone."""
         nll = (score.weights * self.nll).sum(1) if nll is None else nll
         row: dict[str, Any] = {"policy": score.name, "unit": self.unit, "nfe": score.mean_nfe}
         for part, rows in self.parts.items():
@@ -118,7 +118,7 @@ class _Table:
 
 
 def _row_means(x: Tensor, dims: int) -> Tensor:
-    """The mean over points of each row's values; `dims` are what is left."""
+    """The mean over the points of each row, if there are more than `dims` dimensions."""
     return x if x.ndim == dims else x.mean(-1)
 
 

@@ -1,4 +1,4 @@
-"""Figure 3: how a flow makes data of its base, as densities and as samples; and the same as an animation."""
+"""Figure 3: a flow from its base to the data, as densities and as samples; and the same as an animation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from dise.flow import Flow
 from dise_experiments.circles.points import draw
 from dise_experiments.common.plots import styled
 
-EXTENT = 1.5  # of the plane that is shown, to each side
+EXTENT = 1.5  # half the width of the plotted square
 GRID, SAMPLES = 100, 4000
-TARGET_POINTS = 400_000  # of the target's histogram: 40 a cell
-TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # the paper's labels, as parts of the flow's time
+TARGET_POINTS = 400_000  # points of the target's histogram: 40 per cell
+TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)  # the paper's labels, as fractions of the flow's time span
 FRAMES = 25
 
 
@@ -25,8 +25,8 @@ def draw_flows(flows: Mapping[str, Flow], target: str, file: Path) -> None:
     """Densities and samples of each flow at five times, beside the target.
 
     Args:
-        flows: by the name to write beside them.
-        target: name of the distribution that they learnt.
+        flows: flows by label.
+        target: name of the learnt distribution.
         file: PNG to write.
     """
     rows, columns = 2 * len(flows), len(TIMES) + 1
@@ -52,10 +52,10 @@ def draw_flows(flows: Mapping[str, Flow], target: str, file: Path) -> None:
 
 
 def animate(flow: Flow, file: Path) -> None:
-    """The flow from its base to the data and, for a moment, at rest: density on the left, samples on the right.
+    """An animation of the flow from its base to the data: density on the left, samples on the right.
 
     Args:
-        flow: trained.
+        flow: a trained flow.
         file: GIF to write.
     """
     times = torch.linspace(0, 1, FRAMES).tolist()
@@ -78,7 +78,7 @@ def animate(flow: Flow, file: Path) -> None:
 
 @torch.no_grad()
 def densities(flow: Flow, times: Sequence[float]) -> list[Tensor]:
-    """[GRID, GRID] density at each time (a part of the flow's), rows from below."""
+    """[GRID, GRID] density at each time, a fraction of the flow's time span; the first row is at the bottom."""
     line = torch.linspace(-EXTENT, EXTENT, GRID)
     y, x = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack([x, y], -1).reshape(1, -1, 2)
@@ -88,7 +88,7 @@ def densities(flow: Flow, times: Sequence[float]) -> list[Tensor]:
 
 @torch.no_grad()
 def sample_paths(flow: Flow, times: Sequence[float]) -> list[Tensor]:
-    """[SAMPLES, 2] points of the base at each time (a part of the flow's, increasing)."""
+    """[SAMPLES, 2] points of the base, moved by the flow to each time; times are increasing fractions of its span."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         z = flow.base.sample(torch.Size([1, SAMPLES]))
@@ -102,18 +102,18 @@ def sample_paths(flow: Flow, times: Sequence[float]) -> list[Tensor]:
 
 
 def histogram(points: Tensor) -> Tensor:
-    """[GRID, GRID] density of points [n, 2] that are as many as to be one, rows from below."""
+    """[GRID, GRID] density of many points [n, 2]; the first row is at the bottom."""
     counts, _ = torch.histogramdd(points, bins=[GRID, GRID], range=[-EXTENT, EXTENT] * 2)
     return counts.T / (len(points) * (2 * EXTENT / GRID) ** 2)
 
 
 def show_density(panel: Axes, density: Tensor) -> None:
-    """A density [rows, columns] on the plane."""
+    """Plot a density [rows, columns]."""
     panel.imshow(density.numpy(), origin="lower", extent=(-EXTENT, EXTENT) * 2, cmap="viridis", vmin=0)
     panel.set(xticks=[], yticks=[])
 
 
 def show_points(panel: Axes, points: Tensor) -> None:
-    """Points [n, 2] on the plane."""
+    """Plot points [n, 2]."""
     panel.plot(*points.T.numpy(), ",", color="#4C72B0", alpha=0.6)
     panel.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xticks=[], yticks=[], aspect="equal")

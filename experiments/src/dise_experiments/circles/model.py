@@ -1,4 +1,4 @@
-"""The flow of the two circles: a small network of the points whose weights another network gives for each time.
+"""The flow of the two circles: a small network of the points, with weights given by another network of the time.
 
 Source: torchdiffeq's `examples/cnf.py`, after Chen, Rubanova, Bettencourt, Duvenaud, Neural Ordinary Differential
 Equations, 2018, section 4.
@@ -18,9 +18,9 @@ BASE_VARIANCE, END = 0.1, 10.0
 class HyperNetworkField(nn.Module):
     """dz/dt = (1/64) Σ_i U_i tanh(W_i·z + B_i) with W, U [64, 2] and B [64] from t; 15,904 parameters.
 
-    A network of t with two hidden layers of 32 gives W, U', G and B, and U = U' σ(G). It runs once for each time,
-    so points that share a time (z [n, P, 2], or a scalar t) share its work. Its 448 outputs are in the order of
-    torchdiffeq's example, whose weights therefore fit.
+    A network of t with two hidden layers of 32 gives W, U', G and B, and U = U' σ(G). It runs once per time, so
+    points with a common time (z [n, P, 2], or a scalar t) share its work. Its 448 outputs have the order of
+    torchdiffeq's example, so its weights can be loaded.
     """
 
     def __init__(self) -> None:
@@ -43,15 +43,15 @@ class HyperNetworkField(nn.Module):
         W, U, B = self._weights(t)
         h = _hidden(W, B, z)
         WU = (W * U).sum(-1, keepdim=True)
-        # Σ (1 − h²) WU as Σ WU − h²·WU: of all points' hidden units h² alone is made
+        # Σ (1 − h²) WU = Σ WU − h²·WU needs one tensor of the size [m, P, 64], h²
         div = WU.sum(1, keepdim=True) - torch.bmm(h.square(), WU)
         return torch.bmm(h, U).reshape(z.shape), div.reshape(*z.shape[:-1], 1)
 
     def _weights(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """W, U/64 [m, 64, 2] and B [m, 1, 64] of the m times in t."""
+        """W, U/64 [m, 64, 2] and B [m, 1, 64] for the m times in t."""
         weights = self.hypernetwork(t.reshape(-1, 1))
         W, gated, B = weights.split([DIM * WIDTH, 2 * DIM * WIDTH, WIDTH], dim=1)
-        # glu(U', G) = U' σ(G), fused; the mean over hidden units goes into U, the smallest place for it
+        # glu(U', G) = U' σ(G), fused; divide U by 64, the smallest tensor for the mean over hidden units
         U = F.glu(gated, dim=1) / WIDTH
         return W.reshape(-1, WIDTH, DIM), U.reshape(-1, WIDTH, DIM), B.unsqueeze(1)
 

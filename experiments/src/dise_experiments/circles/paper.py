@@ -1,4 +1,4 @@
-"""What the paper reports on two circles, to stand beside this project's numbers."""
+"""The paper's results on two circles."""
 
 from typing import NamedTuple
 
@@ -23,5 +23,5 @@ TABLE_8 = (
     Row("Our reg. & DISE", "error", True, 0.8742, 1984),
 )
 
-# Share of test cases under DISE.
+# share of test cases under DISE.
 TABLE_9 = {"Dopri5": 0.875, "RK4": 0.0, "Euler": 0.125}

@@ -1,4 +1,4 @@
-"""Points to train, select and test on: drawn afresh, each part from a stream of its own."""
+"""Points for training, selection and tests: each part is drawn from its own random stream."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def draw(target: str, number: int, *stream: object) -> Tensor:
 
 @dataclass(frozen=True)
 class FreshBatches:
-    """One epoch of training batches [1, batch, 2]: each is one system, as torchdiffeq solves it."""
+    """One epoch of training batches [1, batch, 2]; each is solved as one system, as with torchdiffeq."""
 
     preset: Preset
     seed: int
@@ -36,5 +36,5 @@ class FreshBatches:
 
 
 def sets(target: str, number: int, part: str) -> Tensor:
-    """[number, 32, 2] sets of points of a part: the same for every run, so that runs can be compared."""
+    """[number, 32, 2] sets of points of a part; all runs get the same, so that they can be compared."""
     return draw(target, number * SET, part).reshape(number, SET, 2)

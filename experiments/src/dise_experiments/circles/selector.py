@@ -1,16 +1,16 @@
-"""Selectors for flows: the paper's Table 7, and one that does not care about the order of the points."""
+"""Selector networks for flows: the paper's Table 7, and one that is independent of the order of the points."""
 
 import torch
 from torch import Tensor, nn
 
-SET = 32  # points that share an integrator in the paper
+SET = 32  # points with a common integrator in the paper
 
 
 class PaperNetwork(nn.Module):
     """Table 7: linear 3 → 1 for each of 32 points (x, y, log-density), then 32 → 64 → 32 → K with tanh between.
 
-    One decision for 32 points, dependent on their order. The paper has tanh on the last layer too; costs reach
-    M^α = 1.23, which tanh cannot, so the last layer is linear here (and targets are standardised by `CostSelector`).
+    One decision for 32 points, which depends on their order. The paper has tanh after the last layer too; costs reach
+    M^α = 1.23, which tanh cannot, so the last layer is linear here (and `CostSelector` standardises the targets).
     """
 
     def __init__(self, candidates: int) -> None:
@@ -21,15 +21,15 @@ class PaperNetwork(nn.Module):
         )
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """h0 [n, 32, 3] → [n, K]; k1 is not looked at."""
+        """h0 [n, 32, 3] → [n, K]; k1 is not used."""
         return self.layers(self.point(h0).squeeze(-1))
 
 
 class SetNetwork(nn.Module):
-    """Costs from a set of points and their derivatives, whatever their order and number.
+    """Costs from a set of points and their derivatives, for any number and order of points.
 
-    Each point's (x, y, dx/dt, dy/dt, d log p/dt), standardised, goes through one hidden layer; the set is the mean
-    and the maximum over points. Source: Zaheer et al., Deep Sets, 2017. A set may be one point: states [n, 3].
+    Each point's (x, y, dx/dt, dy/dt, d log p/dt), standardised, goes through one hidden layer, followed by the
+    mean and the maximum over the points. Source: Zaheer et al., Deep Sets, 2017. A set may be one point: states [n, 3].
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class SetNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, h0: Tensor, k1: Tensor) -> None:
-        """Learn the features' mean and scale from data [N, P, 3] or [N, 3]."""
+        """Set the features' mean and scale to those of data [N, P, 3] or [N, 3]."""
         features = _features(h0, k1).flatten(0, 1)
         self.mean.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp(min=1e-6))
@@ -56,6 +56,6 @@ class SetNetwork(nn.Module):
 
 
 def _features(h0: Tensor, k1: Tensor) -> Tensor:
-    """[n, P, 5]; the log-density at the start is always 0 and left out."""
+    """[n, P, 5]; without the log-density at the start, which is 0."""
     features = torch.cat([h0[..., :2], k1], dim=-1)
     return features if features.ndim == 3 else features.unsqueeze(1)

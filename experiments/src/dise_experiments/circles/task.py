@@ -1,4 +1,4 @@
-"""Density estimation on two circles as a task: what training needs to know of it."""
+"""Density estimation on two circles as a task: data, loss, optimizer, candidates, selectors and reports."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,30 +11,38 @@ from torch import Tensor, nn
 from dise.flow import Flow, TransportCost
 from dise.integrate import RK4, Bosh3, Dopri5, Euler, Midpoint
 from dise.select import Dynamic, TaskErrorCost
-from dise_experiments.circles.evaluate import SMALL, batches, policies
+from dise_experiments.circles.evaluate import SMALL, batches, policy_rows
 from dise_experiments.circles.figure import animate, draw_flows
 from dise_experiments.circles.model import DIM, hypernetwork_flow
 from dise_experiments.circles.points import FreshBatches, sets
 from dise_experiments.circles.presets import ALPHA, BETA, PENALTY, PRESETS, WEIGHTS, Preset
-from dise_experiments.circles.report import larger_test, other_shares, other_targets, seeds, table_8, table_9
-from dise_experiments.circles.report import policies as policies_table
+from dise_experiments.circles.report import (
+    larger_test,
+    other_shares,
+    other_targets,
+    policy_table,
+    seed_table,
+    table_8,
+    table_9,
+)
 from dise_experiments.circles.selector import PaperNetwork, SetNetwork
 from dise_experiments.common.plots import quality_against_nfe
 from dise_experiments.common.table import Table
-from dise_experiments.common.task import REGULARIZERS, Loss, Run, SelectorSpec, Task
+from dise_experiments.common.task import REGULARIZERS, Loss, Quality, Run, SelectorSpec, Task
 
-CIRCLES = "circles"  # the target of the paper
+CIRCLES = "circles"  # the paper's target
 
-# Share of rows whose likelihood may be farther off than β: the test of `choose_penalty` needs 268 rows for a hundredth,
-# 2,703 for its default of a thousandth, even if it sees none.
-TOLERANCE = 1e-2
-POINT_PART = 8  # a row of one point costs as many multiply–adds as most of a set: an eighth of the sets will do
+# Tolerance of selectors: the share of rows whose likelihood error exceeds β. Even without such rows, the test of
+# `choose_penalty` needs 268 rows for 1e-2, and 2,703 rows for its default of 1e-3.
+DEVIATING = 1e-2
+POINT_PART = 8  # points are taken from an eighth of the sets: one point costs nearly as many multiply–adds as a set
 
 
 class CirclesTask(Task):
     """See `dise_experiments.common.task.Task`."""
 
     name = "circles"
+    quality = Quality("NLL", "loss", lambda row: row["large"]["nll"])
     presets = PRESETS
     regularizers: ClassVar = {**REGULARIZERS, "kinetic": partial(TransportCost, DIM)}
     weights = WEIGHTS
@@ -50,12 +58,13 @@ class CirclesTask(Task):
     )
     selectors: ClassVar = {
         "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates), unit="set", equation=5),
-        "set": SelectorSpec(lambda model, candidates: SetNetwork(candidates), TOLERANCE, unit="set", equation=5),
-        "point": SelectorSpec(lambda model, candidates: SetNetwork(candidates), TOLERANCE, unit="point", equation=5),
+        "set": SelectorSpec(lambda model, candidates: SetNetwork(candidates), DEVIATING, unit="set", equation=5),
+        "point": SelectorSpec(lambda model, candidates: SetNetwork(candidates), DEVIATING, unit="point", equation=5),
     }
+    default_selector = "set"
 
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> TaskErrorCost:
-        """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's, counted as β up to β."""
+        """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's, raised to at least β."""
         return TaskErrorCost(
             alpha=ALPHA if alpha is None else alpha,
             M=PENALTY if penalty is None else penalty,
@@ -65,7 +74,7 @@ class CirclesTask(Task):
         )
 
     def load(self, preset: Preset, data_dir: Path | None) -> Preset:
-        """There are no data but what the preset says to draw."""
+        """The preset: points are drawn as it says, so there are no data to load."""
         return preset
 
     def training_batches(self, splits: Preset, preset: Preset, *, seed: int, epoch: int) -> FreshBatches:
@@ -79,12 +88,12 @@ class CirclesTask(Task):
     def selection_batches(
         self, model: nn.Module, splits: Preset, *, on: str, unit: str
     ) -> Iterable[tuple[Tensor, Tensor]]:
-        """Fresh sets with the reference's log-likelihoods. All points are fresh, so `on` makes no difference."""
+        """Fresh sets with the reference's log-likelihoods. All points are fresh, so `on` has no effect."""
         number = splits.selection_sets if unit == "set" else max(splits.selection_sets // POINT_PART, 2)
         return batches(model, sets(splits.target, number, "selection"), unit)
 
     def timed_batches(self, splits: Preset, number: int, *, unit: str) -> Iterable[Tensor]:
-        """Test sets one by one, as the paper's test batch is 32 points; or their points as rows."""
+        """Test sets one by one, like the paper's test batches of 32 points; or their points as rows."""
         x = sets(splits.target, SMALL, "test")[:number]
         return x.split(1) if unit == "set" else x.unbind()
 
@@ -98,38 +107,38 @@ class CirclesTask(Task):
         """Adam."""
         return {"optimizer": torch.optim.Adam(model.parameters(), lr=preset.learning_rate)}
 
-    def evaluate(
+    def metrics(
         self, model: nn.Module, dynamics: Mapping[str, Dynamic], selector_macs: Mapping[str, float], splits: Preset
     ) -> dict[str, Any]:
-        """Likelihood and NFE of every policy, a decision for each set and for each point."""
-        # the small test is the same whatever the preset
+        """Likelihood and NFE of all policies, with one decision per set and with one per point."""
+        # the small test is the same in all presets
         parts = (sets(splits.target, SMALL, "test"), sets(splits.target, splits.test_sets, "large test"))
         test, rows = torch.cat(parts), []
         for unit in ("set", "point"):
             own = {name: dynamic for name, dynamic in dynamics.items() if self.selectors[name].unit == unit}
             part = test if unit == "set" else test[: SMALL + max(splits.test_sets // POINT_PART, 1)]
-            rows += policies(model, self.candidates, self.rule(None, None, 5), own, selector_macs, part, unit)
+            rows += policy_rows(model, self.candidates, self.rule(None, None, 5), own, selector_macs, part, unit)
         return {"target": splits.target, "samples": test.shape[0] * test.shape[1], "policies": rows}
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
-        """Tables 8 and 9, the same of other targets, the larger test, and means over seeds."""
+        """Tables 8 and 9, the same for other targets, the larger test, and means over seeds."""
         circles = [run for run in runs if run.metrics["target"] == CIRCLES]
         others = [run for run in runs if run.metrics["target"] != CIRCLES]
         return [
             *((table_8(circles), table_9(circles)) if circles else ()),
             *((other_targets(others), other_shares(others)) if others else ()),
             larger_test(runs),
-            seeds(runs),
+            seed_table(runs),
         ]
 
     def details(self, run: Run) -> list[Table]:
-        """Every policy."""
-        return [policies_table(run)]
+        """The table of all policies."""
+        return [policy_table(run)]
 
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
-        """For each target Figure 3 and, animated, its first flow; for each run likelihood over NFE.
+        """For each target Figure 3 and an animation of its first flow; for each run the likelihood against NFE.
 
-        Figure 3 has the runs of the first seed, in the paper's order of regularizers.
+        Figure 3 shows the runs of the smallest seed, in the paper's order of regularizers.
         """
         files, order = [], list(self.weights)
         for target in dict.fromkeys(run.metrics["target"] for run in runs):
@@ -145,7 +154,7 @@ class CirclesTask(Task):
         for run in runs:
             files.append(folder / run.name / "nll-nfe.png")
             rows = [row for row in run.policies() if row["unit"] == "set"]
-            label = "distance to the model's NLL, nats"
+            label = "distance from the model's NLL, nats"
             quality_against_nfe(rows, run.name, files[-1], quality=_distance, label=label, unit="set", log=True)
         return files
 
@@ -159,7 +168,7 @@ def _flow(model: nn.Module) -> Flow:
 def likelihood_gap(output: Tensor, target: Tensor) -> Tensor:
     """Γ [N, K] of log p [N, K, P] and the reference's [N, P], or of [N, K] and [N]: mean over P of |difference|.
 
-    A point whose likelihood is overstated does not make up for one whose likelihood is understated.
+    An overstated likelihood at one point does not compensate an understated one at another.
     """
     gap = (output - target.unsqueeze(1)).abs()
     return gap if gap.ndim == 2 else gap.mean(-1)

@@ -1,1 +1,1 @@
-"""What the experiments share."""
+"""Parts that the experiments share."""

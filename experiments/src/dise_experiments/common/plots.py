@@ -1,4 +1,4 @@
-"""Plots of policies, as PNG."""
+"""Plots of policies, as PNG files."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +12,7 @@ COLOURS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3")
 
 
 def styled() -> AbstractContextManager[None]:
-    """The look of all plots, within the context."""
+    """A context with the common style of all plots."""
     return mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 
 
@@ -26,15 +26,16 @@ def quality_against_nfe(
     unit: str = "sample",
     log: bool = False,
 ) -> None:
-    """Every policy's quality over its NFE, selector included.
+    """Plot the quality of all policies against their NFE, selector included.
 
     Args:
         rows: policies, as in `metrics.json`.
-        title: above the plot.
-        file: PNG to write.
-        quality, label: a row's value on the y axis, and its name.
-        unit: what gets an integrator.
-        log: whether that axis is logarithmic.
+        title: title of the plot.
+        file: PNG file to write.
+        quality: a row's value on the y axis.
+        label: label of the y axis.
+        unit: the unit to which one integrator is assigned.
+        log: whether the y axis is logarithmic.
     """
     kinds = {"DISE": "D", "random": "x", "oracle": "*"}
     with styled():
@@ -57,6 +58,6 @@ def quality_against_nfe(
         if log:
             axes.set_yscale("log")
         axes.margins(x=0.12, y=0.15)
-        axes.set(xlabel=f"NFE a {unit}, selector included", ylabel=label, title=title)
+        axes.set(xlabel=f"NFE per {unit}, selector included", ylabel=label, title=title)
         axes.grid(alpha=0.3)
         figure.savefig(file, dpi=150)

@@ -1,4 +1,4 @@
-"""What the reports of several tasks say of runs."""
+"""Parts of the reports of several tasks."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from dise_experiments.common.task import Run
 
 
 def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in the seed alone, by what they have in common."""
+    """Groups of runs that differ in the seed alone, by their common name."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.name.rpartition("-seed")[0], []).append(run)
@@ -17,11 +17,11 @@ def shares(runs: Sequence[Run], *first: str) -> tuple[list[str], list[list[str]]
     """The share of each family of integrators under every DISE policy of the runs.
 
     Args:
-        runs: whose policies give "shares" by candidate.
-        first: families to begin with, whether they occur or not.
+        runs: runs whose DISE policies have "shares" by candidate.
+        first: families that come first, even if they do not occur.
 
     Returns:
-        the families, and a row of text for each policy: its name, and a share for each family.
+        the families, and a row of text for each policy: its name, and the share of each family.
     """
     rows = [(f"{run.name}, {row['policy']}", row["shares"]) for run in runs for row in run.policies("DISE")]
     families = list(dict.fromkeys([*first, *sorted({_family(name) for _, found in rows for name in found})]))

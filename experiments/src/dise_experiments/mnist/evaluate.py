@@ -1,4 +1,4 @@
-"""Every policy on the test images: accuracy, NFE, shares."""
+"""All policies on the test images: accuracy, NFE, shares."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -39,16 +39,16 @@ def with_ode(
     selector_macs: Mapping[str, float],
     batches: Batches,
 ) -> dict[str, Any]:
-    """Each candidate and baseline alone, the oracle, every selector as executed, and random routing at its mix.
+    """Each candidate and baseline alone, the oracle, every selector as executed, and random routing with its shares.
 
-    "wrong" lists the images that the model gets wrong with its own integrator, which pairs it with other models.
+    "wrong" lists the images that the model, with its own integrator, classifies incorrectly: it pairs models by image.
     """
-    everyone = (*candidates, *baselines)
-    costs = Costs.of(run_candidates(model, batches, everyone), ClassificationCost())
+    integrators = (*candidates, *baselines)
+    costs = Costs.of(run_candidates(model, batches, integrators), ClassificationCost())
     choosable, reference = costs.among(range(len(candidates))), costs.adequate[:, len(candidates) - 1]
     rows = [
         _row(single(costs, i), reference) | {"nfe_batch": _batch_nfe(model, batches, candidate)}
-        for i, candidate in enumerate(everyone)
+        for i, candidate in enumerate(integrators)
     ]
     rows.append(_row(oracle(choosable), reference))
     for name, dynamic in dynamics.items():
@@ -61,12 +61,12 @@ def with_ode(
         }
         mixed = random_mix(choosable, shares)
         rows += [_row(score, reference) | executed, _row(mixed, reference) | {"policy": f"random, mix of {name}"}]
-    own = everyone.index(find_block(model).integrator)
+    own = integrators.index(find_block(model).integrator)
     return {"samples": len(costs), "wrong": _indices(~costs.adequate[:, own]), "policies": rows}
 
 
 def _row(score: PolicyScore, reference: Tensor) -> dict[str, Any]:
-    """A policy beside the reference [N] bool; paired test where its results are definite."""
+    """A policy's row; with a paired test against the reference [N] bool, unless the policy is random."""
     row: dict[str, Any] = {"policy": score.name, "accuracy": score.accuracy, "nfe": score.mean_nfe}
     if bool(((score.adequate == 0) | (score.adequate == 1)).all()):
         row["mcnemar"] = mcnemar(reference, score.adequate.bool())
@@ -74,7 +74,7 @@ def _row(score: PolicyScore, reference: Tensor) -> dict[str, Any]:
 
 
 def _executed(name: str, model: nn.Module, dynamic: Dynamic, batches: Batches) -> tuple[PolicyScore, float]:
-    """The policy as executed, and its mean calls of f a batch."""
+    """The policy as executed, and its mean number of calls of f per batch."""
     block = find_block(model)
     with block.using(dynamic), block.recording() as records:
         right = torch.cat([_right(model, x, labels) for x, labels in batches])
@@ -87,7 +87,7 @@ def _executed(name: str, model: nn.Module, dynamic: Dynamic, batches: Batches) -
 
 @torch.no_grad()
 def _right(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """[B] bool."""
+    """Whether each answer is correct, [B] bool."""
     return model(x.to(next(model.parameters()).device)).argmax(1).cpu() == labels
 
 
@@ -97,7 +97,7 @@ def _indices(mask: Tensor) -> list[int]:
 
 @torch.no_grad()
 def _batch_nfe(model: nn.Module, batches: Batches, integrator: Integrator) -> float:
-    """Mean NFE of a batch solved as one system, the paper's way of counting."""
+    """Mean NFE of a batch solved as one system, counted as in the paper."""
     if isinstance(integrator, FixedStep):
         return float(integrator.tableau.stages * integrator.steps)
     block = find_block(model)

@@ -36,7 +36,7 @@ class ImageClassifier(nn.Module):
 
     @property
     def dynamics(self) -> nn.Module:
-        """The part whose parameters θ regularizers look at: the vector field, or a ResNet's residual blocks."""
+        """The part with the regularized parameters θ: the vector field, or a ResNet's residual blocks."""
         return self.block.f if isinstance(self.block, NeuralODE) else self.block
 
 
@@ -46,7 +46,7 @@ def odenet() -> ImageClassifier:
 
 
 def rknet() -> ImageClassifier:
-    """RKNet: ODE-Net trained straight through one classical Runge–Kutta step; 208,266 parameters."""
+    """RKNet: ODE-Net trained through one classical Runge–Kutta step; 208,266 parameters."""
     return ImageClassifier(NeuralODE(VectorField(), RK4(steps=1)))
 
 
@@ -56,7 +56,7 @@ def resnet() -> ImageClassifier:
 
 
 class VectorField(nn.Module):
-    """f(t, h) of ODE-Net on h [n, 64, 6, 6]: two convolutions that see t as one more channel; 75,392 parameters."""
+    """f(t, h) of ODE-Net on h [n, 64, 6, 6]: two convolutions with t as an additional channel; 75,392 parameters."""
 
     def __init__(self) -> None:
         super().__init__()

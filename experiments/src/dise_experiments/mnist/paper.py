@@ -1,4 +1,4 @@
-"""What the paper reports on MNIST, to stand beside this project's numbers."""
+"""The paper's results on MNIST."""
 
 from typing import NamedTuple
 
@@ -26,5 +26,5 @@ TABLE_1 = (
     Row("Our reg. & DISE", "odenet", "error", True, 0.9963, 5.79),
 )
 
-# Share of test cases under "Our reg. & DISE".
+# share of test cases under "Our reg. & DISE".
 TABLE_3 = {"Dopri5": 0.37, "RK4": 0.34, "Euler": 0.29}

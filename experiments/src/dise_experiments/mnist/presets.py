@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Preset(BaseModel):
-    """How a model is trained and its selector fitted."""
+    """Settings of the training of a model and of the fit of its selectors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +23,7 @@ class Preset(BaseModel):
 PRESETS = {
     # fast enough for a demo on two cores
     "sample": Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=32, learning_rate=0.4, monitored=200),
-    # about a quarter of an hour a model on two cores
+    # about a quarter of an hour per model on two cores
     "cpu": Preset(data="full", epochs=2, schedule="one-cycle", batch_size=64, learning_rate=0.2),
     # the paper's: torchdiffeq's examples/odenet_mnist.py, ×{0.1, 0.01, 0.001} at epochs {60, 100, 140}
     "paper": Preset(data="full", epochs=160, schedule="steps", monitored=5000),

@@ -1,4 +1,4 @@
-"""The paper's MNIST tables beside this project's numbers."""
+"""Tables of the MNIST runs, beside the paper's numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,34 +8,35 @@ from dise_experiments.common.table import Table, number
 from dise_experiments.common.task import Run
 from dise_experiments.mnist.paper import TABLE_1, TABLE_3, Row
 
-_OWN = {"rknet": "RK4", "resnet": "no ODE"}
+_OWN_POLICIES = {"rknet": "RK4", "resnet": "no ODE"}
 
 
-def own(run: Run) -> dict[str, Any]:
-    """The model's row with the integrator it was trained with."""
-    name = _OWN.get(run.model, "Dopri5")
+def own_row(run: Run) -> dict[str, Any]:
+    """The row of the integrator with which the model was trained."""
+    name = _OWN_POLICIES.get(run.model, "Dopri5")
     return next(row for row in run.policies() if row["policy"] == name)
 
 
 def table_1(runs: Sequence[Run]) -> Table:
-    """Table 1: accuracy and NFE of each model, the paper's and ours."""
+    """Table 1: accuracy and NFE of each model, in the paper and here."""
     rows = []
     for paper in TABLE_1:
         found = [run for run in runs if (run.model, run.reg) == (paper.model, paper.reg)]
         for run in found:
-            rows += [_line(paper, run, row) for row in (run.policies("DISE") if paper.dise else [own(run)])]
+            rows += [_line(paper, run, row) for row in (run.policies("DISE") if paper.dise else [own_row(run)])]
         if not found:
             rows.append([paper.label, f"{paper.accuracy:.4f}", number(paper.nfe), "not run", *["–"] * 4])
     header = [
-        "model", "paper: accuracy", "paper: NFE", "run", "accuracy", "NFE a sample", "selector (in f)", "NFE a batch",
+        "model", "paper: accuracy", "paper: NFE",
+        "run", "accuracy", "NFE per sample", "selector (in f)", "NFE per batch",
     ]  # fmt: skip
     return Table(
         "Table 1: MNIST, accuracy and number of function evaluations",
         header,
         rows,
-        "NFE a sample: mean over the test set, each sample with its own steps, selector not included. Selector: its "
-        "multiply–adds as a multiple of those of one evaluation of f. NFE a batch: evaluations for a batch of 100 "
-        "as the paper counts them: DOPRI with one step size for the batch; DISE in lockstep.",
+        "NFE per sample: mean over the test set, each sample with its own steps, without the selector. Selector: its "
+        "multiply–adds as a multiple of those of one evaluation of f. NFE per batch: evaluations for a batch of 100, "
+        "counted as in the paper: DOPRI with one step size for the batch, DISE in lockstep.",
     )
 
 
@@ -54,7 +55,7 @@ def _line(paper: Row, run: Run, row: dict[str, Any]) -> list[str]:
 
 
 def table_3(runs: Sequence[Run]) -> Table:
-    """Table 3: share of each integrator under "Our reg. & DISE", and ours for every run."""
+    """Table 3: share of each integrator, in the paper under "Our reg. & DISE" and in every run."""
     names = list(TABLE_3)
     rows = [["paper: Our reg. & DISE", *(f"{TABLE_3[name]:.0%}" for name in names)]]
     for run in runs:
@@ -64,8 +65,8 @@ def table_3(runs: Sequence[Run]) -> Table:
     return Table("Table 3: MNIST, share of test images for each integrator", ["run", *names], rows)
 
 
-def models(runs: Sequence[Run]) -> Table:
-    """Every model, with its own integrator, against the plain ODE-Net of its seed: the same images in pairs."""
+def model_table(runs: Sequence[Run]) -> Table:
+    """Every model, with its own integrator, against the plain ODE-Net of its seed, paired by image."""
     plain = {run.seed: run for run in runs if (run.model, run.reg) == ("odenet", "none")}
     rows = []
     for run in runs:
@@ -76,8 +77,8 @@ def models(runs: Sequence[Run]) -> Table:
         rows.append(
             [
                 run.name,
-                f"{own(run)['accuracy']:.4f}",
-                number(own(run).get("nfe")),
+                f"{own_row(run)['accuracy']:.4f}",
+                number(own_row(run).get("nfe")),
                 number(span),
                 "–" if test is None or same else f"{100 * test['difference']:+.2f}",
                 "–" if same else _paired(test),
@@ -85,14 +86,14 @@ def models(runs: Sequence[Run]) -> Table:
         )
     return Table(
         "Models against the plain ODE-Net of the same seed",
-        ["run", "accuracy", "NFE a sample", "with first_step=span", "difference, points", "McNemar"],
+        ["run", "accuracy", "NFE per sample", "with first_step=span", "difference, points", "McNemar"],
         rows,
-        "McNemar: images that the plain ODE-Net alone gets right / that the run alone gets right, two-sided exact p.",
+        "McNemar: images that only the plain ODE-Net classifies correctly / only the run, and the exact two-sided p.",
     )
 
 
-def policies(run: Run) -> Table:
-    """Every policy on one run's model."""
+def policy_table(run: Run) -> Table:
+    """All policies on one run's model."""
     rows = [
         [
             row["policy"],
@@ -105,10 +106,10 @@ def policies(run: Run) -> Table:
         for row in run.policies()
     ]
     return Table(
-        f"{run.name}: every policy",
-        ["policy", "accuracy", "NFE: solver", "NFE: with selector", "NFE a batch", "McNemar against DOPRI"],
+        f"{run.name}: all policies",
+        ["policy", "accuracy", "NFE: solver", "NFE: with selector", "NFE per batch", "McNemar against DOPRI"],
         rows,
-        "McNemar: images that DOPRI alone gets right / that the policy alone gets right, two-sided exact p.",
+        "McNemar: images that only DOPRI classifies correctly / only the policy, and the exact two-sided p.",
     )
 
 

@@ -12,8 +12,8 @@ HIDDEN = 32
 class PaperNetwork(nn.Module):
     """Table 2: ReLU(residual block), average pool(ReLU(norm(residual block))), linear 64 → 32, linear 32 → K.
 
-    With the standard two-convolution blocks it has 150,275 parameters for K = 3, and costs about two evaluations
-    of f; the paper says 0.8. As in the paper, no activation stands between the two linear layers.
+    With standard two-convolution blocks it has 150,275 parameters for K = 3, and costs about two evaluations
+    of f; the paper says 0.8. As in the paper, there is no activation between the two linear layers.
     """
 
     def __init__(self, candidates: int) -> None:
@@ -23,7 +23,7 @@ class PaperNetwork(nn.Module):
         self.fc1, self.fc2 = nn.Linear(CHANNELS, HIDDEN), nn.Linear(HIDDEN, candidates)
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """h0 [n, 64, 6, 6] → [n, K]; k1 is not looked at."""
+        """h0 [n, 64, 6, 6] → [n, K]; k1 is not used."""
         h = F.relu(self.block1(h0))
         h = F.relu(self.norm(self.block2(h)))
         return self.fc2(self.fc1(h.mean((2, 3))))

@@ -1,4 +1,4 @@
-"""MNIST classification as a task: what training needs to know of it."""
+"""MNIST classification as a task: data, loss, optimizer, candidates, selectors and reports."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -13,23 +13,24 @@ from dise.integrate import RK4, Dopri5, Euler
 from dise.select import ClassificationCost, Dynamic, PooledNetwork
 from dise_experiments.common.plots import quality_against_nfe
 from dise_experiments.common.table import Table
-from dise_experiments.common.task import Loss, Run, SelectorSpec, Task
+from dise_experiments.common.task import Loss, Quality, Run, SelectorSpec, Task
 from dise_experiments.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
 from dise_experiments.mnist.evaluate import with_ode, without_ode
 from dise_experiments.mnist.model import CHANNELS, ImageClassifier, odenet, resnet, rknet
 from dise_experiments.mnist.presets import ALPHA, PENALTY, PRESETS, WEIGHTS, Preset
-from dise_experiments.mnist.report import models, own, policies, table_1, table_3
+from dise_experiments.mnist.report import model_table, own_row, policy_table, table_1, table_3
 from dise_experiments.mnist.selector import PaperNetwork, confidence_network
 
 _DECAY_EPOCHS = (60, 100, 140)
 TEST_BATCH = 100
-TOLERANCE = 1e-3  # share of right answers that a selector may lose: 0.1 points
+ACCURACY_LOSS = 1e-3  # tolerance of selectors: 0.1 points of accuracy
 
 
 class MnistTask(Task):
     """See `dise_experiments.common.task.Task`."""
 
     name = "mnist"
+    quality = Quality("accuracy", "accuracy", lambda row: row["accuracy"])
     presets = PRESETS
     weights = WEIGHTS
     models: ClassVar = {"odenet": odenet, "rknet": rknet, "resnet": resnet}
@@ -38,9 +39,10 @@ class MnistTask(Task):
     baselines = (Dopri5(rtol=1e-3, atol=1e-3, first_step="span"),)
     selectors: ClassVar = {
         "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates)),
-        "pooled": SelectorSpec(lambda model, candidates: PooledNetwork(CHANNELS, candidates), tolerance=TOLERANCE),
-        "confidence": SelectorSpec(confidence_network, tolerance=TOLERANCE),
+        "pooled": SelectorSpec(lambda model, candidates: PooledNetwork(CHANNELS, candidates), tolerance=ACCURACY_LOSS),
+        "confidence": SelectorSpec(confidence_network, tolerance=ACCURACY_LOSS),
     }
+    default_selector = "confidence"
 
     def check(self, model: str, reg: str) -> str | None:
         """ResNet has no ODE; RKNet is trained without an error estimate."""
@@ -59,15 +61,15 @@ class MnistTask(Task):
         return load_mnist_sample() if preset.data == "sample" else load_mnist(data_dir)
 
     def training_batches(self, splits: MnistSplits, preset: Preset, *, seed: int, epoch: int) -> Batches:
-        """Batches of one epoch, shuffled and cropped as (seed, epoch) say."""
+        """Batches of one epoch, shuffled and cropped as determined by (seed, epoch)."""
         return Batches(splits.train, batch_size=preset.batch_size, seed=seed, epoch=epoch)
 
     def monitored_batches(self, splits: MnistSplits, preset: Preset) -> Batches:
-        """Held-out images whose accuracy is logged while training; nothing is chosen by it."""
+        """Held-out images on which accuracy is logged during training; it decides nothing."""
         return Batches.evaluation(splits.held_out[: preset.monitored], batch_size=TEST_BATCH)
 
     def selection_batches(self, model: nn.Module, splits: MnistSplits, *, on: str, unit: str) -> Batches:
-        """The held-out images, or as many of the training images."""
+        """The held-out images, or the same number of training images."""
         images = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]
         return Batches.evaluation(images, batch_size=TEST_BATCH)
 
@@ -75,7 +77,7 @@ class MnistTask(Task):
         """Test images in batches of 100, as in the paper."""
         return (x for x, _ in islice(self._test_batches(splits), number))
 
-    def evaluate(
+    def metrics(
         self,
         model: nn.Module,
         dynamics: Mapping[str, Dynamic],
@@ -89,18 +91,18 @@ class MnistTask(Task):
         return with_ode(model, self.candidates, self.baselines, dynamics, selector_macs, batches)
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
-        """Tables 1 and 3, and the models in pairs."""
-        return [table_1(runs), table_3(runs), models(runs)]
+        """Tables 1 and 3, and the models compared in pairs."""
+        return [table_1(runs), table_3(runs), model_table(runs)]
 
     def details(self, run: Run) -> list[Table]:
-        """Every policy."""
-        return [policies(run)]
+        """The table of all policies."""
+        return [policy_table(run)]
 
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
-        """Accuracy over NFE, a figure a run."""
+        """Accuracy against NFE, one figure per run."""
         files = []
         for run in runs:
-            if "nfe" in own(run):  # not of a model without an ODE
+            if "nfe" in own_row(run):  # a model without an ODE has none
                 files.append(folder / run.name / "accuracy-nfe.png")
                 quality_against_nfe(run.policies(), run.name, files[-1], quality=_percent, label="accuracy, %")
         return files

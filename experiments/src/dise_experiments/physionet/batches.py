@@ -11,7 +11,7 @@ from dise_experiments.physionet.model import LATENT
 from dise_experiments.physionet.records import Records
 from dise_experiments.physionet.stays import Stays
 
-KL_FREE, KL_DECAY = 10, 0.99  # epochs without the KL term; then its weight is 1 − 0.99^epochs, as published
+KL_FREE, KL_DECAY = 10, 0.99  # as published: epochs without the KL term; afterwards its weight is 1 − 0.99^epochs
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class TrainingBatches:
     """One epoch's batches of scaled records, a pure function of seed and epoch; the last one may be smaller.
 
     Args:
-        records: to train on.
-        batch_size: stays in a batch.
-        samples: of z(0), for each stay.
-        seed, epoch: of the order, the samples and what is left out.
-        left_out: share of the measurements that are left out, others in each epoch, so that no stay is learnt by heart.
+        records: training records.
+        batch_size: stays per batch.
+        samples: samples of z(0) per stay.
+        seed, epoch: they determine the order, the samples and the measurements left out.
+        left_out: share of the measurements left out, different ones in each epoch, against overfitting.
     """
 
     records: Records
@@ -54,7 +54,7 @@ class TrainingBatches:
 class TestBatches:
     """Every record once, in order, as (stays, labels [B])."""
 
-    __test__ = False  # no test case, whatever pytest makes of the name
+    __test__ = False  # not a test case for pytest, in spite of its name
 
     records: Records
     batch_size: int
@@ -69,7 +69,7 @@ class TestBatches:
 
 
 def kl_weight(epoch: int) -> float:
-    """Weight of the Kullback–Leibler term in an epoch (from 0): 0 in the first ten, then rising to 1."""
+    """Weight of the Kullback–Leibler term in an epoch (from 0): 0 in the first ten, then increasing to 1."""
     return 1 - KL_DECAY ** max(epoch - KL_FREE, 0)
 
 

@@ -1,6 +1,6 @@
-"""The published loss of a Latent ODE that reconstructs and classifies.
+"""The published loss of a Latent ODE: reconstruction and classification.
 
-Source: Rubanova, Chen, Duvenaud, 2019, and its code: weights, averages and the deviation of observations are as there.
+Source: Rubanova, Chen, Duvenaud, 2019, and its code, with the same weights, averages and deviation of observations.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dise_experiments.physionet.model import OBSERVED, Reconstruction
 from dise_experiments.physionet.stays import Stays
 
-DEVIATION = 0.01  # of a scaled observation
+DEVIATION = 0.01  # standard deviation of a scaled observation
 CLASSIFICATION = 100.0  # weight of the cross-entropy
 
 
@@ -25,15 +25,15 @@ def latent_ode_loss(made: Reconstruction, x: Stays) -> tuple[Tensor, dict[str, T
     labels = x.labels.expand_as(made.logits)
     cross_entropy = F.binary_cross_entropy_with_logits(made.logits, labels)
     parts = {"likelihood": likelihood.mean(), "kl": kl, "cross_entropy": cross_entropy}
-    # as published: a mean over samples, divided by their number once more
+    # as published: the mean over samples is divided by their number again
     return CLASSIFICATION * cross_entropy / len(made.logits) - bound, parts
 
 
 def log_likelihood(values: Tensor, x: Stays) -> Tensor:
     """[S] log-density of the observations given values [S, M, 41].
 
-    The mean over a stay's measurements of each variable, then over all 41 (one never measured counts 0), then over
-    the stays.
+    The mean over a stay's measurements of each variable, then over all 41 variables (0 for one
+    without measurements), then over the stays.
     """
     counts = x.mask.new_zeros(len(x), OBSERVED).index_add_(0, x.stay, x.mask)
     weight = x.mask / counts.clamp(min=1)[x.stay] / (OBSERVED * len(x))

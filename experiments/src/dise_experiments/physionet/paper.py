@@ -1,4 +1,4 @@
-"""What the paper reports on PhysioNet, to stand beside this project's numbers."""
+"""The paper's results on PhysioNet."""
 
 from typing import NamedTuple
 
@@ -23,8 +23,8 @@ TABLE_5 = (
     Row("Our reg. & DISE", "error", True, 0.7604, 34.1),
 )
 
-# Share of test cases under "Our reg. & DISE".
+# share of test cases under "Our reg. & DISE".
 TABLE_6 = {"Dopri5": 0.875, "RK4": 0.0, "Euler": 0.125}
 
-# Test AUROC of the published Latent ODE with this encoder on this split (Rubanova et al. 2019, Table 6).
+# test AUROC of the published Latent ODE with this encoder on this split (Rubanova et al. 2019, Table 6).
 PUBLISHED = (0.829, 0.004)

@@ -22,5 +22,5 @@ class PaperNetwork(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(sizes[-1], candidates))
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """h0 [n, 20] → [n, K]; k1 is not looked at."""
+        """h0 [n, 20] → [n, K]; k1 is not used."""
         return self.layers(h0)

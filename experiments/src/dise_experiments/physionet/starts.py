@@ -1,4 +1,4 @@
-"""Stays once they are encoded: what is left to do is the same for every policy."""
+"""Encoded stays: the input of every policy, so that the encoder runs once."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ from dise_experiments.physionet.records import Records
 
 @dataclass(frozen=True, eq=False)
 class Starts:
-    """Where B stays start and when they end.
+    """Starts z(0) and end times of B stays.
 
     Attributes:
-        mean, deviation: [B, 20] of z(0).
+        mean, deviation: [B, 20] mean and standard deviation of z(0).
         end: [B] time of the last observation.
     """
 
@@ -29,11 +29,11 @@ class Starts:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.end.device
 
     def to(self, device: torch.device | str) -> "Starts":
-        """On another device."""
+        """A copy on another device."""
         return Starts(self.mean.to(device), self.deviation.to(device), self.end.to(device))
 
 
@@ -45,7 +45,7 @@ class FromStarts(nn.Module):
         self.model = model
 
     def forward(self, x: Starts) -> Tensor:
-        """What the model says of these stays."""
+        """Logits [B]."""
         return self.model.classify(x.mean, x.end)
 
 

@@ -1,4 +1,4 @@
-"""Stays as the network reads them: ragged, and with the encoder's walk backwards in time laid out."""
+"""Inputs of the network: ragged stays, with the steps of the encoder's walk backwards in time."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,22 +10,22 @@ from dise_experiments.physionet.records import Records
 
 HORIZON = 48.0  # hours, the length of a record and the unit of the model's time
 LEAD = 0.01  # the encoder starts this long after the last observation
-STRIDES = 50  # the encoder's Euler steps are about as long as the horizon's fiftieth, at most
+STRIDES = 50  # the encoder's Euler steps have at most about a fiftieth of the horizon's length
 
 
 @dataclass(frozen=True, eq=False)
 class Walk:
-    """The encoder's way from the last to the first observation of every stay, step by step.
+    """The encoder's steps from the last to the first observation of every stay.
 
-    In step s the `sizes[s]` longest walks go on: packed, as in torch's `PackedSequence`. A gap between observations
-    that is longer than the stride is several steps, of which only the last ends at an observation.
+    Step s covers the `sizes[s]` longest walks, packed as in torch's `PackedSequence`. A gap between observations that
+    is longer than the stride is divided into several steps, and only the last of them ends at an observation.
 
     Attributes:
         t: [P] time at which a step starts, in units of 48 h.
         t_next: [P] time at which it ends, earlier.
-        row: [P] the observation there; −1 for none.
-        sizes: number of stays in each step, falling; they sum to P.
-        place: [B] which of the walks is a stay's.
+        row: [P] index of the observation at t_next; −1 for none.
+        sizes: number of stays in each step, non-increasing; they sum to P.
+        place: [B] index of each stay's walk.
     """
 
     t: Tensor
@@ -39,8 +39,8 @@ class Walk:
         """The walk of B stays.
 
         Args:
-            times: [M] of all observations, stay by stay, rising within each.
-            stay: [M] which stay each is of.
+            times: [M] times of all observations, stay by stay, increasing within each.
+            stay: [M] index of each observation's stay.
             end: [B] time of each stay's last observation.
         """
         last = torch.ones_like(stay, dtype=torch.bool)
@@ -51,7 +51,9 @@ class Walk:
         steps = ((gap * STRIDES + 1e-4).long() - 1).clamp(min=1)
         lengths = torch.zeros_like(end, dtype=torch.int64).index_add_(0, stay, steps)
         rank = lengths.argsort(descending=True, stable=True).argsort()
-        row = torch.arange(len(times)).flip(0).repeat_interleave(steps.flip(0))  # the last stay's last comes first
+        row = (
+            torch.arange(len(times)).flip(0).repeat_interleave(steps.flip(0))
+        )  # in reverse: the last stay's last observation first
         position = _count_up(steps.flip(0))  # within the gap
         index = _count_up(lengths.flip(0))  # within the walk
         t = start[row] - gap[row] * position / steps[row]
@@ -75,19 +77,19 @@ def _count_up(lengths: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Stays:
-    """B stays with M observations, which lie stay by stay, rising in time.
+    """B stays with M observations, stay by stay, in the order of time.
 
     Attributes:
         times: [M], in units of 48 h.
         values: [M, 41] scaled, 0 where not measured.
         mask: [M, 41] 1 where measured, else 0.
-        stay: [M] which stay an observation is of.
-        place: [M] which of its stay's observations it is.
+        stay: [M] index of each observation's stay.
+        place: [M] index of each observation within its stay.
         end: [B] time of the last observation.
         labels: [B] 1 for a death in hospital, else 0.
-        walk: of the encoder.
-        noise: [S, B, 20] standard normal, for S samples of z0; S = 0 where none are drawn.
-        kl_weight: of the Kullback–Leibler term at this point of the training.
+        walk: the encoder's walk.
+        noise: [S, B, 20] standard normal, for S samples of z(0); S = 0 if none are drawn.
+        kl_weight: weight of the Kullback–Leibler term in this epoch.
     """
 
     times: Tensor
@@ -103,7 +105,7 @@ class Stays:
 
     @classmethod
     def of(cls, records: Records, *, noise: Tensor | None = None, kl_weight: float = 1.0) -> "Stays":
-        """Stays of (scaled) records, whose times are in hours."""
+        """Stays from (scaled) records with times in hours."""
         times = records.times / HORIZON
         stay = torch.arange(len(records)).repeat_interleave(records.counts)
         end = times[records.counts.cumsum(0) - 1]
@@ -125,23 +127,23 @@ class Stays:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.times.device
 
     def to(self, device: torch.device | str) -> "Stays":
-        """On another device."""
-        walk = replace(self.walk, **_moved(self.walk, device))
-        return replace(self, walk=walk, **_moved(self, device))
+        """A copy on another device."""
+        walk = replace(self.walk, **_tensors_on(self.walk, device))
+        return replace(self, walk=walk, **_tensors_on(self, device))
 
     def padded_times(self) -> tuple[Tensor, Tensor]:
-        """[B, T] times of each stay's observations, padded with 0, and a mask of those that are no padding."""
+        """[B, T] times of each stay's observations, padded with 0, and a mask that is False at padding."""
         shape = (len(self), int(self.place.max()) + 1)
         times = self.times.new_zeros(shape).index_put((self.stay, self.place), self.times)
         mask = torch.zeros(shape, dtype=torch.bool, device=self.times.device)
         return times, mask.index_put((self.stay, self.place), torch.ones_like(self.stay, dtype=torch.bool))
 
 
-def _moved(value: Walk | Stays, device: torch.device | str) -> dict[str, Any]:
-    """The tensors among the fields, on the device."""
+def _tensors_on(value: Walk | Stays, device: torch.device | str) -> dict[str, Any]:
+    """The fields that are tensors, on the device."""
     columns = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: column.to(device) for name, column in columns.items() if isinstance(column, Tensor)}

@@ -1,4 +1,4 @@
-"""Mortality in intensive care as a task: what training needs to know of it."""
+"""Mortality in intensive care as a task: data, loss, optimizer, candidates, selectors and reports."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +15,12 @@ from dise.integrate import RK4, Bosh3, Dopri5, Euler
 from dise.select import BinaryCost, CostRule, Dynamic, PooledNetwork, TaskErrorCost
 from dise_experiments.common.plots import quality_against_nfe
 from dise_experiments.common.table import Table
-from dise_experiments.common.task import Loss, Run, SelectorSpec, Task
+from dise_experiments.common.task import Loss, Quality, Run, SelectorSpec, Task
 from dise_experiments.physionet.batches import TestBatches, TrainingBatches, draw
 from dise_experiments.physionet.data import PhysionetSplits, load_physionet, load_physionet_sample
-from dise_experiments.physionet.evaluate import published, with_ode, without_ode
+from dise_experiments.physionet.evaluate import published_test, with_ode, without_ode
 from dise_experiments.physionet.loss import latent_ode_loss
-from dise_experiments.physionet.model import LATENT, REFERENCE, LatentODE
+from dise_experiments.physionet.model import LATENT, TRAINING_INTEGRATOR, LatentODE
 from dise_experiments.physionet.presets import (
     ALPHA,
     BETA,
@@ -32,24 +32,25 @@ from dise_experiments.physionet.presets import (
     Preset,
 )
 from dise_experiments.physionet.records import Scaling
-from dise_experiments.physionet.report import against_dopri, policies, seeds, table_5, table_6
+from dise_experiments.physionet.report import against_dopri, policy_tables, seed_table, table_5, table_6
 from dise_experiments.physionet.selector import PaperNetwork
 from dise_experiments.physionet.starts import encoded
 from dise_experiments.physionet.stays import Stays
 
-TOLERANCE = 0.02  # share of records whose probability may be farther than β from the reference's
-_PAPER = (0, 2, 7)  # the paper's candidates: Euler and RK4, one step over the whole stay, and DOPRI
+DEVIATING_RECORDS = 0.02  # tolerance of `pooled`: share of records farther than β from the reference
+_PAPER = (0, 2, 7)  # the paper's candidates: Euler and RK4 with one step over the whole stay, and DOPRI
 
 
 class PhysionetTask(Task):
     """See `dise_experiments.common.task.Task`."""
 
     name = "physionet"
+    quality = Quality("AUROC", "auroc", lambda row: row["auroc"])
     presets = PRESETS
     weights = WEIGHTS
-    keeps = "held_out/auroc"  # after some twenty epochs the classifier overfits
+    keeps = "held_out/auroc"  # the classifier overfits after about twenty epochs
     models: ClassVar = {"z_end": partial(LatentODE, "z_end"), "z0": partial(LatentODE, "z0")}
-    reference = REFERENCE
+    reference = TRAINING_INTEGRATOR
     candidates = (
         Euler(steps=1),
         Euler(steps=4),
@@ -70,23 +71,24 @@ class PhysionetTask(Task):
             lambda model, number: PaperNetwork(number), unit="record", equation=5, candidates=_PAPER
         ),
         "pooled": SelectorSpec(
-            lambda model, number: PooledNetwork(LATENT, number), TOLERANCE, unit="record", equation=5
+            lambda model, number: PooledNetwork(LATENT, number), DEVIATING_RECORDS, unit="record", equation=5
         ),
     }
+    default_selector = "pooled"
 
     def selects(self, model: nn.Module) -> bool:
         """Whether the classifier reads z(t_end)."""
         return isinstance(model, LatentODE) and model.head == "z_end"
 
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> CostRule:
-        """Eq. 4 with the answer by prevalence, or Eq. 5 with Γ the distance from the reference's probability."""
+        """Eq. 4 with the prevalence as threshold, or Eq. 5 with Γ the distance from the reference's probability."""
         alpha, penalty = ALPHA if alpha is None else alpha, PENALTY if penalty is None else penalty
         if equation == 4:
             return BinaryCost(alpha=alpha, M=penalty, threshold=PREVALENCE)
         return TaskErrorCost(alpha=alpha, M=penalty, task_error=probability_gap, beta=BETA, resolution=BETA)
 
     def load(self, preset: Preset, data_dir: Path | None) -> PhysionetSplits:
-        """The preset's records, scaled as the training part says."""
+        """The preset's records, scaled by the training part's extremes."""
         if preset.data == "sample":
             splits = load_physionet_sample(q=preset.quantization)
             splits = replace(splits, held_out=splits.held_out[: preset.held_out])
@@ -97,28 +99,28 @@ class PhysionetTask(Task):
         return PhysionetSplits(*(scaling(part) for part in parts))
 
     def training_batches(self, splits: PhysionetSplits, preset: Preset, *, seed: int, epoch: int) -> TrainingBatches:
-        """Batches of one epoch, shuffled and sampled as (seed, epoch) say."""
+        """Batches of one epoch, shuffled and sampled as determined by (seed, epoch)."""
         return TrainingBatches(splits.train, preset.batch_size, preset.samples, seed, epoch, preset.left_out)
 
     def monitored_batches(self, splits: PhysionetSplits, preset: Preset) -> list[Stays]:
-        """The held-out records at once, since an area under a curve is of all of them."""
+        """The held-out records in one batch, since the area under the curve is that of all of them."""
         noise = draw(preset.samples, len(splits.held_out), torch.Generator().manual_seed(0))
         return [Stays.of(splits.held_out, noise=noise)]
 
     def selection_batches(
         self, model: nn.Module, splits: PhysionetSplits, *, on: str, unit: str
     ) -> Iterable[tuple[Stays, Tensor]]:
-        """The held-out records, or as many of the training records."""
+        """The held-out records, or the same number of training records."""
         records = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]
         return TestBatches(records, TEST_BATCH)
 
     def timed_batches(self, splits: PhysionetSplits, number: int, *, unit: str) -> Iterable[Stays]:
-        """Test records in batches of 60, as in the paper; what is left over is left out."""
+        """Test records in batches of 60, as in the paper, without a last smaller batch."""
         whole = max(len(splits.test) // TEST_BATCH, 1)
         return (x for x, _ in islice(TestBatches(splits.test, TEST_BATCH), min(number, whole)))
 
     def loss(self, model: nn.Module, batch: Stays, accumulate: Any) -> Loss:
-        """The published loss; outside of training also the area under the ROC curve of the batch."""
+        """The published loss; in evaluation mode also the area under the ROC curve of the batch."""
         latent = _latent_ode(model)
         made = latent.reconstruct(batch, accumulate=accumulate)
         value, metrics = latent_ode_loss(made, batch)
@@ -127,20 +129,20 @@ class PhysionetTask(Task):
         return Loss(value, made.solution, latent.block.f, metrics)
 
     def optimizer(self, model: nn.Module, preset: Preset, steps_per_epoch: int) -> dict[str, Any]:
-        """Adamax, its rate falling by a factor each batch down to a floor, in Lightning's form."""
+        """Adamax with a rate that falls by a factor per batch down to a floor, in Lightning's form."""
         optimizer = torch.optim.Adamax(model.parameters(), lr=preset.learning_rate)
         lowest = preset.floor / preset.learning_rate
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(preset.decay**step, lowest))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
 
-    def evaluate(
+    def metrics(
         self,
         model: nn.Module,
         dynamics: Mapping[str, Dynamic],
         selector_macs: Mapping[str, float],
         splits: PhysionetSplits,
     ) -> dict[str, Any]:
-        """Every policy on the test part of set a, and on set b; beside them what the published test would say."""
+        """All policies on the test part of set a and on set b, and the result of the published test."""
         latent, metrics = _latent_ode(model), dict[str, Any]()
         for suffix, records in (("", splits.test), ("_b", splits.set_b)):
             batches = encoded(latent, records)
@@ -150,22 +152,22 @@ class PhysionetTask(Task):
                 if dynamics
                 else without_ode(latent, batches)
             )
-            metrics[f"published{suffix}"] = published(latent, batches)
+            metrics[f"published{suffix}"] = published_test(latent, batches)
         return metrics
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
-        """Tables 5 and 6, and each regularizer over its seeds."""
-        return [table_5(runs), table_6(runs), against_dopri(runs), seeds(runs)]
+        """Tables 5 and 6, DISE against DOPRI, and each regularizer over its seeds."""
+        return [table_5(runs), table_6(runs), against_dopri(runs), seed_table(runs)]
 
     def details(self, run: Run) -> list[Table]:
-        """Every policy on the test part and on set b."""
-        return policies(run)
+        """The tables of all policies, on the test part and on set b."""
+        return policy_tables(run)
 
     def plots(self, runs: Sequence[Run], folder: Path, load: Callable[[Run], nn.Module]) -> list[Path]:
-        """Distance from the reference's probability over NFE, a figure a run."""
+        """Distance from the reference's probability against NFE, one figure per run."""
         files = []
         for run in runs:
-            rows = [row for row in run.policies() if row.get("gap")]  # the reference has none
+            rows = [row for row in run.policies() if row.get("gap")]  # the reference's is 0
             if rows:
                 files.append(folder / run.name / "gap-nfe.png")
                 label = "mean distance of probability from the reference's"
@@ -180,6 +182,6 @@ def _latent_ode(model: nn.Module) -> LatentODE:
 
 
 def probability_gap(output: Tensor, target: Tensor) -> Tensor:
-    """[N, K] distance of each candidate's probability from the last one's, of logits [N, K]."""
+    """[N, K] distance of each candidate's probability from that of the last one, from logits [N, K]."""
     p = output.sigmoid()
     return (p - p[:, -1:]).abs()
