@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.output.events import EventMonitor
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Request, Result
+from dise.integrate.problem.requests import Request, Result, drive
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout, State, leaves
 from dise.integrate.runge_kutta.step import Attempt
 from dise.integrate.solution import Solution, SolveError
@@ -30,7 +32,6 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.tolerance import each, rms_norm
 
 Answer = Callable[[Request], Tensor]
-Run = Callable[[Integrator, Problem, Answer], Result]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -111,7 +112,8 @@ class Adjoint:
     answer: Answer  # evaluates f
     wanted: tuple[Tensor, ...]
     integrator: Integrator
-    run: Run
+    event: EventMonitor | None
+    drop_finished: bool
     check: bool  # that f uses nothing else that wants a gradient
 
     def attach(self, result: Result, points: tuple[Tensor, Tensor] | None, saved: Tensor | None) -> tuple[Result, Any]:
@@ -121,8 +123,8 @@ class Adjoint:
         mask = torch.ones_like(times, dtype=torch.bool) if mask is None else mask
         states = problem.y0.detach()[:, None, :].expand(-1, times.shape[1], -1) if saved is None else saved
         arrived = result.t == problem.t1
-        if problem.event is not None:
-            arrived = arrived & ~problem.event.stopped
+        if self.event is not None:
+            arrived = arrived & ~self.event.stopped
         end = torch.where(arrived, problem.t1, result.t)
         values = (result.y.detach(), states.detach(), mask)
         y, states = _Pair.apply(self, values, problem.y0, problem.t0, end, times, *self.wanted)
@@ -134,8 +136,8 @@ class Adjoint:
             error=_Refuse.apply("error", result.error, *refused),
             accumulated=_Refuse.apply("accumulated", result.accumulated, *refused),
         )
-        if problem.event is not None:
-            result = self._stopped(problem.event, result)
+        if self.event is not None:
+            result = self._stopped(self.event, result)
         return result, None if saved is None else states
 
     def _stopped(self, event: EventMonitor, result: Result) -> Result:
@@ -194,15 +196,15 @@ class Adjoint:
             t0=start,
             t1=goal,
             layout=_doubled(self.problem.layout),
-            drop_finished=self.problem.drop_finished,
-            observers=(quadrature,),
         )
+        run = Run(observers=(quadrature,), drop_finished=self.drop_finished)
         integrator = self.integrator
         if isinstance(integrator, FixedStep):
             part = ((goal - start) / torch.where(self.problem.t1 == t0, 1, self.problem.t1 - t0)).abs().nan_to_num(1)
             steps = math.ceil(integrator.steps * min(1.0, float(part.max()) if len(part) else 1.0) - 1e-6)
             integrator = replace(integrator, steps=max(1, steps))
-        result = self.run(_for_pair(integrator, self.problem.layout), pair, _Dynamics(self))
+        integration = integrate_nonempty(_for_pair(integrator, self.problem.layout), pair, run)
+        result = drive(integration, _Dynamics(self))
         _check(result, pair)
         return result.y.split(y.shape[1], 1)
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
+from dise.integrate.problem.run import Run
 from dise.integrate.runge_kutta import classical
 from dise.integrate.runge_kutta.chebyshev import chebyshev, stability_interval
 from dise.integrate.runge_kutta.dopri8 import DOPRI8
@@ -24,7 +25,7 @@ class Integrator(ABC):
     chooses: ClassVar[bool] = False  # whether it assigns an integrator to each sample (`Solution.choice`)
 
     @abstractmethod
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Solve the problem, as a coroutine that requests evaluations of f (see `dise.integrate.problem.problem`)."""
 
 
@@ -50,9 +51,9 @@ class RungeKutta(Value, Integrator):
     def control(self) -> Controller:
         """The stepping rule."""
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""
-        return integrate(self.tableau, self.control, problem)
+        return integrate(self.tableau, self.control, problem, run)
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class StepDoubling(Value, Integrator):
         """Equal steps with an error estimate."""
         return FixedSteps(self.integrator.steps, ErrorTest(self.rtol, self.atol, self.norm))
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""
-        return integrate(self.tableau, self.control, problem)
+        return integrate(self.tableau, self.control, problem, run)
 
 
 @dataclass(frozen=True, kw_only=True)

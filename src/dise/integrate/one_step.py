@@ -12,6 +12,7 @@ from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Attempt
 
@@ -81,15 +82,15 @@ def step(
     packed = layout.pack(y)
     start, length = (as_times(name, x, packed, batched=batched) for name, x in (("t", t), ("dt", dt)))
     own = check_sample_args(sample_args, packed, batched=batched)
-    problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout, drop_finished=True)
-    field = Field(f, problem, as_sequence("args", args), own)
+    problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout)
+    field = Field(f, layout, None, as_sequence("args", args), own)
     first = None if k1 is None else _packed("k1", k1, y, layout)
     attempt = Attempt(integrator.tableau, start, problem.t1, packed, first)
     while attempt.pending:
         attempt.stages.append(field(Request(None, *attempt.point())))
     taken = attempt.finish()
     before = torch.ones_like(start) if memory is None else as_times("memory", memory, packed, batched=batched)
-    verdict = integrator.control.judge(taken, before, problem)
+    verdict = integrator.control.judge(taken, before, layout, Run())
 
     def each(x: Tensor) -> Tensor:
         return x if batched else x.reshape(())

@@ -11,6 +11,7 @@ from dise.integrate.adjoint import Backsolve
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.solution import Solution
 from dise.integrate.solve import solve
@@ -61,7 +62,7 @@ class _Resumed(Integrator):
     def __post_init__(self) -> None:
         object.__setattr__(self, "chooses", self.integrator.chooses)
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Integrate with the solution's step sizes, and with its k1 if it is known of all samples."""
         samples = problem.sample
         dt = torch.atleast_1d(self.solution.dt)
@@ -70,5 +71,5 @@ class _Resumed(Integrator):
         if k1 is not None and samples is not None:
             k1 = k1[samples]
         known = k1 is not None and bool(k1.isfinite().all())
-        result = yield from self.integrator.integrate(replace(problem, dt=dt, k1=k1 if known else None))
+        result = yield from self.integrator.integrate(replace(problem, dt=dt, k1=k1 if known else None), run)
         return result._replace(nfe=result.nfe - 1) if known else result

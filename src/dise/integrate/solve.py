@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,18 +17,18 @@ from dise.integrate.arguments import (
     check_sample_args,
     check_state,
 )
+from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
 from dise.integrate.output.events import Event, EventMonitor, as_event
 from dise.integrate.output.interpolation import DenseSolution, Trail
 from dise.integrate.output.observers import Progress, Record
 from dise.integrate.problem.field import Field
-from dise.integrate.problem.hooks import Observer
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Integration, Request, Result, drive, merge
+from dise.integrate.problem.requests import Result, drive
+from dise.integrate.problem.run import MakeRounds, Run
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import Interpolant, Solution
-from dise.integrate.status import Status
 from dise.integrate.tracing import has_values
 
 
@@ -127,132 +128,98 @@ def solve(
     check_state("y0", y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
-    layout = Layout.of(y0, batched=batched)
+    layout, rule = Layout.of(y0, batched=batched), as_event(event)
     packed = layout.pack(y0)
-    start, stop = as_times("t0", t0, packed, batched=batched), as_event(event)
-    passed, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
-    problem = Problem(
+    further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
+    wanted = Problem(
         y0=packed,
-        t0=start,
-        t1=as_times("t1", t1, packed, batched=batched, endless=stop is not None),
-        moves=_moves(t0, t1),
-        event=None if stop is None else EventMonitor(stop, layout, passed, own, start),
+        t0=as_times("t0", t0, packed, batched=batched),
+        t1=as_times("t1", t1, packed, batched=batched, endless=rule is not None),
+        nonempty_spans=_nonempty_spans(t0, t1),
         layout=layout,
+    )
+    points = as_save_points(save_at, save_mask, wanted.t0, wanted.t1, batched=batched)
+    back = as_backsolve(gradient, integrator, {"differentiate_step_sizes": differentiate_step_sizes, "dense": dense})
+    problem = wanted if back is None else wanted.detach()
+    stand_ins = None if drop_finished else (problem.t0, problem.y0)
+    plain = Field(f, layout, stand_ins, further, own)
+    field, rounds = _compiled(plain, compile)
+    monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
+    kept = points is not None or dense or monitor is not None
+    trail = Trail(len(packed), packed.device) if kept else None
+    log = Record(len(packed), packed.device) if record else None
+    meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
+    run = Run(
+        field=field,
+        rounds=rounds,
+        observers=tuple(observer for observer in (trail, log, meter) if observer is not None),
+        stop=monitor,
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
         accumulate=accumulate,
         checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
-    points = as_save_points(save_at, save_mask, problem.t0, problem.t1, batched=batched)
-    back = as_backsolve(gradient, integrator, {"differentiate_step_sizes": differentiate_step_sizes, "dense": dense})
-    wanted = problem
-    if back is not None:
-        problem = replace(problem, y0=packed.detach(), t0=problem.t0.detach(), t1=problem.t1.detach())
-    field = Field(f, problem, passed, own, _compile_options(compile))
-    kept = points is not None or dense or problem.event is not None
-    trail = Trail(len(packed), packed.device) if kept else None
-    log = Record(len(packed), packed.device) if record else None
-    meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
-    observers: tuple[Observer, ...] = tuple(o for o in (trail, log, meter) if o is not None)
-    problem = replace(problem, field=field, observers=observers)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
-        of_times = torch.is_grad_enabled() and _has_gradients(problem.t0, problem.t1, *(points or ())[:1])
-        result = drive(_integrate_moving(integrator, problem, of_times=of_times), field)
-        result, path = _ended(result, problem, trail)
+        in_time = torch.is_grad_enabled() and _any_requires_grad(problem.t0, problem.t1, *(points or ())[:1])
+        result = drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), field)
+        result, path = _ended(result, problem, monitor, trail)
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
-        used = back.wanted(f, (*passed, *own))
-        # the way back differentiates f itself, more than once a graph, which compiled graphs do not allow
-        plain = field if field.options is None else Field(f, problem, passed, own)
-        adjoint = Adjoint(wanted, plain, used, back.integrator, _run, check=back.params is None)
+        # the backward solve differentiates f more than once per graph, which compiled graphs do not allow
+        adjoint = Adjoint(
+            problem=wanted,
+            answer=plain,
+            wanted=back.wanted(f, (*further, *own)),
+            integrator=back.integrator,
+            event=monitor,
+            drop_finished=drop_finished,
+            check=back.params is None,
+        )
         result, saved = adjoint.attach(result, points, saved)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
         saved=None if saved is None else layout.unpack_saved(saved),
-        event=None if problem.event is None else problem.event.stopped if batched else problem.event.stopped[0],
+        event=None if monitor is None else monitor.stopped if batched else monitor.stopped[0],
         interpolant=Interpolant(path, layout) if dense and path is not None else None,
         steps=None if log is None else log.steps(problem.t0, batched=batched),
     )
     return solution.raise_for_status() if throw else solution
 
 
-def _run(integrator: Integrator, problem: Problem, answer: Callable[[Request], Tensor]) -> Result:
-    return drive(_integrate_moving(integrator, problem), answer)
-
-
-def _moves(t0: float | Tensor, t1: float | Tensor) -> bool | None:
-    """Whether all spans have a length; None: the device would have to be read."""
+def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:
+    """Whether t0 ≠ t1 for every sample; None if telling needs a device sync."""
     if not isinstance(t0, Tensor) and not isinstance(t1, Tensor):
         return t0 != t1
-    # nobody can ask now: steps of no length leave a state as it is, but the first alone counts for gradients in time
+    # Traced times have no values, so empty spans cannot be detected. Treat them as non-empty: a zero-length step leaves
+    # y unchanged.
     return None if all(has_values(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
 
 
-def _has_gradients(*tensors: Tensor) -> bool:
+def _any_requires_grad(*tensors: Tensor) -> bool:
     return any(x.requires_grad for x in tensors)
 
 
-def _compile_options(compile: object) -> Mapping[str, Any] | None:
-    """Arguments of torch.compile; None: do not compile."""
-    if isinstance(compile, Mapping):
-        return compile
-    if not isinstance(compile, bool):
+def _compiled(field: Field, compile: object) -> tuple[Field, MakeRounds | None]:
+    """The field, compiled if `compile` asks for it, and what makes the loop's rounds (None: eager ones)."""
+    if not isinstance(compile, bool | Mapping):
         raise TypeError(f"compile: expected True, False or a mapping of torch.compile's arguments, got {compile!r}")
-    return {} if compile else None
+    if compile is False:
+        return field, None
+    from dise.integrate.compile.rounds import CompiledField, graph_rounds  # they import torch's compiler
+
+    graphs = CompiledField(field, {} if compile is True else compile)
+    return graphs, partial(graph_rounds, graphs)
 
 
-def _integrate_moving(integrator: Integrator, problem: Problem, *, of_times: bool = False) -> Integration:
-    """Integrate the samples whose span has a length; the others are at their end.
-
-    They need no evaluation of f but one if gradients `of_times` are wanted.
-    """
-    if problem.moves and problem.y0.shape[0] != 0:
-        return (yield from integrator.integrate(problem))
-    moving = problem.t0 != problem.t1
-    rows = moving.nonzero().flatten()
-    if len(rows) == len(problem) > 0:
-        return (yield from integrator.integrate(problem))
-    still = _still(problem, chooses=integrator.chooses)
-    if of_times:
-        still = yield from _about_to_move(problem, still, (~moving).nonzero().flatten())
-    if len(rows) == 0:
-        return still
-    (moved,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1)))])
-    pairs = {name: (getattr(still, name), new) for name, new in moved._asdict().items() if new is not None}
-    return still._replace(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
-
-
-def _still(problem: Problem, *, chooses: bool) -> Result:
-    """The samples as they start."""
-    none = torch.zeros_like(problem.t0, dtype=torch.int64)
-    zero = torch.zeros_like(problem.t0)
-    unknown = torch.full_like(problem.y0, torch.nan)
-    status, choice = none + int(Status.SUCCESS), none - 1 if chooses else None
-    return Result(problem.y0, problem.t1, none, none, none, zero, status, zero, zero, unknown, choice)
-
-
-def _about_to_move(problem: Problem, still: Result, rows: Tensor) -> Integration:
-    """`still`, its `rows` with the gradients in t0 and t1 of y = y0 + (t1 − t0)·f(t0, y0), whose second term is 0."""
-    if len(rows) == 0:
-        return still
-    t0, y0 = problem.t0[rows], problem.y0[rows]
-    # one system's arguments have no rows
-    k1 = yield Request(rows if len(rows) < len(problem) else None, t0, y0)
-    y = torch.addcmul(y0, (problem.t1[rows] - t0)[:, None], torch.where(k1.isfinite(), k1, 0))
-    return still._replace(
-        y=still.y.index_put((rows,), y),
-        nfe=still.nfe.index_put((rows,), torch.ones_like(rows)),
-        k1=still.slope.index_put((rows,), k1),
-    )
-
-
-def _ended(result: Result, problem: Problem, trail: Trail | None) -> tuple[Result, DenseSolution | None]:
+def _ended(
+    result: Result, problem: Problem, monitor: EventMonitor | None, trail: Trail | None
+) -> tuple[Result, DenseSolution | None]:
     """The result, stopped samples moved to their events, and the path that the kept steps describe, if they were."""
     if trail is None:
         return result, None
     path = trail.path(problem, result)
-    if problem.event is not None:
-        result = problem.event.locate(path, result)
+    if monitor is not None:
+        result = monitor.locate(path, result)
     return result, path._replace(end=result.t, y_end=result.y)
 
 

@@ -31,9 +31,9 @@ def known_all(mask: Tensor) -> bool:
     return on_host(mask) and bool(mask.all())
 
 
-def known_none(mask: Tensor) -> bool:
-    """Whether a mask is known to be False everywhere, without a device sync."""
-    return on_host(mask) and not mask.any()
+def known_none(*masks: Tensor) -> bool:
+    """Whether masks are known to be False everywhere, without a device sync."""
+    return on_host(masks[0]) and not any(bool(mask.any()) for mask in masks)
 
 
 def known_finite(x: Tensor) -> bool:

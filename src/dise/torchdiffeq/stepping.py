@@ -10,6 +10,7 @@ from torch import Tensor
 from dise.integrate import Adaptive, ButcherTableau, Integrator, State, Step
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
+from dise.integrate.problem.run import Run
 from dise.integrate.stepping.control import Controller, FixedSteps, Verdict
 from dise.integrate.stepping.loop import integrate
 
@@ -40,14 +41,10 @@ class CallbackControl:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._control, name)
 
-    def passes(self, step: Step) -> bool:
-        """None unheard."""
-        return False
-
     def judge(self, step: Step, *rest: Any) -> Verdict:
         """The controller's verdict, told."""
         verdict = self._control.judge(step, *rest)
-        layout, outcome = rest[-1].layout, "callback_accept_step" if bool(verdict.accept) else "callback_reject_step"
+        layout, outcome = rest[1], "callback_accept_step" if bool(verdict.accept) else "callback_reject_step"
         for name in ("callback_step", outcome):
             if name in self._tell:
                 self._tell[name](layout.time(step.t), layout.unpack(step.y), layout.time(step.dt.abs()))
@@ -81,14 +78,14 @@ class OnGrid(Integrator):
     times: Tensor | None
     tell: Mapping[str, Callable]
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step one system."""
         ends = torch.cat([problem.t0, problem.t1])
         grid = self.grid(ends if self.times is None else self.times)
         if not isinstance(grid, Tensor) or grid.ndim != 1 or len(grid) < 2 or not bool((grid[[0, -1]] == ends).all()):
             raise ValueError("options: grid_constructor must return times [R] that start and end where t does")
         control = Grid(len(grid) - 1, grid=grid.to(ends))
-        return integrate(self.tableau, CallbackControl(control, self.tell) if self.tell else control, problem)
+        return integrate(self.tableau, CallbackControl(control, self.tell) if self.tell else control, problem, run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +94,7 @@ class Grid(FixedSteps):
 
     grid: Tensor | None = None
 
-    def first_step(self, problem: Problem, k1: Tensor, order: int) -> Any:
+    def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> Any:
         """The first one."""
         return self.grid[1:2] - self.grid[:1], 0  # type: ignore[index]
         yield
@@ -115,10 +112,10 @@ class Endless(Integrator):
     step: float
     tell: Mapping[str, Callable]
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step one system."""
         control = EqualSteps(step=self.step)
-        return integrate(self.tableau, CallbackControl(control, self.tell) if self.tell else control, problem)
+        return integrate(self.tableau, CallbackControl(control, self.tell) if self.tell else control, problem, run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +126,7 @@ class EqualSteps(FixedSteps):
     max_steps: int = _ENDLESS_FIXED_STEPS  # type: ignore[assignment]
     step: float = 1.0
 
-    def first_step(self, problem: Problem, k1: Tensor, order: int) -> Any:
+    def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> Any:
         """One step, towards t1."""
         return torch.full_like(problem.t0, self.step).copysign(problem.t1), 0
         yield

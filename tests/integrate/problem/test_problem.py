@@ -4,6 +4,7 @@ import torch
 from dise import RK4, Dopri5, Euler
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, merge
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout, leaves
 
 # ---- Layout
@@ -76,10 +77,10 @@ def test_norm_is_the_rms_and_of_tuples_the_largest():
 # ---- merge: integrations in lockstep
 
 
-def problem(y0, t1=1.0, **options):
+def problem(y0, t1=1.0):
     n = len(y0)
     ends = torch.full((n,), t1, dtype=torch.float64)
-    return Problem(y0=y0, t0=torch.zeros_like(ends), t1=ends, layout=Layout.of(y0, batched=True), **options)
+    return Problem(y0=y0, t0=torch.zeros_like(ends), t1=ends, layout=Layout.of(y0, batched=True))
 
 
 def drive(integration, f, n):
@@ -101,12 +102,14 @@ def drive(integration, f, n):
 def test_merged_integrations_are_the_separate_ones_in_fewer_calls(tanh_field, starts, integrators, drop_finished):
     f, y0 = tanh_field(2).requires_grad_(False), starts(6, 2)
     rows = [torch.arange(6)[i :: len(integrators)].flip(0) for i in range(len(integrators))]
-    whole = problem(y0, drop_finished=drop_finished)
+    whole, run = problem(y0), Run(drop_finished=drop_finished)
     separate = [
-        drive(integrator.integrate(whole.take(own)), f, len(own))
+        drive(integrator.integrate(whole.take(own), run), f, len(own))
         for own, integrator in zip(rows, integrators, strict=True)
     ]
-    parts = [(own, integrator.integrate(whole.take(own))) for own, integrator in zip(rows, integrators, strict=True)]
+    parts = [
+        (own, integrator.integrate(whole.take(own), run)) for own, integrator in zip(rows, integrators, strict=True)
+    ]
     results, calls = drive(merge(parts), f, 6)
     for merged, (alone, _) in zip(results, separate, strict=True):
         torch.testing.assert_close(merged._asdict(), alone._asdict(), rtol=1e-13, atol=1e-13, equal_nan=True)
@@ -119,8 +122,8 @@ def test_a_known_first_stage_is_not_asked_for_again(tanh_field, starts):
     f, y0 = tanh_field(2).requires_grad_(False), starts(4, 2)
     whole, rows = problem(y0), torch.tensor([3, 1])
     k1 = f(whole.t0[:, None], y0)
-    expected, calls = drive(RK4(1).integrate(whole.take(rows)), f, 2)
-    result, fewer = drive(RK4(1).integrate(whole.take(rows, k1)), f, 2)
+    expected, calls = drive(RK4(1).integrate(whole.take(rows), Run()), f, 2)
+    result, fewer = drive(RK4(1).integrate(whole.take(rows, k1), Run()), f, 2)
     assert (len(calls), len(fewer)) == (4, 3)
     torch.testing.assert_close(result.y, expected.y, rtol=0, atol=0)
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
-from dise.integrate.runge_kutta.step import Step, all_finite
+from dise.integrate.problem.run import Run
+from dise.integrate.problem.state import Layout
+from dise.integrate.runge_kutta.step import Step, finite_rows
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
 from dise.integrate.stepping.tolerance import ErrorTest
@@ -20,10 +22,10 @@ class Verdict(NamedTuple):
     """A controller's judgement of an attempted step of n samples."""
 
     accept: Tensor  # [n] bool
-    error: Tensor  # [n] scaled error estimate; NaN if the method embeds none
+    error: Tensor  # [n] scaled error estimate; NaN if it is not measured
     dt: Tensor  # [n] length of the next attempt
-    failed: Tensor  # [n] bool, whether the sample cannot go on; see `Controller.reason`
-    memory: Tensor  # [n] what the controller wants to know of this step at the next
+    memory: Tensor  # [n] passed to the next step's `judge`
+    all_accepted: bool = False  # whether `accept` is known to be True everywhere
 
 
 FirstStep = Generator[Request, Tensor, tuple[Tensor, int]]
@@ -47,7 +49,7 @@ class Controller(Protocol):
         """Attempted steps after which a sample gives up."""
         ...
 
-    def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
+    def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """[n] signed first step, and the number of evaluations of f that choosing it took."""
         ...
 
@@ -55,16 +57,16 @@ class Controller(Protocol):
         """[n] time at which the step number `index` ends; t1 itself when it is the last."""
         ...
 
-    def passes(self, step: Step) -> bool:
-        """Whether all samples are seen to have taken the step, and there is nothing to judge."""
-        ...
-
-    def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
+    def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
         """Accept or reject; `memory` [n] is the last verdict's, 1 at the start."""
         ...
 
+    def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
+        """[n] bool, whether a sample cannot continue after this verdict."""
+        ...
+
     def reason(self, verdict: Verdict) -> Tensor:
-        """[n] status of the samples that failed by this verdict of its own; of others it means nothing."""
+        """[n] status of the samples that failed by this verdict; meaningless for the others."""
         ...
 
 
@@ -76,9 +78,9 @@ class FixedSteps:
     test: ErrorTest | None = None
     max_steps: None = None
 
-    def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
+    def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """The span's `rounds`-th part."""
-        _check_finite(problem)
+        _check_finite(problem, run)
         return (problem.t1 - problem.t0) / self.rounds, 0
         yield  # a generator like the others, though it asks for nothing
 
@@ -88,19 +90,20 @@ class FixedSteps:
             return t1
         return torch.lerp(t0, t1, (index + 1) / self.rounds)
 
-    def passes(self, step: Step) -> bool:
-        """Steps without a test that are seen to be finite."""
-        return self.test is None and known_finite(step.y_next.detach())
+    def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
+        """Accept every finite step."""
+        error = torch.full_like(step.t, torch.nan) if self.test is None else self.test.ratio(step, layout)
+        finite = known_finite(step.y_next.detach())
+        accept = torch.ones_like(step.t, dtype=torch.bool) if finite else finite_rows(step.y_next)
+        return Verdict(accept, error, step.dt, memory, finite)
 
-    def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
-        """Everything finite is accepted."""
-        finite = all_finite(step.y_next)
-        error = torch.full_like(step.t, torch.nan) if self.test is None else self.test.ratio(step, problem.layout)
-        return Verdict(finite, error, step.dt, ~finite, memory)
+    def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
+        """Samples whose step is not finite."""
+        return ~verdict.accept
 
     def reason(self, verdict: Verdict) -> Tensor:
         """NaN or infinity."""
-        return torch.full_like(verdict.failed, int(Status.NON_FINITE), dtype=torch.int64)
+        return torch.full_like(verdict.accept, int(Status.NON_FINITE), dtype=torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +120,16 @@ class ErrorControl:
     order: int  # power of dt with which the error estimate falls
     rounds: None = None
 
-    def first_step(self, problem: Problem, k1: Tensor, order: int) -> FirstStep:
+    def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """The problem's own, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
         span = problem.t1 - problem.t0
         if problem.dt is not None:
             return self._limited(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span))), 0
         if self.initial == "span":
-            _check_finite(problem)
+            _check_finite(problem, run)
             return self._limited(span), 0
         if self.initial == "heuristic":
-            step = yield from _starting_step(problem, k1, order, self.test)
+            step = yield from _starting_step(problem, k1, order, self.test, run)
             return self._limited(_resolved(step, problem)), 1
         return self._limited(_resolved(torch.copysign(span.abs().clamp(max=float(self.initial)), span), problem)), 0
 
@@ -140,34 +143,31 @@ class ErrorControl:
         slack = 1 + 100 * torch.finfo(t.dtype).eps
         return torch.where((t1 - t) / dt <= slack, t1, t + dt)
 
-    def passes(self, step: Step) -> bool:
-        """None: each has a next step to choose."""
-        return False
-
-    def judge(self, step: Step, memory: Tensor, problem: Problem) -> Verdict:
+    def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
-        error = self.test.ratio(step, problem.layout)
-        ratio, dt = (error, step.dt) if problem.differentiate_step_sizes else (error.detach(), step.dt.detach())
+        error = self.test.ratio(step, layout)
+        ratio, dt = (error, step.dt) if run.differentiate_step_sizes else (error.detach(), step.dt.detach())
         accept = ratio <= 1
         if self.accept_at_dt_min:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
         factor, memory = self.controller.factor(ratio, memory, accept, self.order)
-        dt = self._limited(dt * factor)
-        return Verdict(accept, error, dt, self._stuck(step, dt, problem) > accept, memory)
+        return Verdict(accept, error, self._limited(dt * factor), memory)
+
+    def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
+        """Samples whose step was rejected, and whose next step would be too short to attempt."""
+        # Test dt/10, as Hairer's DOPRI5 does: a slightly shorter step may round to the same one and loop for ever.
+        stuck = torch.add(step.t, verdict.dt, alpha=0.1) == step.t
+        if run.stop is not None:
+            stuck = stuck | verdict.dt.isinf()  # the first step of an infinite span may be infinite
+        if self.dt_min > 0:
+            stuck = stuck | self._at_dt_min(step)
+        return stuck > verdict.accept
 
     def reason(self, verdict: Verdict) -> Tensor:
-        """What no shorter step can mend."""
+        """Why no shorter step was tried: step underflow, dt_min, or f not finite."""
         why = Status.DT_MIN if self.dt_min > 0 else Status.STEP_UNDERFLOW
         # a NaN error is not below infinity either
         return torch.where(verdict.error.detach() < torch.inf, int(why), int(Status.NON_FINITE))
-
-    def _stuck(self, step: Step, dt: Tensor, problem: Problem) -> Tensor:
-        """[n] whether the next step, of length dt, is too short to be tried."""
-        # a tenth, as in Hairer's DOPRI5: of a step that is hardly shorter rounding would make the same again, for ever
-        stuck = torch.add(step.t, dt, alpha=0.1) == step.t
-        if problem.event is not None:
-            stuck = stuck | dt.isinf()  # the first step of an endless span may be endless
-        return stuck | self._at_dt_min(step) if self.dt_min > 0 else stuck
 
     def _at_dt_min(self, step: Step) -> Tensor:
         """[n] whether a step could not be shorter, but for the rounding of its end."""
@@ -175,9 +175,9 @@ class ErrorControl:
         return step.dt.abs() <= self.dt_min + rounding
 
 
-def _check_finite(problem: Problem) -> None:
+def _check_finite(problem: Problem, run: Run) -> None:
     # only an event may end an endless span, so that others do not read the device
-    if problem.event is not None and not problem.t1.isfinite().all():
+    if run.stop is not None and not problem.t1.isfinite().all():
         raise ValueError(
             "t1: expected finite times, since the first step is a part of the span; for an infinite t1 use an adaptive "
             "integrator with another first_step than 'span'"
@@ -191,7 +191,9 @@ def _resolved(step: Tensor, problem: Problem) -> Tensor:
     return torch.copysign(step.abs().maximum(shortest), step)
 
 
-def _starting_step(problem: Problem, k1: Tensor, order: int, test: ErrorTest) -> Generator[Request, Tensor, Tensor]:
+def _starting_step(
+    problem: Problem, k1: Tensor, order: int, test: ErrorTest, run: Run
+) -> Generator[Request, Tensor, Tensor]:
     """[n] first step such that an explicit Euler step, then the method's, has a small error.
 
     Source: Hairer, Nørsett, Wanner, II.4, "Starting step size", with torchdiffeq's reading: the exponent is
@@ -200,7 +202,7 @@ def _starting_step(problem: Problem, k1: Tensor, order: int, test: ErrorTest) ->
     y0, layout = problem.y0, problem.layout
     span = problem.t1 - problem.t0
     longest = torch.where(span.isinf(), 1, span.abs())  # what a sample tries whose f is NaN; it will fail there
-    with torch.set_grad_enabled(problem.differentiate_step_sizes and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(run.differentiate_step_sizes and torch.is_grad_enabled()):
         scale = test.scale(y0.abs(), layout)
         d0, d1 = test.size(y0 / scale, layout), test.size(k1 / scale, layout)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
@@ -211,7 +213,7 @@ def _starting_step(problem: Problem, k1: Tensor, order: int, test: ErrorTest) ->
         t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
         y1 = torch.addcmul(y0, probe[:, None], k1)
     f1 = yield Request(None, t_probe, y1)
-    with torch.set_grad_enabled(problem.differentiate_step_sizes and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(run.differentiate_step_sizes and torch.is_grad_enabled()):
         d2 = test.size((f1 - k1) / scale, layout) / h0
         largest = torch.maximum(d1, d2)
         flat = largest <= 1e-15

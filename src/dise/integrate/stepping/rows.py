@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dise.integrate.compile.backend import by_feature
 from dise.integrate.status import Status
 
 RUNNING = int(Status.RUNNING)
@@ -32,15 +31,12 @@ class LoopRows(NamedTuple):
         """Some of the rows."""
         return LoopRows(*(field.index_select(0, rows) for field in self))
 
-    def by_feature(self) -> "LoopRows":
-        """The same; narrow states lie in memory feature by feature, so that compiled loops over rows are of vectors."""
-        return self._replace(y=by_feature(self.y), k1=by_feature(self.k1))
-
 
 class LoopState(NamedTuple):
-    """Where an integration is between two rounds."""
+    """The loop between two rounds."""
 
     rows: LoopRows  # in the loop
-    left: tuple[LoopRows, ...]  # out of it
-    done: int  # rounds
-    over: bool
+    left: tuple[LoopRows, ...]  # finished, and dropped from the loop
+    done: int  # number of rounds
+    running: int | None  # number of rows that run, where it is known without a device sync
+    over: bool = False

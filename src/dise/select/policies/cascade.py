@@ -10,6 +10,7 @@ from torch import Tensor
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Result, merge, with_slopes
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.status import Status
 
@@ -55,11 +56,11 @@ class Cascade(Integrator):
                 f"{len(self.accept)}"
             )
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Try the candidates in turn, each on the samples that are left."""
         if not problem.layout.batched:
             raise ValueError("batched: Cascade decides for each sample, batched=False has only one system")
-        if problem.event is not None:
+        if run.stop is not None:
             raise ValueError("event: Cascade judges states at t1, which an event forestalls; solve with one integrator")
         k1 = yield from problem.first_stage()
         rows = torch.arange(len(problem), device=problem.t0.device)
@@ -68,7 +69,7 @@ class Cascade(Integrator):
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
             some = replace(problem, k1=k1) if final is None else problem.take(rows, k1)
-            integration, second = candidate.integrate(some), _second_node(candidate)
+            integration, second = candidate.integrate(some, run), _second_node(candidate)
             reused = second in known
             if second is not None:
                 integration = _sharing(integration, second, known)
@@ -87,7 +88,7 @@ class Cascade(Integrator):
                 break
             rows, spent = rows.index_select(0, left), spent.index_select(0, left)
             known = {c: value.index_select(0, left) for c, value in known.items()}
-            for observer in problem.observers:
+            for observer in run.observers:
                 observer.start_over(problem.samples(rows))
         if final is None:
             raise RuntimeError("a cascade has at least one candidate")

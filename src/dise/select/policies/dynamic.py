@@ -10,6 +10,7 @@ from torch import Tensor
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
+from dise.integrate.problem.run import Run
 from dise.select.model.states import joined
 
 Selector = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +54,7 @@ class Dynamic(Integrator):
         if self.granularity not in ("sample", "batch"):
             raise ValueError(f"granularity: expected 'sample' or 'batch', got {self.granularity!r}")
 
-    def integrate(self, problem: Problem) -> Integration:
+    def integrate(self, problem: Problem, run: Run) -> Integration:
         """Choose, then integrate all samples in lockstep."""
         if not problem.layout.batched and self.granularity == "sample":
             raise ValueError(
@@ -61,7 +62,7 @@ class Dynamic(Integrator):
             )
         k1 = yield from problem.first_stage()
         choice = self.choose(problem, k1)
-        return (yield from integrate_chosen(self.candidates, choice, problem, k1))
+        return (yield from integrate_chosen(self.candidates, choice, problem, k1, run))
 
     @torch.no_grad()
     def choose(self, problem: Problem, k1: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class Dynamic(Integrator):
 
 
 def integrate_chosen(
-    candidates: Sequence[Integrator], choice: Tensor, problem: Problem, k1: Tensor
+    candidates: Sequence[Integrator], choice: Tensor, problem: Problem, k1: Tensor, run: Run
 ) -> Generator[Request, Tensor, Result]:
     """Integrate each sample with the candidate chosen for it, all in lockstep.
 
@@ -93,15 +94,16 @@ def integrate_chosen(
         choice: [n] index of each sample's candidate.
         problem: the samples.
         k1: [n, F] f(t0, y0).
+        run: how to integrate.
     """
     order = choice.argsort(stable=True)
     # one read of the device, where bincount would make two
     counts = (choice[:, None] == torch.arange(len(candidates), device=choice.device)).sum(0).tolist()
     if len(problem) in counts:  # one candidate for all: nothing to reorder
-        result = yield from candidates[counts.index(len(problem))].integrate(replace(problem, k1=k1))
+        result = yield from candidates[counts.index(len(problem))].integrate(replace(problem, k1=k1), run)
         return result._replace(choice=choice)
     parts = [
-        (rows, candidate.integrate(problem.take(rows, k1)))
+        (rows, candidate.integrate(problem.take(rows, k1), run))
         for rows, candidate in zip(order.split(counts), candidates, strict=True)
         if len(rows)
     ]

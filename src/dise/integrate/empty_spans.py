@@ -1,0 +1,57 @@
+"""Samples whose span is empty, t0 = t1: they are never passed to an integrator."""
+
+import torch
+from torch import Tensor
+
+from dise.integrate.integrators import Integrator
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Request, Result, merge
+from dise.integrate.problem.run import Run
+from dise.integrate.status import Status
+
+
+def integrate_nonempty(
+    integrator: Integrator, problem: Problem, run: Run, *, gradients_in_time: bool = False
+) -> Integration:
+    """Integrate the samples whose spans are not empty; the others are at their end already.
+
+    A sample with t0 = t1 needs no evaluation of f, or one if `gradients_in_time`.
+    """
+    if problem.nonempty_spans and problem.y0.shape[0] != 0:
+        return (yield from integrator.integrate(problem, run))
+    nonempty = problem.t0 != problem.t1
+    rows = nonempty.nonzero().flatten()
+    if len(rows) == len(problem) > 0:
+        return (yield from integrator.integrate(problem, run))
+    unmoved = _unmoved(problem, chooses=integrator.chooses)
+    if gradients_in_time:
+        unmoved = yield from _with_time_gradients(problem, unmoved, (~nonempty).nonzero().flatten())
+    if len(rows) == 0:
+        return unmoved
+    (result,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1), run))])
+    pairs = {name: (getattr(unmoved, name), new) for name, new in result._asdict().items() if new is not None}
+    return unmoved._replace(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
+
+
+def _unmoved(problem: Problem, *, chooses: bool) -> Result:
+    """The result of samples whose spans are empty: their start."""
+    none = torch.zeros_like(problem.t0, dtype=torch.int64)
+    zero = torch.zeros_like(problem.t0)
+    unknown = torch.full_like(problem.y0, torch.nan)
+    status, choice = none + int(Status.SUCCESS), none - 1 if chooses else None
+    return Result(problem.y0, problem.t1, none, none, none, zero, status, zero, zero, unknown, choice)
+
+
+def _with_time_gradients(problem: Problem, unmoved: Result, rows: Tensor) -> Integration:
+    """The result whose `rows` have the gradients in t0 and t1 of y = y0 + (t1 − t0)·f(t0, y0); the second term is 0."""
+    if len(rows) == 0:
+        return unmoved
+    t0, y0 = problem.t0[rows], problem.y0[rows]
+    # with batched=False f's arguments have no rows
+    k1 = yield Request(rows if len(rows) < len(problem) else None, t0, y0)
+    y = torch.addcmul(y0, (problem.t1[rows] - t0)[:, None], torch.where(k1.isfinite(), k1, 0))
+    return unmoved._replace(
+        y=unmoved.y.index_put((rows,), y),
+        nfe=unmoved.nfe.index_put((rows,), torch.ones_like(rows)),
+        k1=unmoved.slope.index_put((rows,), k1),
+    )

@@ -1,0 +1,56 @@
+"""How a solve integrates: the settings that all of its problems share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dise.integrate.problem.field import Field
+from dise.integrate.problem.hooks import Observer, StepRecord, StoppingRule
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
+from dise.integrate.runge_kutta.step import Step
+
+MakeRounds = Callable[[Any, Problem, "Run"], Any]  # (method, problem, run) → the loop's `Rounds`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings of one solve, built once.
+
+    Attributes:
+        field: f, for integrations that call it themselves (compiled rounds, recomputed segments); None: they request
+            evaluations only.
+        rounds: makes the loop's `Rounds`; None: `EagerRounds`.
+        observers: shown each attempted step.
+        stop: what may stop a sample before t1.
+        drop_finished, differentiate_step_sizes, accumulate: see `dise.solve`.
+        checkpoint: keep only some states for the backward pass, and recompute the steps between them.
+    """
+
+    field: Field | None = None
+    rounds: MakeRounds | None = None
+    observers: tuple[Observer, ...] = ()
+    stop: StoppingRule | None = None
+    drop_finished: bool = True
+    differentiate_step_sizes: bool = False
+    accumulate: Callable[[Step], Tensor] | None = None
+    checkpoint: bool = False
+
+    def answer(self, problem: Problem, request: Request) -> Tensor:
+        """The values of f that a problem's integration requests.
+
+        Raises:
+            RuntimeError: the run has no field.
+        """
+        if self.field is None:
+            raise RuntimeError("this run has no field to call; its integrations request evaluations")
+        return self.field(request._replace(rows=problem.requested(request.rows)))
+
+    def show(self, problem: Problem, record: StepRecord) -> None:
+        """Show the observers an attempted step of some of the problem's samples."""
+        if self.observers:
+            record = record._replace(sample=problem.samples(record.sample))
+            for observer in self.observers:
+                observer.see(record)

@@ -1,0 +1,93 @@
+"""Rounds of the loop: in each, every row attempts one step."""
+
+from collections.abc import Generator
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
+from dise.integrate.problem.run import Run
+from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.rows import RUNNING, LoopRows
+from dise.integrate.tracing import known_all
+
+
+class RoundsDone(NamedTuple):
+    """The outcome of some rounds."""
+
+    rows: LoopRows
+    records: list[StepRecord]  # the attempted steps, round by round; may be empty if there are no observers
+    number: int  # of rounds
+    running: int | None  # number of rows that still run, where it is known without a device sync
+
+
+class Rounds(Protocol):
+    """Attempts steps of all rows."""
+
+    def size(self, rows: int, running: int) -> int:
+        """How many rows to keep when only `running` of them still run."""
+        ...
+
+    def attempt(
+        self, rows: LoopRows, index: int, subset: Tensor | None, running: int | None, limit: float
+    ) -> Generator[Request, Tensor, RoundsDone]:
+        """Attempt at least one round, and at most `limit`.
+
+        Args:
+            rows: the loop's rows.
+            index: number of the first round.
+            subset: [n] the rows' indices in the problem; None: the whole problem, in order.
+            running: number of rows that still run, if it is known.
+            limit: largest number of rounds.
+        """
+        ...
+
+
+class EagerRounds:
+    """One round at a time, whose evaluations of f are requested."""
+
+    def __init__(self, method: Method, problem: Problem, run: Run) -> None:
+        self._method, self._layout, self._run = method, problem.layout, run
+
+    def size(self, rows: int, running: int) -> int:
+        """Those that still run."""
+        return running
+
+    def attempt(
+        self, rows: LoopRows, index: int, subset: Tensor | None, running: int | None, limit: float
+    ) -> Generator[Request, Tensor, RoundsDone]:
+        """Attempt one round."""
+        number, method = rows.t.shape[0], self._method
+        mask = None if running == number else rows.status == RUNNING
+        if mask is not None and running is None and known_all(mask):
+            mask = None
+        known = index == 0 or method.tableau.fsal
+        if not known and method.control.rounds is None:
+            rows, known = yield from _first_stages(rows, mask, subset)
+        attempt = method.begin(rows, index, mask, known=known)
+        while attempt.pending:
+            attempt.stages.append((yield Request(subset, *attempt.point())))
+        after, record = method.end(rows, attempt, self._layout, self._run, mask)
+        # `end` returns the status itself only if all rows ran and none ended
+        return RoundsDone(after, [record], 1, number if after.status is rows.status else None)
+
+
+def _first_stages(
+    rows: LoopRows, running: Tensor | None, subset: Tensor | None
+) -> Generator[Request, Tensor, tuple[LoopRows, bool]]:
+    """The rows, and whether the k1 of all of them is known.
+
+    A method without "first same as last" knows k1 after a rejected step, but not after an accepted one. If all steps
+    were accepted, the next steps begin by requesting k1. Otherwise f is requested for the rows that moved: one more
+    device sync instead of evaluations that are known already.
+    """
+    moved = ~rows.known if running is None else running & ~rows.known
+    missing = moved.nonzero().flatten()
+    if len(missing) == len(moved):
+        return rows, False
+    if len(missing):
+        request = Request(missing if subset is None else subset[missing], rows.t[missing], rows.y[missing])
+        rows = rows._replace(k1=rows.k1.index_put((missing,), (yield request)))
+    return rows, True
