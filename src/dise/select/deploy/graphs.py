@@ -11,6 +11,7 @@ from dise.integrate.arguments import as_times
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import drive
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
 from dise.nn import NeuralODE
 from dise.select.policies.confidence import Confidence
@@ -87,7 +88,7 @@ class Candidate(nn.Module):
         y0 = layout.pack(h0)
         t0, t1 = (as_times(name, getattr(self, name), y0, batched=True) for name in ("t0", "t1"))
         problem = Problem(y0=y0, t0=t0, t1=t1, layout=layout, k1=layout.pack(k1))
-        result = drive(self.integrator.integrate(problem), Field(self.f, problem))
+        result = drive(self.integrator.integrate(problem, Run()), Field(self.f, layout))
         return cast(Tensor, layout.unpack(result.y))
 
 
