@@ -10,7 +10,7 @@ ODE", 2021, for leaving the integrals out of the error test.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,28 +80,6 @@ class Backsolve:
                 "own; name one, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5())"
             )
         return chosen
-
-
-def as_backsolve(gradient: object, integrator: Integrator, refused: Mapping[str, bool]) -> Backsolve | None:
-    """What `solve`'s `gradient` says of backsolve; None if it names another mode, or no gradients are wanted.
-
-    Args:
-        gradient, integrator: of `solve`.
-        refused: options that do not go with backsolve, and whether they are set.
-    """
-    how = Backsolve() if gradient == "backsolve" else gradient
-    if not isinstance(how, Backsolve):
-        if gradient in ("direct", "checkpoint"):
-            return None
-        raise ValueError(
-            f"gradient: expected 'direct', 'checkpoint', 'backsolve' or a dise.Backsolve, got {gradient!r}"
-        )
-    if not torch.is_grad_enabled():
-        return None
-    for name, given in refused.items():
-        if given:
-            raise ValueError(f"{name}: backsolve keeps no steps to differentiate it by; use another gradient= with it")
-    return replace(how, integrator=how.back(integrator))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,13 @@
 """Solve options: how a solve runs, whatever the initial value problem."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, cast
 
+import torch
+
 from dise.integrate.adjoint import Backsolve
+from dise.integrate.integrators import Integrator
 from dise.integrate.value import Value
 
 Gradient = Literal["direct", "checkpoint", "backsolve"] | Backsolve
@@ -61,6 +64,22 @@ class SolveOptions(Value):
     def keywords(self) -> SolveKeywords:
         """The options as keyword arguments of `dise.solve`, `dise.NeuralODE` and `dise.Flow`."""
         return cast(SolveKeywords, {field.name: getattr(self, field.name) for field in fields(self)})
+
+    def backsolve(self, integrator: Integrator, *, dense: bool) -> Backsolve | None:
+        """The backward solve of a solve with `integrator`; None if no adjoint equation is to be solved.
+
+        Raises:
+            ValueError: options that exclude backsolve, or an integrator that cannot solve backwards.
+        """
+        gradient = Backsolve() if self.gradient == "backsolve" else self.gradient
+        if not isinstance(gradient, Backsolve) or not torch.is_grad_enabled():
+            return None
+        for name, given in {"differentiate_step_sizes": self.differentiate_step_sizes, "dense": dense}.items():
+            if given:
+                raise ValueError(
+                    f"{name}: backsolve keeps no steps to differentiate it by; use another gradient= with it"
+                )
+        return replace(gradient, integrator=gradient.back(integrator))
 
     @property
     def compile_arguments(self) -> Mapping[str, Any] | None:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dise.integrate.adjoint import Adjoint, Backsolve, as_backsolve
+from dise.integrate.adjoint import Adjoint
 from dise.integrate.arguments import (
     as_save_points,
     as_sequence,
@@ -19,6 +19,7 @@ from dise.integrate.arguments import (
 )
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
+from dise.integrate.options import Compile, Gradient, SolveOptions
 from dise.integrate.output.events import Event, EventMonitor, as_event
 from dise.integrate.output.interpolation import DenseSolution, Trail
 from dise.integrate.output.observers import Progress, Record
@@ -49,8 +50,8 @@ def solve(
     drop_finished: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
     differentiate_step_sizes: bool = False,
-    gradient: Literal["direct", "checkpoint", "backsolve"] | Backsolve = "direct",
-    compile: bool | Mapping[str, Any] = False,
+    gradient: Gradient = "direct",
+    compile: Compile = False,
     record: bool = False,
     progress: Callable[[Progress], object] | None = None,
     throw: bool = True,
@@ -114,16 +115,15 @@ def solve(
         TypeError, ValueError: an argument (named in the message) is not as described.
         SolveError: a sample failed and throw is True.
     """
+    options = SolveOptions(
+        batched=batched,
+        drop_finished=drop_finished,
+        gradient=gradient,
+        differentiate_step_sizes=differentiate_step_sizes,
+        compile=compile,
+    )
     check_options(
-        {
-            "batched": batched,
-            "drop_finished": drop_finished,
-            "dense": dense,
-            "differentiate_step_sizes": differentiate_step_sizes,
-            "record": record,
-            "throw": throw,
-        },
-        {"f": f, "accumulate": accumulate, "progress": progress},
+        {"dense": dense, "record": record, "throw": throw}, {"f": f, "accumulate": accumulate, "progress": progress}
     )
     check_state("y0", y0, batched=batched)
     if not isinstance(integrator, Integrator):
@@ -139,11 +139,11 @@ def solve(
         layout=layout,
     )
     points = as_save_points(save_at, save_mask, wanted.t0, wanted.t1, batched=batched)
-    back = as_backsolve(gradient, integrator, {"differentiate_step_sizes": differentiate_step_sizes, "dense": dense})
+    back = options.backsolve(integrator, dense=dense)
     problem = wanted if back is None else wanted.detach()
     stand_ins = None if drop_finished else (problem.t0, problem.y0)
     plain = Field(f, layout, stand_ins, further, own)
-    field, rounds = _compiled(plain, compile)
+    field, rounds = _compiled(plain, options.compile_arguments)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
     kept = points is not None or dense or monitor is not None
     trail = Trail(len(packed), packed.device) if kept else None
@@ -199,15 +199,13 @@ def _any_requires_grad(*tensors: Tensor) -> bool:
     return any(x.requires_grad for x in tensors)
 
 
-def _compiled(field: Field, compile: object) -> tuple[Field, MakeRounds | None]:
-    """The field, compiled if `compile` asks for it, and what makes the loop's rounds (None: eager ones)."""
-    if not isinstance(compile, bool | Mapping):
-        raise TypeError(f"compile: expected True, False or a mapping of torch.compile's arguments, got {compile!r}")
-    if compile is False:
+def _compiled(field: Field, arguments: Mapping[str, Any] | None) -> tuple[Field, MakeRounds | None]:
+    """The field and the factory of the loop's rounds, compiled with arguments of `torch.compile`; None: eager ones."""
+    if arguments is None:
         return field, None
     from dise.integrate.compile.rounds import CompiledField, graph_rounds  # they import torch's compiler
 
-    graphs = CompiledField(field, {} if compile is True else compile)
+    graphs = CompiledField(field, arguments)
     return graphs, partial(graph_rounds, graphs)
 
 
