@@ -105,14 +105,14 @@ class Adjoint:
             arrived = arrived & ~self.event.stopped
         end = torch.where(arrived, problem.t1, result.t)
         values = (result.y.detach(), states.detach(), mask)
-        y, states = _Pair.apply(self, values, problem.y0, problem.t0, end, times, *self.wanted)
+        y, states = _Pair.apply(self, values, problem.y0, problem.t0, end, times, *self.wanted)  # type: ignore[no-untyped-call]
         refused = (problem.y0, problem.t0, end, *self.wanted)
         result = result._replace(
             y=y,
             t=end,
             k1=None,  # it has no graph, and who goes on from it would not notice
-            error=_Refuse.apply("error", result.error, *refused),
-            accumulated=_Refuse.apply("accumulated", result.accumulated, *refused),
+            error=_Refuse.apply("error", result.error, *refused),  # type: ignore[no-untyped-call]
+            accumulated=_Refuse.apply("accumulated", result.accumulated, *refused),  # type: ignore[no-untyped-call]
         )
         if self.event is not None:
             result = self._stopped(self.event, result)
@@ -184,14 +184,21 @@ class Adjoint:
         integration = integrate_nonempty(_for_pair(integrator, self.problem.layout), pair, run)
         result = drive(integration, _Dynamics(self))
         _check(result, pair)
-        return result.y.split(y.shape[1], 1)
+        y, a = result.y.split(y.shape[1], 1)
+        return y, a
 
 
 class _Stops:
     """Where the backward solve halts, n samples: their times in the direction of the integration, the last the end."""
 
     def __init__(
-        self, times: Tensor, states: Tensor, jumps: Tensor, mask: Tensor, start: tuple[Tensor, Tensor], end: tuple
+        self,
+        times: Tensor,
+        states: Tensor,
+        jumps: Tensor,
+        mask: Tensor,
+        start: tuple[Tensor, Tensor],
+        end: tuple[Tensor, ...],
     ) -> None:
         (t0, y0), (t, y, jump) = start, end
         sign = torch.where(t < t0, -1, 1).to(times.dtype)[:, None]
@@ -212,7 +219,14 @@ class _Pair(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, adjoint: Adjoint, values: tuple, y0: Tensor, t0: Tensor, end: Tensor, times: Tensor, *wanted: Tensor
+        ctx: Any,
+        adjoint: Adjoint,
+        values: tuple[Tensor, ...],
+        y0: Tensor,
+        t0: Tensor,
+        end: Tensor,
+        times: Tensor,
+        *wanted: Tensor,
     ) -> tuple[Tensor, Tensor]:
         y, states, mask = values
         y, states = y.clone(), states.clone()
@@ -240,7 +254,7 @@ class _Refuse(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple:
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
         raise RuntimeError(
             f"Solution.{ctx.name} has no gradient with gradient='backsolve', which keeps no steps; use "
             "gradient='direct' or 'checkpoint'"

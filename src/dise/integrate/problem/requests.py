@@ -7,7 +7,7 @@ evaluations in one call of f.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -93,5 +93,5 @@ def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], 
         try:
             request = next(coroutine) if value is None else coroutine.send(value)
         except StopIteration as stop:
-            return stop.value
+            return cast(T, stop.value)
         value = answer(request)

@@ -119,12 +119,12 @@ def each(name: str, value: Tolerance, layout: Layout) -> tuple[Tolerance, ...]:
     if layout.is_tuple:
         if len(value) != len(layout.shapes):
             raise ValueError(f"{name}: expected one for each of the state's {len(layout.shapes)} tensors, got {value}")
-        return value
+        return tuple(value)
     return (value,)
 
 
 @lru_cache(maxsize=64)  # every step asks, and the tensor may have to be copied to a device
-def _spread(name: str, value: tuple, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _spread(name: str, value: Tolerance, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
     parts = each(name, value, layout)
     with torch.inference_mode(False):  # a tensor made in inference mode could serve no later training
         return torch.cat([_column(name, *pair, dtype) for pair in zip(parts, layout.shapes, strict=True)]).to(device)
