@@ -27,7 +27,7 @@ TRAIN_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 TEST_COUNTS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
-# ---- fixtures: all of MNIST where it is at hand, and a stand-in of 60 + 20 images that has its own checksums
+# ---- fixtures: all of MNIST where it is there, and a stand-in of 60 + 20 images that has its own checksums
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def test_batches_depend_on_seed_and_epoch_alone(seven):
     assert not torch.equal(next_epoch[0][1], other_seed[0][1])
 
 
-def test_measurements_are_left_out_anew_in_each_epoch(make_records):
+def test_other_measurements_are_left_out_in_each_epoch(make_records):
     stay = make_records(tuple(float(t) for t in range(40)))
     full = stay.mask.float().sum()
     kept = [next(iter(TrainingBatches(stay, 1, 1, 0, epoch, 0.3))) for epoch in (0, 0, 1)]

@@ -228,7 +228,7 @@ def test_a_selector_does_what_its_choices_do_alone(rows):
     p = torch.where(choice == 1, probability(CLASSICAL), torch.where(choice == 2, of_loose[0], of_reference[0]))
     nfe = torch.where(choice == 1, 4, torch.where(choice == 2, of_loose[1], of_reference[1])) * (choice >= 0)
     row = rows["DISE (side)"]
-    # the record that has nothing to integrate is nobody's
+    # the record with an empty span has no candidate
     expected = {str(c): (choice == k).sum().item() / 54 for k, c in enumerate(CANDIDATES)}
     assert row["shares"] == pytest.approx(expected)
     assert 0 < expected[str(REFERENCE)] < expected["RK4"]
