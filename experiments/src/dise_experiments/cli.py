@@ -68,8 +68,8 @@ Timing = Annotated[bool, typer.Option(help="Also measure wall-clock times; nothi
 def about() -> None:
     """Neural ODEs that are fast at inference: train, regularize, select integrators, evaluate.
 
-    [bold]dise run mnist[/bold] runs all steps; the other commands run single steps on a run directory. A repeated
-    command continues or reuses existing results and never overwrites them.
+    [bold]dise run mnist[/bold] runs all steps; each of the other commands runs one of them.
+    A repeated command continues or reuses existing results and overwrites none.
     """
 
 
