@@ -2,9 +2,12 @@
 
 import os
 
+import check_shapes
 import pytest
 import torch
 from torch import nn
+
+check_shapes.install()
 
 os.environ.pop("COLUMNS", None)  # of pytest-xdist; the command line's consoles would keep it, whatever tests set
 
@@ -18,6 +21,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def same_draws():
     """A test that passes once passes in every run."""
+    check_shapes.start_test()
     torch.manual_seed(0)
 
 

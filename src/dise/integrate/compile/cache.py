@@ -68,5 +68,6 @@ def identity(f: Callable) -> Any:
 
 def _copy(function: F) -> F:
     """The same function with a code object of its own: torch counts recompilations by code object."""
-    copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__)
+    code, closure = function.__code__.replace(), function.__closure__
+    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     return cast("F", copy)

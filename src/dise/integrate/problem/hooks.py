@@ -4,17 +4,18 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from dise.integrate.annotations import Bool, Float, Int
 from dise.integrate.runge_kutta.step import Step
 
 
 class StepRecord(NamedTuple):
     """An attempted step of n samples, and what became of it."""
 
-    sample: Tensor  # [n] which of the solve's samples
+    sample: Int[Tensor, " n"]  # which of the solve's samples
     step: Step
-    t_next: Tensor  # [n] end of the step
-    ratio: Tensor  # [n] scaled error estimate; NaN if the method embeds none
-    accept: Tensor  # [n] bool; False for samples that were done
+    t_next: Float[Tensor, " n"]  # end of the step
+    ratio: Float[Tensor, " n"]  # scaled error estimate; NaN if the method embeds none
+    accept: Bool[Tensor, " n"]  # False for samples that were done
 
 
 class Observer(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from dise.integrate.annotations import Float, Inexact, Int
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.state import Layout
 
@@ -13,14 +14,14 @@ from dise.integrate.problem.state import Layout
 class Problem:
     """n initial value problems y' = f(t, y), y(t0) = y0, to be solved up to t1."""
 
-    y0: Tensor  # [n, F]
-    t0: Tensor  # [n]
-    t1: Tensor  # [n]
+    y0: Inexact[Tensor, "n F"]
+    t0: Float[Tensor, " n"]
+    t1: Float[Tensor, " n"]
     layout: Layout
-    k1: Tensor | None = None  # [n, F] f(t0, y0), if it is known
-    dt: Tensor | None = None  # [n] first step, if it is known; for methods that choose their steps
+    k1: Inexact[Tensor, "n F"] | None = None  # f(t0, y0), if it is known
+    dt: Float[Tensor, " n"] | None = None  # first step, if it is known; for methods that choose their steps
     nonempty_spans: bool | None = None  # whether t0 ≠ t1 for every sample; None if telling needs a device sync
-    sample: Tensor | None = None  # [n] indices of these samples in the solve's batch; None: the whole batch, in order
+    sample: Int[Tensor, " n"] | None = None  # indices in the solve's batch; None: all of it, in order
 
     def __len__(self) -> int:
         return len(self.y0)

@@ -12,33 +12,35 @@ from typing import NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Float, Inexact, Int
+
 
 class Request(NamedTuple):
     """A wish for f(t, y) of some samples."""
 
-    rows: Tensor | None  # [n] indices into the problem's samples; None: all of them, in order
-    t: Tensor  # [n]
-    y: Tensor  # [n, F]
+    rows: Int[Tensor, " n"] | None  # indices into the problem's samples; None: all of them, in order
+    t: Float[Tensor, " n"]
+    y: Inexact[Tensor, "n F"]
 
 
 class Result(NamedTuple):
     """The end of an integration, a row a sample; fields as in `Solution`."""
 
-    y: Tensor  # [n, F]
-    t: Tensor
-    nfe: Tensor
-    n_steps: Tensor
-    n_accepted: Tensor
-    error: Tensor
-    status: Tensor
-    dt: Tensor
-    accumulated: Tensor
-    k1: Tensor | None = None  # [n, F] f(t, y); NaN where the method did not evaluate it there, None if it nowhere did
-    choice: Tensor | None = None
+    y: Inexact[Tensor, "n F"]
+    t: Float[Tensor, " n"]
+    nfe: Int[Tensor, " n"]
+    n_steps: Int[Tensor, " n"]
+    n_accepted: Int[Tensor, " n"]
+    error: Float[Tensor, " n"]
+    status: Int[Tensor, " n"]
+    dt: Float[Tensor, " n"]
+    accumulated: Float[Tensor, " n"]
+    k1: Inexact[Tensor, "n F"] | None = None  # f(t, y); NaN where it is unknown, None if it is unknown for all
+    choice: Int[Tensor, " n"] | None = None
 
     @property
-    def slope(self) -> Tensor:
-        """[n, F] k1, or NaN that takes no memory."""
+    def slope(self) -> Inexact[Tensor, "n F"]:
+        """k1, or NaN that takes no memory."""
         return self.y.new_full((), torch.nan).expand_as(self.y) if self.k1 is None else self.k1
 
 

@@ -6,17 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Bool, Float, Inexact
 from dise.integrate.runge_kutta.tableau import ButcherTableau, WeightedSum
 
 
 class Step(NamedTuple):
     """An attempted step of n samples, each from its own t over its own dt."""
 
-    t: Tensor  # [n] start
-    dt: Tensor  # [n] signed length
-    y: Tensor  # [n, F] state at t
-    y_next: Tensor  # [n, F] state at t + dt
-    stages: tuple[Tensor, ...]  # k_i, each [n, F]
+    t: Float[Tensor, " n"]  # start
+    dt: Float[Tensor, " n"]  # signed length
+    y: Inexact[Tensor, "n F"]  # state at t
+    y_next: Inexact[Tensor, "n F"]  # state at t + dt
+    stages: tuple[Inexact[Tensor, "n F"], ...]  # k_i
     tableau: ButcherTableau
 
     def error(self) -> Tensor:
@@ -39,8 +40,8 @@ def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def finite_rows(x: Tensor) -> Tensor:
-    """[n] bool, which rows of [n, F] are free of NaN and infinity: 0 times either is NaN. Faster than isfinite."""
+def finite_rows(x: Inexact[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+    """Which rows of [n, F] are free of NaN and infinity: 0 times either is NaN. Faster than isfinite."""
     return (x.detach() * 0).sum(1) == 0
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dise.integrate.annotations import Bool, Float, Inexact, Int
 from dise.integrate.status import Status
 
 RUNNING = int(Status.RUNNING)
@@ -12,20 +13,20 @@ RUNNING = int(Status.RUNNING)
 class LoopRows(NamedTuple):
     """The samples in the loop, a row each."""
 
-    sample: Tensor  # which of the problem's samples
-    t0: Tensor
-    t1: Tensor
-    k1: Tensor  # f(t, y), where it is known
-    known: Tensor  # [n] bool, whether it is: always if the method evaluates f at a step's end, else until the row moves
-    y: Tensor
-    t: Tensor
-    n_steps: Tensor
-    n_accepted: Tensor
-    error: Tensor
-    status: Tensor
-    dt: Tensor
-    memory: Tensor  # the controller's
-    accumulated: Tensor
+    sample: Int[Tensor, " n"]  # which of the problem's samples
+    t0: Float[Tensor, " n"]
+    t1: Float[Tensor, " n"]
+    k1: Inexact[Tensor, "n F"]  # f(t, y), where it is known
+    known: Bool[Tensor, " n"]  # whether k1 is; after a step only if the method is FSAL
+    y: Inexact[Tensor, "n F"]
+    t: Float[Tensor, " n"]
+    n_steps: Int[Tensor, " n"]
+    n_accepted: Int[Tensor, " n"]
+    error: Float[Tensor, " n"]
+    status: Int[Tensor, " n"]
+    dt: Float[Tensor, " n"]
+    memory: Float[Tensor, " n"]  # the controller's
+    accumulated: Float[Tensor, " n"]
 
     def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
