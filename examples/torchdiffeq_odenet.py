@@ -1,10 +1,10 @@
-"""Make an ODE-Net that is written on torchdiffeq dynamic: train, measure, make dynamic, measure again.
+"""Make an ODE-Net dynamic that is written on torchdiffeq: train, measure, make dynamic, measure again.
 
     python examples/torchdiffeq_odenet.py [--data-dir DIR] [--epochs 2] [--epsilon 0.005]
 
 The model has the form of torchdiffeq's ODE-Net example: `nn.Sequential` of downsampling layers, one block whose forward
-calls `odeint`, and layers that classify; the vector field takes a scalar time. By default it is trained on the 6,000
-digits that come with dise; with --data-dir on all of MNIST.
+calls `odeint`, and layers that classify; the vector field takes a scalar time. It is trained on the 6,000 digits that
+come with dise-experiments, or with --data-dir on all of MNIST.
 """
 
 import argparse
@@ -25,7 +25,7 @@ CHANNELS, BLOCK, BATCH = 64, "7", 32
 
 
 class ODEFunc(nn.Module):
-    """dh/dt: two convolutions that see the time as one more channel."""
+    """dh/dt: two convolutions with the time as one more channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ODEFunc(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(CHANNELS + 1, CHANNELS, 3, padding=1) for _ in range(2))
 
     def forward(self, t: Tensor, h: Tensor) -> Tensor:
-        """[n, 64, 6, 6] at a scalar time, as torchdiffeq calls it."""
+        """dh/dt [n, 64, 6, 6] at a scalar time t and a state h [n, 64, 6, 6]."""
         clock = torch.ones_like(h[:, :1]) * t
         for norm, conv in zip(self.norms[:2], self.convs, strict=True):
             h = conv(torch.cat([clock, F.relu(norm(h))], dim=1))
@@ -41,7 +41,7 @@ class ODEFunc(nn.Module):
 
 
 class ODEBlock(nn.Module):
-    """The state at the end of the span, by torchdiffeq."""
+    """The state at the end of the span, computed by torchdiffeq."""
 
     def __init__(self, odefunc: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ODEBlock(nn.Module):
         self.integration_time = torch.tensor([0.0, 1.0])
 
     def forward(self, h: Tensor) -> Tensor:
-        """[n, 64, 6, 6] → the same."""
+        """State [n, 64, 6, 6] at t = 1 from that at t = 0."""
         return odeint(self.odefunc, h, self.integration_time.type_as(h), rtol=1e-3, atol=1e-3)[1]
 
 
@@ -69,7 +69,7 @@ def ode_net() -> nn.Sequential:
 
 
 def train(model: nn.Module, splits: MnistSplits, epochs: int) -> None:
-    """SGD with momentum and one cycle of the learning rate."""
+    """Train by SGD with momentum and one cycle of the learning rate."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     steps = epochs * len(Batches(splits.train, batch_size=BATCH))
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
@@ -82,7 +82,7 @@ def train(model: nn.Module, splits: MnistSplits, epochs: int) -> None:
 
 
 class Measured(NamedTuple):
-    """A model on the test images, in batches of 100."""
+    """Accuracy and times of a model on the test images, in batches of 100."""
 
     accuracy: float
     model: float  # ms per batch
@@ -95,7 +95,7 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(model: nn.Module, splits: MnistSplits) -> Measured:
-    """Accuracy and times on the test images."""
+    """Evaluate a model on the test images and time its block by hooks."""
     seconds, started = 0.0, 0.0
     block = model.get_submodule(BLOCK)
 
@@ -117,13 +117,13 @@ def measure(model: nn.Module, splits: MnistSplits) -> Measured:
 
 
 class Clock:
-    """Prints lines, each after the seconds since the last one."""
+    """A printer of lines, each with the seconds since the line before."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
 
     def __call__(self, line: str) -> None:
-        """Print."""
+        """Print a line."""
         now = time.perf_counter()
         print(f"{now - self.last:6.1f} s  {line}")
         self.last = now
@@ -131,28 +131,30 @@ class Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="folder with MNIST; default: the digits that come with dise")
+    parser.add_argument(
+        "--data-dir", type=Path, help="folder with MNIST; default: the digits that come with dise-experiments"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--epsilon", type=float, default=0.005)
     args = parser.parse_args()
     splits = load_mnist(args.data_dir) if args.data_dir else load_mnist_sample()
     torch.manual_seed(0)
     model = ode_net()
-    tell = Clock()
+    log = Clock()
     train(model, splits, args.epochs)
-    tell(f"trained on {len(splits.train)} images")
+    log(f"trained on {len(splits.train)} images")
     before = measure(model.eval(), splits)
-    tell(f"torchdiffeq: {before}")
+    log(f"torchdiffeq: {before}")
 
     weights = copy.deepcopy(model.state_dict())
     held_out = Batches.evaluation(splits.held_out, batch_size=100)
-    dise.make_dynamic(model, held_out, block=BLOCK, epsilon=args.epsilon, log=tell)
+    dise.make_dynamic(model, held_out, block=BLOCK, epsilon=args.epsilon, log=log)
     after = measure(model, splits)
-    tell(f"dynamic: {after}")
+    log(f"dynamic: {after}")
     print(
         f"the block is {before.block / after.block:.1f} times faster, the model {before.model / after.model:.1f} times"
     )
-    model.load_state_dict(weights)  # what was saved before fits the model as it is now
+    model.load_state_dict(weights)  # weights saved before fit the dynamic model
 
 
 if __name__ == "__main__":

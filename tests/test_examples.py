@@ -19,7 +19,7 @@ def test_an_odenet_on_torchdiffeq_is_made_dynamic(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["torchdiffeq_odenet.py", "--epsilon", "0.3"])
     example.main()
     lines = capsys.readouterr().out.splitlines()
-    told = [line for line in lines if "ms per batch of 100" in line]
-    assert [line.split(" s  ")[1].split(":")[0] for line in told] == ["torchdiffeq", "dynamic"]
+    timed = [line for line in lines if "ms per batch of 100" in line]
+    assert [line.split(" s  ")[1].split(":")[0] for line in timed] == ["torchdiffeq", "dynamic"]
     assert any("at most 30.00% with confidence 0.95" in line for line in lines)
     assert lines[-1].startswith("the block is")
