@@ -1,12 +1,16 @@
-"""What mkdocs is told beside `mkdocs.yml`: notebooks are pages, and figures' scripts are no part of the site."""
+"""Hooks of mkdocs: notebooks become pages, figures' scripts stay out, and no page loads anything from other hosts."""
 
 import base64
 import json
+import re
 from pathlib import PurePosixPath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+LOADED = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="((?:https?:)?//[^"]*)"')
 
 
 class Notebook(File):
@@ -31,6 +35,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             for name, content in images.items():
                 files.append(File.generated(config, str(folder / name), content=content))
     return files
+
+
+def on_post_page(output: str, **_: Any) -> None:
+    """Refuse a page that loads from another host.
+
+    Raises:
+        PluginError: it does.
+    """
+    if found := LOADED.search(output):
+        raise PluginError(f"a page loads {found[1]}; the site must not request anything from other hosts")
 
 
 def markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
