@@ -63,31 +63,33 @@ def solve(
             samples that need an evaluation; returns dy/dt in y's structure and shapes. With batched=False t is [].
             t has the real dtype of y: float32 for complex64, and for half precision too.
         y0: [B, ...] initial state, or a tuple or dict of such tensors, of one device and one dtype: float64, float32,
-            complex128, complex64, bfloat16 or float16. Of complex states norms take the modulus. Half precision is what
-            f gets and what is returned; the solver adds up in float32.
-        t0, t1: start and end, numbers or [B] tensors. Forwards, backwards and zero length may be mixed in a batch. Zero
-            length costs no evaluation of f, but one if gradients in times are wanted.
+            complex128, complex64, bfloat16 or float16. Norms of complex states use the modulus. With half precision f
+            receives and returns the state's dtype, and the solver adds up in float32.
+        t0, t1: start and end, numbers or [B] tensors. Forward, backward and zero-length spans may be mixed in a batch. A
+            zero-length span needs no evaluation of f, or one if t0 or t1 requires a gradient.
         integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
-        args: passed on to f as they are.
-        sample_args: tensors [B, ...] of which f gets the rows that it is called on (labels, conditions, …).
-        save_at: save points, times [T] for all samples or [B, T] for each its own, in any order, within each sample's
-            span; `Solution.saved` holds the states there. They cost no evaluation of f and change no step. With
+        args: arguments that f receives unchanged.
+        sample_args: tensors [B, ...] with one row per sample (labels, conditions, …). f receives the rows on which it
+            is called.
+        save_at: save points, times [T] for all samples or [B, T] per sample, in any order, within each sample's span;
+            `Solution.saved` holds the states there. They cost no evaluation of f and change no step. With
             batched=False [T].
-        save_mask: [B, T] or [T] bool; where it is False a save point is padding: its time may be anything, its state
-            is 0.
-        dense: keep the steps, so that `Solution.evaluate` gives the state at any time within the span.
-        event: stop each sample where event(t, y, *args, *sample_args) → [n] crosses zero, or an `Event`, which may name
-            the direction. `Solution.event` says which samples it stopped, `Solution.t` and `Solution.y` when and where,
-            both differentiable. A sample without crossing goes on to t1, which may be infinite if the integrator is
-            adaptive. Signs are compared at the ends of steps: two crossings within one step go unseen. `error` and
-            `accumulated` count the whole of the last step.
+        event: function event(t, y, *args, *sample_args) → [n] at whose zero crossing each sample stops, or an `Event`,
+            which may name the direction. `Solution.event` marks the stopped samples, `Solution.t` and `Solution.y` hold
+            the times and states of their events, both differentiable. A sample without a crossing continues to t1,
+            which may be infinite if the integrator is adaptive. Signs are compared at the ends of steps, so two
+            crossings within one step are missed. `error` and `accumulated` include the whole last step.
+
+    Other Args:
+        save_mask: [B, T] or [T] bool; False marks a save point as padding: its time may be any number, its state is 0.
+        dense: keep the steps, so that `Solution.evaluate` returns the state at any time within the span.
         batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
-        drop_finished: let finished samples leave the batch, so that f sees only rows that still run, in training as
-            well. False: f always gets all samples (for an f that mixes samples, such as batch normalization in
-            training).
+        drop_finished: remove finished samples from the batch, so that f is called only on rows that still run, in
+            training too. False: f is always called on all samples, for an f that mixes them, such as batch
+            normalization in training mode.
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
             into `Solution.accumulated` (what regularizers are made of).
-        differentiate_step_sizes: differentiate through the choice of step sizes too; default: step sizes are constants.
+        differentiate_step_sizes: include the choice of step sizes in gradients; by default step sizes are constants.
         gradient: "direct" keeps what the backward pass needs of every step; "checkpoint" keeps √steps states and takes
             the steps between them again: less memory, the same gradients, one more forward pass. f is then called
             again during the backward pass. "backsolve" integrates the adjoint equation backwards: memory does not grow
