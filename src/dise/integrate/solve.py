@@ -65,8 +65,8 @@ def solve(
         y0: [B, ...] initial state, or a tuple or dict of such tensors, of one device and one dtype: float64, float32,
             complex128, complex64, bfloat16 or float16. Norms of complex states use the modulus. With half precision f
             receives and returns the state's dtype, and the solver adds up in float32.
-        t0, t1: start and end, numbers or [B] tensors. Forward, backward and zero-length spans may be mixed in a batch. A
-            zero-length span needs no evaluation of f, or one if t0 or t1 requires a gradient.
+        t0, t1: start and end, numbers or [B] tensors. Forward, backward and zero-length spans may be mixed in a batch.
+            A zero-length span needs no evaluation of f, or one if t0 or t1 requires a gradient.
         integrator: how to solve, e.g. `dise.Dopri5(rtol=1e-3, atol=1e-3)`.
         args: arguments that f receives unchanged.
         sample_args: tensors [B, ...] with one row per sample (labels, conditions, …). f receives the rows on which it
