@@ -23,7 +23,7 @@ from states import Trained, load
 from torch import Tensor
 
 import dise
-from dise.select import disagreement, exact_binomial, hoeffding_bentkus, run_candidates, spent
+from dise.select import disagreement, exact_binomial, hoeffding_bentkus, nfe_with_overhead, run_candidates
 from dise.select.make_dynamic.families import forecast_cascades
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
@@ -46,7 +46,7 @@ def run_settings(trained: Trained) -> tuple[list[str], Tensor, Tensor]:
         with block.using(setting), block.recording() as records:
             output = torch.cat([trained.part(h0) for h0, _ in samples])
         losses.append(disagreement(output, expected, output))
-        nfe.append(spent(block, setting, records))
+        nfe.append(nfe_with_overhead(block, setting, records))
     names = [f"lead of {setting.accept[0].threshold:.2f}" for setting in family.settings]
     return names, torch.stack(losses), torch.stack(nfe).double()
 

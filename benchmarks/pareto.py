@@ -31,14 +31,14 @@ from dise.select import (
     RiskCost,
     find_block,
     loss_bound,
+    nfe_with_overhead,
     oracle,
     random_mix,
     run_candidates,
     samples_needed,
-    spent,
     time_side_by_side,
 )
-from dise.select.guarantee.calibrate import evaluate
+from dise.select.guarantee.calibrate import run_policy
 from dise.select.make_dynamic.families import families, forecast_cascades
 from dise_experiments.common.statistics import mcnemar
 from dise_experiments.mnist.selector import PaperNetwork
@@ -109,7 +109,7 @@ def not_inferior(trained: Trained, tolerance: float = 1e-3) -> dise.Integrator:
 
 def _affordable(trained: Trained, setting: dise.Integrator) -> bool:
     """Whether it needs at most 8 evaluations, twice RK4's, on some held-out images."""
-    return evaluate(trained.part, setting, trained.held_out.take(slice(200)).batches())[1] <= 8
+    return run_policy(trained.part, setting, trained.held_out.take(slice(200)).batches())[1] <= 8
 
 
 def certified(trained: Trained, epsilon: float, candidates: tuple[dise.Integrator, ...] = FIXED) -> dise.Integrator:
@@ -136,7 +136,7 @@ def execute(trained: Trained, policy: dise.Integrator, samples: Samples) -> dict
     block = find_block(trained.part)
     with block.using(policy), block.recording() as records:
         logits = torch.cat([trained.part(h0) for h0, _ in samples.batches()])
-    nfe = spent(block, policy, records)
+    nfe = nfe_with_overhead(block, policy, records)
     return {"answer": logits.argmax(1), "right": logits.argmax(1) == samples.label, "nfe": nfe}
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dise
-from dise.select import ProbabilityShift, find_block, spent
+from dise.select import ProbabilityShift, find_block, nfe_with_overhead
 from dise_experiments.common.statistics import auroc, bootstrap_auroc, interval
 from dise_experiments.physionet.model import LATENT, TRAINING_INTEGRATOR, LatentODE
 from dise_experiments.physionet.records import Records
@@ -62,7 +62,7 @@ def run(model: Ends, x: Tensor, integrator: dise.Integrator) -> tuple[Tensor, Te
     block = model.block
     with block.using(integrator), block.recording() as records:
         p = torch.cat([model(part).sigmoid() for part in x.split(60)])
-    nfe = spent(block, integrator, records)
+    nfe = nfe_with_overhead(block, integrator, records)
     return p, nfe
 
 

@@ -18,14 +18,22 @@ from dise.select.deploy.load import load_policy
 from dise.select.deploy.save import save_policy
 from dise.select.guarantee.calibrate import (
     Calibration,
-    Tested,
+    SettingTest,
     calibrate,
     exact_binomial,
     hoeffding_bentkus,
     samples_needed,
 )
 from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
-from dise.select.judging.baselines import PolicyScore, chosen, closed_gap, ideal, oracle, random_mix, single
+from dise.select.judging.baselines import (
+    PolicyScore,
+    assignment_score,
+    closed_gap_fraction,
+    oracle,
+    oracle_choice,
+    random_mix,
+    single_candidate,
+)
 from dise.select.judging.costs import Costs, collect_costs
 from dise.select.judging.diagnose import diagnose
 from dise.select.judging.front import pareto_front, prune
@@ -33,24 +41,25 @@ from dise.select.judging.non_inferiority import loss_bound
 from dise.select.judging.profile import Profile, profile_candidates, time_side_by_side
 from dise.select.judging.rules import BinaryCost, ClassificationCost, CostRule, TaskErrorCost
 from dise.select.learning.adequacy import AdequacySelector, calibration_error, equivalent_dial
-from dise.select.learning.committee import Committee, cross_fit, route
+from dise.select.learning.committee import Committee, cross_fit, selector_choice
+from dise.select.learning.fit import FitHistory
 from dise.select.learning.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
-from dise.select.learning.penalty import PenaltyChoice, Trial, choose_penalty
-from dise.select.learning.selector import CostSelector, Fit
+from dise.select.learning.penalty import PenaltyChoice, PenaltyTrial, choose_penalty
+from dise.select.learning.selector import CostSelector
 from dise.select.make_dynamic.make import make_dynamic
 from dise.select.make_dynamic.report import Report
 from dise.select.model.adapt import AdaptedBlock, adapt
-from dise.select.model.block import find_block, has_block
+from dise.select.model.block import contains_block, find_block
 from dise.select.model.head import find_head
 from dise.select.model.outcomes import Input, Outcomes, run_candidates
-from dise.select.model.states import channel_means, joined
+from dise.select.model.states import channel_means, concatenate_state
 from dise.select.policies.baselines import AssignedSelector, RandomSelector
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.confidence import Confidence
 from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
-from dise.select.policies.forecast_fit import expect
-from dise.select.policies.overhead import count_macs, spent
+from dise.select.policies.forecast_fit import fit_forecast
+from dise.select.policies.overhead import count_macs, nfe_with_overhead
 
 __all__ = [
     "AdaptedBlock",
@@ -68,12 +77,13 @@ __all__ = [
     "Costs",
     "Dynamic",
     "FeatureNetwork",
-    "Fit",
+    "FitHistory",
     "Forecast",
     "Input",
     "Outcomes",
     "OutputDeviation",
     "PenaltyChoice",
+    "PenaltyTrial",
     "PolicyScore",
     "PooledNetwork",
     "ProbabilityShift",
@@ -82,45 +92,44 @@ __all__ = [
     "Report",
     "Risk",
     "RiskCost",
+    "SettingTest",
     "TaskErrorCost",
-    "Tested",
-    "Trial",
     "adapt",
+    "assignment_score",
     "calibrate",
     "calibration_error",
     "channel_means",
     "choose_penalty",
-    "chosen",
-    "closed_gap",
+    "closed_gap_fraction",
     "collect_costs",
+    "concatenate_state",
+    "contains_block",
     "count_macs",
     "cross_fit",
     "diagnose",
     "disagreement",
     "equivalent_dial",
     "exact_binomial",
-    "expect",
     "export_policy",
     "find_block",
     "find_head",
-    "has_block",
+    "fit_forecast",
     "hoeffding_bentkus",
-    "ideal",
-    "joined",
     "load_policy",
     "loss_bound",
     "lost_accuracy",
     "make_dynamic",
+    "nfe_with_overhead",
     "oracle",
+    "oracle_choice",
     "pareto_front",
     "profile_candidates",
     "prune",
     "random_mix",
-    "route",
     "run_candidates",
     "samples_needed",
     "save_policy",
-    "single",
-    "spent",
+    "selector_choice",
+    "single_candidate",
     "time_side_by_side",
 ]

@@ -8,7 +8,7 @@ from torch import nn
 from dise import RK4, Bosh3, Dopri5, Dynamic, Euler, Midpoint
 from dise.flow import TransportCost
 from dise.regularize import L1, L2, ErrorEstimate, NoRegularizer, UnscaledErrorEstimate
-from dise.select import Costs, Outcomes, TaskErrorCost, collect_costs, count_macs, joined
+from dise.select import Costs, Outcomes, TaskErrorCost, collect_costs, concatenate_state, count_macs
 from dise_experiments.circles import evaluate, figure
 from dise_experiments.circles.model import hypernetwork_flow
 from dise_experiments.circles.paper import TABLE_8, TABLE_9
@@ -332,7 +332,7 @@ def test_multiply_adds_of_the_selectors_in_units_of_f(task):
         state = (x, torch.zeros(*x.shape[:-1], 1))
         with torch.no_grad():
             f = count_macs(lambda state=state: model.block.first_stage(state))
-        h0 = joined(state)
+        h0 = concatenate_state(state)
         assert count_macs(lambda network=network, h0=h0: network(h0, h0)) / f == pytest.approx(expected[name])
 
 

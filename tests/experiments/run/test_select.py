@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from dise import RK4, Dopri5, Dynamic, Euler, solve
-from dise.select import Committee, CostSelector, Fit, PenaltyChoice, PooledNetwork, Trial, choose_penalty, collect_costs
+from dise.select import (
+    Committee,
+    CostSelector,
+    FitHistory,
+    PenaltyChoice,
+    PenaltyTrial,
+    PooledNetwork,
+    choose_penalty,
+    collect_costs,
+)
 from dise_experiments.mnist import task as mnist_task
 from dise_experiments.mnist.model import resnet
 from dise_experiments.mnist.task import MnistTask
@@ -146,8 +155,8 @@ def test_the_choice_is_by_cross_validation_on_the_held_out_images(finished, cost
     assert same_weights(used, found.selector)
     assert fit["members"] == len(used.members) == 6
     histories = [member.history for member in found.selector.members]
-    assert fit["epochs"] == pytest.approx(sum(len(history.validation) for history in histories) / 6)
-    assert fit["initial_loss"] == pytest.approx(sum(history.initial for history in histories) / 6)
+    assert fit["epochs"] == pytest.approx(sum(len(history.validation_losses) for history in histories) / 6)
+    assert fit["initial_loss"] == pytest.approx(sum(history.initial_loss for history in histories) / 6)
 
 
 @pytest.fixture
@@ -158,11 +167,11 @@ def choices(monkeypatch):
     def choose(costs, network, *, tolerance, seed, log):
         assert tolerance == 1e-3
         calls.append((costs, network(), seed))
-        trial = Trial(12345.0, 0.3, 0.5, 7.0, 0.01)
+        trial = PenaltyTrial(12345.0, 0.3, 0.5, 7.0, 0.01)
         torch.manual_seed(len(calls))
         committee = Committee(CostSelector(network(), candidates=len(costs.candidates)) for _ in range(2))
         for member in committee.members:
-            member.history = Fit(initial=1.0)
+            member.history = FitHistory(initial_loss=1.0)
         return PenaltyChoice(12345.0, 0.3, True, (trial,), trial, committee)
 
     monkeypatch.setattr("dise_experiments.run.select.choose_penalty", choose)
@@ -199,7 +208,7 @@ def test_with_a_given_penalty_one_selector_is_fitted_to_all_samples(stage, quick
     torch.manual_seed(0)
     fitted = CostSelector.fit(TASK.selectors["pooled"].network(model, 3), costs.with_penalty(12345.0), seed=0)
     assert result["selectors"]["pooled"]["members"] == 1
-    assert result["selectors"]["pooled"]["epochs"] == len(fitted.history.validation)
+    assert result["selectors"]["pooled"]["epochs"] == len(fitted.history.validation_losses)
     assert same_weights(load_dynamic(path, "pooled", TASK, model).selector, fitted)
 
 

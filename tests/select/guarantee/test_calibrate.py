@@ -99,10 +99,10 @@ def run(limits, *, n=1000, **options):
 )
 def test_the_cheapest_certified_setting(limits, certified, best):
     found = run(limits)
-    assert [t.certified for t in found.tested] == certified
+    assert [t.certified for t in found.tests] == certified
     assert found.integrator == best
-    assert [t.risk for t in found.tested] == [limit / 1000 for limit in limits][: len(certified)]
-    assert [t.nfe for t in found.tested] == [3, 2, 1][: len(certified)]
+    assert [t.risk for t in found.tests] == [limit / 1000 for limit in limits][: len(certified)]
+    assert [t.nfe for t in found.tests] == [3, 2, 1][: len(certified)]
     assert (found.reference_nfe, found.samples) == (4, 1000)
 
 
@@ -114,10 +114,10 @@ def test_a_certified_setting_that_saves_nothing_is_not_taken():
 def test_the_exact_p_value_certifies_more_losses():
     """P[Binomial(1000, 0.02) ≤ 13] = 0.066; Bentkus's bound is e times that."""
     limits = [0, 0, 13]
-    assert [t.certified for t in run(limits).tested] == [True, True, False]
+    assert [t.certified for t in run(limits).tests] == [True, True, False]
     exact = run(limits, p_value=exact_binomial)
-    assert [t.certified for t in exact.tested] == [True, True, True]
-    assert exact.tested[2].p == pytest.approx(binom.cdf(13, 1000, 0.02))
+    assert [t.certified for t in exact.tests] == [True, True, True]
+    assert exact.tests[2].p == pytest.approx(binom.cdf(13, 1000, 0.02))
 
 
 def test_the_exact_p_value_is_for_losses_of_0_or_1():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dise.select import closed_gap, oracle, random_mix, single
+from dise.select import closed_gap_fraction, oracle, random_mix, single_candidate
 
 NFE = [[1, 4, 14], [1, 4, 20], [1, 4, 14], [1, 4, 26], [1, 4, 26]]
 RIGHT = [
@@ -24,7 +24,7 @@ def costs(make_costs):
     ("index", "name", "accuracy", "nfe"), [(0, "Euler", 2 / 5, 1), (1, "RK4", 2 / 5, 4), (2, "Dopri5", 4 / 5, 20)]
 )
 def test_single(costs, index, name, accuracy, nfe):
-    score = single(costs, index)
+    score = single_candidate(costs, index)
     assert score.name == name
     assert score.accuracy == pytest.approx(accuracy)
     assert score.mean_nfe == pytest.approx(nfe)
@@ -58,7 +58,7 @@ def test_random_mix_is_the_expectation(costs, scale):
 def test_random_mix_of_one_candidate_is_that_candidate(costs, index):
     shares = torch.zeros(3)
     shares[index] = 17
-    mixed, alone = random_mix(costs, shares), single(costs, index)
+    mixed, alone = random_mix(costs, shares), single_candidate(costs, index)
     assert torch.equal(mixed.adequate, alone.adequate)
     assert torch.equal(mixed.nfe, alone.nfe)
 
@@ -68,14 +68,14 @@ def test_oracle_is_at_least_as_right_as_any_candidate(make_costs):
     costs = make_costs([[1, 4, 14]], right)
     best = oracle(costs)
     assert best.accuracy == pytest.approx(right.any(1).double().mean().item())
-    assert all(best.accuracy >= single(costs, i).accuracy for i in range(3))
+    assert all(best.accuracy >= single_candidate(costs, i).accuracy for i in range(3))
 
 
 def test_the_closed_gap_by_hand():
     """Single candidates cost 2 and 2.5 in the mean, the oracle 1."""
     cost = torch.tensor([[1.0, 4.0], [3.0, 1.0]])
-    assert closed_gap(cost, torch.tensor([0, 1])) == 1
-    assert closed_gap(cost, torch.tensor([0, 0])) == 0
-    assert closed_gap(cost, torch.tensor([1, 1])) == pytest.approx(-0.5)
-    assert closed_gap(cost, torch.tensor([1, 0])) == pytest.approx(-1.5)
-    assert closed_gap(torch.ones(3, 2), torch.tensor([0, 1, 0])) is None
+    assert closed_gap_fraction(cost, torch.tensor([0, 1])) == 1
+    assert closed_gap_fraction(cost, torch.tensor([0, 0])) == 0
+    assert closed_gap_fraction(cost, torch.tensor([1, 1])) == pytest.approx(-0.5)
+    assert closed_gap_fraction(cost, torch.tensor([1, 0])) == pytest.approx(-1.5)
+    assert closed_gap_fraction(torch.ones(3, 2), torch.tensor([0, 1, 0])) is None

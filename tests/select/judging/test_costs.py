@@ -26,7 +26,7 @@ def test_costs_are_eq4s_with_the_papers_settings_by_default(toy_model, batches):
 
 def test_among_keeps_some_candidates_and_everything_a_selector_sees(toy_model, batches):
     costs = collect_costs(toy_model, batches(3), CANDIDATES)
-    some = costs.among((2, 0))
+    some = costs.take_candidates((2, 0))
     assert some.candidates == (CANDIDATES[2], CANDIDATES[0])
     for name in ("nfe", "adequate", "cost"):
         assert torch.equal(getattr(some, name), getattr(costs, name)[:, [2, 0]])

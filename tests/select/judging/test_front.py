@@ -45,4 +45,4 @@ def test_pruning_keeps_the_front_and_the_reference(make_costs):
     adequate = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]).bool()
     costs = make_costs([[1, 2, 4, 14]], adequate, candidates=("a", "b", "c", "d"))
     assert prune(costs).candidates == ("a", "c", "d")
-    assert prune(costs.among([0, 2])).candidates == ("a", "c")
+    assert prune(costs.take_candidates([0, 2])).candidates == ("a", "c")

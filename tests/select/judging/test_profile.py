@@ -109,9 +109,9 @@ def test_milliseconds_take_the_place_of_nfe(slow):
     assert_close(timed.cost, torch.tensor([[3.0, 2.0]] * 3))
     assert_close(costs.cost, torch.tensor([[1.0, 2.0]] * 3))
     assert oracle(timed).mean_nfe == 4
-    assert_close(timed.among([1]).take(torch.tensor([0])).cost, torch.tensor([[2.0]]))
+    assert_close(timed.take_candidates([1]).take(torch.tensor([0])).cost, torch.tensor([[2.0]]))
     with pytest.raises(ValueError, match=r"costs: expected those of \['Euler', 'RK4'\], got \['RK4'\]"):
-        odd.apply(costs.among([1]), 1)
+        odd.apply(costs.take_candidates([1]), 1)
 
 
 def test_too_few_samples_for_the_largest_batch(slow):

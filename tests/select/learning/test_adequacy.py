@@ -12,13 +12,13 @@ from dise.select import (
     PooledNetwork,
     Profile,
     calibration_error,
-    closed_gap,
+    closed_gap_fraction,
     equivalent_dial,
     oracle,
-    route,
-    single,
+    selector_choice,
+    single_candidate,
 )
-from dise.select.learning.adequacy import platt
+from dise.select.learning.adequacy import platt_scaling
 
 
 def coin_costs(number, *, seed=0):
@@ -62,7 +62,7 @@ def test_probabilities_are_calibrated_on_new_data(fitted):
     # the entropy of the coins: what no fit can go below
     q = (2 * test.h0[:, :1] + 1).sigmoid()
     entropy = -(q * q.log() + (1 - q) * (1 - q).log()).mean() / 2  # RK4's column has none
-    assert min(fitted.history.validation) == pytest.approx(float(entropy), rel=0.1)
+    assert min(fitted.history.validation_losses) == pytest.approx(float(entropy), rel=0.1)
 
 
 def test_overconfident_logits_are_calibrated():
@@ -70,13 +70,13 @@ def test_overconfident_logits_are_calibrated():
     draw = torch.Generator().manual_seed(0)
     z = torch.randn(20_000, 2, generator=draw)
     came = (torch.rand(20_000, 2, generator=draw) < z.sigmoid()).float()
-    slope, offset = platt(3 * z + 1, came)
+    slope, offset = platt_scaling(3 * z + 1, came)
     assert_close(slope, torch.full((2,), 1 / 3), rtol=0.05, atol=0)
     assert_close(offset, torch.full((2,), -1 / 3), rtol=0.1, atol=0)
 
 
 def test_what_is_always_adequate_is_nearly_certain_and_no_more():
-    slope, offset = platt(torch.zeros(98, 1), torch.ones(98, 1))
+    slope, offset = platt_scaling(torch.zeros(98, 1), torch.ones(98, 1))
     assert float((0 * slope + offset).sigmoid()) == pytest.approx(99 / 100, abs=1e-4)  # (98 + 1)/(98 + 2)
 
 
@@ -104,14 +104,14 @@ def test_a_larger_dial_buys_more_adequate_results(fitted):
     test = coin_costs(5000, seed=1)
     rk4, previous = 0.0, 0.0
     for dial in (1, 10, 100, 1000):
-        choice = route(fitted.with_dial(dial), test)
+        choice = selector_choice(fitted.with_dial(dial), test)
         share, adequate = float(choice.double().mean()), float(test.adequate.gather(1, choice[:, None]).double().mean())
         assert share >= rk4
         assert adequate >= previous
         rk4, previous = share, adequate
     # three evaluations are saved at an odds-on risk of one: Euler wherever p > 1 − 3/μ, nowhere at μ = 1000
     assert rk4 > 0.9
-    assert route(fitted.with_dial(1), test).sum() == 0
+    assert selector_choice(fitted.with_dial(1), test).sum() == 0
 
 
 def test_routing_nearly_reaches_the_best_that_the_odds_allow(fitted):
@@ -119,9 +119,9 @@ def test_routing_nearly_reaches_the_best_that_the_odds_allow(fitted):
     test = coin_costs(20_000, seed=2)
     realised = test.delta + 20 * ~test.adequate
     best = ((2 * test.h0[:, 0] + 1).sigmoid() < 1 - 3 / 20).long()
-    gap = closed_gap(realised, route(fitted, test))
-    assert gap == pytest.approx(closed_gap(realised, best), abs=0.03)
-    assert fitted.history.closed_gap == pytest.approx(gap, abs=0.1)
+    gap = closed_gap_fraction(realised, selector_choice(fitted, test))
+    assert gap == pytest.approx(closed_gap_fraction(realised, best), abs=0.03)
+    assert fitted.history.closed_gap_fraction == pytest.approx(gap, abs=0.1)
 
 
 def test_turning_the_dial_shares_the_network_and_keeps_the_first(fitted):
@@ -173,8 +173,8 @@ def test_nothing_to_choose_from_has_no_gap():
     costs = coin_costs(100)
     costs.error.zero_()
     selector = AdequacySelector.fit(network(), costs, max_epochs=1)
-    assert selector.history.closed_gap is None
-    assert oracle(costs).mean_nfe == single(costs, 0).mean_nfe
+    assert selector.history.closed_gap_fraction is None
+    assert oracle(costs).mean_nfe == single_candidate(costs, 0).mean_nfe
 
 
 @pytest.mark.parametrize("dial", [0, -1, inf, nan])
@@ -187,5 +187,5 @@ def test_a_dial_is_a_positive_number(fitted, dial):
 
 @pytest.mark.parametrize("prices", [(4, 1), (0, 1), (1, 1000), (2, 2)])
 def test_prices_rise_up_to_the_penalty(prices):
-    with pytest.raises(ValueError, match="cheap, dear, M: expected 0 < cheap < dear < M"):
+    with pytest.raises(ValueError, match="cheap, costly, M: expected 0 < cheap < costly < M"):
         equivalent_dial(0.3, 1000, *prices)

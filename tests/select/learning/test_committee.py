@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, ClassificationCost, Euler, PooledNetwork
-from dise.select import Committee, ConfidenceNetwork, Costs, CostSelector, cross_fit, route
+from dise.select import Committee, ConfidenceNetwork, Costs, CostSelector, cross_fit, selector_choice
 from dise.select.learning import committee as module
 
 
@@ -122,7 +122,7 @@ def test_each_member_leaves_two_parts_out_and_decides_for_no_sample_that_it_has_
         decided.append((selector.members, set(costs.h0[:, 0].tolist())))
         return torch.zeros(len(costs), dtype=torch.int64)
 
-    monkeypatch.setattr(module, "route", record)
+    monkeypatch.setattr(module, "selector_choice", record)
     committee, choice = cross_fit(numbered(22), network, folds=folds)
     assert len(committee.members) == len(fits) == folds * (folds - 1) // 2
     assert torch.equal(choice, torch.zeros(22, dtype=torch.int64))
@@ -144,7 +144,7 @@ def test_choices_are_those_of_the_members_that_have_not_seen_the_sample():
     parts = torch.randperm(60, generator=torch.Generator().manual_seed(5)).tensor_split(3)
     for part, members in zip(parts, [(0, 1), (0, 2), (1, 2)], strict=True):
         unaware = Committee(committee.members[i] for i in members)
-        assert torch.equal(choice[part], route(unaware, costs.take(part)))
+        assert torch.equal(choice[part], selector_choice(unaware, costs.take(part)))
 
 
 def test_what_can_be_learnt_is_learnt():
@@ -152,7 +152,7 @@ def test_what_can_be_learnt_is_learnt():
     committee, choice = cross_fit(costs, network)
     assert not any(part.training for part in committee.modules())
     fresh = samples(1000, seed=1)
-    for seen, routed in ((costs, choice), (fresh, route(committee, fresh))):
+    for seen, routed in ((costs, choice), (fresh, selector_choice(committee, fresh))):
         hard = seen.h0[:, 0] <= 0.3
         # a wrong answer costs 13 times as much as going from Euler to RK4, so it is taken near the border, too
         assert routed[hard].double().mean() > 0.97
@@ -188,4 +188,4 @@ def test_nan_never_wins_a_sample():
         cheap = torch.where(h0[:, 0] < 0.5, torch.nan, 0.0)
         return torch.stack([cheap, torch.ones(len(h0))], 1)
 
-    assert torch.equal(route(scores, costs), nan.long())
+    assert torch.equal(selector_choice(scores, costs), nan.long())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dise import RK4, ClassificationCost, Euler, PooledNetwork, choose_penalty
-from dise.select import Costs, cross_fit, loss_bound, route
+from dise.select import Costs, cross_fit, loss_bound, selector_choice
 from dise.select.learning import penalty
 
 
@@ -92,7 +92,7 @@ def test_if_nothing_passes_the_best_there_is_is_taken_and_told(trials, tolerance
     lines = []
     found = choose(tolerance=tolerance, budget=budget, log=lines.append)
     assert (found.M, found.passed) == (expected, False)
-    said = f"no M is certain to lose at most {tolerance:g} within the budget: M = {expected:g} is the best there is"
+    said = f"no M passed at a loss of {tolerance:g} within the budget: M = {expected:g} is the best of the trials"
     assert lines[-1] == said
     assert len(lines) == 5
 
@@ -144,7 +144,7 @@ def test_what_can_be_learnt_is_learnt_and_scored_on_unseen_samples():
     # the oracle needs 1 · 0.7 + 4 · 0.3 = 1.9; RK4 alone 4
     assert 1.9 - 0.2 < trial.nfe < 2.6
     fresh = sided(1000, hard=0.3, seed=1)
-    routed, hard = route(found.selector, fresh), fresh.h0[:, 0] <= 0.3
+    routed, hard = selector_choice(found.selector, fresh), fresh.h0[:, 0] <= 0.3
     assert routed[hard].double().mean() > 0.97
     assert routed.double().mean() == pytest.approx((trial.nfe - 1) / 3, abs=0.05)
 
@@ -159,7 +159,7 @@ def test_the_trial_and_the_selector_are_those_of_cross_fit():
     right = costs.adequate[torch.arange(200), choice]
     assert trial.adequate == pytest.approx(right.double().mean().item())
     assert trial.nfe == pytest.approx(costs.nfe[torch.arange(200), choice].double().mean().item())
-    assert trial.lost == loss_bound(torch.ones(200, dtype=torch.bool), right)
+    assert trial.loss_bound == loss_bound(torch.ones(200, dtype=torch.bool), right)
 
 
 def test_noise_cannot_be_learnt():

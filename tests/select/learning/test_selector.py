@@ -39,7 +39,7 @@ def fitted():
 
 def test_a_rule_is_learnt(fitted):
     history = fitted.history
-    assert min(history.validation) < 0.2 * history.initial
+    assert min(history.validation_losses) < 0.2 * history.initial_loss
     test = sign_rule(1000, seed=1)
     with torch.no_grad():
         choice = fitted(test.h0, test.k1).argmin(1)
@@ -73,7 +73,7 @@ def test_a_fit_depends_on_its_seed_alone():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
     assert one.history == again.history
-    assert one.history.validation != other.history.validation
+    assert one.history.validation_losses != other.history.validation_losses
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_the_fit():
@@ -83,8 +83,8 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_fit():
     history = stopped.history
     best = history.best_epoch
     assert best >= 0
-    assert history.validation[best] == min(history.validation) < history.initial
-    assert len(history.validation) == len(history.training) == best + 1 + 8
+    assert history.validation_losses[best] == min(history.validation_losses) < history.initial_loss
+    assert len(history.validation_losses) == len(history.training_losses) == best + 1 + 8
     # ending at the best epoch gives the same weights
     ended = CostSelector.fit(network(hidden=64), costs, max_epochs=best + 1, **options)
     for name, value in ended.state_dict().items():
@@ -97,7 +97,7 @@ def test_a_fit_that_never_improves_keeps_the_start():
     before = {name: value.clone() for name, value in start.layers.state_dict().items()}
     selector = CostSelector.fit(start, sign_rule(100), learning_rate=0.0, patience=3, max_epochs=50)
     assert selector.history.best_epoch == -1
-    assert len(selector.history.validation) == 3
+    assert len(selector.history.validation_losses) == 3
     assert all(torch.equal(value, before[name]) for name, value in start.layers.state_dict().items())
 
 
@@ -114,14 +114,14 @@ def test_a_network_that_says_nothing_predicts_the_mean_costs():
     costs = Costs(some.candidates, nothing, nothing, some.nfe, torch.zeros(50, 2), ClassificationCost(alpha=0.5))
     selector = CostSelector.fit(Silent(1, 2), costs, max_epochs=1)
     assert torch.equal(selector(costs.h0, costs.k1), torch.tensor([1.0, 2.0]).expand(50, 2))
-    assert selector.history.initial == 0
+    assert selector.history.initial_loss == 0
 
 
 def test_a_fitted_selector_is_in_evaluation_mode_and_has_a_history(fitted):
     assert not any(module.training for module in fitted.modules())
     assert fitted.history.best_epoch >= 0
     fresh = CostSelector(network(), candidates=K).history
-    assert (fresh.training, fresh.validation, fresh.best_epoch) == ([], [], -1)
+    assert (fresh.training_losses, fresh.validation_losses, fresh.best_epoch) == ([], [], -1)
 
 
 @pytest.mark.host
@@ -141,7 +141,7 @@ def test_log_gets_a_line_every_ten_epochs():
 
 @pytest.mark.parametrize("validation", [0, 1, -0.1, 1.5])
 def test_validation_is_a_part(validation):
-    with pytest.raises(ValueError, match="validation: expected a part between 0 and 1"):
+    with pytest.raises(ValueError, match="validation: expected a share between 0 and 1"):
         CostSelector.fit(network(), sign_rule(20), validation=validation)
 
 

@@ -24,7 +24,7 @@ from dise import (
     make_dynamic,
 )
 from dise.select import OutputDeviation, ProbabilityShift, Report, find_block, lost_accuracy, samples_needed
-from dise.select.guarantee.calibrate import evaluate
+from dise.select.guarantee.calibrate import run_policy
 from dise.select.policies.confidence import confidence
 from dise_experiments.mnist.model import odenet
 
@@ -144,9 +144,9 @@ def test_a_family_is_judged_on_at_most_2000_samples_that_it_was_not_learnt_from(
 
     def counting(model, integrator, batches):
         seen.setdefault(len(seen), sum(len(x) for x, _ in batches))
-        return evaluate(model, integrator, batches)
+        return run_policy(model, integrator, batches)
 
-    monkeypatch.setattr(sys.modules["dise.select.make_dynamic.choice"], "evaluate", counting)
+    monkeypatch.setattr(sys.modules["dise.select.make_dynamic.choice"], "run_policy", counting)
     make_dynamic(classifier(), points(200), learn_from=points(5000, seed=3), **LOOSE)
     assert set(seen.values()) == {2000}
 

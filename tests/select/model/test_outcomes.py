@@ -104,7 +104,7 @@ class Twice(nn.Module):
 
 
 def test_a_block_called_twice_is_refused(decay, batches):
-    with pytest.raises(ValueError, match="expected one integration a forward pass, got 2"):
+    with pytest.raises(ValueError, match="expected one integration per forward pass, got 2"):
         run_candidates(Twice(NeuralODE(decay(), Euler())), batches(1), CANDIDATES)
 
 
@@ -118,7 +118,7 @@ def test_a_tuple_states_tensors_are_joined(pair_model, batches):
 def test_outcomes_have_the_means_of_the_states_at_t1(toy_model, batches):
     outcomes = run_candidates(toy_model, batches(2), CANDIDATES)
     assert outcomes.means.shape[:2] == outcomes.output.shape[:2]
-    last = outcomes.among([2, 1])
+    last = outcomes.take_candidates([2, 1])
     assert torch.equal(last.means, outcomes.means[:, [2, 1]])
     with toy_model[1].using(CANDIDATES[1]):
         end = toy_model[1](outcomes.h0)

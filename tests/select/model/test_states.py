@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dise.select import channel_means, joined
+from dise.select import channel_means, concatenate_state
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,6 @@ def test_means_of_a_states_channels(state, means):
 
 def test_joined_keeps_shared_dimensions_and_flattens_others():
     a, b = torch.zeros(5, 3, 2), torch.zeros(5, 3, 1)
-    assert joined((a, b)).shape == (5, 3, 3)
-    assert joined((a, b[:, :2])).shape == (5, 8)
-    assert joined(a) is a
+    assert concatenate_state((a, b)).shape == (5, 3, 3)
+    assert concatenate_state((a, b[:, :2])).shape == (5, 8)
+    assert concatenate_state(a) is a

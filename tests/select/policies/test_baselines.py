@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dise import RK4, ClassificationCost, Dynamic, Euler, Midpoint, solve
-from dise.select import AssignedSelector, Costs, RandomSelector, ideal, oracle
+from dise.select import AssignedSelector, Costs, RandomSelector, oracle, oracle_choice
 
 
 def test_random_choices_have_the_shares_asked_for():
@@ -39,7 +39,7 @@ def test_the_oracle_runs(tanh_field, starts):
         off = (ends - ends[:, -1:]).norm(dim=2)
         error = (off > off[:, :2].median()).float()
         costs = Costs(candidates, y0, y0, nfe, error, ClassificationCost())
-        solution = solve(f, y0, 0.0, 1.0, Dynamic(candidates, AssignedSelector(ideal(costs), 3)))
+        solution = solve(f, y0, 0.0, 1.0, Dynamic(candidates, AssignedSelector(oracle_choice(costs), 3)))
     assert solution.choice.unique().tolist() == [0, 1, 2]
     assert torch.equal(solution.nfe, oracle(costs).nfe.long())
     torch.testing.assert_close(solution.y, ends[torch.arange(40), solution.choice])
@@ -47,7 +47,7 @@ def test_the_oracle_runs(tanh_field, starts):
 
 def test_an_assignment_is_for_one_batch():
     dynamic = Dynamic((Euler(1), Euler(2)), AssignedSelector(torch.tensor([0, 1]), 2))
-    with pytest.raises(ValueError, match="choice: was made for 2 samples, got 3"):
+    with pytest.raises(ValueError, match="choice: expected the 2 samples of the assignment, got 3"):
         solve(lambda t, y: -y, torch.ones(3, 1), 0.0, 1.0, dynamic)
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from dise import RK4, Cascade, Dopri5, Euler, Forecast, Midpoint, NeuralODE
 from dise.select import Costs, Outcomes, RiskCost, channel_means, run_candidates
 from dise.select.make_dynamic.families import FACTORS, families, forecast_cascades
-from dise.select.policies.forecast_fit import expect, lead
+from dise.select.policies.forecast_fit import fit_forecast, logit_margin
 
 
 def logits(number=300, classes=4, seed=0):
@@ -67,7 +67,7 @@ def channels(number, seed=5):
 def test_the_map_is_ridge_regressions(penalty, means):
     reference = logits()
     candidate = biased(reference)
-    found = expect(candidate, reference, means, penalties=[penalty])
+    found = fit_forecast(candidate, reference, means, penalties=[penalty])
     x = features(candidate, means)
     scaled = x / x.std(0)
     theirs = ridge(scaled, reference.double(), closeness(candidate), penalty * len(x))
@@ -78,13 +78,13 @@ def test_the_map_is_ridge_regressions(penalty, means):
 def test_samples_left_out_are_expected_from_the_others():
     reference = logits(30)
     candidate = biased(reference)
-    found = expect(candidate, reference, penalties=[0.01])
+    found = fit_forecast(candidate, reference, penalties=[0.01])
     x, w = features(candidate), closeness(candidate)
     x = x / x.std(0)
     for i in range(3):
         others = [j for j in range(30) if j != i]
         theirs = ridge(x[others], reference[others].double(), w[others], 0.01 * 30)
-        assert_close(found.left_out[i].double(), theirs(x[i]), rtol=1e-4, atol=1e-4)
+        assert_close(found.leave_one_out[i].double(), theirs(x[i]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_rule_expects_what_was_learnt():
@@ -93,9 +93,9 @@ def test_a_rule_expects_what_was_learnt():
     candidate = biased(reference)
     head = Lookup(states, candidate)
     rule = Forecast.fit(head, candidate, reference, means=channel_means(states))
-    learnt = expect(candidate, reference, channels(300))
+    learnt = fit_forecast(candidate, reference, channels(300))
     expected = everything(candidate, channels(300)).float() @ learnt.weight + learnt.bias
-    assert_close(rule.score(states), lead(expected, candidate.argmax(1)), rtol=1e-4, atol=1e-4)
+    assert_close(rule.score(states), logit_margin(expected, candidate.argmax(1)), rtol=1e-4, atol=1e-4)
 
 
 class Lookup(nn.Module):
@@ -134,9 +134,9 @@ def test_the_states_channels_tell_what_logits_cannot():
     half = slice(1000, None)
     scores = []
     for seen in (means, None):
-        learnt = expect((reference + off)[:1000], reference[:1000], None if seen is None else seen[:1000])
+        learnt = fit_forecast((reference + off)[:1000], reference[:1000], None if seen is None else seen[:1000])
         x = everything((reference + off)[half], None if seen is None else seen[half]).float()
-        scores.append(lead(x @ learnt.weight + learnt.bias, (reference + off)[half].argmax(1)) >= 0)
+        scores.append(logit_margin(x @ learnt.weight + learnt.bias, (reference + off)[half].argmax(1)) >= 0)
     right, wrong = ((score == same[half]).double().mean() for score in scores)
     assert right > 0.98 > 0.9 > wrong
 
@@ -154,7 +154,7 @@ def test_many_channels_are_not_looked_at(decay):
 
 def test_of_many_classes_only_squares_are_looked_at():
     reference = logits(200, classes=33)
-    assert expect(biased(reference), reference).weight.shape == (66, 33)
+    assert fit_forecast(biased(reference), reference).weight.shape == (66, 33)
     assert Forecast(nn.Identity(), 0.0, classes=33).weight.shape == (66, 33)
 
 
@@ -162,23 +162,23 @@ def test_the_penalty_is_chosen_by_the_samples_left_out():
     """Where nothing can be expected, a large penalty is better than any fit; where all can, a small one."""
     reference = logits(25)
     errors = {
-        p: float((expect(logits(25, seed=9), reference, penalties=[p]).left_out - reference).norm())
+        p: float((fit_forecast(logits(25, seed=9), reference, penalties=[p]).leave_one_out - reference).norm())
         for p in (1e-6, 1.0)
     }
     assert errors[1.0] < errors[1e-6]
     assert_close(
-        expect(logits(25, seed=9), reference, penalties=[1e-6, 1.0]).weight,
-        expect(logits(25, seed=9), reference, penalties=[1.0]).weight,
+        fit_forecast(logits(25, seed=9), reference, penalties=[1e-6, 1.0]).weight,
+        fit_forecast(logits(25, seed=9), reference, penalties=[1.0]).weight,
     )
     assert_close(
-        expect(biased(reference), reference, penalties=[1e-6, 1.0]).weight,
-        expect(biased(reference), reference, penalties=[1e-6]).weight,
+        fit_forecast(biased(reference), reference, penalties=[1e-6, 1.0]).weight,
+        fit_forecast(biased(reference), reference, penalties=[1e-6]).weight,
     )
 
 
 def test_the_lead_of_an_answer():
     table = torch.tensor([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
-    assert_close(lead(table, torch.tensor([1, 0])), torch.tensor([0.5, -2.0]))
+    assert_close(logit_margin(table, torch.tensor([1, 0])), torch.tensor([0.5, -2.0]))
 
 
 def test_answers_are_accepted_that_the_reference_would_give():
@@ -260,9 +260,12 @@ def test_a_cascade_goes_on_where_the_forecast_says_no(decay):
         (lambda: Forecast(nn.Identity(), float("nan"), classes=2), "threshold: expected a number, got nan"),
         (lambda: Forecast(nn.Identity(), 0.0, classes=2).with_threshold(float("nan")), "threshold: expected a number"),
         (lambda: Forecast(nn.Identity(), 0.0, classes=2, channels=-1), "channels: expected at least 0, got -1"),
-        (lambda: expect(torch.zeros(1, 2), torch.zeros(1, 2)), "two or more samples"),
-        (lambda: expect(*torch.zeros(2, 5, 2), torch.zeros(4, 2)), r"means: expected shape \(5, D\), got \(4, 2\)"),
-        (lambda: expect(torch.zeros(5, 2), torch.zeros(5, 3)), r"\(5, 2\) and \(5, 3\)"),
+        (lambda: fit_forecast(torch.zeros(1, 2), torch.zeros(1, 2)), "two or more samples"),
+        (
+            lambda: fit_forecast(*torch.zeros(2, 5, 2), torch.zeros(4, 2)),
+            r"means: expected shape \(5, D\), got \(4, 2\)",
+        ),
+        (lambda: fit_forecast(torch.zeros(5, 2), torch.zeros(5, 3)), r"\(5, 2\) and \(5, 3\)"),
     ],
 )
 def test_what_makes_no_rule_is_refused(call, message):

@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, AdequacySelector, Cascade, Confidence, Dynamic, Euler, NeuralODE, PooledNetwork
-from dise.select import count_macs, spent
+from dise.select import count_macs, nfe_with_overhead
 
 # ---- multiply–adds
 
@@ -58,7 +58,7 @@ def test_a_cascade_looks_at_each_answer_that_it_judges():
     assert record.solution.choice.unique().tolist() == [0, 1, 2]
     looks = (record.solution.choice + 1).clamp(max=2)
     once = record.solution.nfe + looks.double() * 6 / 20
-    assert_close(spent(block, cascade, [record, record]), torch.cat([once, once]))
+    assert_close(nfe_with_overhead(block, cascade, [record, record]), torch.cat([once, once]))
 
 
 def test_a_selector_looks_once_at_each_sample_that_moves():
@@ -68,7 +68,7 @@ def test_a_selector_looks_once_at_each_sample_that_moves():
     t1 = torch.ones(12)
     t1[:3] = 0
     record = recorded(block, dynamic, t1=t1)
-    looked = spent(block, dynamic, [record]) - record.solution.nfe
+    looked = nfe_with_overhead(block, dynamic, [record]) - record.solution.nfe
     assert_close(looked, torch.tensor([0.0] * 3 + [40 / 20] * 9, dtype=torch.float64))
 
 
@@ -76,18 +76,18 @@ def test_a_selector_looks_once_at_each_sample_that_moves():
 def test_what_looks_at_nothing_pays_nothing(policy):
     block = NeuralODE(Field(), Euler())
     record = recorded(block, policy)
-    assert torch.equal(spent(block, policy, [record]), record.solution.nfe.double())
+    assert torch.equal(nfe_with_overhead(block, policy, [record]), record.solution.nfe.double())
 
 
 def test_one_system_is_one_sample():
     block = NeuralODE(Field(), Euler(), batched=False)
     dynamic = Dynamic((Euler(1), RK4(1)), lambda h0, k1: block.f(0, h0)[:1], granularity="batch")
     record = recorded(block, dynamic)
-    assert_close(spent(block, dynamic, [record]), record.solution.nfe.double()[None] + 1)
+    assert_close(nfe_with_overhead(block, dynamic, [record]), record.solution.nfe.double()[None] + 1)
 
 
 def test_beside_a_field_without_multiply_adds_nothing_can_be_counted(decay):
     block = NeuralODE(decay(), Euler())
     cascade = Cascade((Euler(1), RK4(1)), Confidence(nn.Linear(2, 3), 0.5))
     record = recorded(block, cascade)
-    assert torch.equal(spent(block, cascade, [record]), record.solution.nfe.double())
+    assert torch.equal(nfe_with_overhead(block, cascade, [record]), record.solution.nfe.double())

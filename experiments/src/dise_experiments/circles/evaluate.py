@@ -19,12 +19,12 @@ from dise.select import (
     Dynamic,
     Outcomes,
     PolicyScore,
-    chosen,
+    assignment_score,
     find_block,
     oracle,
     random_mix,
     run_candidates,
-    single,
+    single_candidate,
 )
 
 SMALL = 16  # sets of 32: the paper's 512 test points
@@ -77,11 +77,11 @@ def policy_rows(
     data = list(batches(model, sets, unit))
     outcomes = run_candidates(model, data, candidates)
     costs, table = Costs.of(outcomes, rule), _Table(outcomes, SMALL * (1 if unit == "set" else sets.shape[1]), unit)
-    rows = [table.row(single(costs, i)) for i in range(len(candidates))]
+    rows = [table.row(single_candidate(costs, i)) for i in range(len(candidates))]
     rows.append(table.row(oracle(costs)))
     for name, dynamic in dynamics.items():
         nll, choice, nfe = _executed(model, dynamic, data)
-        score = replace(chosen(f"DISE ({name})", costs, choice), nfe=nfe)
+        score = replace(assignment_score(f"DISE ({name})", costs, choice), nfe=nfe)
         shares = score.weights.double().mean(0)
         executed = {
             "selector_macs": selector_macs[name],

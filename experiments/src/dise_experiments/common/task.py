@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Adaptive, Integrator, Solution
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, Regularizer, UnscaledErrorEstimate
-from dise.select import CostRule, Dynamic, Input, has_block
+from dise.select import CostRule, Dynamic, Input, contains_block
 from dise_experiments.common.table import Table
 
 REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
@@ -137,7 +137,7 @@ class Task(ABC):
 
     def selects(self, model: nn.Module) -> bool:
         """Whether the model's answers depend on its integrator, which selection requires."""
-        return has_block(model)
+        return contains_block(model)
 
     @abstractmethod
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> CostRule:

@@ -17,7 +17,7 @@ from dise.select import (
     oracle,
     random_mix,
     run_candidates,
-    single,
+    single_candidate,
 )
 from dise_experiments.common.statistics import mcnemar
 
@@ -45,9 +45,9 @@ def with_ode(
     """
     integrators = (*candidates, *baselines)
     costs = Costs.of(run_candidates(model, batches, integrators), ClassificationCost())
-    choosable, reference = costs.among(range(len(candidates))), costs.adequate[:, len(candidates) - 1]
+    choosable, reference = costs.take_candidates(range(len(candidates))), costs.adequate[:, len(candidates) - 1]
     rows = [
-        _row(single(costs, i), reference) | {"nfe_batch": _batch_nfe(model, batches, candidate)}
+        _row(single_candidate(costs, i), reference) | {"nfe_batch": _batch_nfe(model, batches, candidate)}
         for i, candidate in enumerate(integrators)
     ]
     rows.append(_row(oracle(choosable), reference))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dise.integrate import Euler
-from dise.select import Dynamic, count_macs, find_block, joined
+from dise.select import Dynamic, concatenate_state, count_macs, find_block
 from dise_experiments.common.task import Task
 from dise_experiments.run.config import ExperimentError
 from dise_experiments.run.rundir import load_model, open_run, read_json, write_json
@@ -103,5 +103,5 @@ def _macs(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: An
         h0, t0 = records[0].y0, records[0].t0
         k1 = block.first_stage(h0, t0=t0)
         macs.setdefault(unit, {"f": count_macs(partial(block.first_stage, h0, t0=t0)) // len(x)})
-        macs[unit][name] = count_macs(partial(dynamic.selector, joined(h0), joined(k1))) // len(x)
+        macs[unit][name] = count_macs(partial(dynamic.selector, concatenate_state(h0), concatenate_state(k1))) // len(x)
     return macs

@@ -18,8 +18,8 @@ from dise.select import (
     Dynamic,
     choose_penalty,
     diagnose,
-    route,
     run_candidates,
+    selector_choice,
 )
 from dise_experiments.common.task import SelectorSpec, Task
 from dise_experiments.run.config import ExperimentError, RunConfig
@@ -161,7 +161,7 @@ def _fit(
 ) -> dict[str, Any]:
     trials, passed, number = [], None, len(costs.candidates)
     choosable = range(number) if spec.candidates is None else spec.candidates
-    costs = costs.among(choosable)
+    costs = costs.take_candidates(choosable)
     network = partial(spec.network, model, len(costs.candidates))
     selector: nn.Module
     if tune and spec.tolerance is not None:
@@ -176,7 +176,7 @@ def _fit(
             selector = CostSelector.fit(network(), costs, seed=config.seed)
     fits = [module.history for module in selector.modules() if isinstance(module, CostSelector)]
     save_weights(selector, _file(path, name))
-    choice = route(selector, costs)
+    choice = selector_choice(selector, costs)
     warning = diagnose(choice, costs)
     if warning:
         log(f"warning: selector {name!r}: {warning}")
@@ -187,9 +187,9 @@ def _fit(
         "passed": passed,
         "members": len(fits),
         # means over the members
-        "initial_loss": fmean(fit.initial for fit in fits),
-        "validation_loss": fmean(min([fit.initial, *fit.validation]) for fit in fits),
-        "epochs": fmean(len(fit.validation) for fit in fits),
+        "initial_loss": fmean(fit.initial_loss for fit in fits),
+        "validation_loss": fmean(min([fit.initial_loss, *fit.validation_losses]) for fit in fits),
+        "epochs": fmean(len(fit.validation_losses) for fit in fits),
         "best_epoch": fmean(fit.best_epoch for fit in fits),
         "shares": torch.bincount(torch.tensor(choosable)[choice], minlength=number).div(len(choice)).tolist(),
         "warning": warning,

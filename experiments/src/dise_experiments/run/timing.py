@@ -11,7 +11,7 @@ from torchdiffeq import odeint
 from dise.integrate import Adaptive, Euler, Integrator, State
 from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
-from dise.select import Dynamic, Input, find_block, joined, time_side_by_side
+from dise.select import Dynamic, Input, concatenate_state, find_block, time_side_by_side
 
 TORCHDIFFEQ = "torchdiffeq dopri5"
 
@@ -128,4 +128,4 @@ def _using(block: NeuralODE, policy: Integrator, call: Callable[[Any], Any]) -> 
 
 def _scores(dynamic: Dynamic) -> Callable[[BlockSolve], Tensor]:
     # the time does not depend on the values of k1
-    return lambda problem: dynamic.selector(joined(problem.y0), joined(problem.y0))
+    return lambda problem: dynamic.selector(concatenate_state(problem.y0), concatenate_state(problem.y0))

@@ -54,5 +54,5 @@ def save_policy(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 def _block(model: nn.Module, block: NeuralODE) -> dict[str, Any]:
     name = next(name for name, module in model.named_modules() if module is block)
     if isinstance(block, AdaptedBlock):
-        return {"name": name, "f": block.name_of_f, "span": [float(block.t0), float(block.t1)]}
+        return {"name": name, "f": block.field_name, "span": [float(block.t0), float(block.t1)]}
     return {"name": name}

@@ -1,6 +1,6 @@
-"""What is lost by an answer that is not the reference's: what a guarantee bounds.
+"""Losses of a policy's outputs against the reference's. A guarantee bounds their mean, the risk.
 
-A risk is the mean of a loss in [0, 1] a sample, called as (output, reference's output, target) → [n].
+A loss is a function (output, reference's output, target) → [n] with values in [0, 1], one per sample.
 """
 
 from collections.abc import Callable
@@ -10,27 +10,27 @@ import torch
 from torch import Tensor
 
 from dise.select.judging.rules import CostRule
-from dise.select.model.logits import predicted, two_classes
+from dise.select.model.logits import class_logits, predicted_class
 
 Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-    """[n] 1 where logits predict another class than the reference's, else 0; needs no labels."""
-    return (predicted(output) != predicted(reference)).double()
+    """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels."""
+    return (predicted_class(output) != predicted_class(reference)).double()
 
 
 def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-    """[n] 1 where logits do not predict the label [n] and the reference's do, else 0."""
-    return ((predicted(output) != target) & (predicted(reference) == target)).double()
+    """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0."""
+    return ((predicted_class(output) != target) & (predicted_class(reference) == target)).double()
 
 
 @dataclass(frozen=True)
 class ProbabilityShift:
-    """1 where a probability is off the reference's by more than τ, else 0; needs no labels.
+    """Loss of 1 where a probability differs from the reference's by more than τ, else 0; needs no labels.
 
-    Of a measure over all samples, such as the area under the ROC curve, there is no loss a sample; this bounds what can
-    change it.
+    A measure over all samples, such as the area under the ROC curve, has no loss per sample; this loss bounds the
+    changes of probabilities that such a measure depends on.
 
     Args:
         tau: τ, in (0, 1).
@@ -46,20 +46,20 @@ class ProbabilityShift:
             raise ValueError(f"tau: expected a number between 0 and 1, got {self.tau!r}")
 
     def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-        """[n] of logits [n, C], or of one logit a sample, [n] or [n, 1]: the largest change of a probability."""
-        p, q = (two_classes(logits).double().softmax(1) for logits in (output, reference))
+        """[n] loss by the largest change of a probability, for logits [n, C], or one per sample, [n] or [n, 1]."""
+        p, q = (class_logits(logits).double().softmax(1) for logits in (output, reference))
         return ((p - q).abs().amax(1) > self.tau).double()
 
 
 @dataclass(frozen=True)
 class OutputDeviation:
-    """1 where an output is off the reference's by more than a tolerance, else 0; for outputs of any kind.
+    """Loss of 1 where an output differs from the reference's by more than a tolerance, else 0; for any outputs.
 
     Args:
-        tolerance: of the root mean square over a sample's numbers, in the outputs' unit; positive.
+        tolerance: largest root mean square of a sample's differences, in the unit of the outputs; positive.
 
     Raises:
-        ValueError: a tolerance that is no positive number.
+        ValueError: a tolerance that is not a positive number.
     """
 
     tolerance: float
@@ -69,14 +69,14 @@ class OutputDeviation:
             raise ValueError(f"tolerance: expected a positive number, got {self.tolerance!r}")
 
     def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
-        """[n] of outputs [n, ...]; NaN deviates."""
+        """[n] loss for outputs [n, ...]; NaN is a loss."""
         distance = (output - reference).double().reshape(len(output), -1).square().mean(1).sqrt()
         return (~(distance <= self.tolerance)).double()
 
 
 @dataclass(frozen=True)
 class RiskCost(CostRule):
-    """Eq. 4 with a risk instead of labels: a candidate is adequate where it loses nothing against the last one.
+    """Eq. 4 with a loss instead of labels: a candidate is adequate where its loss against the last candidate is 0.
 
     Args:
         risk: (output, reference's output, target) → [n] losses in [0, 1].
@@ -85,14 +85,14 @@ class RiskCost(CostRule):
     risk: Risk = field(default=disagreement, kw_only=True)
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """[N, K] loss of each candidate's outputs [N, K, ...] against the last one's."""
+        """[N, K] losses of outputs [N, K, ...] against those of the last candidate."""
         columns = output.unbind(1)
         return torch.stack([self.risk(column, columns[-1], target) for column in columns], 1).float()
 
     def adequate(self, error: Tensor) -> Tensor:
-        """[N, K] whether nothing is lost."""
+        """[N, K] bool, whether the loss is 0."""
         return error == 0
 
     def price(self, delta: Tensor, error: Tensor) -> Tensor:
-        """Δ."""
+        """[N, K] Δ."""
         return delta

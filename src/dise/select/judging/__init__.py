@@ -1,1 +1,1 @@
-"""What candidates and policies cost, and how good they are."""
+"""Costs of candidates, scores of policies, and the tools to compare them."""

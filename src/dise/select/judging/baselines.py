@@ -1,4 +1,4 @@
-"""Policies beside which every selector is judged, computed from what each candidate did alone."""
+"""Scores of baseline policies (single candidates, oracle, random mix), computed from the candidates' costs."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from dise.select.judging.costs import Costs
 
 @dataclass(frozen=True)
 class PolicyScore:
-    """A policy's result on N samples.
+    """Results of a policy on N samples.
 
     Attributes:
-        name: what it is.
-        weights: [N, K] float, probability that a sample gets each candidate.
-        adequate: [N] float, (expected) share of adequate results.
-        nfe: [N] float, (expected) NFE.
+        name: name of the policy.
+        weights: [N, K] probability that a sample gets each candidate.
+        adequate: [N] probability that the result is adequate; 0 or 1 without chance.
+        nfe: [N] expected NFE.
     """
 
     name: str
@@ -27,7 +27,7 @@ class PolicyScore:
 
     @classmethod
     def of(cls, name: str, costs: Costs, weights: Tensor) -> "PolicyScore":
-        """The score of a policy that gives samples the candidates with probabilities `weights` [N, K]."""
+        """Score of the policy with these probabilities `weights` [N, K] of the candidates."""
         adequate, nfe = ((weights * column.float()).sum(1) for column in (costs.adequate, costs.nfe))
         return cls(name, weights, adequate, nfe)
 
@@ -42,50 +42,51 @@ class PolicyScore:
         return float(self.nfe.double().mean())
 
 
-def chosen(name: str, costs: Costs, choice: Tensor) -> PolicyScore:
-    """The candidate `choice` [N] for each sample."""
+def assignment_score(name: str, costs: Costs, choice: Tensor) -> PolicyScore:
+    """Score of the policy that gives each sample the candidate with index `choice` [N]."""
     return PolicyScore.of(name, costs, one_hot(choice, len(costs.candidates)).float())
 
 
-def single(costs: Costs, index: int) -> PolicyScore:
-    """One candidate for all samples."""
-    return chosen(str(costs.candidates[index]), costs, torch.full((len(costs),), index, device=costs.nfe.device))
+def single_candidate(costs: Costs, index: int) -> PolicyScore:
+    """Score of one candidate for all samples."""
+    choice = torch.full((len(costs),), index, device=costs.nfe.device)
+    return assignment_score(str(costs.candidates[index]), costs, choice)
 
 
-def ideal(costs: Costs) -> Tensor:
-    """[N] index of the cheapest adequate candidate of each sample; of the cheapest of all where none is adequate."""
+def oracle_choice(costs: Costs) -> Tensor:
+    """[N] index of each sample's cheapest adequate candidate, or of its cheapest candidate where none is adequate."""
     price = torch.where(costs.adequate, costs.delta.float(), torch.inf)
     return torch.where(costs.adequate.any(1), price.argmin(1), costs.delta.argmin(1))
 
 
 def oracle(costs: Costs) -> PolicyScore:
-    """Each sample's `ideal` candidate. `Dynamic(candidates, AssignedSelector(ideal(costs), K))` runs it."""
-    return chosen("oracle", costs, ideal(costs))
+    """Score of the `oracle_choice`, which `Dynamic(candidates, AssignedSelector(oracle_choice(costs), K))` runs."""
+    return assignment_score("oracle", costs, oracle_choice(costs))
 
 
 def random_mix(costs: Costs, shares: Tensor) -> PolicyScore:
-    """Random routing with the given shares [K] of the candidates: its expectation, exactly."""
+    """Exact expected score of random choice with the given shares [K] of the candidates."""
     weights = (shares / shares.sum()).to(costs.nfe.device).float()
     return PolicyScore.of("random, same mix", costs, weights.expand(costs.nfe.shape))
 
 
-def closed_gap(cost: Tensor, choice: Tensor) -> float | None:
-    """How much of what can be gained by choosing a selector gains: 0 for the best single candidate, 1 for the oracle.
+def closed_gap_fraction(cost: Tensor, choice: Tensor) -> float | None:
+    """Fraction of the gap between the best single candidate (0) and the oracle (1) that a policy closes.
 
-    It is negative where the selector is worse than the best single candidate.
+    It is negative if the policy is worse than the best single candidate.
 
     Args:
         cost: [N, K] cost of each candidate on each sample.
         choice: [N] index of the candidate that each sample gets.
 
     Returns:
-        (best single − policy) / (best single − oracle), in mean costs; None where there is nothing to gain.
+        (best single − policy) / (best single − oracle), in mean costs; None if the oracle gains nothing.
 
     Source: Xu, Hutter, Hoos, Leyton-Brown, SATzilla: portfolio-based algorithm selection for SAT, 2008; Lindauer, van
     Rijn, Kotthoff, The algorithm selection competitions 2015 and 2017, 2019.
     """
     cost = cost.double()
-    best, ideal = float(cost.mean(0).min()), float(cost.min(1).values.mean())
-    if best - ideal <= 1e-12 * abs(best):
+    best, oracle = float(cost.mean(0).min()), float(cost.min(1).values.mean())
+    if best - oracle <= 1e-12 * abs(best):
         return None
-    return (best - float(cost.gather(1, choice[:, None]).mean())) / (best - ideal)
+    return (best - float(cost.gather(1, choice[:, None]).mean())) / (best - oracle)

@@ -14,15 +14,15 @@ from dise.select.model.outcomes import Input, Outcomes, run_candidates
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of every candidate on every sample, with what a selector may look at.
+    """Costs of K candidates on N samples, with the inputs of a selector.
 
     Attributes:
         candidates: the K integrators.
-        h0, k1: [N, ...] states at t0 and f(t0, h0).
-        nfe: [N, K].
+        h0, k1: [N, ...] states at t0, and f(t0, h0).
+        nfe: [N, K] evaluations of f.
         error: [N, K] task error Γ.
-        rule: what makes `cost` and `adequate` of `delta` and `error`.
-        milliseconds: [N, K] measured time, which is Δ if it is there; else the NFE is.
+        rule: cost rule, which computes `cost` and `adequate` from `delta` and `error`.
+        milliseconds: [N, K] measured time. If given, it is Δ; otherwise the NFE is.
     """
 
     candidates: tuple[Integrator, ...]
@@ -35,7 +35,7 @@ class Costs:
 
     @classmethod
     def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":
-        """Costs of outcomes by a rule."""
+        """Costs of outcomes by a cost rule."""
         error = rule.error(outcomes.output, outcomes.target)
         return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, error, rule)
 
@@ -46,37 +46,37 @@ class Costs:
 
     @cached_property
     def adequate(self) -> Tensor:
-        """[N, K] bool."""
+        """[N, K] bool, whether each result is adequate."""
         return self.rule.adequate(self.error)
 
     @cached_property
     def cost(self) -> Tensor:
-        """[N, K], Eq. 4 or 5."""
+        """[N, K] costs by Eq. 4 or 5."""
         return self.rule(self.delta, self.error)
 
-    def among(self, candidates: Sequence[int]) -> "Costs":
-        """The costs of some of the candidates, given by their indices."""
+    def take_candidates(self, candidates: Sequence[int]) -> "Costs":
+        """Costs of some of the candidates, given by their indices."""
         columns = list(candidates)
         tables = {name: table[:, columns] for name, table in self._tables.items()}
         return replace(self, candidates=tuple(self.candidates[i] for i in columns), **tables)
 
     def take(self, rows: Tensor) -> "Costs":
-        """The costs of some of the samples."""
+        """Costs of some of the samples, given by their indices or a mask."""
         tables = {name: table[rows] for name, table in self._tables.items()}
         return replace(self, h0=self.h0[rows], k1=self.k1[rows], **tables)
 
     @property
     def _tables(self) -> dict[str, Any]:
-        """The tensors [N, K]."""
+        """The tensors [N, K] that are given."""
         tables = {"nfe": self.nfe, "error": self.error, "milliseconds": self.milliseconds}
         return {name: table for name, table in tables.items() if table is not None}
 
     def states(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-        """h0 and k1, `size` samples at a time: what a selector is called with."""
+        """Batches of h0 and k1 with `size` samples each: the inputs of a selector."""
         return zip(self.h0.split(size), self.k1.split(size), strict=True)
 
     def with_penalty(self, M: float, alpha: float | None = None) -> "Costs":
-        """The costs with another penalty M, and another exponent α if it is given."""
+        """Costs with another penalty M and, if given, another exponent α."""
         return replace(self, rule=replace(self.rule, M=M, alpha=self.rule.alpha if alpha is None else alpha))
 
     def __len__(self) -> int:
@@ -89,9 +89,9 @@ def collect_costs(
     candidates: Sequence[Integrator],
     rule: CostRule | None = None,
 ) -> Costs:
-    """Costs (by default Eq. 4's) of every candidate on every sample of the data; arguments as of `run_candidates`.
+    """Costs of every candidate on all data, by default by Eq. 4; for the other arguments see `run_candidates`.
 
-    Take held-out data: on the data that the model was trained on, nearly every prediction is right with every
-    candidate, so the costs hardly vary (the paper takes training data).
+    Use held-out data: on training data nearly every prediction is right with every candidate, so the costs hardly vary.
+    (The paper uses training data.)
     """
     return Costs.of(run_candidates(model, data, candidates), rule or ClassificationCost())

@@ -1,24 +1,24 @@
-"""Why does the selector choose one candidate for everything?"""
+"""Diagnosis of a selector that chooses one candidate for nearly all samples."""
 
 import torch
 from torch import Tensor
 
 from dise.select.judging.costs import Costs
 
-COLLAPSE = 0.99
+COLLAPSE = 0.99  # share of the samples from which a choice counts as collapsed
 
 
 def diagnose(choice: Tensor, costs: Costs) -> str | None:
-    """What to look at if one candidate gets at least 99 % of the samples; None if none does.
+    """Explanation why one candidate gets at least 99 % of the samples; None if no candidate does.
 
     A perfect regression of Eq. 4's costs prefers candidate e to d where p_e/p_d > (M^α − Δ_d^α)/(M^α − Δ_e^α),
-    p being the probability of a right prediction. That bound, beside the share of right predictions in the data,
-    tells whether M and α or the data made the choice. Candidates that nothing speaks for are left out: those that are
-    never right, and those that are right no more often than the chosen one, and dearer.
+    with the probability p of a right prediction. Comparing that bound with the share of right predictions in the data
+    tells whether M and α or the data are the reason. Candidates without an advantage are left out: those that are never
+    right, and those that are more expensive than the chosen one and right no more often.
 
     Args:
         choice: [n] index of the candidate that each sample got.
-        costs: what the selector was fitted to.
+        costs: the costs that the selector was fitted to.
     """
     shares = torch.bincount(choice, minlength=len(costs.candidates)) / max(len(choice), 1)
     winner = int(shares.argmax())
@@ -40,24 +40,24 @@ def diagnose(choice: Tensor, costs: Costs) -> str | None:
 
 
 def _is_rival(costs: Costs, winner: int, other: int) -> bool:
-    """Whether anything speaks for `other`: fewer evaluations and right at times, or right more often."""
+    """Whether `other` has an advantage: it is cheaper and sometimes right, or it is right more often."""
     right, price = (table.double().mean(0) for table in (costs.adequate, costs.delta))
     return bool((price[other] < price[winner]) & (right[other] > 0) | (right[other] > right[winner]))
 
 
 def _compare(costs: Costs, winner: int, other: int) -> str:
-    """Whether M and α, or what can be learnt from the data, keep `other` from being chosen."""
+    """Text that says whether M and α or the data keep `other` from being chosen."""
     alpha, penalty = costs.rule.alpha, costs.rule.M
-    dearer, cheaper = (winner, other) if costs.delta[:, winner].sum() > costs.delta[:, other].sum() else (other, winner)
-    # what they cost where they are adequate, if they ever are: an inadequate result's price may be anything
+    costly, cheaper = (winner, other) if costs.delta[:, winner].sum() > costs.delta[:, other].sum() else (other, winner)
+    # an inadequate result's price may be anything, so average over adequate results where there are any
     price = costs.rule.price(costs.delta, costs.error).float() ** alpha
     rows = {i: costs.adequate[:, i] if costs.adequate[:, i].any() else slice(None) for i in (winner, other)}
     value = {i: float(price[rows[i], i].mean()) for i in (winner, other)}
-    bound = (penalty**alpha - value[dearer]) / (penalty**alpha - value[cheaper])
+    bound = (penalty**alpha - value[costly]) / (penalty**alpha - value[cheaper])
     right = {i: float(costs.adequate[:, i].float().mean()) for i in (winner, other)}
-    ratio = right[cheaper] / max(right[dearer], 1e-9)
+    ratio = right[cheaper] / max(right[costly], 1e-9)
     text = (
-        f"{costs.candidates[cheaper]} beats {costs.candidates[dearer]} where it is right at least {bound:.3f} times "
+        f"{costs.candidates[cheaper]} beats {costs.candidates[costly]} where it is right at least {bound:.3f} times "
         f"as often; on the data it is right {ratio:.3f} times as often"
     )
     if cheaper == winner and ratio > bound:

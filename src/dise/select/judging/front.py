@@ -1,4 +1,4 @@
-"""Pruning: which candidates, or settings of a policy, are worth considering at all."""
+"""Pareto front of price and risk, and pruning of the candidates that are not on it."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,16 @@ from dise.select.judging.costs import Costs
 
 
 def pareto_front(price: Sequence[float] | Tensor, risk: Sequence[float] | Tensor) -> list[int]:
-    """Indices of the points that no other one beats, the cheapest (and riskiest) first.
+    """Indices of the points on the Pareto front, in order of rising price (and falling risk).
 
-    A point is beaten by one that is not dearer and not riskier, and better in one of the two; of equal points the
-    first stays. NaN never stays.
+    A point is dominated by another that has no higher price and no higher risk, and is lower in one of the two. Only
+    the first of equal points is on the front; points with NaN never are.
 
     Args:
-        price, risk: [K] of each point; smaller is better.
+        price, risk: [K] price and risk of each point; smaller is better.
 
     Raises:
-        ValueError: not as many prices as risks.
+        ValueError: different numbers of prices and risks.
     """
     prices, risks = (torch.as_tensor(x, dtype=torch.float64).tolist() for x in (price, risk))
     if len(prices) != len(risks):
@@ -32,12 +32,12 @@ def pareto_front(price: Sequence[float] | Tensor, risk: Sequence[float] | Tensor
 
 
 def prune(costs: Costs) -> Costs:
-    """The costs without the candidates that another one beats in the mean, both in Δ and in how often it is adequate.
+    """Costs of the candidates on the Pareto front of mean Δ and share of inadequate results, and of the reference.
 
-    The last candidate stays, as it is the reference. What is dropped could still be the best for a few samples; it is
-    not worth a selector's attention.
+    The last candidate is the reference and always stays. A dropped candidate may still be the best one for a few
+    samples, but too few for a selector to gain from it.
     """
     inadequate = (~costs.adequate).double().mean(0)
     front = pareto_front(costs.delta.double().mean(0), inadequate)
     last = len(costs.candidates) - 1
-    return costs.among(sorted({*front, last}))
+    return costs.take_candidates(sorted({*front, last}))

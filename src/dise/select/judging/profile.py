@@ -1,4 +1,4 @@
-"""Measured time as the price of a candidate, where the paper counts evaluations of f."""
+"""Measured time as the price of a candidate, instead of the paper's evaluations of f."""
 
 import random
 import statistics
@@ -20,14 +20,14 @@ from dise.select.model.outcomes import Input
 
 @dataclass(frozen=True)
 class Profile:
-    """What each candidate takes on one machine.
+    """Measured time of each candidate on one machine.
 
     Attributes:
         candidates: the K integrators.
-        batches: S batch sizes, rising.
+        batches: the S batch sizes, in rising order.
         milliseconds: [S, K] median time to integrate a batch of that size.
-        nfe: [S, K] mean NFE of a sample of those batches.
-        device: where it was measured, e.g. "cpu, 2 threads".
+        nfe: [S, K] mean NFE per sample in those batches.
+        device: device of the measurement, e.g. "cpu, 2 threads".
     """
 
     candidates: tuple[Integrator, ...]
@@ -37,13 +37,14 @@ class Profile:
     device: str
 
     def price(self, nfe: Tensor, batch: int) -> Tensor:
-        """Milliseconds that samples take in batches of this size.
+        """Milliseconds per sample in batches of this size.
 
-        A candidate's time is shared out by the samples' NFE, so that of an adaptive candidate a hard sample costs more.
+        A candidate's time is divided among the samples in proportion to their NFE, so with an adaptive candidate a hard
+        sample costs more.
 
         Args:
-            nfe: [N, K] of each sample and candidate.
-            batch: one of the sizes that were measured.
+            nfe: [N, K] NFE of each sample and candidate.
+            batch: one of the measured sizes.
 
         Returns:
             [N, K].
@@ -57,7 +58,7 @@ class Profile:
         return (self.milliseconds[row] / batch / self.nfe[row]).to(nfe.device) * nfe
 
     def apply(self, costs: Costs, batch: int) -> Costs:
-        """The costs with measured milliseconds as Δ, in batches of this size.
+        """Costs with measured milliseconds as Δ, for batches of this size.
 
         Raises:
             ValueError: costs of other candidates, or a size that was not measured.
@@ -68,8 +69,8 @@ class Profile:
         return replace(costs, milliseconds=self.price(costs.nfe, batch))
 
 
-class _Starts(NamedTuple):
-    """What a block integrates: n samples' states and spans."""
+class _InitialStates(NamedTuple):
+    """Initial states and spans of n samples of a block."""
 
     layout: Layout
     y0: Tensor  # [n, F]
@@ -80,10 +81,10 @@ class _Starts(NamedTuple):
     def device(self) -> torch.device:
         return self.t0.device
 
-    def rows(self, start: int, size: int) -> "_Starts":
-        """`size` samples from `start` on, going round."""
+    def rows(self, start: int, size: int) -> "_InitialStates":
+        """`size` samples from `start` on, beginning again after the last."""
         index = (torch.arange(start, start + size) % len(self.t0)).to(self.device)
-        return _Starts(self.layout, self.y0[index], self.t0[index], self.t1[index])
+        return _InitialStates(self.layout, self.y0[index], self.t0[index], self.t1[index])
 
 
 @torch.no_grad()
@@ -95,19 +96,19 @@ def profile_candidates(
     batches: Sequence[int] = (1, 32, 100),
     repeats: int = 20,
 ) -> Profile:
-    """Measure how long each candidate takes to integrate batches of the data, on the model's device.
+    """Measure the time that each candidate takes to integrate batches of the data, on the model's device.
 
-    Only the model's block is timed. Let nothing else run meanwhile.
+    Only the model's block is timed. The machine should be otherwise idle.
 
     Args:
-        model: contains one NeuralODE; put it in evaluation mode before.
-        data: batches (x, target), together at least as many samples as the largest batch.
+        model: contains one NeuralODE; put it in evaluation mode first.
+        data: batches (x, target) with at least as many samples in total as the largest batch size.
         candidates: the K integrators.
-        batches: the sizes to measure.
-        repeats: times that each is measured; the median counts.
+        batches: batch sizes to measure.
+        repeats: number of measurements, of which the median is used.
 
     Raises:
-        ValueError: no candidates, sizes or repeats, or too few data.
+        ValueError: no candidates, sizes or repeats, or too few samples.
     """
     if not candidates or not batches or repeats < 1 or min(batches) < 1:
         raise ValueError(
@@ -115,7 +116,7 @@ def profile_candidates(
             f"{len(candidates)}, {tuple(batches)} and {repeats}"
         )
     block, sizes = find_block(model), tuple(sorted(set(batches)))
-    starts = _starts(model, data, max(sizes))
+    starts = _initial_states(model, data, max(sizes))
     times, evaluations = [], []
     for size in sizes:
         inputs = [starts.rows(turn * size, size) for turn in range(repeats)]
@@ -127,8 +128,8 @@ def profile_candidates(
     return Profile(tuple(candidates), sizes, torch.tensor(times), torch.tensor(evaluations), device)
 
 
-def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _Starts:
-    """What the model's block integrates for at least `number` samples."""
+def _initial_states(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _InitialStates:
+    """Initial states and spans of the model's block for at least `number` samples."""
     block, device = find_block(model), device_of(model)
     count = 0
     with block.using(Euler()), block.recording() as records:
@@ -141,7 +142,7 @@ def _starts(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) ->
         raise ValueError(f"data: expected at least {number} samples for the largest batch, got {count}")
     layout = Layout.of(records[0].y0, batched=True)
     columns = (lambda record: layout.pack(record.y0), _begin, _end)
-    return _Starts(layout, *(torch.cat([column(record) for record in records]) for column in columns))
+    return _InitialStates(layout, *(torch.cat([column(record) for record in records]) for column in columns))
 
 
 def _begin(record: BlockSolve) -> Tensor:
@@ -152,10 +153,10 @@ def _end(record: BlockSolve) -> Tensor:
     return torch.as_tensor(record.t1, device=record.solution.t.device).expand(record.solution.t.shape)
 
 
-def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[_Starts], None]:
-    """Integrates; the samples' NFE are appended to `nfe`."""
+def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[_InitialStates], None]:
+    """A call that integrates initial states and appends the samples' NFE to `nfe`."""
 
-    def run(start: _Starts) -> None:
+    def run(start: _InitialStates) -> None:
         with block.using(candidate):
             nfe.append(block.solve(start.layout.unpack(start.y0), t0=start.t0, t1=start.t1).nfe)
 
@@ -166,15 +167,15 @@ def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Calla
 def time_side_by_side(
     calls: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any], *, device: torch.device | None = None
 ) -> dict[str, float]:
-    """Median milliseconds of each call on one input, all measured in one run.
+    """Median milliseconds of each call per input, all measured in one run.
 
-    The calls take turns on each input, so that whatever else the machine does falls on all of them, in an order drawn
-    for each: what a call finds in the caches is left by the one before.
+    The calls take turns on each input, so other load on the machine affects all of them. Their order is random for each
+    input, because the contents of the caches depend on the previous call.
 
     Args:
-        calls: functions of an input.
-        inputs: what to call them on, e.g. batches; the first also warms up.
-        device: on which the calls compute, to wait for it; default: the CPU.
+        calls: functions of one input.
+        inputs: inputs of the calls, e.g. batches; the first one is also used to warm up.
+        device: device that the calls compute on, to be synchronized; default: the CPU.
     """
     finish = torch.cuda.synchronize if device is not None and device.type == "cuda" else lambda device: None
     for call in calls.values():

@@ -1,4 +1,4 @@
-"""Cost rules: Eq. 4 and 5."""
+"""Cost rules of the paper: Eq. 4 and 5."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CostRule(ABC):
-    """What a candidate costs on a sample: c = price^α where it is adequate, M^α where it is not.
+    """Rule for the cost of a candidate on a sample: price^α where it is adequate, M^α where it is not.
 
     Args:
         alpha: exponent, positive.
@@ -28,25 +28,25 @@ class CostRule(ABC):
 
     @abstractmethod
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """[N, K] task error Γ of the model's outputs [N, K, ...] for targets [N, ...]; smaller is better."""
+        """[N, K] task error Γ of outputs [N, K, ...] for targets [N, ...]; smaller is better."""
 
     @abstractmethod
     def adequate(self, error: Tensor) -> Tensor:
-        """[N, K] bool, whether an error is small enough."""
+        """[N, K] bool, whether errors [N, K] are small enough."""
 
     @abstractmethod
     def price(self, delta: Tensor, error: Tensor) -> Tensor:
-        """[N, K] what an adequate candidate costs, before the exponent."""
+        """[N, K] cost of an adequate candidate, before the exponent."""
 
     def __call__(self, delta: Tensor, error: Tensor) -> Tensor:
         """Costs [N, K].
 
         Args:
-            delta: [N, K] Δ, each candidate's NFE, or its measured time.
+            delta: [N, K] Δ, the candidates' NFE or measured time.
             error: [N, K] Γ.
 
         Raises:
-            ValueError: M is not larger than the largest price: being inadequate would be cheaper than being adequate.
+            ValueError: M is at most the largest price, so an inadequate result would be cheaper than an adequate one.
         """
         adequate, price = self.adequate(error), self.price(delta, error).float()
         largest = float(price[adequate].max()) if adequate.any() else 0.0
@@ -59,10 +59,10 @@ class CostRule(ABC):
 
 @dataclass(frozen=True)
 class ClassificationCost(CostRule):
-    """Eq. 4: Δ^α where the prediction is right, M^α where it is not."""
+    """Eq. 4: Δ^α where the prediction is right, M^α where it is wrong."""
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """[N, K] 1 where logits [N, K, C] do not predict labels [N], else 0."""
+        """[N, K] 1 where logits [N, K, C] do not predict the labels [N], else 0."""
         return (output.argmax(-1) != target[:, None]).float()
 
     def adequate(self, error: Tensor) -> Tensor:
@@ -70,16 +70,16 @@ class ClassificationCost(CostRule):
         return error == 0
 
     def price(self, delta: Tensor, error: Tensor) -> Tensor:
-        """Δ."""
+        """[N, K] Δ."""
         return delta
 
 
 @dataclass(frozen=True)
 class BinaryCost(ClassificationCost):
-    """Eq. 4 for one logit: an answer is yes if its probability is above the threshold.
+    """Eq. 4 for one logit per sample: the answer is yes if its probability is above the threshold.
 
     Args:
-        threshold: in (0, 1). At 1/2 a rare class is hardly ever answered, so take the class's prevalence for it.
+        threshold: in (0, 1). At 1/2 a rare class is hardly ever predicted; use its prevalence instead.
     """
 
     threshold: float = field(default=0.5, kw_only=True)
@@ -90,7 +90,7 @@ class BinaryCost(ClassificationCost):
             raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """[N, K] 1 where logits [N, K] do not give the answers [N], 0 or 1; else 0."""
+        """[N, K] 1 where logits [N, K] do not predict the answers [N], which are 0 or 1; else 0."""
         return ((output.sigmoid() > self.threshold) != (target[:, None] > 0)).float()
 
 
@@ -99,13 +99,13 @@ class TaskErrorCost(CostRule):
     """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere. Mirrored, where larger is better: (Δ/Γ)^α where Γ ≥ β.
 
     Args:
-        task_error: (output [N, K, ...], target [N, ...]) → Γ [N, K]. Where smaller is better, at least 0: of something
-            that can be negative, such as a likelihood, which a coarse integrator can also overstate, take the distance
-            to what the reference integrator gives. Where larger is better, any number.
+        task_error: (output [N, K, ...], target [N, ...]) → Γ [N, K]. If smaller is better, Γ must be at least 0. For
+            quantities that can be negative, such as a likelihood, which a coarse integrator can also overestimate, use
+            the distance to the reference integrator's value. If larger is better, Γ may be any number.
         beta: β > 0, the largest (mirrored: smallest) Γ that is adequate.
-        resolution: Γ that is better than it counts as it: otherwise Γ → 0 makes the dearest candidate look free. As
-            large as β, NFE alone decides among adequate candidates.
-        larger_is_better: mirror the equation.
+        resolution: better values of Γ are replaced by this one; otherwise the price of the most expensive candidate
+            goes to 0 as Γ → 0. If it equals β, NFE alone decides among adequate candidates.
+        larger_is_better: True mirrors the equation.
     """
 
     task_error: Callable[[Tensor, Tensor], Tensor] = field(kw_only=True)
@@ -123,18 +123,18 @@ class TaskErrorCost(CostRule):
             )
 
     def error(self, output: Tensor, target: Tensor) -> Tensor:
-        """Γ."""
+        """[N, K] Γ, from `task_error`."""
         error = self.task_error(output, target)
         if not self.larger_is_better and error.numel() and not (error >= 0).all():
             raise ValueError(f"task_error: expected errors of at least 0, got {float(error.min())}")
         return error
 
     def adequate(self, error: Tensor) -> Tensor:
-        """Γ ≤ β, or Γ ≥ β."""
+        """[N, K] Γ ≤ β, or Γ ≥ β if larger is better."""
         return error >= self.beta if self.larger_is_better else error <= self.beta
 
     def price(self, delta: Tensor, error: Tensor) -> Tensor:
-        """Δ·Γ, or Δ/Γ; of an inadequate candidate it means nothing."""
+        """[N, K] Δ·Γ, or Δ/Γ if larger is better; meaningless for inadequate candidates."""
         if self.larger_is_better:
             return delta / error.clamp(min=self.beta, max=self.resolution)
         return delta * error.clamp(min=self.resolution)

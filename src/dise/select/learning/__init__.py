@@ -1,1 +1,1 @@
-"""Selectors, their networks, and what they are fitted with."""
+"""Selectors, their networks and fits, and the choice of the penalty M."""

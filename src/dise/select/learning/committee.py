@@ -1,4 +1,4 @@
-"""Several selectors that decide together, and fits of which no member has seen the samples that it is tested on."""
+"""Committees of selectors, and cross-fitting: each sample is tested with members that were not fitted to it."""
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from dise.select.judging.costs import Costs
 from dise.select.learning.networks import FeatureNetwork
 from dise.select.learning.selector import CostSelector
-from dise.select.policies.dynamic import cheapest
+from dise.select.policies.dynamic import cheapest_candidate
 
 
 class Committee(nn.Module):
-    """Predicted costs of every candidate: the mean of what the members predict.
+    """Selector that predicts the cost of every candidate by the mean of its members' predictions.
 
-    Members whose networks are `FeatureNetwork`s must have the same features, apart from their standardisation: they
-    are computed once, by the first member, for all.
+    If the members' networks are `FeatureNetwork`s, they must have the same features before standardisation: the first
+    member computes them once for all.
 
     Args:
-        members: at least one.
+        members: at least one selector.
 
     Raises:
         ValueError: no members.
@@ -33,12 +33,12 @@ class Committee(nn.Module):
             raise ValueError("members: expected at least one selector, got none")
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """Predicted costs [n, K] of samples with states and derivatives [n, ...] at t0."""
+        """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0."""
         members = cast(Iterable[CostSelector], self.members)
         network = self.members[0].network
         if isinstance(network, FeatureNetwork):
             features = network.features(h0, k1)
-            predictions = [member.of_features(features) for member in members]
+            predictions = [member.score_features(features) for member in members]
         else:
             predictions = [member(h0, k1) for member in members]
         return torch.stack(predictions).mean(0)
@@ -47,21 +47,21 @@ class Committee(nn.Module):
 def cross_fit(
     costs: Costs, network: Callable[[], nn.Module], *, folds: int = 4, seed: int = 0
 ) -> tuple[Committee, Tensor]:
-    """A committee, and the choices that committees like it make for samples that they have not seen.
+    """Fit a committee, and choose for each sample with members that were not fitted to it.
 
-    Each member is fitted to all parts of the samples but two, so there are folds·(folds − 1)/2 of them. The members
-    that have not seen a part, folds − 1, choose for it. With them a committee is tested, not a single selector, whose
-    choices scatter more than those of the committee that is used in the end.
+    Each member is fitted to all folds but two, so there are folds·(folds − 1)/2 members. The choice for the samples of
+    a fold is made by the folds − 1 members that leave this fold out. So a committee is tested, not a single selector,
+    whose choices would vary more than those of the final committee.
 
     Args:
-        costs: of N samples.
-        network: makes an untrained network as `CostSelector.fit` takes it.
-        folds: parts of the samples.
-        seed: of the parts and the fits. It leaves torch's global generator alone.
+        costs: costs on N samples.
+        network: returns an untrained network for `CostSelector.fit`.
+        folds: number of folds of the samples.
+        seed: of the folds and the fits; torch's global generator is not used.
 
     Returns:
-        the committee of all members, in evaluation mode; [N] index of the candidate that each sample gets from those
-        which have not seen it.
+        the committee of all members, in evaluation mode; and [N] index of the candidate for each sample, chosen by the
+        members that were not fitted to it.
 
     Raises:
         ValueError: fewer than three folds, or fewer samples than folds.
@@ -79,12 +79,12 @@ def cross_fit(
     choice = torch.empty(len(costs), dtype=torch.int64, device=costs.nfe.device)
     for i, part in enumerate(parts):
         unaware = Committee(member for member, pair in zip(members, pairs, strict=True) if i in pair)
-        choice[part] = route(unaware, costs.take(part))
+        choice[part] = selector_choice(unaware, costs.take(part))
     return Committee(members).eval(), choice
 
 
 @torch.no_grad()
-def route(selector: nn.Module, costs: Costs) -> Tensor:
-    """[N] index of the candidate that the selector gives each sample."""
-    scores = [selector(h0, k1) for h0, k1 in zip(costs.h0.split(500), costs.k1.split(500), strict=True)]
-    return cheapest(torch.cat(scores))
+def selector_choice(selector: nn.Module, costs: Costs) -> Tensor:
+    """[N] index of the candidate that the selector chooses for each sample."""
+    scores = [selector(h0, k1) for h0, k1 in costs.states()]
+    return cheapest_candidate(torch.cat(scores))

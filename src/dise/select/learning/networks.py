@@ -1,4 +1,4 @@
-"""Networks for selectors that cost next to nothing: a hidden layer on features of h(0) and k1 = f(t0, h(0))."""
+"""Cheap networks for selectors: one hidden layer on fixed features of h(0) and k1 = f(t0, h(0))."""
 
 from abc import abstractmethod
 from copy import deepcopy
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dise.select.model.logits import two_classes
+from dise.select.model.logits import class_logits
 
 
 class FeatureNetwork(nn.Module):
-    """Costs from features that are not learnt: standardised, then one hidden layer.
+    """Network of fixed features, which are standardised, and one hidden layer.
 
     Args:
         size: number of features.
@@ -21,7 +21,7 @@ class FeatureNetwork(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    settings: dict[str, Any]  # what another one like it is made with, a head apart
+    settings: dict[str, Any]  # arguments that construct an equal network, except a head
 
     def __init__(self, size: int, candidates: int, *, hidden: int = 32) -> None:
         super().__init__()
@@ -31,31 +31,31 @@ class FeatureNetwork(nn.Module):
 
     @abstractmethod
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, ...] twice → [n, size]."""
+        """h0, k1 [n, ...] → features [n, size]."""
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
-        """Learn the features' mean and scale from data [N, size]."""
+        """Set the features' mean and scale from samples [N, size]."""
         self.mean.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp(min=1e-6))
 
     def score(self, features: Tensor) -> Tensor:
-        """[n, size] → [n, K]."""
+        """Features [n, size] → scores [n, K]."""
         return self.layers((features - self.mean) / self.scale)
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, ...] twice → [n, K]."""
+        """h0, k1 [n, ...] → scores [n, K]."""
         return self.score(self.features(h0, k1))
 
 
 class PooledNetwork(FeatureNetwork):
-    """Features are the mean and root mean square over space of every channel of h(0) and k1.
+    """Network whose features are the spatial mean and root mean square of every channel of h(0) and k1.
 
     Args:
-        channels: C of states [n, C, ...]; for states [n, C] nothing is pooled.
+        channels: C of states [n, C, ...]; states [n, C] are not pooled.
         candidates: K, number of scores.
         hidden: width of the hidden layer.
-        derivative: False leaves k1 out, as the paper's networks do; it costs nothing to look at.
+        derivative: False leaves k1 out, as the paper's networks do. k1 costs no extra evaluation of f.
     """
 
     def __init__(self, channels: int, candidates: int, *, hidden: int = 32, derivative: bool = True) -> None:
@@ -64,21 +64,21 @@ class PooledNetwork(FeatureNetwork):
         self.settings = {"channels": channels, "candidates": candidates, "hidden": hidden, "derivative": derivative}
 
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, C, ...] twice → [n, 4·C], or 2·C without the derivative."""
+        """h0, k1 [n, C, ...] → features [n, 4·C], or [n, 2·C] without the derivative."""
         flat = [x.reshape(*x.shape[:2], -1) for x in ((h0, k1) if self.derivative else (h0,))]
         return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
 
 
 class ConfidenceNetwork(FeatureNetwork):
-    """Features are how sure the model is of the answer that one Euler step gives, head(h(0) + span·k1).
+    """Network whose features are the model's confidence in the answer of one Euler step, head(h(0) + span·k1).
 
-    It needs no evaluation of f, since k1 is evaluated anyway, but one of the head. The features are the three largest
-    log-probabilities and the entropy: an early exit's criteria, from which costs are learnt here. Compare BranchyNet
-    (Teerapittayanon, McDanel, Kung, 2016).
+    It needs one evaluation of the head and none of f, because k1 is evaluated in any case. The features are the three
+    largest log-probabilities and the entropy, which early-exit networks threshold, e.g. BranchyNet (Teerapittayanon,
+    McDanel, Kung, 2016).
 
     Args:
-        head: h(t1) [n, ...] → logits [n, C ≥ 2], or one logit, [n] or [n, 1], of yes or no, which is C = 2; a copy of
-            it is kept, and not trained.
+        head: h(t1) [n, ...] → logits [n, C ≥ 2], or one logit per sample, [n] or [n, 1], of a yes-or-no question, which
+            is C = 2. The network keeps a copy, which is not trained.
         candidates: K, number of scores.
         span: t1 − t0.
         classes: C.
@@ -91,21 +91,21 @@ class ConfidenceNetwork(FeatureNetwork):
         super().__init__(min(self.TOP, classes) + 1, candidates, hidden=hidden)
         self.settings = {"candidates": candidates, "classes": classes, "span": span, "hidden": hidden}
         self.head, self.span = deepcopy(head).eval().requires_grad_(False), span
-        self._original = (head,)  # in a tuple it is not registered a second time
+        self._original = (head,)  # a tuple, so that the head is not registered as a submodule a second time
 
     @property
     def original(self) -> nn.Module:
-        """The head that was copied."""
+        """The original head."""
         return self._original[0]
 
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, ...] twice → [n, 4]."""
-        log_p = two_classes(self.head(torch.add(h0, k1, alpha=self.span))).log_softmax(1)
+        """h0, k1 [n, ...] → features [n, 4], or [n, 3] for two classes."""
+        log_p = class_logits(self.head(torch.add(h0, k1, alpha=self.span))).log_softmax(1)
         entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)
         return torch.cat([log_p.topk(min(self.TOP, log_p.shape[1])).values, entropy], dim=1)
 
     def train(self, mode: bool = True) -> "ConfidenceNetwork":
-        """The head stays in evaluation mode."""
+        """Set the mode of the network; the head stays in evaluation mode."""
         super().train(mode)
         self.head.eval()
         return self

@@ -1,4 +1,4 @@
-"""Choosing the penalty M, and α, of Eq. 4 and 5 on held-out data, where the paper tunes them by hand."""
+"""Choice of the penalty M, and of α, of Eq. 4 and 5 on held-out data; the paper tunes them by hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,54 +6,54 @@ from functools import partial
 
 from torch import nn
 
-from dise.select.judging.baselines import PolicyScore, chosen, single
+from dise.select.judging.baselines import PolicyScore, assignment_score, single_candidate
 from dise.select.judging.costs import Costs
 from dise.select.judging.non_inferiority import loss_bound
 from dise.select.judging.rules import CostRule
 from dise.select.learning.committee import Committee, cross_fit
 
 PENALTIES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
-LEVEL = 0.05  # of the test
+LEVEL = 0.05  # level of the test
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What selectors fitted with penalty M and exponent α did on samples that they were not fitted to.
+class PenaltyTrial:
+    """Results of selectors with penalty M and exponent α on samples that they were not fitted to.
 
     Attributes:
-        M: the penalty.
-        alpha: the exponent.
+        M: penalty.
+        alpha: exponent.
         adequate: share of adequate results.
         nfe: mean NFE.
-        lost: share of adequate results that is lost against the reference, at most: the upper bound of a one-sided
-            95 % confidence interval, or of a higher one if several α are tried.
+        loss_bound: upper bound on the share of adequate results that is lost to the reference, with a one-sided
+            confidence of 95 %, or more if several α are tried.
     """
 
     M: float
     alpha: float
     adequate: float
     nfe: float
-    lost: float
+    loss_bound: float
 
 
 @dataclass(frozen=True)
 class PenaltyChoice:
-    """The chosen M and α, the selector fitted with them, the trials, and what the reference did on the same samples.
+    """Chosen M and α, with the selector fitted to them and the trials.
 
     Attributes:
-        M: the penalty.
-        alpha: the exponent.
-        passed: whether they passed the test, or are only the best there is.
-        trials: of the penalties that were tried, for each α the largest first.
-        reference: the last candidate alone.
-        selector: the committee whose members made the trial of M.
+        M: penalty.
+        alpha: exponent.
+        passed: whether they passed the test within the budget; otherwise they are only the best of the trials.
+        trials: trials in their order: for each α the largest M first.
+        reference: results of the last candidate alone, on the same samples.
+        selector: the committee of the trial of M and α.
     """
 
     M: float
     alpha: float
     passed: bool
-    trials: tuple[Trial, ...]
-    reference: Trial
+    trials: tuple[PenaltyTrial, ...]
+    reference: PenaltyTrial
     selector: Committee = field(compare=False)
 
 
@@ -71,28 +71,28 @@ def choose_penalty(
 ) -> PenaltyChoice:
     """Choose M by a test on samples that the selectors were not fitted to, and fit the selector.
 
-    The larger M, the dearer a wrong answer, the safer and slower the selector. So penalties are tested from the
-    largest down, until the first that is not certain, at the level of 5 %, to lose at most `tolerance` against the
-    reference (a paired test of non-inferiority, `loss_bound`). The smallest before it is chosen, if its NFE is within
-    the budget. As their order does not depend on the samples, the level holds for the choice, too: fixed-sequence
-    testing, as in `calibrate`. Of several α each is tested so, at its share of the 5 %, and the cheapest of what
-    passes is chosen. The selector is the committee of `cross_fit`, so what is used is what was tested,
-    up to the number of its members; `calibrate` gives a guarantee without that reservation.
+    The larger M, the more expensive a wrong answer, so the safer and slower the selector. Penalties are tested from the
+    largest to the smallest, until one cannot be shown, at the level of 5 %, to lose at most `tolerance` to the
+    reference (a paired test of non-inferiority, `loss_bound`). The smallest one that passed is chosen, if its NFE is
+    within the budget. Their order does not depend on the samples, so the level also holds for the choice: fixed-
+    sequence testing, as in `calibrate`. Several α share the 5 % equally, and the cheapest pair that passes is chosen.
+    The selector is the committee of `cross_fit`, so the tested selectors differ from it only by their number of
+    members; `calibrate` gives a guarantee without that reservation.
 
-    If nothing passes within the budget, all penalties are tried, and the one of the smallest `lost` among those
-    within the budget is taken; if none is, the cheapest. Without a single difference between selector and reference
-    the test needs 2.71 / tolerance samples, 2,703 by default.
+    If no penalty passes within the budget, all are tried; the choice is the one with the smallest `loss_bound` within
+    the budget, or the cheapest if none is within it. If selector and reference never differ, the test needs
+    2.71 / tolerance samples, by default 2,703.
 
     Args:
-        costs: of held-out samples; the last candidate is the reference.
-        network: makes an untrained network as `CostSelector.fit` takes it.
+        costs: costs on held-out samples; the last candidate is the reference.
+        network: returns an untrained network for `CostSelector.fit`.
         penalties: values of M to try.
-        alphas: values of α to try; default: the one of the costs.
-        tolerance: share of adequate results that may be lost against the reference; default: 0.1 points.
-        budget: largest NFE, as a part of the reference's.
-        folds: parts of the samples, see `cross_fit`.
-        seed: of the parts and the fits. It leaves torch's global generator alone.
-        log: gets a line a trial.
+        alphas: values of α to try; default: that of the costs.
+        tolerance: share of adequate results that may be lost to the reference; default: 0.1 percentage points.
+        budget: largest NFE, relative to the reference's.
+        folds: number of folds of the samples, see `cross_fit`.
+        seed: of the folds and the fits; torch's global generator is not used.
+        log: called with a line per trial.
 
     Raises:
         ValueError: no penalties or exponents, an M not above the largest price, fewer than three folds, or fewer
@@ -102,21 +102,21 @@ def choose_penalty(
     for name, values in (("penalties", penalties), ("alphas", exponents)):
         if not values:
             raise ValueError(f"{name}: expected at least one, got none")
-    _ = costs.with_penalty(min(penalties)).cost  # tells now if it is too small, not when its turn comes
-    alone = single(costs, len(costs.candidates) - 1)
+    _ = costs.with_penalty(min(penalties)).cost  # raises an error at once if the smallest penalty is too small
+    alone = single_candidate(costs, len(costs.candidates) - 1)
     test = partial(_trial, reference=alone, confidence=1 - LEVEL / len(exponents))
     reference = test(costs.rule, alone)
-    tried: list[tuple[Trial, Committee]] = []
-    passing: list[tuple[Trial, Committee]] = []
+    tried: list[tuple[PenaltyTrial, Committee]] = []
+    passing: list[tuple[PenaltyTrial, Committee]] = []
     for alpha in exponents:
         best, certain = None, True
         for M in sorted(penalties, reverse=True):
             some = costs.with_penalty(M, alpha)
             committee, choice = cross_fit(some, network, folds=folds, seed=seed)
-            trial = test(some.rule, chosen("not seen", costs, choice))
+            trial = test(some.rule, assignment_score("cross-fit", costs, choice))
             log(_line(trial, reference, several=len(exponents) > 1))
             tried.append((trial, committee))
-            certain = certain and trial.lost <= tolerance
+            certain = certain and trial.loss_bound <= tolerance
             if certain and trial.nfe <= budget * reference.nfe:
                 best = tried[-1]
             if best and not certain:
@@ -125,26 +125,26 @@ def choose_penalty(
     if passing:
         trial, committee = min(passing, key=lambda pair: pair[0].nfe)
     else:
-        trial, committee = _best_there_is(tried, budget * reference.nfe)
-        log(f"no M is certain to lose at most {tolerance:g} within the budget: M = {trial.M:g} is the best there is")
+        trial, committee = _best_trial(tried, budget * reference.nfe)
+        log(f"no M passed at a loss of {tolerance:g} within the budget: M = {trial.M:g} is the best of the trials")
     return PenaltyChoice(trial.M, trial.alpha, bool(passing), tuple(trial for trial, _ in tried), reference, committee)
 
 
-def _line(trial: Trial, reference: Trial, *, several: bool) -> str:
+def _line(trial: PenaltyTrial, reference: PenaltyTrial, *, several: bool) -> str:
     return (
         f"M = {trial.M:g}{f', α = {trial.alpha:g}' if several else ''}: {trial.adequate:.4f} adequate (reference "
-        f"{reference.adequate:.4f}, at most {trial.lost:.4f} lost), NFE {trial.nfe:.2f}"
+        f"{reference.adequate:.4f}, at most {trial.loss_bound:.4f} lost), NFE {trial.nfe:.2f}"
     )
 
 
-def _best_there_is(tried: Sequence[tuple[Trial, Committee]], budget: float) -> tuple[Trial, Committee]:
+def _best_trial(tried: Sequence[tuple[PenaltyTrial, Committee]], budget: float) -> tuple[PenaltyTrial, Committee]:
     affordable = [pair for pair in tried if pair[0].nfe <= budget]
     if not affordable:
         return min(tried, key=lambda pair: pair[0].nfe)
-    # of equals the smallest M, which is tried last
-    return min(reversed(affordable), key=lambda pair: pair[0].lost)
+    # prefer the smallest of equally good penalties, which is tried last
+    return min(reversed(affordable), key=lambda pair: pair[0].loss_bound)
 
 
-def _trial(rule: CostRule, score: PolicyScore, *, reference: PolicyScore, confidence: float) -> Trial:
-    lost = loss_bound(reference.adequate.bool(), score.adequate.bool(), confidence=confidence)
-    return Trial(rule.M, rule.alpha, score.accuracy, score.mean_nfe, lost)
+def _trial(rule: CostRule, score: PolicyScore, *, reference: PolicyScore, confidence: float) -> PenaltyTrial:
+    bound = loss_bound(reference.adequate.bool(), score.adequate.bool(), confidence=confidence)
+    return PenaltyTrial(rule.M, rule.alpha, score.accuracy, score.mean_nfe, bound)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from dise.integrate import Dopri5, Integrator
 from dise.nn import NeuralODE
-from dise.select.model.adapt import adapt, check_same
-from dise.select.model.block import device_of, find_block, has_block
+from dise.select.model.adapt import adapt, check_equivalence
+from dise.select.model.block import contains_block, device_of, find_block
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def place_block(
     """
     names = [other for other, _ in model.named_modules() if other]
     if name is None:
-        if not has_block(model):
+        if not contains_block(model):
             raise ValueError(
                 "block: the model contains no dise.NeuralODE; give the name of the submodule that integrates, one of "
                 f"{names}"
@@ -46,7 +46,7 @@ def place_block(
     if isinstance(module, NeuralODE):
         return module
     block = adapt(module, reference or Dopri5(rtol=1e-3, atol=1e-3), f=f, span=span).eval()
-    check_same(module, block, _first_input(model, module, x))
+    check_equivalence(module, block, _first_input(model, module, x))
     model.set_submodule(name, block)
     return block
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.nn import NeuralODE
-from dise.select.guarantee.calibrate import evaluate
+from dise.select.guarantee.calibrate import run_policy
 from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.costs import Costs
 from dise.select.make_dynamic.families import Family, families
@@ -67,7 +67,7 @@ def choose_family(
         device=device_of(model),
         seed=seed,
     )
-    expected = evaluate(model, candidates[-1], judged)[0]
+    expected = run_policy(model, candidates[-1], judged)[0]
     estimates = {}
     for family in tried:
         some = slice(len(judged) - unseen if family.learnt and unseen else 0, None)
@@ -81,7 +81,7 @@ def _by_price(outcomes: Outcomes) -> Outcomes:
     price = outcomes.nfe.double().mean(0).tolist()
     last = len(price) - 1
     order = sorted((i for i in range(last) if price[i] < price[last]), key=lambda i: price[i])
-    return outcomes.among([*order, last])
+    return outcomes.take_candidates([*order, last])
 
 
 def _estimate(
@@ -90,7 +90,7 @@ def _estimate(
     """Mean NFE of the family's cheapest setting before the first whose mean loss is above ε; infinite if none is."""
     cheapest = math.inf
     for setting in family.settings:
-        outputs, nfe = evaluate(model, setting, batches)
+        outputs, nfe = run_policy(model, setting, batches)
         losses = [risk(o, e, y).double() for o, e, (_, y) in zip(outputs, expected, batches, strict=True)]
         if float(torch.cat(losses).mean()) > epsilon:
             break

@@ -11,13 +11,13 @@ from dise.select.judging.costs import Costs
 from dise.select.judging.front import pareto_front, prune
 from dise.select.learning.adequacy import AdequacySelector
 from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
-from dise.select.model.logits import predicted, two_classes
+from dise.select.model.logits import class_logits, predicted_class
 from dise.select.model.outcomes import Outcomes
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.confidence import Confidence, confidence
 from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
-from dise.select.policies.forecast_fit import expect, lead
+from dise.select.policies.forecast_fit import fit_forecast, logit_margin
 
 # κ: the sufficient gap between the two largest logits, in units of the change of that gap by a candidate
 FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -75,7 +75,7 @@ def families(
         last = len(candidates) - 1
         for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
             if len(chain) > 1:
-                some = outcomes.among([costs.candidates.index(candidates[i]) for i in chain])
+                some = outcomes.take_candidates([costs.candidates.index(candidates[i]) for i in chain])
                 found.append(gap_cascades(some, head))
                 if len(front) >= FEWEST_FORECASTS:
                     found.append(forecast_cascades(some, head, device))
@@ -87,7 +87,7 @@ def families(
     if len(front) >= FEWEST and len(candidates) > 1:
         networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
         if classifies and head is not None:
-            classes = two_classes(outcomes.output[:, 0]).shape[1]
+            classes = class_logits(outcomes.output[:, 0]).shape[1]
             networks["the head's confidence"] = ConfidenceNetwork(head, len(candidates), classes=classes, span=span)
         found += [_selectors(name, network, front, device, seed) for name, network in networks.items()]
     return [family for family in found if family.settings]
@@ -141,10 +141,10 @@ def forecast_cascades(outcomes: Outcomes, head: nn.Module, device: torch.device)
     hard = _hard(reference)
     rules, off = [], []
     for column, mean in zip(columns, means, strict=False):  # zip leaves out the means of the reference
-        answer, learnt = predicted(column), expect(column, reference, mean)
-        wrong = lead(learnt.left_out, answer) - lead(two_classes(reference), answer)
+        answer, learnt = predicted_class(column), fit_forecast(column, reference, mean)
+        wrong = logit_margin(learnt.leave_one_out, answer) - logit_margin(class_logits(reference), answer)
         off.append(float(wrong[hard].abs().double().quantile(0.95)))
-        rules.append(Forecast.of(head, learnt, 0.0).to(device))
+        rules.append(Forecast.from_fit(head, learnt, 0.0).to(device))
     settings = (
         Cascade(outcomes.candidates, tuple(r.with_threshold(factor * s) for r, s in zip(rules, off, strict=True)))
         for factor in FACTORS

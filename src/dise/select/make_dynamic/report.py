@@ -41,10 +41,10 @@ class Report:
         cls, calibration: Calibration, *, family: str, families: dict[str, float], notes: Sequence[str]
     ) -> Self:
         """The report of a calibration of one family's settings."""
-        tested, integrator = calibration.tested, calibration.integrator
-        chosen = next((t for t in tested if t.integrator is integrator and t.certified), None)
+        tests, integrator = calibration.tests, calibration.integrator
+        chosen = next((t for t in tests if t.integrator is integrator and t.certified), None)
         if chosen is None:
-            safest = tested[0]
+            safest = tests[0]
             advice = (
                 f"Nothing was certified: {safest.integrator}, the safest setting, lost {safest.risk:.3%}. Take more "
                 "data, a larger epsilon or other candidates."

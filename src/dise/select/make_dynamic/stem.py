@@ -7,7 +7,7 @@ from dise.integrate import Euler, Integrator
 from dise.nn import NeuralODE
 from dise.select.make_dynamic.samples import Samples
 from dise.select.model.block import device_of
-from dise.select.model.states import joined
+from dise.select.model.states import concatenate_state
 
 
 @torch.no_grad()
@@ -39,8 +39,8 @@ def _initial_states(model: nn.Module, block: NeuralODE, samples: Samples) -> Ten
     with block.using(Euler()), block.recording() as records:
         for x in torch.split(samples.x, samples.size):
             model(x.to(device_of(model)))
-            records[-1] = records[-1]._replace(y0=joined(records[-1].y0).to(samples.x.device))
-    return torch.cat([joined(record.y0) for record in records])
+            records[-1] = records[-1]._replace(y0=concatenate_state(records[-1].y0).to(samples.x.device))
+    return torch.cat([concatenate_state(record.y0) for record in records])
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

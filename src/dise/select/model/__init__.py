@@ -1,1 +1,1 @@
-"""The model around a block: finding it, running it with each candidate."""
+"""The model around a block: finding block and head, running candidates, states and logits."""

@@ -1,4 +1,4 @@
-"""A block in the place of one that is written on torchdiffeq."""
+"""NeuralODE blocks that replace blocks written on torchdiffeq."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,34 +11,34 @@ from dise.nn import NeuralODE
 
 
 class AdaptedBlock(NeuralODE):
-    """A NeuralODE in the place of a module that returns the last state of torchdiffeq's `odeint(f, x, [t0, t1])`.
+    """A NeuralODE that replaces a module which returns the last state of torchdiffeq's `odeint(f, x, [t0, t1])`.
 
-    Its entries in a state dict keep the names that they have in the other module, so that weights saved from the
-    model as it was can be loaded into the model as it is.
+    Its state dict keeps the names of the original module, so weights saved before the replacement can be loaded
+    after it.
 
     Args:
-        original: the module to replace, with its vector field among its children.
-        f: its name there.
-        integrator, t0, t1: as of `NeuralODE`.
+        original: the module to replace; it contains the vector field.
+        f: name of the vector field in it.
+        integrator, t0, t1: see `NeuralODE`.
     """
 
     def __init__(self, original: nn.Module, f: str, integrator: Integrator, *, t0: float, t1: float) -> None:
         super().__init__(original.get_submodule(f), integrator, t0=t0, t1=t1)
-        self.name_of_f = f
-        # of what else is in the original's state dict nothing is left
-        self.dropped = tuple(key for key in original.state_dict() if not key.startswith(f"{f}."))
+        self.field_name = f
+        # the adapted block has no other entries than f's, so loading must drop the original's
+        self.dropped_keys = tuple(key for key in original.state_dict() if not key.startswith(f"{f}."))
         self.register_state_dict_post_hook(_to_original_names)
         self.register_load_state_dict_pre_hook(_from_original_names)
 
 
 def _to_original_names(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
-    _rename(state, f"{prefix}f.", f"{prefix}{module.name_of_f}.")
+    _rename(state, f"{prefix}f.", f"{prefix}{module.field_name}.")
 
 
 def _from_original_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    for name in module.dropped:  # type: ignore[union-attr]  # set in __init__, which nn.Module's types do not know
+    for name in module.dropped_keys:  # type: ignore[union-attr]  # set in __init__, which nn.Module's types do not know
         state.pop(prefix + name, None)
-    _rename(state, f"{prefix}{module.name_of_f}.", f"{prefix}f.")
+    _rename(state, f"{prefix}{module.field_name}.", f"{prefix}f.")
 
 
 def _rename(state: dict[str, Tensor], old: str, new: str) -> None:
@@ -49,19 +49,19 @@ def _rename(state: dict[str, Tensor], old: str, new: str) -> None:
 def adapt(
     module: nn.Module, integrator: Integrator, *, f: str | None = None, span: Sequence[float] | None = None
 ) -> AdaptedBlock:
-    """A NeuralODE that does what a module written on torchdiffeq does; its weights are the same objects.
+    """A NeuralODE equivalent to a module written on torchdiffeq; the two share their weights.
 
     torchdiffeq's ODE-Net example has such a module: its child `odefunc` is the vector field, called with a scalar t,
-    and its attribute `integration_time` is [0, 1]. Here f is called with t [n, 1, …, 1], as `dise.solve` says.
+    and its attribute `integration_time` is [0, 1]. The adapted block calls f with t [n, 1, …, 1], as `dise.solve` does.
 
     Args:
         module: h(t0) [B, ...] → h(t1) [B, ...].
-        integrator: how to solve.
+        integrator: integrator of the new block.
         f: name of the child that is the vector field; default: the only child.
         span: (t0, t1); default: the values of the module's only tensor of two numbers.
 
     Raises:
-        ValueError: vector field or span is not given, and not to be seen.
+        ValueError: the vector field or the span is not given and cannot be found in the module.
     """
     children = [name for name, _ in module.named_children()]
     if f is None and len(children) != 1:
@@ -83,14 +83,14 @@ def _span_of(module: nn.Module) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def check_same(original: nn.Module, adapted: NeuralODE, h0: Tensor) -> None:
-    """Raise unless both integrate h0 [B, ...] to about the same state.
+def check_equivalence(original: nn.Module, adapted: NeuralODE, h0: Tensor) -> None:
+    """Raise an error unless both blocks integrate h0 [B, ...] to about the same state.
 
-    A block that was read wrongly (another vector field, span, or answer) differs by as much as the state moves; two
-    solvers at one tolerance differ by some of it.
+    A wrongly identified vector field, span or output changes the final state by as much as the state moves over the
+    span; two solvers at the same tolerance differ by a small part of that.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the final states differ, or the original does not return a state like its input.
     """
     expected, got = original(h0), adapted(h0)
     if not isinstance(expected, Tensor) or expected.shape != h0.shape:
@@ -100,9 +100,9 @@ def check_same(original: nn.Module, adapted: NeuralODE, h0: Tensor) -> None:
     difference = float((got - expected).norm())
     if not difference <= _SLACK * moved:
         raise ValueError(
-            f"block: integrated by {adapted.integrator} from {adapted.t0:g} to {adapted.t1:g} it ends elsewhere: the "
-            f"difference is {difference:.3g}, where the state moves by {moved:.3g}; give f, span and reference"
+            f"block: {adapted.integrator} from {adapted.t0:g} to {adapted.t1:g} gives another final state than the "
+            f"block: they differ by {difference:.3g}, while the state moves by {moved:.3g}; give f, span and reference"
         )
 
 
-_SLACK = 0.05  # a part of the state's way that solvers may differ by
+_SLACK = 0.05  # allowed difference of two solvers, relative to the distance that the state moves

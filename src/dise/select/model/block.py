@@ -1,4 +1,4 @@
-"""A model's block and its device."""
+"""Finding the block of a model, and the device that the model is on."""
 
 from itertools import chain
 
@@ -8,16 +8,16 @@ from torch import nn
 from dise.nn import NeuralODE
 
 
-def has_block(model: nn.Module) -> bool:
-    """Whether the model has a NeuralODE."""
+def contains_block(model: nn.Module) -> bool:
+    """Whether the model contains a NeuralODE."""
     return any(isinstance(module, NeuralODE) for module in model.modules())
 
 
 def find_block(model: nn.Module) -> NeuralODE:
-    """The model's one NeuralODE.
+    """The model's only NeuralODE.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: the model contains none, or more than one.
     """
     blocks = [module for module in model.modules() if isinstance(module, NeuralODE)]
     if len(blocks) != 1:
@@ -26,6 +26,6 @@ def find_block(model: nn.Module) -> NeuralODE:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters are, or its buffers; the CPU if it has none."""
+    """Device of the model's parameters, or of its buffers; the CPU if it has neither."""
     tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device

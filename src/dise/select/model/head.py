@@ -1,4 +1,4 @@
-"""Finding what a model does with the answer of its block."""
+"""Finding the head of a model: the modules that it calls after its block."""
 
 import torch
 from torch import Tensor, nn
@@ -8,31 +8,30 @@ from dise.nn import NeuralODE
 
 @torch.no_grad()
 def find_head(model: nn.Module, block: NeuralODE, x: Tensor) -> nn.Module | None:
-    """The modules that a model calls after its block, if they are all that it does: model(x) = head(h(t1)).
+    """The head of a model with model(x) = head(h(t1)): the modules after the block, called in their registered order.
 
-    What is looked for is the modules that were registered after the block, called in that order. It is tried on x, so
-    what is returned is right there.
+    The head is checked on x before it is returned.
 
     Args:
-        model: contains `block`, and calls it once.
+        model: contains `block` and calls it once.
         block: integrates a tensor, not a tuple.
         x: input of the model, [B, ...] with B ≥ 1.
 
     Returns:
-        a module made of the model's own; None if something else happens between h(t1) and the output.
+        a module made of the model's own modules; None if the model computes its output from h(t1) in another way.
     """
-    answers: list[object] = []
-    hook = block.register_forward_hook(lambda module, inputs, answer: answers.append(answer))
+    states: list[object] = []
+    hook = block.register_forward_hook(lambda module, inputs, state: states.append(state))
     try:
         output = model(x)
     finally:
         hook.remove()
-    if len(answers) != 1 or not isinstance(answers[0], Tensor) or not isinstance(output, Tensor):
+    if len(states) != 1 or not isinstance(states[0], Tensor) or not isinstance(output, Tensor):
         return None
     head = _after(model, block)
     try:
-        # a copy, since a head may change its input in place
-        found = head(answers[0].clone())
+        # a head may change its input in place, so give it a copy
+        found = head(states[0].clone())
     except (RuntimeError, TypeError, ValueError):
         return None
     same = isinstance(found, Tensor) and found.shape == output.shape
@@ -40,7 +39,7 @@ def find_head(model: nn.Module, block: NeuralODE, x: Tensor) -> nn.Module | None
 
 
 def _after(model: nn.Module, block: nn.Module) -> nn.Module:
-    """The modules registered after the block, at each level from the innermost out."""
+    """The modules registered after the block, at each level from the innermost outwards."""
     name = next(name for name, module in model.named_modules() if module is block)
     tail: list[nn.Module] = []
     while name:

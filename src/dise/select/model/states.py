@@ -1,4 +1,4 @@
-"""States as selectors and forecasts see them."""
+"""States as one tensor, and the means of their channels: what selectors and forecasts are given."""
 
 import torch
 from torch import Tensor
@@ -6,10 +6,11 @@ from torch import Tensor
 from dise.integrate.problem.state import State, leaves
 
 
-def joined(state: State) -> Tensor:
-    """A state as selectors see it: a tensor as it is; the tensors of a tuple or dict side by side, in their order.
+def concatenate_state(state: State) -> Tensor:
+    """A state as one tensor: a tensor is returned as it is, the tensors of a tuple or dict are concatenated in order.
 
-    They are joined along the last dimension if they agree in all others, else flattened first: [n, F].
+    They are concatenated along the last dimension if their other dimensions agree; otherwise each is flattened to
+    [n, F_i] first.
     """
     if isinstance(state, Tensor):
         return state
@@ -20,8 +21,11 @@ def joined(state: State) -> Tensor:
 
 
 def channel_means(state: State) -> Tensor:
-    """[n, D] means over space of the channels of a state [n, D, ...]; of complex ones first the real parts' means."""
-    h = joined(state)
+    """[n, D] spatial means of the channels of a state [n, D, ...].
+
+    A complex state has 2·D: first the means of the real parts, then those of the imaginary parts.
+    """
+    h = concatenate_state(state)
     h = h[:, None] if h.ndim == 1 else h
     if h.is_complex():
         h = torch.cat([h.real, h.imag], dim=1)

@@ -1,4 +1,4 @@
-"""Baseline selectors: a given assignment and random choice."""
+"""Baseline selectors: a given assignment, and random choice."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from torch.nn.functional import one_hot
 
 
 class AssignedSelector(nn.Module):
-    """Gives each sample of one batch the candidate that somebody chose for it: an oracle, or any other routing, run.
+    """Selector of a given assignment for one batch, e.g. that of an oracle.
 
     Args:
-        choice: [B] index of each sample's candidate, for the batch that is to be solved.
+        choice: [B] index of each sample's candidate, for the batch to be solved.
         candidates: K.
 
     Raises:
-        ValueError: indices that are none of 0, …, K − 1; when solving: another number of samples than B.
+        ValueError: indices outside of 0, …, K − 1; when solving: a number of samples other than B.
     """
 
     choice: Tensor
@@ -28,20 +28,22 @@ class AssignedSelector(nn.Module):
         self.register_buffer("choice", choice.long())
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[B, ...] twice → [B, K]: 0 for the candidate that is assigned, 1 for the others."""
+        """h0, k1 [B, ...] → scores [B, K]: 0 for the assigned candidate, 1 for the others."""
         if len(h0) != len(self.choice):
-            raise ValueError(f"choice: was made for {len(self.choice)} samples, got {len(h0)}")
+            raise ValueError(f"choice: expected the {len(self.choice)} samples of the assignment, got {len(h0)}")
         return 1 - one_hot(self.choice, self.candidates).to(h0.real.dtype)
 
 
 class RandomSelector(nn.Module):
-    """Chooses at random with given shares: what a `Dynamic` of the same mix must beat.
+    """Random selector with given shares of the candidates: a policy with the same shares must do better.
+
+    Choices are drawn from torch's global generator.
 
     Args:
-        shares: [K], how often each candidate is chosen; at least 0, not all 0. It draws from torch's generator.
+        shares: [K] how often each candidate is chosen, up to a factor; at least 0, not all 0.
 
     Raises:
-        ValueError: shares that are none.
+        ValueError: shares that are negative, not finite or all 0.
     """
 
     shares: Tensor
@@ -54,6 +56,9 @@ class RandomSelector(nn.Module):
         self.register_buffer("shares", values / values.sum())
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, ...] twice → [n, K]: the first of exponential clocks with these rates rings with these probabilities."""
-        clocks = torch.empty(len(h0), len(self.shares), device=h0.device).exponential_()
-        return clocks / self.shares.to(h0.device)
+        """h0, k1 [n, ...] → scores [n, K]: exponential variables whose rates are the shares.
+
+        The probability that one of independent exponential variables is the smallest is proportional to its rate.
+        """
+        draws = torch.empty(len(h0), len(self.shares), device=h0.device).exponential_()
+        return draws / self.shares.to(h0.device)

@@ -1,4 +1,4 @@
-"""Cheap first: integrators tried in turn until an answer is accepted."""
+"""Cascades: candidates are tried in turn, the cheapest first, until an answer is accepted."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,38 +14,38 @@ from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.status import Status
 
-Accept = Callable[[State], Tensor]
+AcceptanceRule = Callable[[State], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade(Integrator):
-    """Each sample gets the first candidate whose answer is accepted; the last candidate's is accepted always.
+    """Policy that gives each sample the first candidate whose answer is accepted; the last one is always accepted.
 
-    All candidates share k1 = f(t0, h0): a sample that goes on from Euler to RK4 needs 1 + 3 evaluations, not 1 + 4.
-    They also share the evaluation after it where it is the same one, f at t0 + c·span and h0 + c·span·k1: Midpoint,
-    Euler(2), Bosh3 and RK4 all begin with c = 1/2, so Euler, Midpoint and RK4 in turn need 1 + 1 + 2 evaluations, not
-    one more than RK4 alone. `Solution.nfe` counts all that a sample tried, `Solution.choice` is the candidate whose
-    answer it kept, and `Solution.calls` the batch's calls, the sum over the rounds.
+    All candidates share k1 = f(t0, h0): a sample that Euler and then RK4 integrate needs 1 + 3 evaluations, not 1 + 4.
+    They also share the next evaluation if it is the same one, f at t0 + c·span and h0 + c·span·k1: Midpoint, Euler(2),
+    Bosh3 and RK4 all have c = 1/2, so Euler, Midpoint and RK4 in turn need 1 + 1 + 2 evaluations, as many as RK4 alone.
+    `Solution.nfe` counts all evaluations of a sample, `Solution.choice` is the index of the candidate whose answer it
+    kept, and `Solution.calls` is the sum over the candidates.
 
-    An answer with a status other than SUCCESS is never accepted. So an adaptive candidate with max_steps=1 is
-    accepted by its embedded error estimate, without any `accept`:
+    An answer with a status other than SUCCESS is never accepted. So an adaptive candidate with max_steps=1 is accepted
+    by its embedded error estimate, without any `accept`:
 
         Cascade((Bosh3(rtol=1e-1, atol=1e-1, first_step="span", max_steps=1), Dopri5(rtol=1e-3, atol=1e-3)))
 
     Args:
         candidates: integrators, the cheapest first.
-        accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; or a rule of its own for each candidate but the
-            last; default: everything that succeeded.
+        accept: states at t1 [n, ...] → [n] bool, e.g. a `Confidence`; or one such rule for each candidate but the last;
+            default: every answer with status SUCCESS is accepted.
 
     Raises:
-        ValueError: no candidates, or another number of rules; when solving: answers of `accept` of another shape or
-            kind, batched=False, an event.
+        ValueError: no candidates, or a wrong number of rules; when solving: results of `accept` of another shape or
+            dtype, batched=False, or an event.
     """
 
     chooses = True
 
     candidates: Sequence[Integrator]
-    accept: Accept | Sequence[Accept] | None = None
+    accept: AcceptanceRule | Sequence[AcceptanceRule] | None = None
 
     def __post_init__(self) -> None:
         if not self.candidates or not all(isinstance(c, Integrator) for c in self.candidates):
@@ -57,14 +57,14 @@ class Cascade(Integrator):
             )
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
-        """Try the candidates in turn, each on the samples that are left."""
+        """Try the candidates in turn, each on the samples that are not accepted yet."""
         if not problem.layout.batched:
             raise ValueError("batched: Cascade decides for each sample, batched=False has only one system")
         if run.stop is not None:
-            raise ValueError("event: Cascade judges states at t1, which an event forestalls; solve with one integrator")
+            raise ValueError("event: Cascade judges states at t1, but events stop samples earlier; use one integrator")
         k1 = yield from problem.first_stage()
         rows = torch.arange(len(problem), device=problem.t0.device)
-        spent: Tensor | int = 1  # evaluations: k1
+        nfe: Tensor | int = 1  # k1
         known: dict[float, Tensor] = {}
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
@@ -72,21 +72,22 @@ class Cascade(Integrator):
             integration, second = candidate.integrate(some, run), _second_node(candidate)
             reused = second in known
             if second is not None:
-                integration = _sharing(integration, second, known)
+                integration = _share_second(integration, second, known)
             if final is None:
                 result = yield from integration
             else:
                 (result,) = yield from merge([(rows, integration)])
-            # k1 was there, and perhaps the second evaluation; a sample that fails at k1 makes no second one
-            spent = spent + ((result.nfe - 2).clamp(min=0) if reused else result.nfe - 1)
-            result = result._replace(nfe=spent, choice=torch.full_like(rows, index))
-            final = _overwritten(final, rows, result, first=index == 1)
+            # k1 was known, and the second evaluation if reused; a sample that fails at k1 has no second evaluation
+            nfe = nfe + ((result.nfe - 2).clamp(min=0) if reused else result.nfe - 1)
+            result = result._replace(nfe=nfe, choice=torch.full_like(rows, index))
+            final = _overwrite(final, rows, result, first=index == 1)
             if index + 1 == len(self.candidates):
                 break
-            left = (~self._accepted(index, problem, result)).nonzero().flatten()  # the one read of the device a round
+            # the only read from the device per candidate
+            left = (~self._accepted(index, problem, result)).nonzero().flatten()
             if len(left) == 0:
                 break
-            rows, spent = rows.index_select(0, left), spent.index_select(0, left)
+            rows, nfe = rows.index_select(0, left), nfe.index_select(0, left)
             known = {c: value.index_select(0, left) for c, value in known.items()}
             for observer in run.observers:
                 observer.start_over(problem.samples(rows))
@@ -96,7 +97,7 @@ class Cascade(Integrator):
 
     @torch.no_grad()
     def _accepted(self, index: int, problem: Problem, result: Result) -> Tensor:
-        """[n] whether the candidate's answers are accepted."""
+        """[n] bool, whether the answers of a candidate are accepted."""
         succeeded = result.status == Status.SUCCESS
         if self.accept is None:
             return succeeded
@@ -113,9 +114,9 @@ class Cascade(Integrator):
 
 
 def _second_node(candidate: Integrator) -> float | None:
-    """c, if the candidate evaluates f at t0 + c·span and h0 + c·span·k1 first after k1; None if that is not known.
+    """c, if the candidate's first evaluation after k1 is f at t0 + c·span and h0 + c·span·k1; None if it is not.
 
-    Every explicit Runge–Kutta method's second stage is of that form, and so is the start of a second Euler step.
+    The second stage of every explicit Runge–Kutta method is of that form, and so is the second step of Euler.
     """
     if isinstance(candidate, FixedStep):
         if candidate.tableau.stages > 1:
@@ -126,8 +127,8 @@ def _second_node(candidate: Integrator) -> float | None:
     return None
 
 
-def _sharing(integration: Integration, second: float, known: dict[float, Tensor]) -> Integration:
-    """The integration, with its first evaluation taken from `known`, values [n, F] by node, or kept there."""
+def _share_second(integration: Integration, second: float, known: dict[float, Tensor]) -> Integration:
+    """The integration with its first evaluation taken from `known`, values [n, F] by node c, or added to it."""
     try:
         request = next(integration)
         if second not in known:
@@ -139,10 +140,10 @@ def _sharing(integration: Integration, second: float, known: dict[float, Tensor]
         return stop.value
 
 
-def _overwritten(final: Result | None, rows: Tensor, result: Result, *, first: bool) -> Result:
-    """The results so far, with those of some rows in their place: a copy the first time, in place from then on.
+def _overwrite(final: Result | None, rows: Tensor, result: Result, *, first: bool) -> Result:
+    """The final results with those of some rows replaced: in a copy the first time, in place after that.
 
-    What a candidate returns may share memory with what the next one reads, so it is never written to.
+    A candidate's result may share memory with inputs of the next candidate, so it is never written to.
     """
     if final is None:
         return result

@@ -7,22 +7,22 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dise.integrate.problem.state import State
-from dise.select.model.logits import two_classes
+from dise.select.model.logits import class_logits
 
 
 @dataclass(frozen=True, eq=False)
 class Confidence:
-    """Accepts states whose logits are sure enough: for a `Cascade` of a classifier.
+    """Acceptance rule for a `Cascade` of a classifier: accept if the confidence of the answer reaches a threshold.
 
-    It looks at the model's head and owns nothing: no parameter of it is registered anywhere a second time.
+    The rule uses the model's head without owning it: no parameter is registered a second time.
 
     Args:
-        head: h(t1) [n, ...] → logits [n, C]; or one logit a sample, [n] or [n, 1], of a yes-or-no question. It is
+        head: h(t1) [n, ...] → logits [n, C]; or one logit per sample, [n] or [n, 1], of a yes-or-no question. It is
             evaluated once more for each answer that is judged.
         threshold: smallest confidence to accept, at least 0.
-        measure: "top" probability; "margin" between the two largest probabilities; "entropy", as 1 − entropy / log C;
-            all these are at most 1. Or "gap", between the two largest logits: an error that moves logits by less than
-            half of it cannot change the prediction.
+        measure: "top", the largest probability; "margin", the difference of the two largest probabilities; "entropy",
+            1 − entropy / log C; these three are at most 1. Or "gap", the difference of the two largest logits: an error
+            that changes each logit by less than half the gap cannot change the prediction.
 
     Raises:
         ValueError: a threshold out of range, or an unknown measure.
@@ -40,17 +40,17 @@ class Confidence:
             raise ValueError(f"threshold: expected a number of at least 0{largest}, got {self.threshold!r}")
 
     def score(self, h: State) -> Tensor:
-        """[n] confidence."""
+        """[n] confidence in the states' answers."""
         return confidence(self.head(h), self.measure)
 
     def __call__(self, h: State) -> Tensor:
-        """[n] bool."""
+        """[n] bool, whether to accept states [n, ...] at t1."""
         return self.score(h) >= self.threshold
 
 
 def confidence(logits: Tensor, measure: str = "top") -> Tensor:
-    """[n] how sure logits [n, C], or one logit a sample [n] or [n, 1], are; see `Confidence`."""
-    logits = two_classes(logits)
+    """[n] confidence of logits [n, C], or of one logit per sample, [n] or [n, 1]; see `Confidence` for the measures."""
+    logits = class_logits(logits)
     if measure == "gap":
         two = logits.topk(2, dim=1).values
         return two[:, 0] - two[:, 1]

@@ -1,4 +1,4 @@
-"""Integrators that give each sample an integrator of its own."""
+"""Integrators that choose one of several candidates for each sample."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,35 +11,36 @@ from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
 from dise.integrate.problem.run import Run
-from dise.select.model.states import joined
+from dise.select.model.states import concatenate_state
 
 Selector = Callable[[Tensor, Tensor], Tensor]
 
 
-def cheapest(scores: Tensor) -> Tensor:
-    """[n] index of the smallest score [n, K]; NaN is never the smallest."""
+def cheapest_candidate(scores: Tensor) -> Tensor:
+    """[n] index of the smallest score [n, K]; NaN counts as the largest."""
     return scores.nan_to_num(nan=torch.inf).argmin(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Dynamic(Integrator):
-    """Each sample gets the candidate of the smallest score.
+    """Policy that gives each sample the candidate with the smallest score.
 
-    The batch is one loop, not one solve per candidate: candidates share k1 = f(t0, h0), and their n-th evaluations
-    are one call of f. `Solution.calls` is therefore the largest of the candidates' calls, not the sum, and
-    `Solution.choice` says which candidate each sample got.
+    The batch is one loop, not one solve per candidate: candidates share k1 = f(t0, h0), and their n-th evaluations are
+    merged into one call of f. So `Solution.calls` is the maximum over the candidates, not the sum. `Solution.choice` is
+    the index of each sample's candidate.
 
     Args:
         candidates: integrators to choose from.
         selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; states of several tensors are
-            `joined`. It costs no evaluation of f, since every candidate needs k1. A module is part of the block that it
-            is given to: it moves with the model and is in its `state_dict`.
-        granularity: "sample", or "batch": the smallest mean score decides for all samples alike. With batched=False
+            passed as one (`concatenate_state`). It costs no evaluation of f, because every candidate needs k1. If it is
+            a module, it becomes part of the block that the policy is assigned to: it moves with the model and is in its
+            `state_dict`.
+        granularity: "sample", or "batch": the smallest mean score decides for all samples together. With batched=False
             only "batch" is possible; the selector then gets the state as it is, and may return [1, K].
 
     Raises:
         ValueError: no candidates, or an unknown granularity; when solving: scores of another shape or on another
-            device, or batched=False with granularity "sample". NaN is never the smallest.
+            device, or batched=False with granularity "sample".
     """
 
     chooses = True
@@ -55,21 +56,21 @@ class Dynamic(Integrator):
             raise ValueError(f"granularity: expected 'sample' or 'batch', got {self.granularity!r}")
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
-        """Choose, then integrate all samples in lockstep."""
+        """Choose a candidate for each sample, then integrate all samples in lockstep."""
         if not problem.layout.batched and self.granularity == "sample":
             raise ValueError(
-                "batched: Dynamic chooses for each sample, batched=False has only one system; take granularity='batch'"
+                "batched: Dynamic chooses for each sample, batched=False has only one system; use granularity='batch'"
             )
         k1 = yield from problem.first_stage()
         choice = self.choose(problem, k1)
-        return (yield from integrate_chosen(self.candidates, choice, problem, k1, run))
+        return (yield from integrate_assigned(self.candidates, choice, problem, k1, run))
 
     @torch.no_grad()
     def choose(self, problem: Problem, k1: Tensor) -> Tensor:
         """[n] index of each sample's candidate."""
         unpack = problem.layout.unpack
-        scores = self.selector(joined(unpack(problem.y0)), joined(unpack(k1)))
-        # of one system, batched=False, the selector may see several parts
+        scores = self.selector(concatenate_state(unpack(problem.y0)), concatenate_state(unpack(k1)))
+        # with batched=False the selector may return a row for each part of the system
         rows = len(problem) if problem.layout.batched else len(scores)
         if scores.shape != (rows, len(self.candidates)):
             expected = (rows, len(self.candidates))
@@ -78,26 +79,26 @@ class Dynamic(Integrator):
             raise ValueError(f"selector: expected scores on {k1.device} like the state, got them on {scores.device}")
         if self.granularity == "batch":
             scores = scores.mean(0, keepdim=True)
-        return cheapest(scores).expand(len(problem))
+        return cheapest_candidate(scores).expand(len(problem))
 
     def __str__(self) -> str:
         return f"Dynamic({', '.join(str(candidate) for candidate in self.candidates)})"
 
 
-def integrate_chosen(
+def integrate_assigned(
     candidates: Sequence[Integrator], choice: Tensor, problem: Problem, k1: Tensor, run: Run
 ) -> Generator[Request, Tensor, Result]:
-    """Integrate each sample with the candidate chosen for it, all in lockstep.
+    """Integrate each sample with its assigned candidate, all in lockstep.
 
     Args:
         candidates: K integrators.
         choice: [n] index of each sample's candidate.
-        problem: the samples.
+        problem: problem of the n samples.
         k1: [n, F] f(t0, y0).
         run: how to integrate.
     """
     order = choice.argsort(stable=True)
-    # one read of the device, where bincount would make two
+    # bincount would read from the device twice, this reads once
     counts = (choice[:, None] == torch.arange(len(candidates), device=choice.device)).sum(0).tolist()
     if len(problem) in counts:  # one candidate for all: nothing to reorder
         result = yield from candidates[counts.index(len(problem))].integrate(replace(problem, k1=k1), run)
@@ -108,7 +109,7 @@ def integrate_chosen(
         if len(rows)
     ]
     results = with_slopes(*(yield from merge(parts)))
-    # the last field is `choice`, which is known
+    # the last field is `choice`, which is given
     back = order.argsort()
     columns = zip(*(result[:-1] for result in results), strict=True)
     whole = (None if column[0] is None else torch.cat(column)[back] for column in columns)

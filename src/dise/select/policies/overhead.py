@@ -1,4 +1,4 @@
-"""What a policy pays for looking, beside its evaluations of f: a selector's network, a cascade's head."""
+"""Overhead of a policy's own decisions (selector network, cascade head), in evaluations of f."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from torch.autograd.profiler import profile
 from dise.integrate import Integrator, State
 from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
-from dise.select.model.states import joined
+from dise.select.model.states import concatenate_state
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.dynamic import Dynamic
 
@@ -20,7 +20,7 @@ _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::con
 
 @torch.no_grad()
 def count_macs(call: Callable[[], Any]) -> int:
-    """Multiply–adds of the matrix products and convolutions in a call."""
+    """Number of multiply–adds in the matrix products and convolutions of a call."""
     try:
         from torch.utils.flop_counter import FlopCounterMode
     except ImportError:  # it imports torch._higher_order_ops; tried without it on torch 2.13
@@ -32,26 +32,26 @@ def count_macs(call: Callable[[], Any]) -> int:
     return counter.get_total_flops() // 2
 
 
-def spent(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve]) -> Tensor:
-    """[N] what each sample of recorded solves cost: its NFE, and what looked at it, in evaluations of f.
+def nfe_with_overhead(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve]) -> Tensor:
+    """[N] NFE of each sample of recorded solves, plus the overhead of the policy's decisions in evaluations of f.
 
-    A `Dynamic` looks once at each sample, a `Cascade` with rules once at each answer that it judges; the price of a
-    look is its multiply–adds. What a candidate that chooses looks at itself is not counted; nor is anything where f has
-    no multiply–adds.
+    A `Dynamic` calls its selector once per sample, a `Cascade` its rule once per answer that it judges; the overhead
+    of a call is its multiply–adds divided by those of f. Decisions of candidates that are policies themselves are not
+    counted. If f has no multiply–adds, no overhead is counted.
 
     Args:
-        block: what was recorded.
-        integrator: with which.
+        block: the recorded block.
+        integrator: the policy of the records.
         records: at least one.
     """
     total = torch.cat([torch.atleast_1d(record.solution.nfe) for record in records]).double()
     choices = [record.solution.choice for record in records if record.solution.choice is not None]
-    calls = _looks(integrator)
+    calls = _decisions(integrator)
     if not calls or not choices or total.numel() == 0:
         return total
     choice = torch.atleast_1d(torch.cat([torch.atleast_1d(c) for c in choices]))
     start = next(record for record in records if record.solution.nfe.numel())
-    one = _first(start.y0) if block.options.batched else start.y0
+    one = _first_sample(start.y0) if block.options.batched else start.y0
     t0 = start.t0[:1] if isinstance(start.t0, Tensor) and start.t0.ndim else start.t0
     of_f = count_macs(lambda: block.first_stage(one, t0=t0))
     for call, least in calls:
@@ -60,10 +60,10 @@ def spent(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve
     return total
 
 
-def _looks(integrator: Integrator) -> list[tuple[Callable[[State], Any], int]]:
-    """What is called on states, and the smallest choice of the samples for which it is."""
+def _decisions(integrator: Integrator) -> list[tuple[Callable[[State], Any], int]]:
+    """Functions of a state by which a policy decides, each with the smallest choice of the samples it is called on."""
     if isinstance(integrator, Dynamic):
-        return [(lambda h: integrator.selector(joined(h), joined(h)), 0)]
+        return [(lambda h: integrator.selector(concatenate_state(h), concatenate_state(h)), 0)]
     if isinstance(integrator, Cascade) and integrator.accept is not None:
         accept, number = integrator.accept, len(integrator.candidates) - 1
         rules = list(accept) if isinstance(accept, Sequence) else [accept] * number
@@ -71,7 +71,7 @@ def _looks(integrator: Integrator) -> list[tuple[Callable[[State], Any], int]]:
     return []
 
 
-def _first(state: State) -> State:
+def _first_sample(state: State) -> State:
     """The first sample of a state."""
     if isinstance(state, Tensor):
         return state[:1]

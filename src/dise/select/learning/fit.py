@@ -1,0 +1,73 @@
+"""Data and history of a selector's fit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from dise.select.judging.costs import Costs
+from dise.select.learning.networks import FeatureNetwork
+
+
+class FitData(NamedTuple):
+    """Inputs [N, ...] of a selector's network, its targets [N, K], and the function from the ones to the others."""
+
+    predict: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+
+    @classmethod
+    def of(cls, network: nn.Module, costs: Costs, target: Tensor) -> Self:
+        """Data of a network; the features of a `FeatureNetwork` are computed once, here."""
+        if not isinstance(network, FeatureNetwork):
+            return cls(network, (costs.h0, costs.k1), target)
+        network.eval()
+        with torch.no_grad():
+            return cls(network.score, (torch.cat([network.features(*pair) for pair in costs.states()]),), target)
+
+    def take(self, rows: Tensor) -> Self:
+        """Data of some of the samples, given by their indices."""
+        return self._replace(inputs=tuple(x[rows] for x in self.inputs), target=self.target[rows])
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Batches of `size` samples."""
+        for start in range(0, len(self.target), size):
+            rows = slice(start, start + size)
+            yield self._replace(inputs=tuple(x[rows] for x in self.inputs), target=self.target[rows])
+
+    @torch.no_grad()
+    def predictions(self) -> Tensor:
+        """[N, K] outputs of the network, without gradients."""
+        return torch.cat([batch.predict(*batch.inputs) for batch in self.split(512)])
+
+
+@dataclass
+class FitHistory:
+    """History of a selector's fit.
+
+    Losses of a `CostSelector` are mean squared errors of the costs, in units of their variance over all samples and
+    candidates; those of an `AdequacySelector` are cross-entropies in nats.
+
+    Attributes:
+        initial_loss: validation loss before the first epoch.
+        training_losses: training loss of each epoch.
+        validation_losses: validation loss after each epoch.
+        closed_gap_fraction: see `dise.select.closed_gap_fraction`; measured on the validation part, which the epoch was
+            chosen on too. None if the oracle gains nothing.
+        calibration_error: of an `AdequacySelector`, on the validation part too.
+    """
+
+    initial_loss: float
+    training_losses: list[float] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
+    closed_gap_fraction: float | None = None
+    calibration_error: float | None = None
+
+    @property
+    def best_epoch(self) -> int:
+        """Index of the epoch whose weights were kept; −1 if no epoch was better than the initial weights."""
+        if not self.validation_losses or min(self.validation_losses) >= self.initial_loss:
+            return -1
+        return self.validation_losses.index(min(self.validation_losses))
