@@ -114,7 +114,7 @@ def equivalent_dial(alpha: float, M: float, cheap: float, costly: float) -> floa
     """
     if not 0 < cheap < costly < M:
         raise ValueError(f"cheap, costly, M: expected 0 < cheap < costly < M, got {cheap!r}, {costly!r} and {M!r}")
-    bound = (M**alpha - costly**alpha) / (M**alpha - cheap**alpha)
+    bound = float((M**alpha - costly**alpha) / (M**alpha - cheap**alpha))
     return (costly - cheap) / (1 - bound)
 
 

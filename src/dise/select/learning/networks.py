@@ -41,7 +41,8 @@ class FeatureNetwork(nn.Module):
 
     def score(self, features: Tensor) -> Tensor:
         """Features [n, size] → scores [n, K]."""
-        return self.layers((features - self.mean) / self.scale)
+        scores: Tensor = self.layers((features - self.mean) / self.scale)
+        return scores
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
         """h0, k1 [n, ...] → scores [n, K]."""

@@ -1,6 +1,6 @@
 """NeuralODE blocks that replace blocks written on torchdiffeq."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,16 +27,21 @@ class AdaptedBlock(NeuralODE):
         self.field_name = f
         # the adapted block has no other entries than f's, so loading must drop the original's
         self.dropped_keys = tuple(key for key in original.state_dict() if not key.startswith(f"{f}."))
-        self.register_state_dict_post_hook(_to_original_names)
-        self.register_load_state_dict_pre_hook(_from_original_names)
+        # both methods have no annotations in torch
+        registers: list[Callable[[Callable[..., None]], object]] = [
+            self.register_state_dict_post_hook,
+            self.register_load_state_dict_pre_hook,
+        ]
+        for register, hook in zip(registers, (_to_original_names, _from_original_names), strict=True):
+            register(hook)
 
 
-def _to_original_names(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+def _to_original_names(module: AdaptedBlock, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
     _rename(state, f"{prefix}f.", f"{prefix}{module.field_name}.")
 
 
-def _from_original_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    for name in module.dropped_keys:  # type: ignore[union-attr]  # set in __init__, which nn.Module's types do not know
+def _from_original_names(module: AdaptedBlock, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    for name in module.dropped_keys:
         state.pop(prefix + name, None)
     _rename(state, f"{prefix}{module.field_name}.", f"{prefix}f.")
 

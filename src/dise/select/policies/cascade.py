@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -137,7 +138,7 @@ def _share_second(integration: Integration, second: float, known: dict[float, Te
         while True:
             request = integration.send((yield request))
     except StopIteration as stop:
-        return stop.value
+        return cast(Result, stop.value)
 
 
 def _overwrite(final: Result | None, rows: Tensor, result: Result, *, first: bool) -> Result:

@@ -26,10 +26,10 @@ def count_macs(call: Callable[[], Any]) -> int:
     except ImportError:  # it imports torch._higher_order_ops; tried without it on torch 2.13
         with profile(with_flops=True) as profiler:
             call()
-        return sum(event.flops for event in profiler.key_averages() if event.key in _PRODUCTS) // 2
+        return int(sum(event.flops for event in profiler.key_averages() if event.key in _PRODUCTS)) // 2
     with FlopCounterMode(display=False) as counter:
         call()
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def nfe_with_overhead(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve]) -> Tensor:
