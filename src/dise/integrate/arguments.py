@@ -1,4 +1,4 @@
-"""What users pass, checked: errors name the argument, what came and what was expected."""
+"""Checks of the user's arguments: errors name the argument, what came and what was expected."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from dise.integrate.tracing import has_values
 
 
 def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
-    """Raise a TypeError unless flags are True or False and functions functions (or None, but for f)."""
+    """Raise a TypeError unless flags are bool and functions can be called or, except for f, are None."""
     for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name}: expected True or False, got {flag!r}")
@@ -23,14 +23,14 @@ def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) 
 
 
 def as_sequence(name: str, values: object) -> tuple[Any, ...]:
-    """A tuple or list of f's further arguments; a tensor would be taken apart row by row."""
+    """A tuple or list of f's further arguments. A tensor is refused: its rows would become the arguments."""
     if not isinstance(values, tuple | list):
         raise TypeError(f"{name}: expected a tuple or list of f's further arguments, got {type(values).__name__}")
     return tuple(values)
 
 
 def check_state(name: str, state: object, *, batched: bool) -> None:
-    """Raise a TypeError or ValueError unless it is a state."""
+    """Raise a TypeError or ValueError unless it is a state: floating-point tensors of one dtype, device and B."""
     parts = tuple(state.values()) if isinstance(state, dict) else state if isinstance(state, tuple) else (state,)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"{name}: expected a tensor, or a tuple or dict of tensors, got {shapes(state)}")
@@ -55,7 +55,11 @@ def check_state(name: str, state: object, *, batched: bool) -> None:
 
 
 def check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
-    """sample_args, each [B, ...] like the packed state y0 [n, F]."""
+    """sample_args, each [B, ...] like the packed state y0 [n, F].
+
+    Raises:
+        TypeError, ValueError: not tensors of B rows on y0's device.
+    """
     for i, arg in enumerate(as_sequence("sample_args", sample_args)):
         if not isinstance(arg, Tensor) or (batched and (arg.ndim == 0 or arg.shape[0] != y0.shape[0])):
             raise ValueError(f"sample_args[{i}]: expected a tensor [B, ...] with B={y0.shape[0]}, got {shapes(arg)}")
@@ -65,7 +69,11 @@ def check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: boo
 
 
 def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
-    """[n] times in the real dtype of the (packed) state y0 and on its device; infinite ones only if `endless`."""
+    """[n] times in the real dtype and on the device of the packed state y0 [n, F].
+
+    Raises:
+        TypeError, ValueError: not real times, one or n of them; or infinite ones, unless `endless`.
+    """
     if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
     if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
@@ -102,7 +110,7 @@ def as_save_points(
     """
     if save_at is None:
         if save_mask is not None:
-            raise ValueError("save_mask: it says which of the save points are padding, but save_at was not given")
+            raise ValueError("save_mask: it marks save points as padding, but save_at was not given")
         return None
     times = _for_each("save_at", _as_real("save_at", save_at, t0), len(t0), batched=batched)
     mask = torch.ones_like(times, dtype=torch.bool)

@@ -19,18 +19,18 @@ from dise.integrate.runge_kutta.step import Attempt
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What became of one attempted step of B samples (with batched=False the shapes [B] are []).
+    """The outcome of one attempted step of B samples (with batched=False the shapes [B] are []).
 
     Attributes:
         t: [B] end of the step.
         y: state there, in the structure, shapes and dtype of y.
-        error: embedded error estimate, structured like y, in the solver's dtype; None if the method embeds none.
-        ratio: [B] scaled error estimate, which step-size control tests against 1; NaN if the method embeds none.
+        error: embedded error estimate, structured like y, in the solver's dtype; None if the method has none.
+        ratio: [B] scaled error estimate, which step-size control compares with 1; NaN if the method has none.
         accept: [B] bool, whether the integrator accepts the step.
-        dt: [B] step that it would try next: from `t` if it accepts, else again from the start.
-        k1: f(t, y) at the end, structured like y, where the method evaluated it ("first same as last"), else None: the
-            next step's k1 of the samples that accept.
-        memory: [B] what the controller wants to know at the next step (`PIController`).
+        dt: [B] step that it would attempt next: from `t` after an accepted step, else again from the start.
+        k1: f(t, y) at the end, structured like y, if the method evaluated it ("first same as last"), else None: k1 of
+            the next step for samples that accept.
+        memory: [B] input of the controller at the next step (`PIController`).
     """
 
     t: Tensor
@@ -59,14 +59,14 @@ def step(
     """Attempt one Runge–Kutta step y(t) → y(t + dt) of every sample: a pure function of its arguments.
 
     Args:
-        f: vector field, as of `dise.solve`.
+        f: vector field (see `dise.solve`).
         t: start, a number or [B].
         y: [B, ...] state there, or a tuple or dict of such tensors.
         dt: signed length, a number or [B].
         integrator: a Runge–Kutta method, whose tableau, tolerances and controller are used.
-        k1: f(t, y), structured like y, if it is known: it is evaluated otherwise.
-        memory: [B] the last accepted step's `StepResult.memory`.
-        args, sample_args, batched: as of `dise.solve`.
+        k1: f(t, y), structured like y, if it is known; otherwise it is evaluated.
+        memory: [B] `StepResult.memory` of the last accepted step.
+        args, sample_args, batched: see `dise.solve`.
 
     Returns:
         the `StepResult`, differentiable in everything but `accept` and `dt`.

@@ -1,4 +1,4 @@
-"""What a solve returns, and every message a failed one can give."""
+"""The result of a solve, and the error that a failed one raises."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,22 +43,23 @@ class Solution:
     Attributes:
         y: state at `t`, in the structure, shapes and dtype of y0; for a failed sample the last good state.
         t: [B] time reached: t1, the event's time, or earlier for a failed sample; differentiable.
-        nfe: [B] int64, evaluations of f that this sample needed (rejected steps and first-step choice included).
-        calls: batch calls of f that the whole solve made.
-        n_steps: [B] int64, attempted steps.
-        n_accepted: [B] int64, accepted steps.
-        error: [B] Σ over accepted steps of the scaled error estimate (what the step-size controller tests
-            against 1; Eq. 2's summand), differentiable; NaN where the method embeds no error estimate.
+        nfe: [B] int64, number of evaluations of f that the sample needed, including rejected steps and the choice
+            of the first step.
+        calls: number of batch calls of f in the whole solve.
+        n_steps: [B] int64, number of attempted steps.
+        n_accepted: [B] int64, number of accepted steps.
+        error: [B] Σ over accepted steps of the scaled error estimate (which step-size control compares with 1; the
+            summand of Eq. 2), differentiable; NaN if the method has no embedded error estimate.
         status: [B] int64, see `Status`.
-        dt: [B] step size that the controller would try next (signed).
-        k1: f(t, y) in the structure and dtype of y0, if the method evaluated it there ("first same as last"), else NaN.
+        dt: [B] signed size of the step that would be attempted next.
+        k1: f(t, y) in the structure and dtype of y0, if the method evaluated it ("first same as last"), else NaN.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
         saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False);
-            0 where they are masked, NaN where a sample ended before; None if none were asked for.
+            0 where they are masked, NaN beyond the time that a sample reached; None without save points.
         event: [B] bool, whether `solve`'s `event` stopped the sample, or None if none was given.
         steps: with `record`, the accepted steps' ends and error ratios (see `Steps`), else None.
-        choice: [B] int64, index of the candidate used, if the integrator is one that chooses (-1 for a sample whose
-            span has no length), else None.
+        choice: [B] int64, index of each sample's candidate if the integrator chooses one per sample (-1 for an empty
+            span), else None.
     """
 
     y: State
@@ -82,25 +83,25 @@ class Solution:
         """State at any time within the span, by dense output of the method's order; needs `solve(..., dense=True)`.
 
         Args:
-            t: a number, times [T] for all samples, or [B, T] for each its own, in any order. With batched=False a
+            t: a number, times [T] for all samples, or times [B, T] per sample, in any order. With batched=False a
                 number or [T].
 
         Returns:
-            the states [B, ...] of a number, else [B, T, ...] ([...] and [T, ...] with batched=False), in the structure
-            and dtype of y0; NaN beyond the time that a sample reached. Differentiable, in t as well.
+            the states [B, ...] for a number, else [B, T, ...] ([...] and [T, ...] with batched=False), in the structure
+            and dtype of y0; NaN beyond the time that a sample reached. Differentiable, also with respect to t.
 
         Raises:
             ValueError: the solve kept no steps, or a time is outside a sample's span.
-            TypeError: t is not made of real numbers.
+            TypeError: t does not consist of real numbers.
         """
         if self.interpolant is None:
-            raise ValueError("evaluate: this solve kept no steps; ask for them by solve(..., dense=True)")
+            raise ValueError("evaluate: this solve kept no steps; use solve(..., dense=True)")
         return self.interpolant(t)
 
     def raise_for_status(self) -> "Solution":
-        """Return self if every sample succeeded; else raise one SolveError that names the first that did not.
+        """Return self if every sample succeeded; else raise a SolveError that names the first failed sample.
 
-        While torch exports or maps (`torch.vmap`) there are no values to look at: nothing is raised.
+        Under `torch.export` and `torch.vmap` tensors have no values to read, so nothing is raised.
         """
         if not has_values(self.status):
             return self

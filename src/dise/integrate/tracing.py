@@ -1,4 +1,4 @@
-"""When tensors have values that Python may read: not in a traced graph, not under `torch.vmap`, not before a sync."""
+"""Reading tensors: whether they have values at all, and what is known of the values without a device sync."""
 
 import cmath
 

@@ -165,5 +165,5 @@ def test_a_norm_may_leave_a_part_of_the_state_out():
     ],
 )
 def test_what_a_norm_returns_is_checked(norm, got):
-    with pytest.raises(ValueError, match=rf"norm: expected one real number a sample, shape \(2,\), got {got}"):
+    with pytest.raises(ValueError, match=rf"norm: expected one real number per sample, shape \(2,\), got {got}"):
         solve(decays, torch.ones(2, 3, dtype=torch.float64), 0.0, 1.0, Dopri5(norm=norm))

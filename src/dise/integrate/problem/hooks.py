@@ -1,4 +1,4 @@
-"""What a solve calls after each attempted step: observers, which change nothing, and a rule that may stop samples."""
+"""Hooks called after each attempted step: observers, which change nothing, and a rule that may stop samples."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,30 +9,30 @@ from dise.integrate.runge_kutta.step import Step
 
 
 class StepRecord(NamedTuple):
-    """An attempted step of n samples, and what became of it."""
+    """An attempted step of n samples, and its outcome."""
 
-    sample: Int[Tensor, " n"]  # which of the solve's samples
+    sample: Int[Tensor, " n"]  # indices in the solve's batch
     step: Step
     t_next: Float[Tensor, " n"]  # end of the step
-    ratio: Float[Tensor, " n"]  # scaled error estimate; NaN if the method embeds none
-    accept: Bool[Tensor, " n"]  # False for samples that were done
+    ratio: Float[Tensor, " n"]  # scaled error estimate; NaN if it is not measured
+    accept: Bool[Tensor, " n"]  # False for finished samples
 
 
 class Observer(Protocol):
-    """What is told of every attempted step."""
+    """Receives every attempted step."""
 
-    def see(self, seen: StepRecord) -> None:
-        """An attempted step."""
+    def see(self, record: StepRecord) -> None:
+        """Take note of an attempted step."""
         ...
 
     def start_over(self, sample: Tensor) -> None:
-        """Another integrator begins with these samples anew; what was seen of them is void."""
+        """Discard the steps of these samples: another integrator restarts them from t0."""
         ...
 
 
 class StoppingRule(Protocol):
-    """What may stop a sample before t1."""
+    """Stops samples before t1."""
 
     def stops(self, sample: Tensor, step: Step, t_next: Tensor, accept: Tensor) -> Tensor:
-        """[n] bool, which of the samples [n] this step stops."""
+        """[n] bool, whether this step stops a sample; `sample` [n] are indices in the solve's batch."""
         ...

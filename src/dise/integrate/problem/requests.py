@@ -1,9 +1,9 @@
-"""Integrations as coroutines: how an integrator asks for evaluations of f.
+"""Integrations as coroutines: how an integrator requests evaluations of f.
 
 Inside the solver a state is one [n, F] tensor and an integration is a coroutine: it yields a `Request` for each
-evaluation of f and receives the values. Its caller answers. The same loop therefore serves a single integrator and a
-batch whose samples have different ones: `merge` runs several integrations in lockstep and asks for all their
-evaluations in one call of f.
+evaluation of f and receives the values from its caller. The same loop therefore serves a single integrator and a batch
+whose samples have different ones: `merge` runs several integrations in lockstep and requests all their evaluations in
+one call of f.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -16,7 +16,7 @@ from dise.integrate.annotations import Float, Inexact, Int
 
 
 class Request(NamedTuple):
-    """A wish for f(t, y) of some samples."""
+    """A request for f(t, y) of some samples."""
 
     rows: Int[Tensor, " n"] | None  # indices into the problem's samples; None: all of them, in order
     t: Float[Tensor, " n"]
@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The end of an integration, a row a sample; fields as in `Solution`."""
+    """The end of an integration, with a row per sample; the fields are those of `Solution`."""
 
     y: Inexact[Tensor, "n F"]
     t: Float[Tensor, " n"]
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
     @property
     def slope(self) -> Inexact[Tensor, "n F"]:
-        """k1, or NaN that takes no memory."""
+        """k1, or a NaN expanded without memory."""
         return self.y.new_full((), torch.nan).expand_as(self.y) if self.k1 is None else self.k1
 
 
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 
 def with_slopes(*results: Result) -> tuple[Result, ...]:
-    """The results, all with k1 or all without."""
+    """The results, with k1 in all of them or in none."""
     if all(result.k1 is None for result in results):
         return results
     return tuple(result._replace(k1=result.slope.contiguous()) for result in results)
@@ -58,13 +58,13 @@ def with_slopes(*results: Result) -> tuple[Result, ...]:
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
     """Run integrations of disjoint samples in lockstep: their n-th evaluations of f are one call.
 
-    Batch calls are thus the maximum over the parts, not the sum.
+    The number of batch calls is therefore the maximum over the parts, not the sum.
 
     Args:
-        parts: pairs of the rows [n_i] that a part integrates and its integration.
+        parts: pairs of rows [n_i] and their integration.
 
     Returns:
-        the parts' results, in their order.
+        the results, in the order of the parts.
     """
     results: list[Result | None] = [None] * len(parts)
     answers: dict[int, Tensor | None] = dict.fromkeys(range(len(parts)))
@@ -89,7 +89,7 @@ def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Ten
 
 
 def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], Tensor]) -> T:
-    """Run a coroutine to its end, answering each of its requests."""
+    """Run a coroutine to its end with the answers to its requests; return its result."""
     value = None
     while True:
         try:

@@ -1,4 +1,4 @@
-"""States: the tensors that users pass, and the one [n, F] tensor that the solver works on."""
+"""States: the user's tensors, and the single [n, F] tensor that the solver works on."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,23 +18,23 @@ def leaves(state: State) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the user's state lies in the solver's [n, F] tensor.
+    """Mapping between the user's state and the solver's [n, F] tensor.
 
     A batch of B samples is n = B rows. With batched=False the whole state is one system: n = 1.
 
-    States of half precision are added up in float32, since dt·k is soon less than what y resolves; f gets and returns
-    its own dtype.
+    States in half precision are summed in float32, because dt·k soon falls below the resolution of y; f receives and
+    returns the state's own dtype.
     """
 
-    shapes: tuple[torch.Size, ...]  # of the state's tensors, without the batch dimension if batched
+    shapes: tuple[torch.Size, ...]  # shape of each tensor, without the batch dimension if batched
     is_tuple: bool
     batched: bool
-    names: tuple[str, ...] | None = None  # of a dict's tensors
-    dtype: torch.dtype = torch.float32  # the user's
-    # the rest follows; it is kept, since every evaluation of f asks for it
-    sizes: tuple[int, ...] = field(init=False, compare=False)  # features of each tensor of the state
-    working_dtype: torch.dtype = field(init=False, compare=False)  # what the solver calculates in
-    plain: bool = field(init=False, compare=False)  # whether the user's state is the solver's
+    names: tuple[str, ...] | None = None  # keys of a dict
+    dtype: torch.dtype = torch.float32  # of the user's state
+    # derived from the fields above, and stored because every evaluation of f reads them
+    sizes: tuple[int, ...] = field(init=False, compare=False)  # number of features of each tensor
+    working_dtype: torch.dtype = field(init=False, compare=False)  # of the solver's tensor
+    plain: bool = field(init=False, compare=False)  # whether the user's state is one [n, F] tensor already
 
     def __post_init__(self) -> None:
         half = self.dtype in (torch.float16, torch.bfloat16)
@@ -51,7 +51,7 @@ class Layout:
         return cls(shapes, isinstance(y, tuple), batched, tuple(y) if isinstance(y, dict) else None, parts[0].dtype)
 
     def pack(self, y: State) -> Tensor:
-        """User's state → [n, F], in the solver's dtype."""
+        """User's state → [n, F], in the working dtype."""
         if self.plain and isinstance(y, Tensor):
             return y if y.dtype is self.working_dtype else y.to(self.working_dtype)
         parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
@@ -82,21 +82,21 @@ class Layout:
         return shaped if self.is_tuple else shaped[0]
 
     def time(self, t: Tensor) -> Tensor:
-        """[n] → [n, 1, …, 1] with as many ones as the (first) state has feature dimensions; [] if not batched."""
+        """[n] → [n, 1, …, 1] with a 1 per feature dimension of the (first) tensor; [] if not batched."""
         if self.plain:
             return t.unsqueeze(1)
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
 
     def norm(self, x: Tensor) -> Tensor:
-        """[n, F] → [n] root mean square of moduli over features; of a tuple or dict the largest of its tensors'."""
+        """[n, F] → [n] root mean square of moduli over features; the largest over the tensors of a tuple or dict."""
         parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
-        # vector_norm has gradient 0 at 0, where sqrt(mean(x²)) has NaN
+        # vector_norm has gradient 0 at 0, sqrt(mean(x²)) has NaN
         norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]
         return norms[0] if len(norms) == 1 else torch.stack(norms).amax(0)
 
 
 def same_structure(value: Any, state: Any) -> bool:
-    """Whether a value is structured like a state, in tensors of the same shapes."""
+    """Whether a value has the structure of a state, with tensors of the same shapes."""
     if isinstance(state, Tensor):
         return isinstance(value, Tensor) and value.shape == state.shape
     if type(value) is not type(state) or len(value) != len(state):
@@ -107,7 +107,7 @@ def same_structure(value: Any, state: Any) -> bool:
 
 
 def shapes(value: object) -> object:
-    """What to show of a state: its tensors' shapes, or its type if it is none."""
+    """Shapes of a state's tensors, for error messages; the type's name of anything else."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, tuple):

@@ -1,8 +1,8 @@
-"""What of a solve is kept for its gradients.
+"""Gradient checkpointing: memory that grows with the square root of the number of steps.
 
-"direct" keeps everything that f and the steps need for their backward pass: memory grows with the number of steps.
-"checkpoint" keeps the states between segments of a growing number of rounds, and takes a segment's steps again when
-its gradients are wanted: memory grows with the square root, time by one more forward pass.
+gradient="direct" keeps everything that the backward pass of f and of the steps needs: memory grows with the number of
+steps. gradient="checkpoint" keeps the states between segments of a growing number of rounds and recomputes a segment's
+steps in the backward pass: one more forward pass of time.
 """
 
 from collections.abc import Callable, Generator
@@ -17,31 +17,32 @@ from dise.integrate.problem.requests import Request, drive
 from dise.integrate.problem.run import Run
 from dise.integrate.stepping.rows import LoopState
 
-Rounds = Callable[[LoopState, int, Callable[[StepRecord], None]], Generator[Request, Tensor, LoopState]]
+Advance = Callable[[LoopState, int, Callable[[StepRecord], None]], Generator[Request, Tensor, LoopState]]
 
 
-def in_segments(rounds: Rounds, state: LoopState, problem: Problem, run: Run) -> LoopState:
-    """Run all rounds, in segments that are recomputed for gradients.
+def in_segments(advance: Advance, state: LoopState, problem: Problem, run: Run) -> LoopState:
+    """Run all rounds, in segments that the backward pass recomputes.
 
-    The number of rounds, N, is not known before. Segments of 1, 2, 3, … rounds are √(2N) segments, and the longest has
-    √(2N) rounds.
+    The number of rounds N is not known beforehand. With segments of 1, 2, 3, … rounds there are √(2N) segments, and the
+    longest has √(2N) rounds.
 
     Args:
-        rounds: from a state some rounds on, telling a function of each attempted step.
+        advance: (state, number of rounds, function called with each attempted step) → the state after these rounds.
         state: the start.
-        problem: answers the requests; its observers are told of the attempts, segment by segment.
+        problem: what is integrated.
+        run: its field answers the requests; its observers see the attempted steps after each segment.
     """
     from torch.utils.checkpoint import checkpoint  # it imports torch's compiler when called
 
     for length in count(1):
-        # a recomputation must leave no trace: what it sees is told outside
+        # a recomputation must not be observed: collect the records, and show them outside the segment
         def segment(state: LoopState = state, length: int = length) -> tuple[LoopState, list[StepRecord]]:
-            seen: list[StepRecord] = []
-            return drive(rounds(state, length, seen.append), partial(run.answer, problem)), seen
+            records: list[StepRecord] = []
+            return drive(advance(state, length, records.append), partial(run.answer, problem)), records
 
-        state, seen = checkpoint(segment, use_reentrant=False)
-        for attempt in seen:
-            run.show(problem, attempt)
+        state, records = checkpoint(segment, use_reentrant=False)
+        for record in records:
+            run.show(problem, record)
         if state.over:
             break
     return state

@@ -1,4 +1,4 @@
-"""The integration loop: which samples still run, and what becomes of each attempted step."""
+"""The integration loop: rounds of attempted steps until every sample has ended."""
 
 import math
 from collections.abc import Callable, Generator

@@ -52,7 +52,7 @@ class EagerRounds:
         self._method, self._layout, self._run = method, problem.layout, run
 
     def size(self, rows: int, running: int) -> int:
-        """Those that still run."""
+        """The number that still run."""
         return running
 
     def attempt(

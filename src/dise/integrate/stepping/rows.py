@@ -1,4 +1,4 @@
-"""The loop's state: a row for each sample."""
+"""The state of the integration loop: a row per sample."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ RUNNING = int(Status.RUNNING)
 
 
 class LoopRows(NamedTuple):
-    """The samples in the loop, a row each."""
+    """The samples in the loop, with a row for each."""
 
     sample: Int[Tensor, " n"]  # which of the problem's samples
     t0: Float[Tensor, " n"]
@@ -36,7 +36,7 @@ class LoopRows(NamedTuple):
 class LoopState(NamedTuple):
     """The loop between two rounds."""
 
-    rows: LoopRows  # in the loop
+    rows: LoopRows
     left: tuple[LoopRows, ...]  # finished, and dropped from the loop
     done: int  # number of rounds
     running: int | None  # number of rows that run, where it is known without a device sync

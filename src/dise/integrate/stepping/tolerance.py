@@ -1,4 +1,4 @@
-"""How large an error is: tolerances, norms, and the scaled error that controllers test against 1."""
+"""Error tests: tolerances, norms, and the scaled error that step-size control compares with 1."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from dise.integrate.runge_kutta.step import Step
 from dise.integrate.value import is_number
 
 Norm = Callable[[State], Tensor]
-Tolerance = Any  # a number, numbers that broadcast to a sample's state, or one of these for each of its tensors
+Tolerance = Any  # a number, numbers that broadcast to a sample's state, or one of these per tensor
 
 
 def rms_norm(error: State) -> Tensor:
-    """[n] root mean square over all features [n, ...]; of a tuple or dict the largest of its tensors'."""
+    """[n] root mean square over all features [n, ...]; the largest over the tensors of a tuple or dict."""
     return _largest([torch.linalg.vector_norm(row, dim=1) / row.shape[1] ** 0.5 for row in _rows(error)])
 
 
 def max_norm(error: State) -> Tensor:
-    """[n] largest over all features [n, ...]: every component keeps to the tolerance."""
+    """[n] maximum over all features [n, ...]: every component meets the tolerance."""
     return _largest([row.amax(1) for row in _rows(error)])
 
 
@@ -36,12 +36,12 @@ def _largest(norms: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class ErrorTest:
-    """The scaled error estimate: norm(err / (atol + rtol·max(|y|, |y_next|))), at most 1 if a step is good.
+    """The scaled error estimate: norm(err / (atol + rtol·max(|y|, |y_next|))), at most 1 for an accepted step.
 
     Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.10 and 4.11.
     """
 
-    rtol: Tolerance  # as `frozen` returns it
+    rtol: Tolerance  # of the form that `frozen` returns
     atol: Tolerance
     norm: Norm
 
@@ -52,27 +52,27 @@ class ErrorTest:
     def size(self, scaled: Tensor, layout: Layout) -> Tensor:
         """[n] the norm of a state or an error [n, F] in units of the scale."""
         if self.norm is rms_norm:
-            return layout.norm(scaled)  # the same, on the solver's layout
+            return layout.norm(scaled)  # equal, but on the solver's layout
         value = self.norm(layout.shaped(scaled.abs()))
         if isinstance(value, Tensor) and value.shape == scaled.shape[:1] and value.is_floating_point():
             return value.to(scaled.real.dtype)
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"norm: expected one real number a sample, shape {tuple(scaled.shape[:1])}, got {got}")
+        raise ValueError(f"norm: expected one real number per sample, shape {tuple(scaled.shape[:1])}, got {got}")
 
     def ratio(self, step: Step, layout: Layout) -> Tensor:
         """[n] the step's scaled error estimate."""
         scale = self.scale(torch.maximum(step.y.abs(), step.y_next.abs()), layout)
         tiny = torch.finfo(scale.dtype).tiny
         if not (is_number(self.atol) and self.atol >= tiny):
-            scale = scale.clamp(min=tiny)  # a component that is and stays 0 has no error, whatever the tolerance
+            scale = scale.clamp(min=tiny)  # a component that stays 0 has error 0 even where atol is 0
         return self.size(step.error() / scale, layout)
 
 
 def frozen(name: str, value: object) -> Tolerance:
-    """A tolerance as a value, which can be compared, hashed and printed: tensors become tuples, dicts tuples of pairs.
+    """A tolerance that can be compared, hashed and printed: tensors become tuples, dicts tuples of pairs.
 
     Raises:
-        ValueError: something else than finite numbers of at least 0, or a tensor that wants a gradient.
+        ValueError: not finite numbers of at least 0, or a tensor that requires a gradient.
     """
     if isinstance(value, Tensor):
         if value.requires_grad:
@@ -88,7 +88,7 @@ def frozen(name: str, value: object) -> Tolerance:
 
 
 def check_tolerances(rtol: Tolerance, atol: Tolerance) -> None:
-    """Raise a ValueError if both are 0 throughout."""
+    """Raise a ValueError if both are 0 everywhere."""
     if not _any(rtol) and not _any(atol):
         raise ValueError("rtol, atol: at least one must be positive, got 0 and 0")
 
@@ -98,7 +98,7 @@ def _any(value: Tolerance) -> bool:
 
 
 def spread(name: str, value: Tolerance, layout: Layout, like: Tensor) -> float | Tensor:
-    """A tolerance on the solver's layout: a number, or [F]."""
+    """A tolerance on the solver's layout: a number or [F]."""
     return value if is_number(value) else _spread(name, value, layout, like.dtype, like.device)
 
 
@@ -106,7 +106,7 @@ def each(name: str, value: Tolerance, layout: Layout) -> tuple[Tolerance, ...]:
     """A tolerance for each of the state's tensors.
 
     Raises:
-        ValueError: it has another structure than the state.
+        ValueError: its structure is not that of the state.
     """
     if is_number(value):
         return (value,) * len(layout.shapes)
@@ -123,10 +123,10 @@ def each(name: str, value: Tolerance, layout: Layout) -> tuple[Tolerance, ...]:
     return (value,)
 
 
-@lru_cache(maxsize=64)  # every step asks, and the tensor may have to be copied to a device
+@lru_cache(maxsize=64)  # every step needs it, and the tensor may have to be copied to a device
 def _spread(name: str, value: Tolerance, layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
     parts = each(name, value, layout)
-    with torch.inference_mode(False):  # a tensor made in inference mode could serve no later training
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
         return torch.cat([_column(name, *pair, dtype) for pair in zip(parts, layout.shapes, strict=True)]).to(device)
 
 
