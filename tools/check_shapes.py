@@ -68,7 +68,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 def _check_methods(cls: type) -> None:
     for name, value in list(vars(cls).items()):
-        if isinstance(value, FunctionType) and (name == "__init__" or not name.startswith("__")):
+        if isinstance(value, FunctionType) and (name in ("__init__", "__call__") or not name.startswith("__")):
             setattr(cls, name, _checked(value))
 
 

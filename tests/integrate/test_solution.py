@@ -5,7 +5,7 @@ from dise import Solution, SolveError, Status
 
 
 def solution(*status, shape=None):
-    status = torch.tensor(status).reshape(shape or (len(status),))
+    status = torch.tensor(status, dtype=torch.int64).reshape(shape or (len(status),))
     time = torch.full(status.shape, 0.25)
     return Solution(
         y=time,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dise.flow.base import BaseDistribution, check_base
 from dise.flow.divergences import AugmentedField
 from dise.integrate import Integrator, Solution, Step, solve
+from dise.integrate.annotations import Float
 from dise.integrate.options import SolveKeywords
 from dise.nn import NeuralODE
 
@@ -81,11 +82,11 @@ class Flow(nn.Module):
         """Time of the data."""
         return self.block.t0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Float[Tensor, "*B"]:
         """log p(x), as in `log_prob`."""
         return self.log_prob(x)
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor) -> Float[Tensor, "*B"]:
         """log p(x) of x [B, ..., D] → [B, ...], in nats, with gradients to x and to f's parameters.
 
         Raises:

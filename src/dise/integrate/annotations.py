@@ -8,13 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "jaxtyping" in sys.modules:
-    from jaxtyping import Bool, Float, Inexact, Int
+    from jaxtyping import Bool, Float, Inexact, Int, Num, Shaped
 else:
 
     class _Unchecked:
         def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
             return item[0]
 
-    Bool = Float = Inexact = Int = _Unchecked
+    Bool = Float = Inexact = Int = Num = Shaped = _Unchecked
 
-__all__ = ["Bool", "Float", "Inexact", "Int"]
+__all__ = ["Bool", "Float", "Inexact", "Int", "Num", "Shaped"]

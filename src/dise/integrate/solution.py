@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Bool, Float, Int
 from dise.integrate.arguments import as_query_times
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Steps
@@ -63,20 +64,20 @@ class Solution:
     """
 
     y: State
-    t: Tensor
-    nfe: Tensor
+    t: Float[Tensor, "*B"]
+    nfe: Int[Tensor, "*B"]
     calls: int
-    n_steps: Tensor
-    n_accepted: Tensor
-    error: Tensor
-    status: Tensor
-    dt: Tensor
+    n_steps: Int[Tensor, "*B"]
+    n_accepted: Int[Tensor, "*B"]
+    error: Float[Tensor, "*B"]
+    status: Int[Tensor, "*B"]
+    dt: Float[Tensor, "*B"]
     k1: State | None = None
-    accumulated: Tensor | None = None
+    accumulated: Float[Tensor, "*B"] | None = None
     saved: State | None = None
     steps: Steps | None = None
-    choice: Tensor | None = None
-    event: Tensor | None = None
+    choice: Int[Tensor, "*B"] | None = None
+    event: Bool[Tensor, "*B"] | None = None
     interpolant: Interpolant | None = field(default=None, repr=False)
 
     def evaluate(self, t: float | Sequence[float] | Tensor) -> State:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Solution, Step
+from dise.integrate.annotations import Float
 from dise.regularize.regularizer import Regularizer
 
 
@@ -15,7 +16,7 @@ class ErrorEstimate(Regularizer):
     (`UnscaledErrorEstimate`).
     """
 
-    def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
         """Mean over the batch of `solution.error`, a scalar [].
 
         Raises:
@@ -32,7 +33,7 @@ class UnscaledErrorEstimate(Regularizer):
     """R = Σ over accepted steps of ‖err‖₂, not scaled by the tolerances, mean over the batch: Eq. 2 read literally."""
 
     @staticmethod
-    def accumulate(step: Step) -> Tensor:
+    def accumulate(step: Step) -> Float[Tensor, " n"]:
         """[n] the step's ‖err‖₂.
 
         Raises:
@@ -41,6 +42,6 @@ class UnscaledErrorEstimate(Regularizer):
         norm: Tensor = torch.linalg.vector_norm(step.error(), dim=1)
         return norm
 
-    def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
         """Mean over the batch, a scalar []."""
         return self._mean_accumulated(solution)

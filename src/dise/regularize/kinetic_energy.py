@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Solution, Step
+from dise.integrate.annotations import Float
 from dise.regularize.regularizer import Regularizer
 
 
@@ -14,7 +15,7 @@ class KineticEnergy(Regularizer):
     """
 
     @staticmethod
-    def accumulate(step: Step) -> Tensor:
+    def accumulate(step: Step) -> Float[Tensor, " n"]:
         """[n] contribution of the step to the integral."""
         weighted = [
             weight * (stage * stage.conj()).real.sum(1)
@@ -23,6 +24,6 @@ class KineticEnergy(Regularizer):
         ]
         return step.dt.abs() * torch.stack(weighted).sum(0)
 
-    def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
         """Mean over the batch, a scalar []."""
         return self._mean_accumulated(solution)

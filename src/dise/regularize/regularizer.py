@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Solution, Step
+from dise.integrate.annotations import Float
 
 
 class Regularizer:
@@ -17,7 +18,7 @@ class Regularizer:
 
     accumulate: Callable[[Step], Tensor] | None = None
 
-    def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
         """R, a scalar [].
 
         Args:
@@ -40,6 +41,6 @@ class Regularizer:
 class NoRegularizer(Regularizer):
     """R = 0."""
 
-    def __call__(self, solution: Solution | None, f: nn.Module) -> Tensor:
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
         """0, on the device of f's parameters."""
         return next(f.parameters(), torch.zeros(())).new_zeros(())

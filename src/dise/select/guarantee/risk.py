@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Shaped
 from dise.select.judging.rules import CostRule
 from dise.select.model.logits import class_logits, predicted_class
 
 Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels."""
     return (predicted_class(output) != predicted_class(reference)).double()
 
 
-def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0."""
     return ((predicted_class(output) != target) & (predicted_class(reference) == target)).double()
 
@@ -45,7 +46,7 @@ class ProbabilityShift:
         if not 0 < self.tau < 1:
             raise ValueError(f"tau: expected a number between 0 and 1, got {self.tau!r}")
 
-    def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
         """[n] loss by the largest change of a probability, for logits [n, C], or one per sample, [n] or [n, 1]."""
         p, q = (class_logits(logits).double().softmax(1) for logits in (output, reference))
         return ((p - q).abs().amax(1) > self.tau).double()
@@ -68,7 +69,7 @@ class OutputDeviation:
         if not 0 < self.tolerance < float("inf"):
             raise ValueError(f"tolerance: expected a positive number, got {self.tolerance!r}")
 
-    def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
         """[n] loss for outputs [n, ...]; NaN is a loss."""
         distance = (output - reference).double().reshape(len(output), -1).square().mean(1).sqrt()
         return (~(distance <= self.tolerance)).double()

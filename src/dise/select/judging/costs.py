@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
+from dise.integrate.annotations import Float, Inexact, Num
 from dise.select.judging.rules import ClassificationCost, CostRule
 from dise.select.model.outcomes import Input, Outcomes, run_candidates
 
@@ -26,12 +27,12 @@ class Costs:
     """
 
     candidates: tuple[Integrator, ...]
-    h0: Tensor
-    k1: Tensor
-    nfe: Tensor
-    error: Tensor
+    h0: Inexact[Tensor, "N ..."]
+    k1: Inexact[Tensor, "N ..."]
+    nfe: Num[Tensor, "N K"]
+    error: Num[Tensor, "N K"]
     rule: CostRule
-    milliseconds: Tensor | None = None
+    milliseconds: Float[Tensor, "N K"] | None = None
 
     @classmethod
     def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Bool, Float, Num
+
 
 @dataclass(frozen=True)
 class CostRule(ABC):
@@ -27,18 +29,18 @@ class CostRule(ABC):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
     @abstractmethod
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
+    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
         """[N, K] task error Γ of outputs [N, K, ...] for targets [N, ...]; smaller is better."""
 
     @abstractmethod
-    def adequate(self, error: Tensor) -> Tensor:
+    def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
         """[N, K] bool, whether errors [N, K] are small enough."""
 
     @abstractmethod
-    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+    def price(self, delta: Num[Tensor, "N K"], error: Num[Tensor, "N K"]) -> Num[Tensor, "N K"]:
         """[N, K] cost of an adequate candidate, before the exponent."""
 
-    def __call__(self, delta: Tensor, error: Tensor) -> Tensor:
+    def __call__(self, delta: Num[Tensor, "N K"], error: Num[Tensor, "N K"]) -> Num[Tensor, "N K"]:
         """Costs [N, K].
 
         Args:
@@ -61,15 +63,15 @@ class CostRule(ABC):
 class ClassificationCost(CostRule):
     """Eq. 4: Δ^α where the prediction is right, M^α where it is wrong."""
 
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
+    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
         """[N, K] 1 where logits [N, K, C] do not predict the labels [N], else 0."""
         return (output.argmax(-1) != target[:, None]).float()
 
-    def adequate(self, error: Tensor) -> Tensor:
+    def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
         """[N, K] whether the prediction is right."""
         return error == 0
 
-    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+    def price(self, delta: Num[Tensor, "N K"], error: Num[Tensor, "N K"]) -> Num[Tensor, "N K"]:
         """[N, K] Δ."""
         return delta
 
@@ -89,7 +91,7 @@ class BinaryCost(ClassificationCost):
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
 
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
+    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
         """[N, K] 1 where logits [N, K] do not predict the answers [N], which are 0 or 1; else 0."""
         return ((output.sigmoid() > self.threshold) != (target[:, None] > 0)).float()
 
@@ -122,18 +124,18 @@ class TaskErrorCost(CostRule):
                 f"beta, resolution: expected 0 < {order}, got beta={self.beta!r}, resolution={self.resolution!r}"
             )
 
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
+    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
         """[N, K] Γ, from `task_error`."""
         error = self.task_error(output, target)
         if not self.larger_is_better and error.numel() and not (error >= 0).all():
             raise ValueError(f"task_error: expected errors of at least 0, got {float(error.min())}")
         return error
 
-    def adequate(self, error: Tensor) -> Tensor:
+    def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
         """[N, K] Γ ≤ β, or Γ ≥ β if larger is better."""
         return error >= self.beta if self.larger_is_better else error <= self.beta
 
-    def price(self, delta: Tensor, error: Tensor) -> Tensor:
+    def price(self, delta: Num[Tensor, "N K"], error: Num[Tensor, "N K"]) -> Num[Tensor, "N K"]:
         """[N, K] Δ·Γ, or Δ/Γ if larger is better; meaningless for inadequate candidates."""
         if self.larger_is_better:
             return delta / error.clamp(min=self.beta, max=self.resolution)

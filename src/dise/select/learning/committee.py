@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.annotations import Float, Inexact
 from dise.select.judging.costs import Costs
 from dise.select.learning.networks import FeatureNetwork
 from dise.select.learning.selector import CostSelector
@@ -32,7 +33,7 @@ class Committee(nn.Module):
         if not self.members:
             raise ValueError("members: expected at least one selector, got none")
 
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
         """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0."""
         members = cast(Iterable[CostSelector], self.members)
         network = self.members[0].network

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.annotations import Float, Inexact
 from dise.select.model.logits import class_logits
 
 
@@ -44,7 +45,7 @@ class FeatureNetwork(nn.Module):
         scores: Tensor = self.layers((features - self.mean) / self.scale)
         return scores
 
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
         """h0, k1 [n, ...] → scores [n, K]."""
         return self.score(self.features(h0, k1))
 

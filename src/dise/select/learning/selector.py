@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dise.integrate.annotations import Float, Inexact
 from dise.select.judging.baselines import closed_gap_fraction
 from dise.select.judging.costs import Costs
 from dise.select.learning.fit import FitData, FitHistory
@@ -32,7 +33,7 @@ class CostSelector(nn.Module):
         self.register_buffer("mean", torch.zeros(candidates))
         self.register_buffer("scale", torch.ones(candidates))
 
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
         """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0."""
         return self._scores(self.network(h0, k1))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
+from dise.integrate.annotations import Float, Inexact, Int, Shaped
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.block import device_of, find_block
 from dise.select.model.states import channel_means, concatenate_state
@@ -46,12 +47,12 @@ class Outcomes:
     """
 
     candidates: tuple[Integrator, ...]
-    h0: Tensor
-    k1: Tensor
-    nfe: Tensor
-    output: Tensor
-    target: Tensor
-    means: Tensor | None = None
+    h0: Inexact[Tensor, "N ..."]
+    k1: Inexact[Tensor, "N ..."]
+    nfe: Int[Tensor, "N K"]
+    output: Shaped[Tensor, "N K ..."]
+    target: Shaped[Tensor, "N ..."]
+    means: Float[Tensor, "N K D"] | None = None
 
     def take_candidates(self, candidates: Sequence[int]) -> "Outcomes":
         """Outcomes of some of the candidates, given by their indices."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from dise.integrate.annotations import Float, Inexact
+
 
 class AssignedSelector(nn.Module):
     """Selector of a given assignment for one batch, e.g. that of an oracle.
@@ -27,7 +29,7 @@ class AssignedSelector(nn.Module):
         self.candidates = candidates
         self.register_buffer("choice", choice.long())
 
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
         """h0, k1 [B, ...] → scores [B, K]: 0 for the assigned candidate, 1 for the others."""
         if len(h0) != len(self.choice):
             raise ValueError(f"choice: expected the {len(self.choice)} samples of the assignment, got {len(h0)}")
@@ -55,7 +57,7 @@ class RandomSelector(nn.Module):
             raise ValueError(f"shares: expected numbers of at least 0, not all 0, got {shares!r}")
         self.register_buffer("shares", values / values.sum())
 
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
+    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
         """h0, k1 [n, ...] → scores [n, K]: exponential variables whose rates are the shares.
 
         The probability that one of independent exponential variables is the smallest is proportional to its rate.

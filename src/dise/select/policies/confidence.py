@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from dise.integrate.annotations import Bool, Float
 from dise.integrate.problem.state import State
 from dise.select.model.logits import class_logits
 
@@ -39,16 +40,16 @@ class Confidence:
             largest = "" if self.measure == "gap" else ", at most 1"
             raise ValueError(f"threshold: expected a number of at least 0{largest}, got {self.threshold!r}")
 
-    def score(self, h: State) -> Tensor:
+    def score(self, h: State) -> Float[Tensor, " n"]:
         """[n] confidence in the states' answers."""
         return confidence(self.head(h), self.measure)
 
-    def __call__(self, h: State) -> Tensor:
+    def __call__(self, h: State) -> Bool[Tensor, " n"]:
         """[n] bool, whether to accept states [n, ...] at t1."""
         return self.score(h) >= self.threshold
 
 
-def confidence(logits: Tensor, measure: str = "top") -> Tensor:
+def confidence(logits: Tensor, measure: str = "top") -> Float[Tensor, " n"]:
     """[n] confidence of logits [n, C], or of one logit per sample, [n] or [n, 1]; see `Confidence` for the measures."""
     logits = class_logits(logits)
     if measure == "gap":

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Float, Int
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
@@ -16,7 +17,7 @@ from dise.select.model.states import concatenate_state
 Selector = Callable[[Tensor, Tensor], Tensor]
 
 
-def cheapest_candidate(scores: Tensor) -> Tensor:
+def cheapest_candidate(scores: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
     """[n] index of the smallest score [n, K]; NaN counts as the largest."""
     return scores.nan_to_num(nan=torch.inf).argmin(1)
 
