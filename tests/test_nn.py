@@ -332,3 +332,10 @@ def test_a_policys_saved_weights_are_loaded_and_must_be_complete():
     del state["0.policy.accept.0.bias"]
     with pytest.raises(RuntimeError, match=r"Missing key.*accept\.0\.bias"):
         dynamic.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["batched", "drop_finished", "gradient", "differentiate_step_sizes", "compile"])
+def test_an_option_set_on_the_block_itself_is_refused(tanh_field, name):
+    block = NeuralODE(tanh_field(3), RK4())
+    with pytest.raises(AttributeError, match=rf"{name}: .*replace\(block.options, {name}="):
+        setattr(block, name, True)

@@ -13,6 +13,9 @@ from dise.integrate.options import SolveKeywords
 from dise.integrate.problem.state import Layout
 
 
+OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))
+
+
 class BlockSolve(NamedTuple):
     """One solve of a block: the initial value problem and its solution."""
 
@@ -69,6 +72,15 @@ class NeuralODE(nn.Module):
         policy = _modules_of(integrator)
         if policy is not None:
             self.add_module("policy", policy)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module takes any attribute; a solve would ignore this one
+        if name in OPTION_NAMES:
+            raise AttributeError(
+                f"{name}: an option of the block's solves; change it by "
+                f"block.options = dataclasses.replace(block.options, {name}=...)"
+            )
+        super().__setattr__(name, value)
 
     def solve(
         self,
