@@ -5,6 +5,7 @@ import pkgutil
 import re
 import runpy
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -91,6 +92,16 @@ def test_the_architecture_page_names_the_folders_that_exist():
     named = set(re.findall(r"^\| `([\w/]+)/` \|", table, re.MULTILINE))
     library = ROOT / "src" / "dise"
     assert named == {str(file.parent.relative_to(library)) for file in library.rglob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("wing", ["library", "integrate", "select"])
+def test_the_architecture_page_has_the_floors_that_lint_checks(wing):
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.search(rf"\| floor \| of (?:the )?`?{wing}`? \|\n\| --- \| --- \|\n((?:\|.*\n)+)", text)[1]
+    shown = [re.findall(r"`(\w+)`", row) for row in table.splitlines()]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (c["layers"] for c in contracts if wing in c["name"].lower() and c["type"] == "layers")
+    assert shown == [[name.removeprefix("dise.") for name in layer.split(" | ")] for layer in layers]
 
 
 def test_files_and_folders_that_the_architecture_page_speaks_of_exist():
