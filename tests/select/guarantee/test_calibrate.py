@@ -6,7 +6,7 @@ from scipy.stats import binom
 from torch import nn
 
 from dise import RK4, Euler, NeuralODE
-from dise.select import calibrate, exact_binomial, hoeffding_bentkus, samples_needed
+from dise.select import ProbabilityShift, calibrate, disagreement, exact_binomial, hoeffding_bentkus, samples_needed
 
 
 @pytest.mark.parametrize(("epsilon", "delta", "number"), [(0.001, 0.05, 2995), (0.01, 0.05, 299), (0.1, 0.1, 22)])
@@ -47,6 +47,33 @@ def test_the_exact_p_value_is_valid_and_smaller(n, risk):
         assert chance[p <= delta].sum() <= delta
     rounding = 1 + 1e-9
     assert all(exact_binomial(k / n, n, risk) <= rounding * hoeffding_bentkus(k / n, n, risk) for k in range(n + 1))
+
+
+class LogOdds(nn.Module):
+    """log h(1) of "yes": NaN where h(1) < 0, as one Euler step on y' = −3y gives it."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = NeuralODE(Shrink(), RK4(8))
+
+    def forward(self, x):
+        return self.block(x).log()
+
+
+class Shrink(nn.Module):
+    def forward(self, t, y):
+        return -3 * y
+
+
+@pytest.mark.parametrize("risk", [ProbabilityShift(0.1), disagreement], ids=str)
+def test_a_policy_whose_outputs_are_nan_is_not_certified(risk):
+    x = [(torch.linspace(30, 60, 500)[:, None], torch.zeros(500))]  # the answer is yes
+    found = calibrate(LogOdds(), [RK4(7), Euler(1)], x, reference=RK4(8), epsilon=0.01, risk=risk)
+    assert [(test.integrator, test.risk, test.certified) for test in found.tests] == [
+        (RK4(7), 0.0, True),
+        (Euler(1), 1.0, False),
+    ]
+    assert found.integrator == RK4(7)
 
 
 # ---- a model whose predictions can be set: Euler(k) is wrong on known samples

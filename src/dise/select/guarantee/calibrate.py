@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.select.guarantee.risk import Risk, disagreement
+from dise.select.guarantee.risk import Risk, disagreement, losses
 from dise.select.model.block import device_of, find_block
 from dise.select.model.outcomes import Input
 from dise.select.policies.overhead import nfe_with_overhead
@@ -106,9 +106,11 @@ def calibrate(
     tests: list[SettingTest] = []
     for setting in settings:
         outputs, nfe = run_policy(model, setting, batches)
-        losses = torch.cat([risk(o, e, y) for o, e, (_, y) in zip(outputs, expected, batches, strict=True)])
-        _check_losses(losses, number, binary=p_value is exact_binomial)
-        mean = float(losses.double().mean())
+        parts = zip(outputs, expected, batches, strict=True)
+        lost = torch.cat([losses(risk, output, reference, y) for output, reference, (_, y) in parts])
+        if p_value is exact_binomial and not ((lost == 0) | (lost == 1)).all():
+            raise ValueError("risk: exact_binomial needs losses that are 0 or 1; take p_value=hoeffding_bentkus")
+        mean = float(lost.double().mean())
         p = p_value(mean, number, epsilon)
         tests.append(SettingTest(setting, mean, nfe, p, p <= delta))
         if p > delta:
@@ -127,13 +129,6 @@ def run_policy(
     with block.using(integrator), block.recording() as records:
         outputs = [model(x.to(device)).to(x.device) for x, _ in batches]
     return outputs, float(nfe_with_overhead(block, integrator, records).mean())
-
-
-def _check_losses(losses: Tensor, number: int, *, binary: bool) -> None:
-    if losses.shape != (number,) or not ((losses >= 0) & (losses <= 1)).all():
-        raise ValueError(f"risk: expected a loss in [0, 1] per sample, got {tuple(losses.shape)} values for {number}")
-    if binary and not ((losses == 0) | (losses == 1)).all():
-        raise ValueError("risk: exact_binomial needs losses that are 0 or 1; take p_value=hoeffding_bentkus")
 
 
 def samples_needed(epsilon: float, delta: float) -> int:

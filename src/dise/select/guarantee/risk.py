@@ -1,6 +1,7 @@
 """Losses of a policy's outputs against the reference's. A guarantee bounds their mean, the risk.
 
-A loss is a function (output, reference's output, target) → [n] with values in [0, 1], one per sample.
+A loss is a function (output, reference's output, target) → [n] with values in [0, 1], one per sample. An output that is
+not finite where the reference's is has a loss of 1, whatever the function.
 """
 
 from collections.abc import Callable
@@ -11,19 +12,40 @@ from torch import Tensor
 
 from dise.integrate.annotations import Shaped
 from dise.select.judging.rules import CostRule
+from dise.select.model.finite import difference, non_finite_loss
 from dise.select.model.logits import class_logits, predicted_class
 
 Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def losses(risk: Risk, output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+    """[n] losses by `risk`, with 1 where an output is not finite and the reference's is.
+
+    Raises:
+        ValueError: losses of another shape, or outside of [0, 1].
+    """
+    lost = non_finite_loss(output, reference)
+    values = risk(output, reference, target)
+    if values.shape != lost.shape:
+        raise ValueError(
+            f"risk: expected a loss in [0, 1] per sample, got {tuple(values.shape)} values for {len(lost)}"
+        )
+    values = values.masked_fill(lost, 1)
+    if not ((values >= 0) & (values <= 1)).all():
+        extremes = f"{float(values.min())} to {float(values.max())}"
+        raise ValueError(f"risk: expected a loss in [0, 1] per sample, got {extremes}")
+    return values
+
+
 def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels."""
-    return (predicted_class(output) != predicted_class(reference)).double()
+    return ((predicted_class(output) != predicted_class(reference)) | non_finite_loss(output, reference)).double()
 
 
 def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0."""
-    return ((predicted_class(output) != target) & (predicted_class(reference) == target)).double()
+    wrong = (predicted_class(output) != target) | non_finite_loss(output, reference)
+    return (wrong & (predicted_class(reference) == target)).double()
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,8 @@ class ProbabilityShift:
     def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
         """[n] loss by the largest change of a probability, for logits [n, C], or one per sample, [n] or [n, 1]."""
         p, q = (class_logits(logits).double().softmax(1) for logits in (output, reference))
-        return ((p - q).abs().amax(1) > self.tau).double()
+        small = difference(p, q).abs().amax(1) <= self.tau  # False for NaN
+        return (~small | non_finite_loss(output, reference)).double()
 
 
 @dataclass(frozen=True)
@@ -70,9 +93,9 @@ class OutputDeviation:
             raise ValueError(f"tolerance: expected a positive number, got {self.tolerance!r}")
 
     def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
-        """[n] loss for outputs [n, ...]; NaN is a loss."""
-        distance = (output - reference).double().reshape(len(output), -1).square().mean(1).sqrt()
-        return (~(distance <= self.tolerance)).double()
+        """[n] loss for outputs [n, ...]."""
+        distance = difference(output, reference).abs().double().reshape(len(output), -1).square().mean(1).sqrt()
+        return (~(distance <= self.tolerance)).double()  # 1 for NaN
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class RiskCost(CostRule):
     def error(self, output: Tensor, target: Tensor) -> Tensor:
         """[N, K] losses of outputs [N, K, ...] against those of the last candidate."""
         columns = output.unbind(1)
-        return torch.stack([self.risk(column, columns[-1], target) for column in columns], 1).float()
+        return torch.stack([losses(self.risk, column, columns[-1], target) for column in columns], 1).float()
 
     def adequate(self, error: Tensor) -> Tensor:
         """[N, K] bool, whether the loss is 0."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.integrate.annotations import Float, Inexact, Num
 from dise.select.judging.rules import ClassificationCost, CostRule
+from dise.select.model.finite import non_finite_loss
 from dise.select.model.outcomes import Input, Outcomes, run_candidates
 
 
@@ -21,7 +23,8 @@ class Costs:
         candidates: the K integrators.
         h0, k1: [N, ...] states at t0, and f(t0, h0).
         nfe: [N, K] evaluations of f.
-        error: [N, K] task error Γ.
+        error: [N, K] task error Γ; NaN, which is never adequate, where an output is not finite and the last
+            candidate's is.
         rule: cost rule, which computes `cost` and `adequate` from `delta` and `error`.
         milliseconds: [N, K] measured time. If given, it is Δ; otherwise the NFE is.
     """
@@ -37,7 +40,9 @@ class Costs:
     @classmethod
     def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":
         """Costs of outcomes by a cost rule."""
-        error = rule.error(outcomes.output, outcomes.target)
+        output = outcomes.output
+        lost = non_finite_loss(output, output[:, -1:], leading=2)
+        error = rule.error(output, outcomes.target).masked_fill(lost, torch.nan)
         return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, error, rule)
 
     @property

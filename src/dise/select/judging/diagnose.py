@@ -52,7 +52,7 @@ def _compare(costs: Costs, winner: int, other: int) -> str:
     # an inadequate result's price may be anything, so average over adequate results where there are any
     price = costs.rule.price(costs.delta, costs.error).float() ** alpha
     rows = {i: costs.adequate[:, i] if costs.adequate[:, i].any() else slice(None) for i in (winner, other)}
-    value = {i: float(price[rows[i], i].mean()) for i in (winner, other)}
+    value = {i: float(price[rows[i], i].nanmean()) for i in (winner, other)}
     bound = (penalty**alpha - value[costly]) / (penalty**alpha - value[cheaper])
     right = {i: float(costs.adequate[:, i].float().mean()) for i in (winner, other)}
     ratio = right[cheaper] / max(right[costly], 1e-9)

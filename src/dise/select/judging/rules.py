@@ -64,8 +64,8 @@ class ClassificationCost(CostRule):
     """Eq. 4: Δ^α where the prediction is right, M^α where it is wrong."""
 
     def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
-        """[N, K] 1 where logits [N, K, C] do not predict the labels [N], else 0."""
-        return (output.argmax(-1) != target[:, None]).float()
+        """[N, K] 1 where logits [N, K, C] do not predict the labels [N], else 0; NaN predicts nothing."""
+        return ((output.argmax(-1) != target[:, None]) | output.isnan().any(-1)).float()
 
     def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
         """[N, K] whether the prediction is right."""
@@ -92,8 +92,8 @@ class BinaryCost(ClassificationCost):
             raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
 
     def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
-        """[N, K] 1 where logits [N, K] do not predict the answers [N], which are 0 or 1; else 0."""
-        return ((output.sigmoid() > self.threshold) != (target[:, None] > 0)).float()
+        """[N, K] 1 where logits [N, K] do not predict the answers [N], 0 or 1; else 0. NaN predicts nothing."""
+        return (((output.sigmoid() > self.threshold) != (target[:, None] > 0)) | output.isnan()).float()
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class TaskErrorCost(CostRule):
     def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
         """[N, K] Γ, from `task_error`."""
         error = self.task_error(output, target)
-        if not self.larger_is_better and error.numel() and not (error >= 0).all():
-            raise ValueError(f"task_error: expected errors of at least 0, got {float(error.min())}")
+        if not self.larger_is_better and (error < 0).any():
+            raise ValueError(f"task_error: expected errors of at least 0, got {float(error[error < 0].min())}")
         return error
 
     def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:

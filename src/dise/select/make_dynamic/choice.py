@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dise.integrate import Integrator
 from dise.nn import NeuralODE
 from dise.select.guarantee.calibrate import run_policy
-from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
+from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, losses, lost_accuracy
 from dise.select.judging.costs import Costs
 from dise.select.make_dynamic.families import Family, families
 from dise.select.make_dynamic.samples import Batch
@@ -91,8 +91,8 @@ def _estimate(
     cheapest = math.inf
     for setting in family.settings:
         outputs, nfe = run_policy(model, setting, batches)
-        losses = [risk(o, e, y).double() for o, e, (_, y) in zip(outputs, expected, batches, strict=True)]
-        if float(torch.cat(losses).mean()) > epsilon:
+        lost = [losses(risk, o, e, y).double() for o, e, (_, y) in zip(outputs, expected, batches, strict=True)]
+        if float(torch.cat(lost).mean()) > epsilon:
             break
         cheapest = min(cheapest, nfe)
     return cheapest
