@@ -12,7 +12,6 @@ from dise.integrate import Event, Integrator, Progress, Solution, SolveOptions, 
 from dise.integrate.options import SolveKeywords
 from dise.integrate.problem.state import Layout
 
-
 OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))
 
 
