@@ -1,5 +1,6 @@
 """Run the notebooks of the documentation and write their outputs into them: python tools/notebooks.py [NAME ...]."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
+QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}  # pooch imports tqdm, which looks for Jupyter's widgets
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
 
@@ -23,7 +25,7 @@ def run(path: Path) -> nbformat.NotebookNode:
         timeout=120,
         resources={"metadata": {"path": FOLDER}},
         extra_arguments=["--log-level=ERROR"],  # a kernel warns that it listens on the loopback interface
-    ).execute()
+    ).execute(env=os.environ | QUIET)
     notebook.metadata = nbformat.from_dict(KERNEL)  # without versions and times, which differ from run to run
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({})
