@@ -21,8 +21,8 @@ from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
 from dise.integrate.output.events import Event, EventMonitor, as_event
-from dise.integrate.output.interpolation import DenseSolution, Trail
-from dise.integrate.output.observers import Progress, Record
+from dise.integrate.output.interpolation import DenseSolution
+from dise.integrate.output.observers import Progress, StepLog, Steps
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Result, drive
@@ -148,13 +148,12 @@ def solve(
     field, rounds = _compiled(plain, options.compile_arguments)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
     kept = points is not None or dense or monitor is not None
-    trail = Trail(len(packed), packed.device) if kept else None
-    log = Record(len(packed), packed.device) if record else None
+    log = StepLog(len(packed), packed.device, stages=kept) if kept or record else None
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     run = Run(
         field=field,
         rounds=rounds,
-        observers=tuple(observer for observer in (trail, log, meter) if observer is not None),
+        observers=tuple(observer for observer in (log, meter) if observer is not None),
         stop=monitor,
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
@@ -164,7 +163,7 @@ def solve(
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
         in_time = torch.is_grad_enabled() and _any_requires_grad(problem.t0, problem.t1, *(points or ())[:1])
         result = drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), field)
-        result, path = _ended(result, problem, monitor, trail)
+        result, path = _ended(result, problem, monitor, log if kept else None)
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
         # the backward solve differentiates f more than once per graph, which compiled graphs do not allow
@@ -183,7 +182,7 @@ def solve(
         saved=None if saved is None else layout.unpack_saved(saved),
         event=None if monitor is None else monitor.stopped if batched else monitor.stopped[0],
         interpolant=Interpolant(path, layout) if dense and path is not None else None,
-        steps=None if log is None else log.steps(problem.t0, batched=batched),
+        steps=Steps.of(log, problem.t0, batched=batched) if record and log is not None else None,
     )
     return solution.raise_for_status() if throw else solution
 
@@ -212,12 +211,12 @@ def _compiled(field: Field, arguments: Mapping[str, Any] | None) -> tuple[Field,
 
 
 def _ended(
-    result: Result, problem: Problem, monitor: EventMonitor | None, trail: Trail | None
+    result: Result, problem: Problem, monitor: EventMonitor | None, log: StepLog | None
 ) -> tuple[Result, DenseSolution | None]:
-    """The result, stopped samples moved to their events, and the path that the kept steps describe, if they were."""
-    if trail is None:
+    """The result, with stopped samples moved to their events, and the dense solution if stages were logged."""
+    if log is None:
         return result, None
-    path = trail.path(problem, result)
+    path = DenseSolution.of(log, problem, result)
     if monitor is not None:
         result = monitor.locate(path, result)
     return result, path._replace(end=result.t, y_end=result.y)

@@ -329,9 +329,9 @@ def test_an_endless_span_needs_an_event():
 @pytest.mark.parametrize(
     ("event", "error", "message"),
     [
-        (lambda t, y: y, ValueError, r"event: expected shape \(2,\), one number a sample, got \(2, 3\)"),
-        (lambda t, y: y[:, :1], ValueError, r"event: expected shape \(2,\), one number a sample, got \(2, 1\)"),
-        (lambda t, y: y.sum(), ValueError, r"event: expected shape \(2,\), one number a sample, got \(\)"),
+        (lambda t, y: y, ValueError, r"event: expected shape \(2,\), one number per sample, got \(2, 3\)"),
+        (lambda t, y: y[:, :1], ValueError, r"event: expected shape \(2,\), one number per sample, got \(2, 1\)"),
+        (lambda t, y: y.sum(), ValueError, r"event: expected shape \(2,\), one number per sample, got \(\)"),
         (lambda t, y: None, TypeError, "event: expected a tensor of real numbers, got NoneType"),
         (lambda t, y: 1.0, TypeError, "event: expected a tensor of real numbers, got float"),
         (lambda t, y: y[:, 0] > 0, TypeError, "event: expected a tensor of real numbers, got torch.bool"),
@@ -352,7 +352,7 @@ def test_an_unknown_direction_is_named():
 
 
 def test_one_system_has_one_number():
-    with pytest.raises(ValueError, match=r"event: expected shape \(\), one number a sample, got \(2,\)"):
+    with pytest.raises(ValueError, match=r"event: expected shape \(\), one number per sample, got \(2,\)"):
         solve(lambda t, y: -y, torch.ones(2, 3), 0.0, 1.0, RK4(2), event=lambda t, y: y[:, 0], batched=False)
 
 

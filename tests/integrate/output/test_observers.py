@@ -1,5 +1,7 @@
 """Accepted steps on record, and progress."""
 
+from weakref import WeakSet
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -89,6 +91,28 @@ def test_nothing_is_recorded_unasked():
 def test_a_solve_without_steps_has_an_empty_record():
     solution = solve(lambda t, y: -y, torch.ones(2, 1), 1.0, 1.0, DOPRI, record=True)
     assert solution.steps.t.shape == (2, 0)
+
+
+@pytest.mark.parametrize(("options", "grows"), [({"record": True}, False), ({"record": True, "dense": True}, True)])
+def test_a_record_alone_keeps_no_stages(options, grows):
+    """The largest number of stages alive during a solve, for a short span and one of many more steps."""
+
+    def most_alive(t1):
+        stages, most = WeakSet(), 0
+
+        def f(t, y):
+            nonlocal most
+            value = -y
+            stages.add(value)
+            most = max(most, len(stages))
+            return value
+
+        with torch.no_grad():
+            solution = solve(f, torch.ones(1, 1), 0.0, t1, Dopri5(dt_max=0.1), **options)
+        assert solution.steps.t.shape == (1, solution.n_accepted)
+        return most
+
+    assert (most_alive(20.0) > most_alive(2.0)) == grows
 
 
 # ---- progress

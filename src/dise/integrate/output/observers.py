@@ -1,4 +1,4 @@
-"""Who watches a solve: each attempted step is shown to the observers, who see it and change nothing."""
+"""Observers of a solve: the log of its steps, and its progress."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,76 +8,110 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.runge_kutta.step import Step
+
+
+class AcceptedSteps(NamedTuple):
+    """S accepted steps of B samples, sample by sample, each sample's in the direction of the integration."""
+
+    sample: Tensor  # [S] index of the sample
+    t_next: Tensor  # [S] end of the step
+    ratio: Tensor  # [S] scaled error estimate; NaN if it is not measured
+    attempt: Tensor  # [S] row of the step in the concatenated rows of `attempts`
+    attempts: list[Step]  # all attempted steps, round by round; empty if the log keeps no stages
+
+
+class StepLog:
+    """The attempted steps of a solve; `Solution.steps`, dense output, save points and events are read from it.
+
+    Nothing is read from the device before the solve is over.
+
+    Args:
+        number: of samples, B.
+        device: of the solve.
+        stages: keep each step's state and stages as well, from which `DenseSolution` interpolates. Memory then grows
+            as in a solve with gradients.
+    """
+
+    def __init__(self, number: int, device: torch.device, *, stages: bool) -> None:
+        self._starts = torch.zeros(number, dtype=torch.int64, device=device)  # [B] how often a sample started over
+        self._stages = stages
+        self._columns: list[tuple[Tensor, ...]] = []  # sample, starts by then, accept, t_next, ratio
+        self._attempts: list[Step] = []
+
+    def see(self, record: StepRecord) -> None:
+        """Log an attempted step."""
+        starts = self._starts[record.sample]
+        self._columns.append((record.sample, starts, record.accept, record.t_next, record.ratio))
+        if self._stages:
+            self._attempts.append(record.step)
+
+    def start_over(self, sample: Tensor) -> None:
+        """Discard the steps of these samples, which another integrator solves from the start."""
+        self._starts = self._starts.index_add(0, sample, torch.ones_like(sample))
+
+    def accepted(self) -> AcceptedSteps | None:
+        """The accepted steps since each sample's last start; None if there was no attempt."""
+        if not self._columns:
+            return None
+        sample, starts, accept, t_next, ratio = (torch.cat(column) for column in zip(*self._columns, strict=True))
+        rows = (accept & (starts == self._starts[sample])).nonzero().flatten()
+        rows = rows[sample[rows].argsort(stable=True)]
+        return AcceptedSteps(sample[rows], t_next[rows], ratio[rows], rows, self._attempts)
 
 
 class Steps(NamedTuple):
     """The accepted steps of B samples, in each sample's order; rows are padded with NaN at the end."""
 
-    t: Tensor  # [B, S] where each step ended
+    t: Tensor  # [B, S] end of each step
     ratio: Tensor  # [B, S] its scaled error estimate; NaN if the method embeds none
 
+    @classmethod
+    def of(cls, log: StepLog, like: Tensor, *, batched: bool) -> "Steps":
+        """The accepted steps of a log.
 
-class Record:
-    """Keeps the accepted times and error ratios of `number` samples."""
-
-    def __init__(self, number: int, device: torch.device) -> None:
-        self._started_over = torch.zeros(number, dtype=torch.int64, device=device)
-        self._seen: list[tuple[Tensor, ...]] = []
-
-    def see(self, seen: StepRecord) -> None:
-        """Keep it."""
-        self._seen.append((seen.sample, self._started_over[seen.sample], seen.accept, seen.t_next, seen.ratio))
-
-    def start_over(self, sample: Tensor) -> None:
-        """Void what was seen of these samples."""
-        self._started_over = self._started_over.index_add(0, sample, torch.ones_like(sample))
-
-    def steps(self, like: Tensor, *, batched: bool) -> Steps:
-        """What was kept; `like` [B] has the dtype and device of times. One system's steps are [S]."""
-        steps = self._padded(like)
-        return steps if batched else Steps(steps.t[0], steps.ratio[0])
-
-    def _padded(self, like: Tensor) -> Steps:
-        number = len(self._started_over)
-        if not self._seen:
-            return Steps(like.new_empty(number, 0), like.new_empty(number, 0))
-        sample, start_over, accept, t, ratio = (torch.cat(column) for column in zip(*self._seen, strict=True))
-        rows = (accept & (start_over == self._started_over[sample])).nonzero().flatten()
-        rows = rows[sample[rows].argsort(stable=True)]
-        counts = torch.bincount(sample[rows], minlength=number).tolist()
-        padded = (
-            pad_sequence(column[rows].split(counts), batch_first=True, padding_value=torch.nan) for column in (t, ratio)
-        )
-        return Steps(*padded)
+        Args:
+            log: of the solve.
+            like: [B], of the dtype and device of times.
+            batched: whether the solve had a batch; the steps of one system are [S].
+        """
+        accepted, number = log.accepted(), len(like)
+        if accepted is None:
+            steps = cls(like.new_empty(number, 0), like.new_empty(number, 0))
+        else:
+            counts = torch.bincount(accepted.sample, minlength=number).tolist()
+            columns = (column.split(counts) for column in (accepted.t_next, accepted.ratio))
+            steps = cls(*(pad_sequence(rows, batch_first=True, padding_value=torch.nan) for rows in columns))
+        return steps if batched else cls(steps.t[0], steps.ratio[0])
 
 
 class Progress:
-    """How far a solve is; what `solve`'s `progress` is called with after each round of attempted steps.
+    """How far a solve has come; `solve`'s `progress` is called with it after each round of attempted steps.
 
-    It lives on the device: nothing is read from it unless you do, e.g. by `float(progress.fraction.min())`.
+    It stays on the device: reading it is up to the callback, e.g. `float(progress.fraction.min())`.
 
     Attributes:
-        rounds: rounds of attempted steps so far; a round steps every sample that still runs once.
+        rounds: rounds of attempted steps so far; in a round every sample that still runs attempts one step.
         t: [B] time that each sample has reached.
     """
 
-    def __init__(self, tell: Callable[["Progress"], object], t0: Tensor, t1: Tensor) -> None:
-        self._tell, self._t0, self._t1 = tell, t0.detach(), t1.detach()
+    def __init__(self, callback: Callable[["Progress"], object], t0: Tensor, t1: Tensor) -> None:
+        self._callback, self._t0, self._t1 = callback, t0.detach(), t1.detach()
         self.rounds, self.t = 0, self._t0
 
     @property
     def fraction(self) -> Tensor:
-        """[B] share of its span that each sample has done, in [0, 1]."""
+        """[B] part of its span that each sample has completed, in [0, 1]."""
         span = self._t1 - self._t0
         return torch.where(span == 0, 1, (self.t - self._t0) / torch.where(span == 0, 1, span))
 
-    def see(self, seen: StepRecord) -> None:
-        """A round is over: tell the user."""
-        moved = torch.where(seen.accept, seen.t_next, seen.step.t).detach()
-        self.t = self.t.index_put((seen.sample,), moved)
+    def see(self, record: StepRecord) -> None:
+        """Count the round and call the callback."""
+        reached = torch.where(record.accept, record.t_next, record.step.t).detach()
+        self.t = self.t.index_put((record.sample,), reached)
         self.rounds += 1
-        self._tell(self)
+        self._callback(self)
 
     def start_over(self, sample: Tensor) -> None:
-        """These samples are at their start again."""
+        """Set these samples back to their start."""
         self.t = self.t.index_put((sample,), self._t0[sample])
