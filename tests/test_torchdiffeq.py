@@ -361,7 +361,7 @@ def test_fixed_methods_call_back_for_each_step(method, start):
     assert times == [0.0, 0.25, 0.5, 0.75]
 
     Field.callback_accept_step = lambda self, t, y, dt: None
-    with pytest.warns(UserWarning, match="callback_step alone"):
+    with pytest.warns(UserWarning, match="callback_step only"):
         odeint(Field(), start, torch.tensor([0.0, 1.0]).double(), method=method)
 
 

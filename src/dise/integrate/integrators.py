@@ -14,6 +14,7 @@ from dise.integrate.runge_kutta.dopri8 import DOPRI8
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.stepping.control import Controller, ErrorControl, FixedSteps
 from dise.integrate.stepping.controllers import ELEMENTARY, IController
+from dise.integrate.stepping.grids import EqualParts
 from dise.integrate.stepping.loop import integrate
 from dise.integrate.stepping.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
 from dise.integrate.value import Value, check_above, check_from_zero, check_whole, is_number
@@ -76,7 +77,7 @@ class FixedStep(RungeKutta):
     @property
     def control(self) -> Controller:
         """Equal steps."""
-        return FixedSteps(self.steps)
+        return FixedSteps(EqualParts(self.steps))
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class StepDoubling(Value, Integrator):
     @property
     def control(self) -> Controller:
         """Equal steps with an error estimate."""
-        return FixedSteps(self.integrator.steps, ErrorTest(self.rtol, self.atol, self.norm))
+        return FixedSteps(EqualParts(self.integrator.steps), ErrorTest(self.rtol, self.atol, self.norm))
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""

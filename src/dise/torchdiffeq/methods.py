@@ -1,4 +1,4 @@
-"""torchdiffeq's methods by their names, and the options that each kind has."""
+"""torchdiffeq's methods by name, and the options of adaptive and of fixed-step methods."""
 
 from dataclasses import replace
 
@@ -32,9 +32,9 @@ FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
 
 
 def interpolated(tableau: ButcherTableau, interp: str | None) -> ButcherTableau:
-    """The method with torchdiffeq's interpolation between fixed steps: linear, or Hermite's cubic.
+    """The method with torchdiffeq's interpolation within fixed steps: linear, or the cubic Hermite polynomial.
 
-    The cubic needs f at the step's end, a further stage, which is the next step's first.
+    The cubic needs f at the end of the step: one more stage, which is the first stage of the next step.
     """
     if interp != "cubic":
         return replace(tableau, interpolant=tuple((b,) for b in tableau.b), b_err=None)

@@ -1,4 +1,4 @@
-"""Step-size control: where a step ends, whether it is accepted, and how long the next one is."""
+"""Stepping rules: where a step ends, whether it is accepted, and how long the next one is."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from dise.integrate.problem.state import Layout
 from dise.integrate.runge_kutta.step import Step, finite_rows
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
+from dise.integrate.stepping.grids import Grid
 from dise.integrate.stepping.tolerance import ErrorTest
 from dise.integrate.tracing import known_finite
 
@@ -32,21 +33,21 @@ FirstStep = Generator[Request, Tensor, tuple[Tensor, int]]
 
 
 class Controller(Protocol):
-    """What the loop asks of step-size control."""
+    """A stepping rule, as the loop uses it."""
 
     @property
     def rounds(self) -> int | None:
-        """Number of steps, if it is known before."""
+        """Number of steps; None if it is not known in advance."""
         ...
 
     @property
     def test(self) -> ErrorTest | None:
-        """How the error of a step is measured, if it is."""
+        """Measure of a step's error; None if errors are not measured."""
         ...
 
     @property
     def max_steps(self) -> int | None:
-        """Attempted steps after which a sample gives up."""
+        """Attempted steps after which a sample fails; None: no limit."""
         ...
 
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
@@ -54,11 +55,11 @@ class Controller(Protocol):
         ...
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
-        """[n] time at which the step number `index` ends; t1 itself when it is the last."""
+        """[n] end of step number `index`, which starts at t [n]; of the last step t1 itself."""
         ...
 
     def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
-        """Accept or reject; `memory` [n] is the last verdict's, 1 at the start."""
+        """Accept or reject each sample's step; `memory` [n] is that of the last verdict, 1 at the start."""
         ...
 
     def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
@@ -72,23 +73,33 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class FixedSteps:
-    """`rounds` steps of equal length, all accepted while finite; `test` measures their errors, if it is given."""
+    """Steps that end where a grid says, each accepted if it is finite.
 
-    rounds: int
+    Args:
+        grid: the ends of the steps.
+        test: measures the steps' errors; None: errors are NaN.
+        max_steps: as in `Controller`, for grids without a last step.
+    """
+
+    grid: Grid
     test: ErrorTest | None = None
-    max_steps: None = None
+    max_steps: int | None = None
+
+    @property
+    def rounds(self) -> int | None:
+        """The grid's number of steps."""
+        return self.grid.steps
 
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
-        """The span's `rounds`-th part."""
-        _check_finite(problem, run)
-        return (problem.t1 - problem.t0) / self.rounds, 0
-        yield  # a generator like the others, though it asks for nothing
+        """The grid's first step."""
+        if self.rounds is not None:
+            _check_finite(problem, run)
+        return self.grid.end(0, problem.t0, problem.t0, problem.t1) - problem.t0, 0
+        yield  # makes this a generator, like other controllers' first step; it requests nothing
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
-        """From the index, not from t + dt, so that rounding does not add up."""
-        if index + 1 == self.rounds:
-            return t1
-        return torch.lerp(t0, t1, (index + 1) / self.rounds)
+        """The grid's, which does not depend on dt."""
+        return self.grid.end(index, t, t0, t1)
 
     def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
         """Accept every finite step."""
@@ -117,11 +128,11 @@ class ErrorControl:
     dt_max: float
     accept_at_dt_min: bool
     max_steps: int | None
-    order: int  # power of dt with which the error estimate falls
+    order: int  # power of dt with which the error estimate decreases
     rounds: None = None
 
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
-        """The problem's own, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
+        """The problem's dt, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
         span = problem.t1 - problem.t0
         if problem.dt is not None:
             return self._limited(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span))), 0
@@ -139,7 +150,7 @@ class ErrorControl:
         return torch.copysign(dt.abs().clamp(self.dt_min, self.dt_max), dt)
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
-        """t + dt, or t1 if that is not beyond; a remainder of a few roundings is not left for another step."""
+        """t + dt, or t1 if t + dt reaches it up to a few roundings, so that no tiny last step is left."""
         slack = 1 + 100 * torch.finfo(t.dtype).eps
         return torch.where((t1 - t) / dt <= slack, t1, t + dt)
 
@@ -166,17 +177,17 @@ class ErrorControl:
     def reason(self, verdict: Verdict) -> Tensor:
         """Why no shorter step was tried: step underflow, dt_min, or f not finite."""
         why = Status.DT_MIN if self.dt_min > 0 else Status.STEP_UNDERFLOW
-        # a NaN error is not below infinity either
+        # `<` is False for a NaN error too
         return torch.where(verdict.error.detach() < torch.inf, int(why), int(Status.NON_FINITE))
 
     def _at_dt_min(self, step: Step) -> Tensor:
-        """[n] whether a step could not be shorter, but for the rounding of its end."""
+        """[n] bool, whether a step is as short as dt_min allows, up to the rounding of its end."""
         rounding = 4 * torch.finfo(step.t.dtype).eps * (step.t.abs() + step.dt.abs())
         return step.dt.abs() <= self.dt_min + rounding
 
 
 def _check_finite(problem: Problem, run: Run) -> None:
-    # only an event may end an endless span, so that others do not read the device
+    # only a solve with an event may have an infinite span, so the others need no device sync
     if run.stop is not None and not problem.t1.isfinite().all():
         raise ValueError(
             "t1: expected finite times, since the first step is a part of the span; for an infinite t1 use an adaptive "
@@ -185,7 +196,7 @@ def _check_finite(problem: Problem, run: Run) -> None:
 
 
 def _resolved(step: Tensor, problem: Problem) -> Tensor:
-    """The step, long enough to move t; a first step that rounding swallows would never end."""
+    """The first step, lengthened to what the precision of t resolves; a shorter one would never advance t."""
     ends = torch.maximum(problem.t0.abs(), torch.where(problem.t1.isinf(), 0, problem.t1).abs())
     shortest = (4 * torch.finfo(step.dtype).eps * ends).minimum((problem.t1 - problem.t0).abs())
     return torch.copysign(step.abs().maximum(shortest), step)
@@ -194,20 +205,20 @@ def _resolved(step: Tensor, problem: Problem) -> Tensor:
 def _starting_step(
     problem: Problem, k1: Tensor, order: int, test: ErrorTest, run: Run
 ) -> Generator[Request, Tensor, Tensor]:
-    """[n] first step such that an explicit Euler step, then the method's, has a small error.
+    """[n] first step: h0 such that an explicit Euler step has a small error, then h1 such that the method's has one.
 
-    Source: Hairer, Nørsett, Wanner, II.4, "Starting step size", with torchdiffeq's reading: the exponent is
-    1/order. The probe at t0 + h0 never leaves the span.
+    Source: Hairer, Nørsett, Wanner, II.4, "Starting step size", with torchdiffeq's exponent 1/order. The probe at
+    t0 + h0 stays within the span.
     """
     y0, layout = problem.y0, problem.layout
     span = problem.t1 - problem.t0
-    longest = torch.where(span.isinf(), 1, span.abs())  # what a sample tries whose f is NaN; it will fail there
+    longest = torch.where(span.isinf(), 1, span.abs())  # first step where f is NaN; that step then fails
     with torch.set_grad_enabled(run.differentiate_step_sizes and torch.is_grad_enabled()):
         scale = test.scale(y0.abs(), layout)
         d0, d1 = test.size(y0 / scale, layout), test.size(k1 / scale, layout)
         tiny = (d0 < 1e-5) | (d1 < 1e-5)
         h0 = torch.where(tiny, 1e-6, 0.01 * d0 / torch.where(tiny, 1.0, d1))
-        # of a sample that is NaN from the start f still sees a time within the span
+        # h0 is not finite where y0 or f is not; keep the probe's time within the span
         h0 = torch.where(h0.isfinite(), h0, longest).minimum(span.abs())
         probe = torch.copysign(h0, span)
         t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
@@ -219,6 +230,6 @@ def _starting_step(
         flat = largest <= 1e-15
         h1 = torch.where(flat, (h0 * 1e-3).clamp(min=1e-6), (0.01 / torch.where(flat, 1.0, largest)) ** (1 / order))
         step = torch.minimum(100 * h0, h1)
-        # a NaN would poison t; the loop finds it in the first step instead
+        # a NaN step would make t NaN; take a finite one, whose failure has its own status
         step = torch.where(step.isfinite(), step, longest).minimum(span.abs())
         return torch.copysign(step, span)

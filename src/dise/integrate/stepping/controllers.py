@@ -1,4 +1,4 @@
-"""How much longer or shorter the next step is: a rule from this step's error, and the last's."""
+"""Step-size controllers: the factor from this step's length to the next one's, from the errors of the last steps."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,26 @@ from torch import Tensor
 
 from dise.integrate.value import Value, check_above, check_from_zero
 
-_SMALLEST = 1e-10  # keeps 0^(−1/order), and its gradient, out of the graph
-_SMALLEST_BEFORE = 1e-4  # FACOLD's in Hairer and Wanner's DOPRI5: an error of almost nothing says nothing of the next
+_SMALLEST = 1e-10  # lower bound of the error ratio: 0^(−1/order) is infinite, and so is its gradient
+_SMALLEST_BEFORE = 1e-4  # lower bound of the remembered ratio; FACOLD in Hairer and Wanner's DOPRI5
 
 
 @dataclass(frozen=True, kw_only=True)
 class IController(Value):
     """The elementary (I) controller: dt_next = dt · safety · ratio^(−1/order).
 
-    The ratio is the scaled error estimate, 1 where a step is just good enough. A step after an accepted one is never
+    The ratio is the scaled error estimate; a step is accepted if it is at most 1. A step after an accepted one is never
     shorter.
 
     Args:
-        safety: factor on the step that would just pass, in (0, 1).
-        shrink: a step after a rejected one is at least this times as long, in (0, 1).
-        grow: a step is at most this times as long as the last, more than 1.
+        safety: factor on the step whose ratio would be 1, in (0, 1).
+        shrink: smallest factor from a rejected step to the next one, in (0, 1).
+        grow: largest factor from a step to the next one, greater than 1.
 
     Raises:
         ValueError: an argument out of its range.
 
-    Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.12 and 4.13, which recommend numbers of this size; the defaults and the
-    exponent are those of torchdiffeq.
+    Source: Hairer, Nørsett, Wanner, II.4, Eq. 4.12 and 4.13; the defaults and the exponent are torchdiffeq's.
     """
 
     safety: float = 0.9
@@ -40,13 +39,13 @@ class IController(Value):
         check_above("grow", self.grow, 1)
 
     def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """How much longer the next step is, and what to remember.
+        """The factor from this step's length to the next one's, and the memory for the next call.
 
         Args:
             ratio: [n] scaled error of this step; NaN or infinite where f was not finite.
-            before: [n] what was remembered; 1 at the start.
+            before: [n] memory of the last call; 1 at the start.
             accept: [n] bool.
-            order: power of dt with which the ratio falls.
+            order: power of dt with which the ratio decreases.
 
         Returns:
             [n] factor and [n] memory.
@@ -55,7 +54,7 @@ class IController(Value):
         return torch.where(accept, factor.clamp(min=1), factor), before
 
     def _limited(self, factor: Tensor) -> Tensor:
-        """With the safety factor, within the limits; the shortest step where f was NaN."""
+        """The factor times `safety`, within the limits; `shrink` where f was NaN."""
         return (factor * self.safety).nan_to_num(nan=self.shrink).clamp(self.shrink, self.grow)
 
 
@@ -64,19 +63,20 @@ ELEMENTARY = IController()
 
 @dataclass(frozen=True, kw_only=True)
 class PIController(IController):
-    """The proportional-integral (PI) controller, which also looks at how the error changed.
+    """The proportional-integral (PI) controller, which also uses the change of the error.
 
-    After an accepted step dt_next = dt · safety · ratio^(−(integral + proportional)/q) · before^(proportional/q), with
-    the order q and the ratio `before` of the accepted step before. After a rejected step it is the elementary
-    controller, and what it remembers stays. Steps change more smoothly than with `IController` and fewer are rejected:
-    it saves evaluations where stiffness limits the step, and may cost some elsewhere, for smaller errors.
+    After an accepted step dt_next = dt · safety · ratio^(−(integral + proportional)/q) · before^(proportional/q), where
+    q is the order and `before` the ratio of the previous accepted step. After a rejected step it acts like the
+    elementary controller and keeps its memory. Steps change more smoothly than with `IController`, and fewer are
+    rejected: this saves evaluations of f where stiffness limits the step; elsewhere it may need more of them, with
+    smaller errors.
 
     Args:
         proportional, integral: coefficients, at least 0 and greater than 0.
-        safety, shrink, grow: as of `IController`; `shrink` also limits a step after an accepted one.
+        safety, shrink, grow: see `IController`; `shrink` also limits the step after an accepted one.
 
     Source: Hairer, Wanner, Solving Ordinary Differential Equations II, IV.2, Eq. 2.43c, after Gustafsson 1991, whose
-    numbers, 0.7/order and 0.4/order, are the defaults; the treatment of rejected steps is that of Hairer's DOPRI5.
+    exponents 0.7/order and 0.4/order are the defaults; rejected steps are treated as in Hairer's DOPRI5.
     """
 
     proportional: float = 0.4
@@ -88,7 +88,7 @@ class PIController(IController):
         check_above("integral", self.integral, 0)
 
     def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """As of `IController`."""
+        """See `IController`."""
         size = ratio.clamp(min=_SMALLEST)
         both = size ** (-(self.integral + self.proportional) / order) * before ** (self.proportional / order)
         factor = torch.where(accept, both, size ** (-1 / order))

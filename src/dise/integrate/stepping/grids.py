@@ -1,0 +1,68 @@
+"""Grids: where the steps of a fixed-step method end. A grid is a value; `FixedSteps` takes any."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Grid(Protocol):
+    """The ends of a method's steps, for spans from t0 to t1."""
+
+    @property
+    def steps(self) -> int | None:
+        """Number of steps; None if it depends on t1 or on an event."""
+        ...
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """[n] end of step number `index`, which starts at t [n]; of the last step t1 itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class EqualParts:
+    """`steps` equal parts of each sample's span."""
+
+    steps: int
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """The span's fraction (index + 1)/steps; t plus a step's length would accumulate rounding errors."""
+        return t1 if index + 1 == self.steps else torch.lerp(t0, t1, (index + 1) / self.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class AbsoluteTimes:
+    """Steps from one given time to the next, the same for all samples.
+
+    Args:
+        times: [steps + 1], from t0 to t1 of every sample.
+    """
+
+    times: Tensor
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """The next of the times."""
+        return t1 if index + 1 == self.steps else self.times[index + 1].expand_as(t)
+
+
+@dataclass(frozen=True)
+class EqualLengths:
+    """Steps of one length; the last one ends at t1, if t1 is finite.
+
+    Args:
+        length: of a step, positive, in units of t.
+    """
+
+    length: float
+    steps: None = None
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """One length further, or t1 if that is nearer."""
+        left = t1 - t
+        return torch.where(left.abs() <= self.length, t1, t + torch.full_like(t, self.length).copysign(left))

@@ -1,0 +1,213 @@
+"""One call of torchdiffeq's functions, as one or more calls of `dise.solve`."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from dise.integrate import Backsolve, IController, Integrator, Solution, State, solve
+from dise.integrate.problem.state import leaves
+from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
+from dise.torchdiffeq.arguments import ErrorTolerances, as_times, check_options, check_state, method_name
+from dise.torchdiffeq.integrators import CALLBACKS, AdaptiveMethod, Callback, FixedMethod, StateNorm
+from dise.torchdiffeq.methods import ADAPTIVE, FIXED, interpolated
+
+_MAX_FIXED_STEPS = 20_000  # torchdiffeq's limit for fixed-step methods with an event
+_MAX_ADAPTIVE_STEPS = 100_000  # for adaptive methods with an event torchdiffeq has no limit and may loop for ever
+
+Event = Callable[[Tensor, State], Tensor]
+Gradient = str | Backsolve
+
+
+@dataclass(frozen=True)
+class OdeintCall:
+    """The arguments of one call of `odeint`, checked.
+
+    Args:
+        func, y0, t, method, options, event_fn: see `dise.torchdiffeq.odeint`.
+        tolerances: its rtol and atol.
+        suffix: of the names of func's callbacks.
+
+    Raises:
+        TypeError, ValueError: an argument (named in the message) is not as `odeint` describes it.
+    """
+
+    func: Callable[..., Any]
+    y0: State
+    t: Tensor
+    method: str | None
+    tolerances: ErrorTolerances
+    options: Mapping[str, Any]
+    event_fn: Event | None = None
+    suffix: str = ""
+
+    def __post_init__(self) -> None:
+        name = method_name(self.method)
+        object.__setattr__(self, "method", name)
+        if not callable(self.func):
+            raise TypeError(f"func: expected a function of (t, y), got {type(self.func).__name__}")
+        check_state(self.y0)
+        first = leaves(self.y0)[0]
+        check_options(name, self.options, first)
+        object.__setattr__(self, "t", as_times(self.t, first, pair=self.event_fn is not None))
+        if name in FIXED and self._callbacks().keys() - {"callback_step"}:
+            warnings.warn(f"{name} accepts all steps; of func's callbacks it calls callback_step only", stacklevel=4)
+
+    def run(self, gradient: Gradient) -> Any:
+        """The return value of `odeint`."""
+        return self._states(gradient) if self.event_fn is None else self._until(self.event_fn, gradient)
+
+    def _states(self, gradient: Gradient) -> State:
+        """States at all times, in y0's structure."""
+        saved: list[State] = []
+        y, first_step = self.y0, None
+        for a, b in self._pieces(self.t[-1]):
+            inside = (self.t - a) * (self.t - b) <= 0
+            if saved:
+                inside = inside & (self.t != a)
+            solution = self.solve(y, a, b, gradient, first_step=first_step, save_at=self.t[inside])
+            saved.append(cast(State, solution.saved))
+            y, first_step = solution.y, abs(float(solution.dt.detach()))
+        return _joined(saved, torch.cat)
+
+    def _until(self, event_fn: Event, gradient: Gradient) -> tuple[Tensor, State]:
+        """The time of the first event, and the states at t[0] and there."""
+        t0 = self.t[0]
+        with torch.no_grad():
+            value = event_fn(t0, self.y0)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"event_fn: expected a tensor, got {type(value).__name__}")
+        signs = value.sign()
+        if bool((signs == 0).any()):
+            return t0, _joined([self.y0, self.y0], torch.stack)
+
+        def first_of_all(t: Tensor, y: State) -> Tensor:
+            # all functions are made positive at the start, so the smallest is the first to reach zero
+            return (event_fn(t, y) * signs).min()
+
+        y, first_step = self.y0, None
+        endless = torch.full_like(t0, torch.inf if self.t[1] > t0 else -torch.inf).detach()
+        for a, b in self._pieces(endless):
+            solution = self.solve(y, a, b, gradient, first_step=first_step, event=first_of_all)
+            if bool(solution.event):
+                break
+            y, first_step = solution.y, abs(float(solution.dt.detach()))
+        return solution.t.to(self.t), _joined([self.y0, solution.y], torch.stack)
+
+    def solve(
+        self, y: State, a: Tensor, b: Tensor, gradient: Any, *, first_step: float | None = None, **options: Any
+    ) -> Solution:
+        """dise's solution from state y at time a to time b; `first_step` and further options as in `dise.solve`."""
+        return solve(
+            self._field(a, b), y, a, b, self._integrator(first_step), batched=False, gradient=gradient, **options
+        )
+
+    def backward_integrator(self) -> Integrator:
+        """The method for the backward solve of `odeint_adjoint`."""
+        if self.method in FIXED:
+            return self._fixed(lambda ends: AbsoluteTimes(self._times(ends)), None)
+        return self._adaptive(None)
+
+    def _integrator(self, first_step: float | None) -> Integrator:
+        if self.method not in FIXED:
+            return self._adaptive(first_step)
+        if self.event_fn is None:
+            return self._fixed(self._grid, None)
+        length = self.options.get("step_size")
+        if length is None:
+            raise ValueError("options: to look for an event, a fixed-step method needs the option step_size")
+        grid = EqualLengths(float(length))
+        return self._fixed(lambda ends: grid, _MAX_FIXED_STEPS)
+
+    def _fixed(self, grid: Callable[[Tensor], Grid], max_steps: int | None) -> Integrator:
+        tableau = interpolated(FIXED[str(self.method)], self.options.get("interp"))
+        return FixedMethod(tableau=tableau, grid=grid, callbacks=self._callbacks(), max_steps=max_steps)
+
+    def _adaptive(self, first_step: float | None) -> Integrator:
+        o, endless = self.options, self.event_fn is not None
+        limit = int(o.get("max_num_steps", _MAX_ADAPTIVE_STEPS if endless else 2**31 - 1))
+        first_step = first_step if o.get("first_step") is None else float(o["first_step"])
+        shortest = float(o.get("min_step", 0))
+        norm = {} if o.get("norm") is None else {"norm": StateNorm(o["norm"])}
+        return AdaptiveMethod(
+            table=ADAPTIVE[str(self.method)],
+            callbacks=self._callbacks(),
+            **self.tolerances.for_state(self.y0),
+            first_step="heuristic" if first_step is None else first_step,
+            # torchdiffeq's limit is from each time to the next
+            max_steps=limit if endless else limit * max(1, len(self.t) - 1),
+            dt_min=shortest,
+            dt_max=float(o.get("max_step", torch.inf)),
+            accept_at_dt_min=shortest > 0,
+            controller=IController(
+                safety=float(o.get("safety", 0.9)),
+                grow=float(o.get("ifactor", 10.0)),
+                shrink=float(o.get("dfactor", 0.2)),
+            ),
+            **norm,
+        )
+
+    def _callbacks(self) -> dict[str, Callback]:
+        """func's callbacks by their names, without the suffix."""
+        callbacks = {name: getattr(self.func, name + self.suffix, None) for name in CALLBACKS}
+        return {name: callback for name, callback in callbacks.items() if callable(callback)}
+
+    def _grid(self, ends: Tensor) -> Grid:
+        """The fixed steps' ends over the whole span.
+
+        Raises:
+            ValueError: the option grid_constructor returned something else than times from t[0] to t[-1].
+        """
+        times = self._times(self.t)
+        if not isinstance(times, Tensor) or times.ndim != 1 or len(times) < 2 or not torch.equal(times[[0, -1]], ends):
+            raise ValueError("options: grid_constructor must return times [R] that start and end where t does")
+        return AbsoluteTimes(times.to(ends))
+
+    def _times(self, t: Tensor) -> Any:
+        """The times at which fixed steps start and end, over the span of t: t itself, or as the options say."""
+        step, make = self.options.get("step_size"), self.options.get("grid_constructor")
+        if make is not None:
+            return make(self.func, self.y0, t)
+        if step is None:
+            return t
+        step = torch.as_tensor(step, dtype=t.dtype, device=t.device).copysign(t[-1] - t[0])
+        number = int(torch.ceil((t[-1] - t[0]) / step))
+        return torch.cat([t[:1] + torch.arange(number, dtype=t.dtype, device=t.device) * step, t[-1:]])
+
+    def _pieces(self, end: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Spans of the solves, from t[0] to `end`, divided at each time in step_t and jump_t."""
+        given = [self.options[name] for name in ("step_t", "jump_t") if self.options.get(name) is not None]
+        start = self.t[0]
+        stops = torch.cat([torch.as_tensor(stop).reshape(-1).to(self.t) for stop in given]) if given else self.t[:0]
+        if len(stops.unique()) < len(stops):
+            raise ValueError("options: step_t and jump_t must not have a time twice")
+        stops = stops[(stops - start) * (stops - end) < 0].sort(descending=bool(end < start)).values
+        return list(pairwise([start, *stops, end]))
+
+    def _field(self, a: Tensor, b: Tensor) -> Callable[[Tensor, State], State]:
+        """func on the span from a to b; where an end is in jump_t, func gets the next time inside the span instead."""
+        jumps = self.options.get("jump_t")
+        jumps = self.t[:0] if jumps is None else torch.as_tensor(jumps).to(self.t)
+        low = torch.nextafter(a.detach(), b.detach()) if bool((jumps == a).any()) else None
+        high = torch.nextafter(b.detach(), a.detach()) if bool((jumps == b).any()) else None
+
+        def field(t: Tensor, y: State) -> State:
+            if low is not None:
+                t = torch.where(t == a, t + (low - t).detach(), t)
+            if high is not None:
+                t = torch.where(t == b, t + (high - t).detach(), t)
+            value = self.func(t, y)
+            return tuple(value) if isinstance(self.y0, tuple) and isinstance(value, list) else value
+
+        return field
+
+
+def _joined(states: list[State], how: Callable[..., Tensor]) -> State:
+    """States of one structure, joined tensor by tensor."""
+    if isinstance(states[0], tuple):
+        return tuple(how(parts) for parts in zip(*states, strict=True))
+    return how(states)
