@@ -145,7 +145,8 @@ def odeint_event(
         )
     start = t0.reshape(1)
     t = torch.cat([start, start.detach() + (-1 if reverse_time else 1)])
-    return odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    time, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    return time, states
 
 
 def odeint_dense(
