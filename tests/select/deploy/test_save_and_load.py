@@ -28,8 +28,9 @@ from dise import (
     max_norm,
     save_policy,
 )
-from dise.select import Committee, find_block
-from dise.select.deploy.fingerprint import fingerprint
+from dise.select import Committee, adapt, find_block
+from dise.select.deploy.binding import fingerprint
+from dise.select.deploy.unit import checksum
 
 
 def randomized(module):
@@ -103,6 +104,93 @@ def test_a_policy_is_for_its_models_weights(classifier, tmp_path):
     load_policy(other, tmp_path, check=False)
 
 
+def test_a_policy_is_for_its_models_dtype(classifier, tmp_path):
+    save_policy(classifier(), tmp_path)
+    with pytest.raises(ValueError, match="model: its weights are not those that the policy was made for"):
+        load_policy(classifier().double(), tmp_path)
+
+
+def test_a_policy_is_for_its_blocks_span(classifier, tmp_path):
+    model = classifier()
+    model[1].t1 = torch.tensor(3.0)
+    model[1].integrator = RK4(3)
+    save_policy(model, tmp_path)
+    other = classifier()
+    other[1].t1 = 6.0
+    with pytest.raises(ValueError, match=r"model: its block integrates from 0.0 to 6.0, .* was made for 0.0 to 3.0"):
+        load_policy(other, tmp_path)
+    assert other[1].integrator == Dopri5(rtol=1e-4, atol=1e-4)
+    other[1].t1 = 3.0
+    assert load_policy(other, tmp_path)[1].integrator == RK4(3)
+
+
+class Theirs(nn.Module):
+    """A block as published models have it, its span a buffer."""
+
+    def __init__(self, odefunc, end):
+        super().__init__()
+        self.odefunc = odefunc
+        self.register_buffer("integration_time", torch.tensor([0.0, end]))
+
+
+def test_a_policy_of_a_block_in_the_place_of_another(decay, tmp_path):
+    model = nn.Sequential(adapt(Theirs(decay(), 3.0), RK4(3)))
+    save_policy(model, tmp_path)
+    other = nn.Sequential(Theirs(decay(), 6.0))
+    with pytest.raises(ValueError, match=r"model: its block integrates from 0.0 to 6.0, .* was made for 0.0 to 3.0"):
+        load_policy(other, tmp_path)
+    assert isinstance(other[0], Theirs)
+    same = nn.Sequential(Theirs(decay(), 3.0))
+    assert torch.equal(load_policy(same, tmp_path)(torch.ones(2, 1)), model(torch.ones(2, 1)))
+
+
+def test_a_policy_is_for_its_reference(classifier, points, tmp_path):
+    model = make_dynamic(classifier(), points(500), epsilon=0.02, settings=[RK4(4)])
+    save_policy(model, tmp_path)
+    other = classifier()
+    other[1].integrator = Dopri5(rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=r"model: its integrator is Dopri5\(rtol=0.01.*policy's reference is Dopri5"):
+        load_policy(other, tmp_path)
+    assert other[1].report is None
+    load_policy(other, tmp_path, check=False)
+    again = load_policy(load_policy(classifier(), tmp_path), tmp_path)
+    assert find_block(again).report.reference == Dopri5(rtol=1e-4, atol=1e-4)
+
+
+def test_a_loaded_policys_model_is_in_evaluation_mode(classifier, tmp_path):
+    save_policy(classifier(), tmp_path)
+    model = load_policy(classifier().train(), tmp_path)
+    assert not any(module.training for module in model.modules())
+
+
+def test_rules_that_share_what_they_learnt(classifier, points, tmp_path):
+    model = classifier().eval()
+    forecast = randomized(Forecast(model[2], 0.5, classes=3))
+    model[1].integrator = Cascade((Euler(1), RK4(1), RK4(4)), (forecast, forecast.with_threshold(1.5)))
+    save_policy(model, tmp_path)
+    x = torch.cat(points(300))
+    assert torch.equal(load_policy(classifier().eval(), tmp_path)(x), model(x))
+
+
+def test_networks_keep_their_dtype(classifier, points, tmp_path):
+    model = classifier().eval().double()
+    model[1].integrator = policies(model)["costs"]
+    model[1].policy.double()
+    save_policy(model, tmp_path)
+    other = load_policy(classifier().eval().double(), tmp_path)
+    assert {value.dtype for value in other[1].policy.state_dict().values()} == {torch.float64}
+    x = torch.cat(points(300)).double()
+    assert torch.equal(other(x), model(x))
+
+
+def test_a_policy_without_networks_leaves_none_of_an_earlier_one(classifier, tmp_path):
+    model = classifier()
+    for name in ("costs", "single"):
+        model[1].integrator = policies(model)[name]
+        save_policy(model, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["policy.json"]
+
+
 def test_the_fingerprint_is_of_the_model_without_its_policy(classifier):
     model = classifier()
     before = fingerprint(model)
@@ -163,7 +251,7 @@ def test_safetensors_is_needed_by_policies_with_networks_alone(classifier, tmp_p
     model[1].integrator = policies(model)["costs"]
     with pytest.raises(ImportError, match="a policy with networks is saved as safetensors: pip install safetensors"):
         save_policy(model, tmp_path / "costs")
-    assert not list((tmp_path / "costs").iterdir())
+    assert not (tmp_path / "costs").exists()
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
@@ -177,19 +265,30 @@ def test_files_that_hold_no_policy(classifier, tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "folder: .* holds a policy of format 1, expected 2"),
-        ({"block": {"name": "7"}}, "model: expected a module '7', where the policy's block is"),
-        ({"block": {"name": "0"}}, "model: expected a dise.NeuralODE at '0', got Linear"),
+        ({"format": 1}, "folder: .* holds a policy of format 1, expected 3"),
+        ({"block": {"name": "7", "f": None}}, "model: expected a module '7', where the policy's block is"),
+        ({"block": {"name": "0", "f": None}}, "model: expected a dise.NeuralODE at '0', got Linear"),
         ({"integrator": {"kind": "Magic"}}, "folder: the policy has a part of kind 'Magic'"),
         (
             {"integrator": {"kind": "Confidence", "head": "9", "threshold": 0.5, "measure": "top"}},
             "model: expected modules 9, which the policy's head is made of",
         ),
+        ({"integrator": 7}, "folder: .* holds no policy that can be read .expected an integrator, got 7"),
+        ({"integrator": {"kind": "Euler", "stages": 3}}, "folder: .* holds no policy that can be read .*stages"),
+        ({"block": {}}, "folder: .* holds no policy that can be read .'name'"),
+        ({"report": {"policy": "Euler"}}, "folder: .* holds no policy that can be read .'families'"),
     ],
 )
 def test_policies_that_do_not_fit(classifier, tmp_path, change, message):
     save_policy(classifier(), tmp_path)
-    file = tmp_path / "policy.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    signed_again(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         load_policy(classifier(), tmp_path)
+
+
+def signed_again(folder, change):
+    """Changes a policy's JSON as somebody might who knows the format, checksum included."""
+    file = folder / "policy.json"
+    content = json.loads(file.read_text()) | change
+    content["checksum"] = checksum({key: value for key, value in content.items() if key != "checksum"})
+    file.write_text(json.dumps(content))

@@ -1,71 +1,116 @@
-"""A saved policy given to a model."""
+"""A saved policy given to a model, whole or not at all."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from dise.integrate import Integrator
+from dise.integrate import Euler, Integrator
 from dise.nn import NeuralODE
-from dise.select.deploy.fingerprint import fingerprint
+from dise.select.deploy.binding import fingerprint, span_of
 from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
-from dise.select.deploy.save import FORMAT, POLICY, WEIGHTS
-from dise.select.deploy.weights import read_weights
+from dise.select.deploy.unit import Content, Weights, read_unit, unreadable
 from dise.select.make_dynamic.report import Report
-from dise.select.model.adapt import adapt
+from dise.select.model.adapt import AdaptedBlock, adapt
 from dise.select.model.block import device_of
+
+UNCHECKED = "check=False takes it without a guarantee"
 
 
 def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool = True) -> nn.Module:
     """Give a model the policy that `save_policy` wrote; a block on torchdiffeq is replaced as `make_dynamic` does.
 
     Args:
-        model: with the weights that it had when the policy was made. It is changed in place.
+        model: with the weights, the span and the reference integrator that it had when the policy was made. It is
+            changed in place and put in evaluation mode. On an error it is left as it was.
         folder: what `save_policy` wrote.
-        check: False accepts other weights, for which the policy guarantees nothing.
+        check: False accepts other weights, another span or reference, for which the policy guarantees nothing.
 
     Returns:
         the model.
 
     Raises:
-        ValueError: files that are no policy, a model of another structure, or one with other weights.
+        ValueError: files that are damaged or hold no policy, a model of another structure, or one that the policy was
+            not made for.
         ImportError: the policy has networks, and safetensors is not installed.
     """
     path = Path(folder)
+    content, weights = read_unit(path)
     try:
-        policy = json.loads((path / POLICY).read_text(encoding="utf-8"))
-        known = policy["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"folder: {path} holds no policy that can be read ({error})") from error
-    if not known:
-        raise ValueError(f"folder: {path} holds a policy of format {policy['format']!r}, expected {FORMAT}")
-    if check and policy["weights"] != fingerprint(model):
-        raise ValueError(
-            "model: its weights are not those that the policy was made for; check=False takes it without a guarantee"
-        )
-    integrator = PolicyJson(POLICIES, model).read(policy["integrator"])
-    block = _find(model, policy["block"], integrator)
-    block.integrator = integrator
-    block.report = None if policy["report"] is None else Report.of_json(policy["report"], integrator)
-    networks = getattr(block, "policy", None)
+        integrator, reference, report = _policy(model, content)
+        networks = _networks(integrator, weights)
+        name = content["block"]["name"]
+        module, block = _block(model, content["block"], integrator)
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise unreadable(path, error) from error
+    if check:
+        _check_weights(model, block, name, content["weights"])
+        _check_span(module, content["block"])
+        _check_reference(module, reference)
     if networks is not None:
-        networks.load_state_dict(read_weights(path / WEIGHTS))
         networks.to(device_of(model)).eval()
-    return model
+    if module is not block:
+        model.set_submodule(name, block)
+    block.integrator, block.report = integrator, report
+    return model.eval()
 
 
-def _find(model: nn.Module, block: dict[str, Any], integrator: Integrator) -> NeuralODE:
+def _policy(model: nn.Module, content: Content) -> tuple[Integrator, Integrator | None, Report | None]:
+    """The integrator, the reference of its guarantee, and the report."""
+    json = PolicyJson(POLICIES, model)
+    integrator, reference = json.read(content["integrator"]), json.read(content["reference"])
+    if not isinstance(integrator, Integrator):
+        raise TypeError(f"expected an integrator, got {integrator!r}")
+    report = content["report"]
+    return integrator, reference, None if report is None else Report.of_json(report, integrator, reference)
+
+
+def _networks(integrator: Integrator, weights: Weights | None) -> nn.Module | None:
+    """The modules of a policy, as a block would hold them, with their weights."""
+    networks: nn.Module | None = getattr(NeuralODE(nn.Identity(), integrator), "policy", None)
+    if (networks is None) != (weights is None):
+        raise TypeError("it has either networks without weights, or weights without networks")
+    if networks is None or weights is None:
+        return None
+    networks.load_state_dict(weights, assign=True)  # assigned, so that they keep their dtype
+    return networks
+
+
+def _block(model: nn.Module, saved: Content, integrator: Integrator) -> tuple[nn.Module, NeuralODE]:
+    """The module at the block's place, and the block: the same, or one to replace a module on torchdiffeq."""
     try:
-        module = model.get_submodule(block["name"])
+        module = model.get_submodule(saved["name"])
     except AttributeError as error:
-        raise ValueError(f"model: expected a module {block['name']!r}, where the policy's block is") from error
+        raise ValueError(f"model: expected a module {saved['name']!r}, where the policy's block is") from error
     if isinstance(module, NeuralODE):
-        return module
-    if "f" not in block:
-        raise ValueError(f"model: expected a dise.NeuralODE at {block['name']!r}, got {type(module).__name__}")
-    adapted = adapt(module, integrator, f=block["f"], span=block["span"]).train(module.training)
-    model.set_submodule(block["name"], adapted)
-    return adapted
+        return module, module
+    if saved["f"] is None:
+        raise ValueError(f"model: expected a dise.NeuralODE at {saved['name']!r}, got {type(module).__name__}")
+    return module, adapt(module, integrator, f=saved["f"], span=saved["span"])
+
+
+def _check_weights(model: nn.Module, block: NeuralODE, name: str, expected: str) -> None:
+    dropped = block.dropped_keys if isinstance(block, AdaptedBlock) else ()
+    if fingerprint(model, without=[f"{name}.{key}" if name else key for key in dropped]) != expected:
+        raise ValueError(f"model: its weights are not those that the policy was made for; {UNCHECKED}")
+
+
+def _check_span(module: nn.Module, saved: Content) -> None:
+    try:
+        # a module on torchdiffeq may not say what its span is
+        found = span_of(module if isinstance(module, NeuralODE) else adapt(module, Euler(), f=saved["f"]))
+    except ValueError:
+        return
+    if found != saved["span"]:
+        ends, expected = (" to ".join(map(str, span)) for span in (found, saved["span"]))
+        raise ValueError(f"model: its block integrates from {ends}, the policy was made for {expected}; {UNCHECKED}")
+
+
+def _check_reference(module: nn.Module, expected: Integrator | None) -> None:
+    if expected is None or not isinstance(module, NeuralODE):
+        return
+    report = module.report
+    found = module.integrator if report is None or report.reference is None else report.reference
+    if found != expected and not found.chooses:
+        raise ValueError(f"model: its integrator is {found}, the policy's reference is {expected}; {UNCHECKED}")

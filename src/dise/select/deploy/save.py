@@ -1,30 +1,23 @@
-"""A policy as files: JSON for what it is, safetensors for its networks' weights."""
+"""A model's policy saved as files: JSON for what it is, safetensors for its networks' weights."""
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from dise.nn import NeuralODE
-from dise.select.deploy.atomic import atomic_write
-from dise.select.deploy.fingerprint import fingerprint
+from dise.select.deploy.binding import fingerprint, span_of
 from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
-from dise.select.deploy.weights import weights_of, write_weights
+from dise.select.deploy.unit import write_unit
 from dise.select.model.adapt import AdaptedBlock
 from dise.select.model.block import find_block
-
-POLICY, WEIGHTS = "policy.json", "policy.safetensors"
-FORMAT = 2  # 1: forecasts of another form
 
 
 def save_policy(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Write the policy of a model's block to a folder: `policy.json`, and `policy.safetensors` if it has networks.
 
-    The model's own weights are not in it; save them separately. Their hash is, since a guarantee holds for these
-    weights alone.
+    The model's own weights are not in it; save them separately. What the policy is for is in it: a hash of the weights,
+    the block's span, and the reference integrator of its guarantee. Checksums protect both files.
 
     Args:
         model: contains one NeuralODE.
@@ -34,25 +27,21 @@ def save_policy(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         ValueError: a part of the policy has no JSON form, e.g. a function of your own.
         ImportError: the policy has networks, and safetensors is not installed.
     """
-    block, path = find_block(model), Path(folder)
-    policy = {
-        "format": FORMAT,
-        "block": _block(model, block),
-        "integrator": PolicyJson(POLICIES, model).write(block.integrator, "integrator"),
-        "report": None if block.report is None else block.report.to_json(),
+    block, json = find_block(model), PolicyJson(POLICIES, model)
+    report = block.report
+    content = {
+        "block": {
+            "name": next(name for name, module in model.named_modules() if module is block),
+            "span": span_of(block),
+            "f": block.field_name if isinstance(block, AdaptedBlock) else None,
+        },
         "weights": fingerprint(model),
+        "reference": None if report is None else json.write(report.reference, "report.reference"),
+        "integrator": json.write(block.integrator, "integrator"),
+        "report": None if report is None else report.to_json(),
     }
-    path.mkdir(parents=True, exist_ok=True)
-    networks = getattr(block, "policy", None)
-    if networks is not None:
-        with atomic_write(path / WEIGHTS) as file:
-            write_weights(weights_of(networks), file)
-    with atomic_write(path / POLICY) as file:
-        file.write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
-
-
-def _block(model: nn.Module, block: NeuralODE) -> dict[str, Any]:
-    name = next(name for name, module in model.named_modules() if module is block)
-    if isinstance(block, AdaptedBlock):
-        return {"name": name, "f": block.field_name, "span": [float(block.t0), float(block.t1)]}
-    return {"name": name}
+    networks: nn.Module | None = getattr(block, "policy", None)
+    # rules may share tensors, which safetensors refuses: write each its own
+    state = {} if networks is None else networks.state_dict()
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    write_unit(Path(folder), content, None if networks is None else weights)

@@ -107,7 +107,7 @@ def make_dynamic(
         p_value=_p_value(risk),
     )
     own.integrator = found.integrator
-    own.report = Report.of_calibration(found, family=family.name, families=estimates, notes=notes)
+    own.report = Report.of_calibration(found, reference, family=family.name, families=estimates, notes=notes)
     log(str(own.report))
     return model
 

@@ -23,6 +23,7 @@ class Report:
         families: for each family tried, the mean NFE of its cheapest setting whose mean loss on the samples for fitting
             is at most ε; infinite if it has none.
         notes: what could not be done, and what to try.
+        reference: the integrator that answers are compared with.
     """
 
     policy: Integrator
@@ -35,10 +36,17 @@ class Report:
     samples: int
     families: dict[str, float]
     notes: tuple[str, ...]
+    reference: Integrator | None = None
 
     @classmethod
     def of_calibration(
-        cls, calibration: Calibration, *, family: str, families: dict[str, float], notes: Sequence[str]
+        cls,
+        calibration: Calibration,
+        reference: Integrator,
+        *,
+        family: str,
+        families: dict[str, float],
+        notes: Sequence[str],
     ) -> Self:
         """The report of a calibration of one family's settings."""
         tests, integrator = calibration.tests, calibration.integrator
@@ -61,12 +69,14 @@ class Report:
             samples=calibration.samples,
             families=families,
             notes=tuple(notes),
+            reference=reference,
         )
 
     def __str__(self) -> str:
         bound = f"at most {self.epsilon:.2%} with confidence {1 - self.delta:g}"
+        reference = "the reference" if self.reference is None else f"the reference {self.reference}"
         lines = [
-            f"{self.policy}: {self.nfe:.2f} evaluations of f per sample, {self.reference_nfe:.2f} by the reference",
+            f"{self.policy}: {self.nfe:.2f} evaluations of f per sample, {self.reference_nfe:.2f} by {reference}",
             f"risk {self.risk:.3%} on {self.samples} samples; {bound}",
             "on the samples for fitting:",
             *(f"  {name}: {nfe:.2f} evaluations" for name, nfe in sorted(self.families.items(), key=lambda x: x[1])),
@@ -75,13 +85,14 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON, its policy by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """The report as JSON, its policy by name and without the reference."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "reference"}
         finite = {name: nfe if math.isfinite(nfe) else None for name, nfe in self.families.items()}
         return values | {"policy": str(self.policy), "families": finite, "notes": list(self.notes)}
 
     @classmethod
-    def of_json(cls, values: dict[str, Any], policy: Integrator) -> Self:
-        """The report that `to_json` wrote, with its policy."""
+    def of_json(cls, values: dict[str, Any], policy: Integrator, reference: Integrator | None = None) -> Self:
+        """The report that `to_json` wrote, with its policy and reference."""
         families = {name: math.inf if nfe is None else nfe for name, nfe in values["families"].items()}
-        return cls(**(values | {"policy": policy, "families": families, "notes": tuple(values["notes"])}))
+        given = {"policy": policy, "reference": reference, "families": families, "notes": tuple(values["notes"])}
+        return cls(**(values | given))
