@@ -1,19 +1,18 @@
 """Cascades: candidates are tried in turn, the cheapest first, until an answer is accepted."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from dise.integrate.integrators import Adaptive, FixedStep, Integrator
+from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Result, merge, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.status import Status
+from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
 
 AcceptanceRule = Callable[[State], Tensor]
 
@@ -65,21 +64,17 @@ class Cascade(Integrator):
             raise ValueError("event: Cascade judges states at t1, but events stop samples earlier; use one integrator")
         k1 = yield from problem.first_stage()
         rows = torch.arange(len(problem), device=problem.t0.device)
-        nfe: Tensor | int = 1  # k1
-        known: dict[float, Tensor] = {}
+        nfe = torch.ones_like(rows)  # k1
+        stages: dict[float, SharedStage] = {}
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
             some = replace(problem, k1=k1) if final is None else problem.take(rows, k1)
-            integration, second = candidate.integrate(some, run), _second_node(candidate)
-            reused = second in known
-            if second is not None:
-                integration = _share_second(integration, second, known)
+            integration = share_stage(candidate.integrate(some, run), second_node(candidate, some), stages, len(rows))
             if final is None:
                 result = yield from integration
             else:
                 (result,) = yield from merge([(rows, integration)])
-            # k1 was known, and the second evaluation if reused; a sample that fails at k1 has no second evaluation
-            nfe = nfe + ((result.nfe - 2).clamp(min=0) if reused else result.nfe - 1)
+            nfe = nfe + result.nfe - 1  # k1 is counted once
             result = result._replace(nfe=nfe, choice=torch.full_like(rows, index))
             final = _overwrite(final, rows, result, first=index == 1)
             if index + 1 == len(self.candidates):
@@ -89,7 +84,7 @@ class Cascade(Integrator):
             if len(left) == 0:
                 break
             rows, nfe = rows.index_select(0, left), nfe.index_select(0, left)
-            known = {c: value.index_select(0, left) for c, value in known.items()}
+            stages = {node: stage.take(left) for node, stage in stages.items()}
             for observer in run.observers:
                 observer.start_over(problem.samples(rows))
         if final is None:
@@ -112,33 +107,6 @@ class Cascade(Integrator):
 
     def __str__(self) -> str:
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
-
-
-def _second_node(candidate: Integrator) -> float | None:
-    """c, if the candidate's first evaluation after k1 is f at t0 + c·span and h0 + c·span·k1; None if it is not.
-
-    The second stage of every explicit Runge–Kutta method is of that form, and so is the second step of Euler.
-    """
-    if isinstance(candidate, FixedStep):
-        if candidate.tableau.stages > 1:
-            return candidate.tableau.c[1] / candidate.steps
-        return 1 / candidate.steps if candidate.steps > 1 else None
-    if isinstance(candidate, Adaptive) and candidate.first_step == "span" and candidate.dt_max == math.inf:
-        return candidate.tableau.c[1]
-    return None
-
-
-def _share_second(integration: Integration, second: float, known: dict[float, Tensor]) -> Integration:
-    """The integration with its first evaluation taken from `known`, values [n, F] by node c, or added to it."""
-    try:
-        request = next(integration)
-        if second not in known:
-            known[second] = yield request
-        request = integration.send(known[second])
-        while True:
-            request = integration.send((yield request))
-    except StopIteration as stop:
-        return cast(Result, stop.value)
 
 
 def _overwrite(final: Result | None, rows: Tensor, result: Result, *, first: bool) -> Result:
