@@ -22,7 +22,7 @@ setup: .venv/installed
 # glibc returns large tensors to the system after each use; keeping the memory saves the page faults of getting it again
 demo: export MALLOC_MMAP_THRESHOLD_ = 4294967296
 demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
-demo: setup  ## trains, regularizes, selects and evaluates on real digits; the table takes about five minutes
+demo: setup  ## trains, regularizes, selects and evaluates on real digits: about three minutes on two idle cores, or five CPU minutes
 	$(BIN)/dise run mnist --preset sample
 
 test: setup

@@ -115,7 +115,7 @@ def test_models_are_compared_on_the_same_images():
         "run": "odenet-error-seed0",
         "accuracy": "0.9000",
         "NFE per sample": "14.00",
-        "with first_step=span": "7.00",
+        "NFE, first step span": "7.00",
         "difference, points": "+20.00",
         "McNemar": "1 / 5, p = 0.219",
     }

@@ -34,6 +34,12 @@ def test_dise_stands_beside_dopri5_of_the_same_weights():
     assert len(expected) <= 80
 
 
+def test_long_times_are_in_seconds():
+    slow = {"model_ms": {"torchdiffeq dopri5": 12345.6, "DISE (confidence)": 999.4}}
+    expected = "DISE: accuracy 0.963, 1.2 NFE, 999 ms; torchdiffeq dopri5: 0.964, 26 NFE, 12 s"
+    assert lines(run(timing=slow))[0] == expected
+
+
 def test_times_that_were_not_measured_are_left_out():
     assert lines(run(timing=None))[0] == "DISE: accuracy 0.963, 1.2 NFE; torchdiffeq dopri5: 0.964, 26 NFE"
 

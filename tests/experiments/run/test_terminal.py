@@ -57,6 +57,13 @@ def test_a_table_that_fits_is_one_block_as_wide_as_its_cells():
     ]
 
 
+@pytest.mark.parametrize(("width", "expected"), [(11, "1.00  2.00"), (10, "1.00  2.00"), (9, "1.00 2.00")])
+def test_columns_are_nearer_to_each_other_before_a_table_is_split(width, expected):
+    (block,) = blocks(Table("t", ["a", "b"], [["1.00", "2.00"]]), width)
+    assert block[2] == expected
+    assert len(list(blocks(Table("t", ["a", "b", "c"], [["1.00", "2.00", "3.00"]]), width))) == 2
+
+
 def test_numbers_stay_on_one_line_and_text_is_wrapped_with_an_indent():
     (block,) = blocks(Table("t", ["policy", "95 %"], [["one two three four", "0.5 … 0.75"]]), 22)
     assert block[2:] == ["one two     0.5 … 0.75", "  three", "  four"]

@@ -86,7 +86,7 @@ def model_table(runs: Sequence[Run]) -> Table:
         )
     return Table(
         "Models against the plain ODE-Net of the same seed",
-        ["run", "accuracy", "NFE per sample", "with first_step=span", "difference, points", "McNemar"],
+        ["run", "accuracy", "NFE per sample", "NFE, first step span", "difference, points", "McNemar"],
         rows,
         "McNemar: images that only the plain ODE-Net classifies correctly / only the run, and the exact two-sided p.",
     )

@@ -33,8 +33,8 @@ def _reached(task: Task, run: Run) -> str:
 
 
 def _measures(task: Task, row: dict[str, Any], nfe: float, ms: float | None) -> str:
-    time = "" if ms is None else f", {_short(ms)} ms"
-    return f"{task.quality.value(row):.3f}, {_short(nfe)} NFE{time}"
+    time = [] if ms is None else [f"{_short(ms)} ms" if ms < 1000 else f"{_short(ms / 1000)} s"]
+    return ", ".join([f"{task.quality.value(row):.3f}", f"{_short(nfe)} NFE", *time])
 
 
 def _short(value: float) -> str:

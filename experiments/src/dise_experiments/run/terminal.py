@@ -11,7 +11,7 @@ from dise_experiments.common.table import Table
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
-_GAP = 2  # spaces between columns
+_GAPS = (2, 1)  # spaces between columns; one space if the table then fits the width
 _INDENT = "  "  # of the second and further lines of a cell
 
 
@@ -40,20 +40,22 @@ def print_table(table: Table) -> None:
 
 
 def blocks(table: Table, width: int) -> Iterator[list[str]]:
-    """The lines of a table, in as many blocks of columns as the width requires.
+    """The lines of a table: one block if the columns fit the width, else as many blocks of columns as it requires.
 
     Each block starts with the first column and the text columns of the block before, which identify the rows. Words are
     never broken: a width smaller than these columns beside one other is exceeded.
     """
     columns = [_Column(name, [row[i] for row in table.rows], first=i == 0) for i, name in enumerate(table.header)]
-    block, rest = columns[:1], columns[1:]
-    while True:
-        labels = len(block)
-        while rest and (len(block) == labels or _total([*block, rest[0]]) <= width):
-            block.append(rest.pop(0))
-        yield _lines(block, width)
-        if not rest:
+    for gap in _GAPS:
+        if _least(columns, gap) <= width:
+            yield _lines(columns, width, gap)
             return
+    block, rest = columns[:1], columns[1:]
+    while rest:
+        block.append(rest.pop(0))
+        while rest and _least([*block, rest[0]], _GAPS[0]) <= width:
+            block.append(rest.pop(0))
+        yield _lines(block, width, _GAPS[0])
         block = [column for column in block if column.text]
 
 
@@ -73,9 +75,10 @@ class _Column:
         return [line.ljust(width) if self.text else line.rjust(width) for line in _wrapped(text, width, indent)]
 
 
-def _lines(columns: Sequence[_Column], width: int) -> list[str]:
+def _lines(columns: Sequence[_Column], width: int, gap: int) -> list[str]:
+    """A block's lines; text columns share the width that is left."""
     widths = [column.least for column in columns]
-    gaps = _GAP * (len(columns) - 1)
+    gaps = gap * (len(columns) - 1)
     while sum(widths) + gaps < width:
         short = [column.full - w for column, w in zip(columns, widths, strict=True)]
         if max(short) == 0:
@@ -83,26 +86,25 @@ def _lines(columns: Sequence[_Column], width: int) -> list[str]:
         widths[short.index(max(short))] += 1
     heads = [column.lines(column.name, w, "") for column, w in zip(columns, widths, strict=True)]
     height = max(map(len, heads))
-    lines = _joined([[""] * (height - len(head)) + head for head in heads], widths)
+    lines = _joined([[""] * (height - len(head)) + head for head in heads], widths, gap)
     lines.append("─" * (sum(widths) + gaps))
     for row in zip(*(column.cells for column in columns), strict=True):
-        lines += _joined([c.lines(cell, w) for c, cell, w in zip(columns, row, widths, strict=True)], widths)
+        cells = [c.lines(cell, w) for c, cell, w in zip(columns, row, widths, strict=True)]
+        lines += _joined(cells, widths, gap)
     return lines
 
 
-def _joined(cells: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
+def _joined(cells: Sequence[Sequence[str]], widths: Sequence[int], gap: int) -> list[str]:
     """A row's lines from the lines of its cells."""
     height = max(map(len, cells))
-    padded = [[*cell, *[""] * (height - len(cell))] for cell in cells]
-    gap = " " * _GAP
-    return [
-        gap.join(p.ljust(w) for p, w in zip(parts, widths, strict=True)).rstrip() for parts in zip(*padded, strict=True)
-    ]
+    filled = [[*cell, *[""] * (height - len(cell))] for cell in cells]
+    padded = [[line.ljust(width) for line in cell] for cell, width in zip(filled, widths, strict=True)]
+    return [(" " * gap).join(parts).rstrip() for parts in zip(*padded, strict=True)]
 
 
-def _total(columns: Sequence[_Column]) -> int:
+def _least(columns: Sequence[_Column], gap: int) -> int:
     """The smallest width of columns side by side."""
-    return sum(column.least for column in columns) + _GAP * (len(columns) - 1)
+    return sum(column.least for column in columns) + gap * (len(columns) - 1)
 
 
 def _indented(cell: str) -> list[str]:
