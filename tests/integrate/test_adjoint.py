@@ -284,7 +284,7 @@ def test_another_integrator_goes_back(tanh_field, starts):
     y = solve(f, y0, 0.0, 1.0, Euler(1), gradient=Backsolve(integrator=TIGHT)).y
     assert_close(y, y0 + f(torch.zeros(2, 1), y0))
     candidates = Dynamic((Euler(1), RK4(1)), lambda h0, k1: torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="gradient: backsolve goes back with one integrator, and Dynamic"):
+    with pytest.raises(ValueError, match="gradient: backsolve integrates with one integrator, but Dynamic"):
         solve(f, y0, 0.0, 1.0, candidates, gradient="backsolve")
     solve(f, y0, 0.0, 1.0, candidates, gradient=Backsolve(integrator=RK4(9))).y.sum().backward()
     assert f.W.grad.isfinite().all()

@@ -208,7 +208,7 @@ def test_one_step_that_leaves_fs_domain_is_not_accepted():
     [
         ({"solution": torch.ones(2, 3)}, TypeError, "solution: expected what dise.solve returned, got Tensor"),
         ({"integrator": "dopri5"}, TypeError, "integrator: expected an integrator such as"),
-        ({"batched": False}, ValueError, "batched: expected True, as the solution was made, got False"),
+        ({"batched": False}, ValueError, "batched: expected True, like the solution's, got False"),
         ({"t1": math.nan}, ValueError, "t1: expected finite times"),
         ({"f": None}, TypeError, r"f: expected a function of \(t, y\), got NoneType"),
     ],

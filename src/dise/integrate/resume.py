@@ -1,4 +1,4 @@
-"""One attempted step in the open, and going on from where a solve ended."""
+"""`resume`: continue a finished solve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,23 +20,24 @@ from dise.integrate.solve import solve
 def resume(
     solution: Solution, f: Callable[..., State], t1: float | Tensor, integrator: Integrator, **options: Any
 ) -> Solution:
-    """Go on from where a solve ended, to t1: with its state, its step sizes and, where known, its f(t, y).
+    """Continue a solve from the times that it reached to t1, with its states, step sizes and, where known, f(t, y).
 
-    Two parts cost no more than one solve to the second t1, but for a step that the end of the first made shorter: no
-    first step is chosen anew, and f is not evaluated again at the joint if the method knows it there.
+    The two parts need as many evaluations of f as one solve to the second t1, except where the end of the first part
+    truncated a step: no first step is chosen again, and f is not evaluated again at the joint if the method evaluated
+    it there.
 
     Args:
-        solution: where to start: `y` at `t`, with steps of `dt`. Of a failed sample its last good state.
-        f: vector field, as of `dise.solve`; k1 is taken over only if it is the one that the solution was made with.
+        solution: the start: `y` at `t`, with steps of length `dt`. A failed sample starts from its last good state.
+        f: vector field, see `dise.solve`; it must be the one that the solution was made with if `solution.k1` is known.
         t1: new end, a number or [B].
-        integrator: how to go on; a method that chooses its steps begins with the solution's.
-        options: of `dise.solve`; `batched` is the solution's.
+        integrator: of the second part; an adaptive method begins with the solution's step sizes.
+        options: see `dise.solve`; `batched` must be that of the solution, and is by default.
 
     Returns:
-        the `Solution` of the second part alone; gradients flow into the first.
+        the `Solution` of the second part only; gradients flow into the first part.
 
     Raises:
-        TypeError, ValueError, SolveError: as of `dise.solve`.
+        TypeError, ValueError, SolveError: see `dise.solve`.
     """
     if not isinstance(solution, Solution):
         raise TypeError(f"solution: expected what dise.solve returned, got {type(solution).__name__}")
@@ -44,17 +45,18 @@ def resume(
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
     batched = solution.status.ndim == 1
     if options.setdefault("batched", batched) is not batched:
-        raise ValueError(f"batched: expected {batched}, as the solution was made, got {options['batched']!r}")
+        raise ValueError(f"batched: expected {batched}, like the solution's, got {options['batched']!r}")
     gradient = options.get("gradient", "direct")
     if gradient == "backsolve" or isinstance(gradient, Backsolve):
-        how = gradient if isinstance(gradient, Backsolve) else Backsolve()
-        options["gradient"] = replace(how, integrator=how.integrator or integrator)  # the way back is another start
+        backsolve = gradient if isinstance(gradient, Backsolve) else Backsolve()
+        # the backward solve starts elsewhere, so it cannot use the solution's step sizes
+        options["gradient"] = replace(backsolve, integrator=backsolve.integrator or integrator)
     return solve(f, solution.y, solution.t, t1, _Resumed(integrator, solution), **options)
 
 
 @dataclass(frozen=True, eq=False)
 class _Resumed(Integrator):
-    """An integrator that begins where a solution ended."""
+    """An integrator that starts with the step sizes of a solution, and with its k1 where that is known."""
 
     integrator: Integrator
     solution: Solution
@@ -63,7 +65,7 @@ class _Resumed(Integrator):
         object.__setattr__(self, "chooses", self.integrator.chooses)
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
-        """Integrate with the solution's step sizes, and with its k1 if it is known of all samples."""
+        """Integrate with the solution's step sizes, and with its k1 if that is known for all samples."""
         samples = problem.sample
         dt = torch.atleast_1d(self.solution.dt)
         dt = dt if samples is None else dt[samples]

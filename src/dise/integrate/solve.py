@@ -17,6 +17,7 @@ from dise.integrate.arguments import (
     check_sample_args,
     check_state,
 )
+from dise.integrate.backward_solve import BackwardSolve
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
@@ -167,16 +168,15 @@ def solve(
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
         # the backward solve differentiates f more than once per graph, which compiled graphs do not allow
-        adjoint = Adjoint(
+        backward = BackwardSolve(
             problem=wanted,
             answer=plain,
-            wanted=back.wanted(f, (*further, *own)),
+            params=back.tensors(f, (*further, *own)),
             integrator=back.integrator,
-            event=monitor,
             drop_finished=drop_finished,
             check=back.params is None,
         )
-        result, saved = adjoint.attach(result, points, saved)
+        result, saved = Adjoint(backward, monitor).attach(result, points, saved)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
         saved=None if saved is None else layout.unpack_saved(saved),
