@@ -1,4 +1,4 @@
-"""How an initial value problem is solved."""
+"""Solving initial value problems."""
 
 from dise.integrate.adjoint import Backsolve
 from dise.integrate.integrators import (

@@ -1,4 +1,4 @@
-"""`solve`: the door to integration. Checks the arguments, answers the integrator's requests, returns a Solution."""
+"""`solve`: checks the arguments, answers the integrator's requests and returns a Solution."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -144,12 +144,11 @@ def solve(
     points = as_save_points(save_at, save_mask, wanted.t0, wanted.t1, batched=batched)
     back = options.backsolve(integrator, dense=dense)
     problem = wanted if back is None else wanted.detach()
-    stand_ins = None if drop_finished else (problem.t0, problem.y0)
-    plain = Field(f, layout, stand_ins, further, own)
+    plain = Field(f, layout, None if drop_finished else (problem.t0, problem.y0), further, own)
     field, rounds = _compiled(plain, options.compile_arguments)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
-    kept = points is not None or dense or monitor is not None
-    log = StepLog(len(packed), packed.device, stages=kept) if kept or record else None
+    stages = points is not None or dense or monitor is not None
+    log = StepLog(len(packed), packed.device, stages=stages) if stages or record else None
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     run = Run(
         field=field,
@@ -162,9 +161,8 @@ def solve(
         checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
-        in_time = torch.is_grad_enabled() and _any_requires_grad(problem.t0, problem.t1, *(points or ())[:1])
-        result = drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), field)
-        result, path = _ended(result, problem, monitor, log if kept else None)
+        result = _integrated(integrator, problem, run, field, points)
+        result, path = _ended(result, problem, monitor, log if stages else None)
         saved = None if points is None or path is None else path.at(*points)
     if back is not None and back.integrator is not None:
         # the backward solve differentiates f more than once per graph, which compiled graphs do not allow
@@ -196,10 +194,6 @@ def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:
     return None if all(has_values(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
 
 
-def _any_requires_grad(*tensors: Tensor) -> bool:
-    return any(x.requires_grad for x in tensors)
-
-
 def _compiled(field: Field, arguments: Mapping[str, Any] | None) -> tuple[Field, MakeRounds | None]:
     """The field and the factory of the loop's rounds, compiled with arguments of `torch.compile`; None: eager ones."""
     if arguments is None:
@@ -208,6 +202,15 @@ def _compiled(field: Field, arguments: Mapping[str, Any] | None) -> tuple[Field,
 
     graphs = CompiledField(field, arguments)
     return graphs, partial(graph_rounds, graphs)
+
+
+def _integrated(
+    integrator: Integrator, problem: Problem, run: Run, field: Field, points: tuple[Tensor, Tensor] | None
+) -> Result:
+    """The result of the integration, whose requests the field answers."""
+    times = (problem.t0, problem.t1, *(points or ())[:1])
+    in_time = torch.is_grad_enabled() and any(t.requires_grad for t in times)
+    return drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), field)
 
 
 def _ended(
@@ -223,6 +226,7 @@ def _ended(
 
 
 def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:
+    """The result in the structure of the user's state."""
     values = result._asdict()
     if not accumulated:
         values["accumulated"] = None

@@ -1,1 +1,1 @@
-"""What is read from a solve: steps, states at any time, events."""
+"""Steps, states at any time and events of a solve."""

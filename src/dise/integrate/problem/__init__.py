@@ -1,1 +1,1 @@
-"""Initial value problems on the solver's own layout."""
+"""Initial value problems, and integrations of them as coroutines, in the solver's own layout."""

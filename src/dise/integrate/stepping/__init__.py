@@ -1,1 +1,1 @@
-"""Which steps are tried, and which are accepted."""
+"""Step-size control and the integration loop."""
