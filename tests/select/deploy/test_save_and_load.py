@@ -287,7 +287,7 @@ def test_policies_that_do_not_fit(classifier, tmp_path, change, message):
 
 
 def signed_again(folder, change):
-    """Changes a policy's JSON as somebody might who knows the format, checksum included."""
+    """Change the JSON of a policy, checksum included."""
     file = folder / "policy.json"
     content = json.loads(file.read_text()) | change
     content["checksum"] = checksum({key: value for key, value in content.items() if key != "checksum"})
