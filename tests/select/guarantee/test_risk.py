@@ -76,9 +76,10 @@ def test_candidates_are_adequate_where_they_lose_nothing():
 NAN, INF = float("nan"), float("inf")
 RISKS = (disagreement, lost_accuracy, ProbabilityShift(0.9), OutputDeviation(100.0))
 ALWAYS_FINE = (*RISKS, lambda output, reference, target: torch.zeros(len(output)))
+NAMES = ("disagreement", "lost_accuracy", "ProbabilityShift", "OutputDeviation", "always fine")
 
 
-@pytest.mark.parametrize("risk", ALWAYS_FINE, ids=str)
+@pytest.mark.parametrize("risk", ALWAYS_FINE, ids=NAMES)
 @pytest.mark.parametrize("broken", [[NAN, NAN], [0.0, NAN], [-INF, 1.0], [0.0, INF]])
 def test_an_output_that_is_not_finite_where_the_references_is_is_a_loss(risk, broken):
     """Each predicts the label or the reference's class by argmax, or is within the tolerance."""
@@ -88,7 +89,7 @@ def test_an_output_that_is_not_finite_where_the_references_is_is_a_loss(risk, br
         assert risk(output, reference, LABEL[:2]).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("risk", ALWAYS_FINE, ids=str)
+@pytest.mark.parametrize("risk", ALWAYS_FINE, ids=NAMES)
 @pytest.mark.parametrize("row", [[NAN, NAN], [0.0, NAN], [-INF, 1.0], [0.0, INF]])
 def test_the_reference_loses_nothing_against_itself(risk, row):
     output = torch.tensor([row, RIGHT])
