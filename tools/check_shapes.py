@@ -131,7 +131,7 @@ def _check(value: Any, hint: Any, where: str) -> None:
     elif isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         for part, part_hint in zip(value, _parts(hint, len(value)), strict=False):
             _check(part, part_hint, where)
-    elif isinstance(value, torch.Tensor) and not (isinstance(hint, type) and _is_record(hint)):  # `resume` checks itself
+    elif isinstance(value, torch.Tensor) and not (isinstance(hint, type) and _is_record(hint)):  # functions check that
         try:
             die_if_unbearable(value, hint, conf=CONF)
         except TypeError as error:

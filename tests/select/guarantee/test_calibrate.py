@@ -65,7 +65,7 @@ class Shrink(nn.Module):
         return -3 * y
 
 
-@pytest.mark.parametrize("risk", [ProbabilityShift(0.1), disagreement], ids=str)
+@pytest.mark.parametrize("risk", [ProbabilityShift(0.1), disagreement], ids=["ProbabilityShift", "disagreement"])
 def test_a_policy_whose_outputs_are_nan_is_not_certified(risk):
     x = [(torch.linspace(30, 60, 500)[:, None], torch.zeros(500))]  # the answer is yes
     found = calibrate(LogOdds(), [RK4(7), Euler(1)], x, reference=RK4(8), epsilon=0.01, risk=risk)
