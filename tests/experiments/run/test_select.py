@@ -140,7 +140,7 @@ def test_the_papers_selector_has_the_papers_penalty_and_the_others_one_of_the_tr
         # 40 images are too few to pass the test, so all are tried
         assert [trial["M"] for trial in fit["trials"]] == [1e5, 1e3]
         assert fit["M"] in (1e3, 1e5)
-        assert all(set(trial) == {"M", "alpha", "adequate", "nfe", "lost"} for trial in fit["trials"])
+        assert all(set(trial) == {"M", "alpha", "adequate", "nfe", "loss_bound"} for trial in fit["trials"])
 
 
 @pytest.mark.parametrize("name", ["pooled", "confidence"])
@@ -191,7 +191,7 @@ def test_the_selector_of_the_choice_is_used_and_diagnosed_with_the_chosen_penalt
     assert result["selectors"]["pooled"]["M"] == 12345
     assert result["selectors"]["pooled"]["passed"] is True
     assert result["selectors"]["pooled"]["trials"] == [
-        {"M": 12345, "alpha": 0.3, "adequate": 0.5, "nfe": 7, "lost": 0.01}
+        {"M": 12345, "alpha": 0.3, "adequate": 0.5, "nfe": 7, "loss_bound": 0.01}
     ]
     assert diagnosed == [12345]
     assert "fitting selector 'pooled', M by cross-validation" in lines
