@@ -6,8 +6,8 @@ Signatures, shapes, names of methods and options are those of torchdiffeq 0.2.5;
 step size. The differences:
 
 - a step ends at the last time (torchdiffeq oversteps and interpolates), so f is never called outside of the span;
-- failures raise `dise.SolveError`, and an option that a method does not have is an error, not a warning;
-- times have the state's real dtype; in torchdiffeq they are float64;
+- failures raise `dise.SolveError`;
+- times have the state's real dtype, whatever the option dtype says; in torchdiffeq they are float64;
 - adaptive methods interpolate save points by their own dense output; fixed-step methods as the option `interp` says;
 - `odeint_adjoint` leaves the parameters' integrals out of the error test, like torchdiffeq's "seminorm";
 - `odeint` and `odeint_adjoint` with `event_fn` differentiate the event's time and state, like `odeint_event`.
@@ -51,7 +51,8 @@ def odeint(
             "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule).
         options: for adaptive methods first_step, min_step, max_step, safety, ifactor, dfactor, max_num_steps, step_t,
             jump_t, norm, dtype; for fixed-step methods step_size or grid_constructor (default: one step from each time
-            to the next), interp ("linear" or "cubic").
+            to the next), interp ("linear" or "cubic"). Options that the method does not have are ignored with a
+            warning.
         event_fn: event_fn(t, y) → numbers; the solve goes from t[0] in the direction of t[1] until one of them is zero.
 
     Returns:
@@ -112,7 +113,7 @@ def odeint_adjoint(
     tolerances = ErrorTolerances(
         rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol
     )
-    chosen = dict((options if adjoint_options is None else adjoint_options) or {})
+    chosen = dict((call.options if adjoint_options is None else adjoint_options) or {})
     if chosen.pop("norm", None) not in (None, "seminorm", call.options.get("norm")):
         raise ValueError("adjoint_options: expected the norm 'seminorm', which dise always uses")
     if "norm" in call.options:

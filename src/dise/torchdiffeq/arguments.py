@@ -1,5 +1,6 @@
 """Arguments of torchdiffeq's functions, checked: errors name the argument, what came and what was expected."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,15 +59,18 @@ def method_name(method: object) -> str:
     return name
 
 
-def check_options(method: str, options: Mapping[str, Any], y0: Tensor) -> None:
-    """Raise a ValueError unless the options are those of the method, with values that dise supports."""
+def as_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the method has. Others are ignored with a warning, as in torchdiffeq.
+
+    Raises:
+        ValueError: a value that the method's option cannot have.
+    """
     known = ADAPTIVE_OPTIONS if method in ADAPTIVE else FIXED_OPTIONS
-    for name in options:
-        if name not in known:
-            raise ValueError(f"options: {method} has {', '.join(known)}, got {name!r}")
-    dtype = options.get("dtype")
-    if dtype is not None and torch.promote_types(dtype, y0.dtype.to_real()) != y0.dtype.to_real():
-        raise ValueError(f"options: times have the state's real dtype, {y0.dtype.to_real()}; for {dtype} cast y0")
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        message = f"options: {method} ignores {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        warnings.warn(message, stacklevel=5)  # the caller of `odeint`
+    options = {name: value for name, value in options.items() if name in known}
     if options.get("perturb"):
         raise ValueError("options: perturb is not supported; with an adaptive method name discontinuities by jump_t")
     if options.get("interp") not in (None, "linear", "cubic"):
@@ -79,6 +83,7 @@ def check_options(method: str, options: Mapping[str, Any], y0: Tensor) -> None:
     norm = options.get("norm")
     if norm is not None and not callable(norm):
         raise ValueError(f"options: expected a function as norm, got {norm!r}")
+    return options
 
 
 def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:

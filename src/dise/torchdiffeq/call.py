@@ -12,7 +12,7 @@ from torch import Tensor
 from dise.integrate import Backsolve, IController, Integrator, Solution, State, solve
 from dise.integrate.problem.state import leaves
 from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
-from dise.torchdiffeq.arguments import ErrorTolerances, as_times, check_options, check_state, method_name
+from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_times, check_state, method_name
 from dise.torchdiffeq.integrators import CALLBACKS, AdaptiveMethod, Callback, FixedMethod, StateNorm
 from dise.torchdiffeq.methods import ADAPTIVE, FIXED, interpolated
 
@@ -51,9 +51,8 @@ class OdeintCall:
         if not callable(self.func):
             raise TypeError(f"func: expected a function of (t, y), got {type(self.func).__name__}")
         check_state(self.y0)
-        first = leaves(self.y0)[0]
-        check_options(name, self.options, first)
-        object.__setattr__(self, "t", as_times(self.t, first, pair=self.event_fn is not None))
+        object.__setattr__(self, "options", as_options(name, self.options))
+        object.__setattr__(self, "t", as_times(self.t, leaves(self.y0)[0], pair=self.event_fn is not None))
         if name in FIXED and self._callbacks().keys() - {"callback_step"}:
             warnings.warn(f"{name} accepts all steps; of func's callbacks it calls callback_step only", stacklevel=4)
 
