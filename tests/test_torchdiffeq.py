@@ -564,6 +564,28 @@ def test_any_shape_and_dtype(shape, dtype):
     assert_close(y[1], torch.full(shape, math.exp(-1), dtype=dtype), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4", "dopri5"])
+@pytest.mark.parametrize("t_dtype", [torch.float32, None], ids=["float32", "half"])
+def test_half_states_get_a_half_t(dtype, method, t_dtype):
+    """A network that sees t beside the state wants one dtype (SWivid/F5-TTS)."""
+    net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 2)).to(dtype)
+    seen = set()
+
+    def f(t, y):
+        seen.add((t.dtype, t.shape))
+        return net(torch.cat([y, t.expand(len(y), 1)], 1))
+
+    y0, t = torch.ones(4, 2, dtype=dtype), torch.linspace(0, 1, 5).to(t_dtype or dtype)
+    with torch.no_grad():
+        ours, theirs = (
+            m.odeint(f, y0, t, method=method, rtol=1e-2, atol=1e-2) for m in (dise.torchdiffeq, torchdiffeq)
+        )
+    assert seen == {(dtype, torch.Size([]))}
+    assert ours.dtype == dtype
+    assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
 def test_f_is_never_called_outside_of_the_span(start):
     times = []
 

@@ -40,9 +40,9 @@ def odeint(
     """Solve dy/dt = func(t, y), y(t[0]) = y0, for y at all times t.
 
     Args:
-        func: called with a scalar t and y in y0's structure and shapes; returns dy/dt in the same. Its attributes
-            callback_step, callback_accept_step and callback_reject_step, if it has them, are called with (t, y, dt)
-            after each attempted step.
+        func: called with a scalar t, in the state's real dtype, and y in y0's structure and shapes; returns dy/dt in
+            the same. Its attributes callback_step, callback_accept_step and callback_reject_step, if it has them, are
+            called with (t, y, dt) after each attempted step.
         y0: tensor of any shape, or a tuple of tensors.
         t: [T] times, strictly increasing or decreasing.
         rtol, atol: tolerances: numbers, or tensors that broadcast to the state; for a tuple state also a tuple of

@@ -188,18 +188,22 @@ class OdeintCall:
         return list(pairwise([start, *stops, end]))
 
     def _field(self, a: Tensor, b: Tensor) -> Callable[[Tensor, State], State]:
-        """func on the span from a to b; where an end is in jump_t, func gets the next time inside the span instead."""
+        """func on the span from a to b, with t in the state's real dtype.
+
+        Where an end of the span is in jump_t, func gets the next time inside the span instead.
+        """
         jumps = self.options.get("jump_t")
         jumps = self.t[:0] if jumps is None else torch.as_tensor(jumps).to(self.t)
         low = torch.nextafter(a.detach(), b.detach()) if bool((jumps == a).any()) else None
         high = torch.nextafter(b.detach(), a.detach()) if bool((jumps == b).any()) else None
+        dtype = leaves(self.y0)[0].dtype.to_real()
 
         def field(t: Tensor, y: State) -> State:
             if low is not None:
                 t = torch.where(t == a, t + (low - t).detach(), t)
             if high is not None:
                 t = torch.where(t == b, t + (high - t).detach(), t)
-            value = self.func(t, y)
+            value = self.func(t.to(dtype), y)  # dise's times are float32 for states of half precision
             return tuple(value) if isinstance(self.y0, tuple) and isinstance(value, list) else value
 
         return field
