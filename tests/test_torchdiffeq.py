@@ -586,6 +586,19 @@ def test_half_states_get_a_half_t(dtype, method, t_dtype):
     assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "euler"])
+def test_func_may_change_its_t(method):
+    """Time embeddings scale t in place; y' = −y cos 2t has a closed form. There fixed steps would go wrong."""
+
+    def f(t, y):
+        t *= 2
+        return -y * torch.cos(t)
+
+    t = torch.linspace(0.5, 1.5, 2 if method == "dopri5" else 2001, dtype=torch.float64)
+    y = odeint(f, torch.ones(1).double(), t, method=method, rtol=1e-8, atol=1e-8)[-1]
+    assert_close(y.item(), math.exp((math.sin(1) - math.sin(3)) / 2), rtol=1e-3 if method == "euler" else 1e-6, atol=0)
+
+
 def test_f_is_never_called_outside_of_the_span(start):
     times = []
 

@@ -84,6 +84,8 @@ ERRORS = {
     "f raises": ({"f": raises}, KeyError, "mine"),
     "f changes y in place": ({"f": in_place, "y0": torch.ones(2, 3)}, RuntimeError,
                              "f: changed y in place; work on a copy"),
+    "f changes t in place": ({"f": lambda t, y: -y * t.mul_(2), "y0": torch.ones(2, 3)}, RuntimeError,
+                             "f: changed t in place; work on a copy"),
     # ---- the integrator
     "integrator a string": ({"integrator": "dopri5"}, TypeError, "integrator: expected an integrator such as"),
     "integrator a class": ({"integrator": Dopri5}, TypeError, "integrator: expected an integrator such as"),

@@ -203,7 +203,8 @@ class OdeintCall:
                 t = torch.where(t == a, t + (low - t).detach(), t)
             if high is not None:
                 t = torch.where(t == b, t + (high - t).detach(), t)
-            value = self.func(t.to(dtype), y)  # dise's times are float32 for states of half precision
+            # dise's times are float32 for states of half precision; as in torchdiffeq, func may change its t
+            value = self.func(t.to(dtype, copy=True), y)
             return tuple(value) if isinstance(self.y0, tuple) and isinstance(value, list) else value
 
         return field

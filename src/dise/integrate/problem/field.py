@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dise.integrate.problem.requests import Request
@@ -26,7 +27,10 @@ def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     """
     layout = f.layout
     state = layout.unpack(y.contiguous())
-    value = f.f(layout.time(t), state, *f.args, *f.sample_args)
+    time = layout.time(t)
+    if torch.compiler.is_compiling() or t.is_inference():
+        time = time.clone()  # torch does not count changes there, so give f a copy that it may change
+    value = f.f(time, state, *f.args, *f.sample_args)
     if not same_structure(value, state):
         raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
     for part in leaves(value):
@@ -95,18 +99,20 @@ class Field:
     def _checked(self, request: Request) -> Tensor:
         self.calls += 1
         try:
-            version = times_changed(request.y)
-            value = self.evaluate(self.bound(request.rows), request.t.contiguous(), request.y)
-            self._check_memory(request.y, version, value)
+            t, y = request.t.contiguous(), request.y
+            versions = times_changed(t), times_changed(y)
+            value = self.evaluate(self.bound(request.rows), t, y)
+            self._check_memory(t, y, versions, value)
             return value
         except (RuntimeError, ValueError) as error:
             self.explain(error, request)
             raise
 
-    def _check_memory(self, y: Tensor, version: int, value: Tensor) -> None:
-        """Raise if f overwrote memory that the solver still reads: y, or the value that f returned before."""
-        if times_changed(y) != version:
-            raise RuntimeError("f: changed y in place; work on a copy")
+    def _check_memory(self, t: Tensor, y: Tensor, versions: tuple[int, int], value: Tensor) -> None:
+        """Raise if f overwrote memory that the solver still reads: t, y, or the value that f returned before."""
+        for name, x, version in zip(("t", "y"), (t, y), versions, strict=True):
+            if times_changed(x) != version:
+                raise RuntimeError(f"f: changed {name} in place; work on a copy")
         if self._last is not None and times_changed(self._last[0]) != self._last[1]:
             raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
         self._last = value, times_changed(value)
