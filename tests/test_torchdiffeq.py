@@ -9,6 +9,7 @@ import torchdiffeq
 from torch import nn
 from torch.autograd import grad, gradcheck
 from torch.testing import assert_close
+from torchdiffeq._impl.odeint import SOLVERS as PEER_SOLVERS
 
 import dise.torchdiffeq
 from dise import SolveError
@@ -16,6 +17,7 @@ from dise.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 from dise.torchdiffeq.methods import ADAPTIVE, FIXED
 
 PEERS = sorted(set(ADAPTIVE) - {"tsit5"})  # its 0.2.5 has no tsit5
+T = torch.tensor([0.0, 1.0])
 every = pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
 directions = pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
 
@@ -451,6 +453,62 @@ def test_norms_see_the_states_shapes(interface, is_tuple, start):
     assert (len(seen) > forwards) == (interface is odeint_adjoint)
 
 
+# ---- SciPy's solvers
+
+
+@pytest.mark.parametrize("solver", [None, "RK45", "BDF"])
+@directions
+def test_scipys_solvers_are_those_there(solver, reverse, start):
+    t = torch.tensor([0.0, 0.4, 1.0, 2.5], dtype=torch.float64)
+    t = 1 - t if reverse else t
+    call = {"method": "scipy_solver", "rtol": 1e-6, "atol": 1e-8, "options": {"solver": solver} if solver else None}
+    ours, theirs = (module.odeint(pendulum, start, t, **call) for module in (dise.torchdiffeq, torchdiffeq))
+    # there backwards is forwards in −t, of which not every rounding is the same
+    assert_close(ours, theirs, rtol=1e-5 if reverse else 1e-12, atol=1e-6 if reverse else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64])
+def test_scipys_solvers_take_tuples_and_dtypes(dtype):
+    seen = []
+
+    def f(t, y):
+        seen.append((t.dtype, t.shape, [part.dtype for part in y], [part.shape for part in y]))
+        return [-y[0], y[1]]
+
+    y0 = (torch.ones(2, 3, dtype=dtype), torch.ones((), dtype=dtype))
+    options = {"solver": "RK45", "step_size": 1.0}
+    with pytest.warns(UserWarning, match="options: scipy_solver ignores 'step_size'"):
+        a, b = odeint(f, y0, T, method="scipy_solver", options=options, rtol=(1e-5, 1e-6), atol=torch.tensor(1e-6))
+    assert seen[0] == (dtype.to_real(), (), [dtype] * 2, [(2, 3), ()])
+    assert (a.dtype, a.shape, b.shape) == (dtype, (2, 2, 3), (2,))
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+    assert_close(a[1], torch.full_like(y0[0], math.exp(-1)), rtol=tolerance, atol=tolerance)
+    assert_close(b[1], torch.full_like(y0[1], math.e), rtol=tolerance, atol=tolerance)
+
+
+def test_scipys_solvers_have_no_gradients(tanh_field, starts):
+    f, y0 = tanh_field(3), starts(4, 3).requires_grad_()
+    assert not odeint(f, y0, T.double(), method="scipy_solver").requires_grad
+    with torch.no_grad():
+        assert_close(odeint_adjoint(f, y0, T.double(), method="scipy_solver"), odeint(f, y0, T.double()))
+    with pytest.raises(ValueError, match="method: scipy_solver has neither events, nor dense output, nor a backward"):
+        odeint_adjoint(f, y0, T.double(), method="scipy_solver")
+
+
+def test_scipys_failures_are_errors():
+    with pytest.raises(RuntimeError, match="scipy_solver: RK45 failed: Required step size is less than spacing"):
+        odeint(lambda t, y: y**2, torch.ones(1).double(), 2 * T, method="scipy_solver", options={"solver": "RK45"})
+
+
+def test_solvers_has_the_methods_names():
+    """Scripts offer them as choices (facebookresearch/flow_matching)."""
+    assert set(dise.torchdiffeq.SOLVERS) - {"tsit5"} == set(PEER_SOLVERS) - {
+        "explicit_adams",
+        "implicit_adams",
+        "fixed_adams",
+    }
+
+
 # ---- events
 
 THROWN = {"g": 9.81}
@@ -621,13 +679,13 @@ def test_no_warnings(start):
 
 # ---- what is wrong is named
 
-T = torch.tensor([0.0, 1.0])
-
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"method": "rk45"}, ValueError, "method: expected one of dopri8, dopri5, tsit5, .*, rk4, got 'rk45'"),
+        ({"method": "rk45"}, ValueError, "method: expected one of dopri8, dopri5, tsit5, .*, scipy_solver, got 'rk45'"),
+        ({"method": "scipy_solver", "t": T.flip(0)[None]}, ValueError, r"t: expected shape \[T\], got \(1, 2\)"),
+        ({"method": "scipy_solver", "event_fn": lambda t, y: t}, ValueError, "method: scipy_solver has neither events"),
         ({"method": "implicit_adams"}, ValueError, "method: expected one of"),
         ({"method": "rk4", "options": {"perturb": True}}, ValueError, "options: perturb"),
         ({"method": "rk4", "options": {"interp": "spline"}}, ValueError, "options: interp is 'linear' or 'cubic'"),

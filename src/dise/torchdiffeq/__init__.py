@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from dise.integrate import Backsolve, State
 from dise.torchdiffeq.arguments import ErrorTolerances
 from dise.torchdiffeq.call import OdeintCall
+from dise.torchdiffeq.methods import SOLVERS
+from dise.torchdiffeq.scipy_solver import scipy_odeint
 
-__all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
+__all__ = ["SOLVERS", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
 
 def odeint(
@@ -48,11 +50,13 @@ def odeint(
         rtol, atol: tolerances: numbers, or tensors that broadcast to the state; for a tuple state also a tuple of
             these.
         method: "dopri5" (default), "dopri8", "tsit5", "bosh3", "fehlberg2", "adaptive_heun"; with fixed steps "euler",
-            "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule).
+            "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule); "scipy_solver" for SciPy's, without gradients.
+            `SOLVERS` has them by name.
         options: for adaptive methods first_step, min_step, max_step, safety, ifactor, dfactor, max_num_steps, step_t,
             jump_t, norm, dtype; for fixed-step methods step_size or grid_constructor (default: one step from each time
-            to the next), interp ("linear" or "cubic"). Options that the method does not have are ignored with a
-            warning.
+            to the next), interp ("linear" or "cubic"); for "scipy_solver" solver (a method of
+            `scipy.integrate.solve_ivp`, default "LSODA"), min_step, max_step. Options that the method does not have
+            are ignored with a warning.
         event_fn: event_fn(t, y) → numbers; the solve goes from t[0] in the direction of t[1] until one of them is zero.
 
     Returns:
@@ -63,6 +67,8 @@ def odeint(
         TypeError, ValueError: an argument (named in the message) is not as described.
         dise.SolveError: the system could not be integrated.
     """
+    if method == "scipy_solver" and event_fn is None:
+        return scipy_odeint(func, y0, t, ErrorTolerances(rtol, atol), options or {})
     call = OdeintCall(func, y0, t, method, ErrorTolerances(rtol, atol), dict(options or {}), event_fn)
     return call.run("direct")
 
@@ -96,8 +102,8 @@ def odeint_adjoint(
         see `odeint`.
 
     Raises:
-        ValueError: see `odeint`; also if func is no nn.Module and adjoint_params is missing, or if adjoint_method
-            differs from method and adjoint_options is missing.
+        ValueError: see `odeint`; also if func is no nn.Module and adjoint_params is missing, if adjoint_method differs
+            from method and adjoint_options is missing, or if gradients of "scipy_solver" are required.
     """
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError(
@@ -109,6 +115,8 @@ def odeint_adjoint(
     params = tuple(
         func.parameters() if adjoint_params is None and isinstance(func, nn.Module) else adjoint_params or ()
     )
+    if method == "scipy_solver" and not _requires_grad(y0, t, params):
+        return odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
     call = OdeintCall(func, y0, t, method, ErrorTolerances(rtol, atol), dict(options or {}), event_fn)
     tolerances = ErrorTolerances(
         rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol
@@ -120,6 +128,11 @@ def odeint_adjoint(
         chosen["norm"] = call.options["norm"]
     back = OdeintCall(func, y0, t, adjoint_method or method, tolerances, chosen, event_fn, suffix="_adjoint")
     return call.run(Backsolve(params=params, integrator=back.backward_integrator()))
+
+
+def _requires_grad(y0: State, t: Tensor, params: Iterable[Tensor]) -> bool:
+    parts = y0 if isinstance(y0, tuple) else (y0,)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (*parts, t, *params) if isinstance(x, Tensor))
 
 
 def odeint_event(

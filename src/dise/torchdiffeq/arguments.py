@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate import State
-from dise.torchdiffeq.methods import ADAPTIVE, ADAPTIVE_OPTIONS, FIXED, FIXED_OPTIONS
+from dise.torchdiffeq.methods import ADAPTIVE, FIXED, SOLVERS, options_of
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,16 @@ def check_state(y0: object) -> None:
 
 
 def method_name(method: object) -> str:
-    """The method's name; "dopri5" for None.
+    """The name of a method that dise itself has; "dopri5" for None.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or SciPy's.
     """
     name = "dopri5" if method is None else method
     if not isinstance(name, str) or (name not in ADAPTIVE and name not in FIXED):
-        raise ValueError(f"method: expected one of {', '.join([*ADAPTIVE, *FIXED])}, got {method!r}")
+        if name in SOLVERS:
+            raise ValueError(f"method: {name} has neither events, nor dense output, nor a backward solve")
+        raise ValueError(f"method: expected one of {', '.join(SOLVERS)}, got {method!r}")
     return name
 
 
@@ -65,7 +67,7 @@ def as_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a value that the method's option cannot have.
     """
-    known = ADAPTIVE_OPTIONS if method in ADAPTIVE else FIXED_OPTIONS
+    known = options_of(method)
     unknown = [name for name in options if name not in known]
     if unknown:
         message = f"options: {method} ignores {', '.join(map(repr, unknown))}; it has {', '.join(known)}"

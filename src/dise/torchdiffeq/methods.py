@@ -24,11 +24,19 @@ FIXED: dict[str, ButcherTableau] = {
     "heun3": HEUN3,
     "rk4": classical.RK38,
 }
+SOLVERS: dict[str, ButcherTableau | None] = {**ADAPTIVE, **FIXED, "scipy_solver": None}  # None: SciPy's
+
 ADAPTIVE_OPTIONS = (
     "first_step", "min_step", "max_step", "safety", "ifactor", "dfactor", "max_num_steps", "step_t", "jump_t", "norm",
     "dtype",
 )  # fmt: skip
 FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
+SCIPY_OPTIONS = ("solver", "min_step", "max_step", "norm", "grid_points", "eps")  # the last three have no effect
+
+
+def options_of(method: str) -> tuple[str, ...]:
+    """The names of a method's options."""
+    return ADAPTIVE_OPTIONS if method in ADAPTIVE else FIXED_OPTIONS if method in FIXED else SCIPY_OPTIONS
 
 
 def interpolated(tableau: ButcherTableau, interp: str | None) -> ButcherTableau:
