@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dise.integrate import Backsolve, State
 from dise.torchdiffeq.arguments import ErrorTolerances
 from dise.torchdiffeq.call import OdeintCall
+from dise.torchdiffeq.integrators import adjoint_norm
 from dise.torchdiffeq.methods import SOLVERS
 from dise.torchdiffeq.scipy_solver import scipy_odeint
 
@@ -95,7 +96,8 @@ def odeint_adjoint(
         func, y0, t, rtol, atol, method, options, event_fn: see `odeint`. func's callback_step_adjoint,
             callback_accept_step_adjoint and callback_reject_step_adjoint are called with the pair (y, adjoint).
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: for the backward solve; default: the forward
-            solve's. adjoint_options["norm"] may only be "seminorm"; options["norm"] measures y and its adjoint.
+            solve's. adjoint_options["norm"] is a function of the tuple (t, *y, *adjoint, *adjoint_params), or
+            "seminorm"; default: the larger of the norms of y and its adjoint, each by options["norm"].
         adjoint_params: tensors that func uses and that get gradients; default: func's parameters.
 
     Returns:
@@ -122,10 +124,13 @@ def odeint_adjoint(
         rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol
     )
     chosen = dict((call.options if adjoint_options is None else adjoint_options) or {})
-    if chosen.pop("norm", None) not in (None, "seminorm", call.options.get("norm")):
-        raise ValueError("adjoint_options: expected the norm 'seminorm', which dise always uses")
-    if "norm" in call.options:
-        chosen["norm"] = call.options["norm"]
+    norm = None if adjoint_options is None else adjoint_options.get("norm")
+    if norm in (None, "seminorm"):
+        chosen["norm"] = call.options.get("norm")
+    elif callable(norm):
+        chosen["norm"] = adjoint_norm(norm, [param for param in params if param.requires_grad])
+    else:
+        raise ValueError(f"adjoint_options: expected 'seminorm' or a function as norm, got {norm!r}")
     back = OdeintCall(func, y0, t, adjoint_method or method, tolerances, chosen, event_fn, suffix="_adjoint")
     return call.run(Backsolve(params=params, integrator=back.backward_integrator()))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate import Backsolve, IController, Integrator, Solution, State, solve
+from dise.integrate.backward_solve import PairNorm
 from dise.integrate.problem.state import leaves
 from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
 from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_times, check_state, method_name
@@ -131,7 +132,8 @@ class OdeintCall:
         limit = int(o.get("max_num_steps", _MAX_ADAPTIVE_STEPS if endless else 2**31 - 1))
         first_step = first_step if o.get("first_step") is None else float(o["first_step"])
         shortest = float(o.get("min_step", 0))
-        norm = {} if o.get("norm") is None else {"norm": StateNorm(o["norm"])}
+        norm = o.get("norm")
+        norms = {} if norm is None else {"norm": norm if isinstance(norm, PairNorm) else StateNorm(norm)}
         return AdaptiveMethod(
             table=ADAPTIVE[str(self.method)],
             callbacks=self._callbacks(),
@@ -147,7 +149,7 @@ class OdeintCall:
                 grow=float(o.get("ifactor", 10.0)),
                 shrink=float(o.get("dfactor", 0.2)),
             ),
-            **norm,
+            **norms,
         )
 
     def _callbacks(self) -> dict[str, Callback]:

@@ -1,6 +1,6 @@
 """Integrators that step as torchdiffeq's methods do: its norms, its callbacks, its time grids."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate import Adaptive, ButcherTableau, Integrator, State
+from dise.integrate.backward_solve import PairNorm
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
@@ -33,11 +34,28 @@ class StateNorm:
         Raises:
             ValueError: it is not one number.
         """
-        state = tuple(part[0] for part in error) if isinstance(error, tuple) else error[0]
-        value = torch.as_tensor(self.norm(state))
-        if value.numel() != 1:
-            raise ValueError(f"options: expected a norm that returns one number, got shape {tuple(value.shape)}")
-        return value.abs().reshape(1)
+        return _one_number(self.norm(tuple(part[0] for part in error) if isinstance(error, tuple) else error[0]))
+
+
+def adjoint_norm(norm: Callable[[tuple[Tensor, ...]], Tensor], params: Sequence[Tensor]) -> PairNorm:
+    """torchdiffeq's norm of the whole adjoint state, (t, *y, *adjoint, *params), as a norm of dise's backward solve.
+
+    The errors of t and params, which dise leaves out of the error test, are 0.
+    """
+
+    def norm_of_pair(pair: Any) -> Tensor:
+        parts = tuple(part[0] for part in pair)
+        return _one_number(norm((parts[0].new_zeros(()), *parts, *(torch.zeros_like(param) for param in params))))
+
+    return PairNorm(norm_of_pair)
+
+
+def _one_number(value: object) -> Tensor:
+    """[1] the value of a norm."""
+    norm = torch.as_tensor(value)
+    if norm.numel() != 1:
+        raise ValueError(f"options: expected a norm that returns one number, got shape {tuple(norm.shape)}")
+    return norm.abs().reshape(1)
 
 
 @dataclass(frozen=True)
