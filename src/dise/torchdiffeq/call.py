@@ -72,7 +72,7 @@ class OdeintCall:
             solution = self.solve(y, a, b, gradient, first_step=first_step, save_at=self.t[inside])
             saved.append(cast(State, solution.saved))
             y, first_step = solution.y, abs(float(solution.dt.detach()))
-        return _joined(saved, torch.cat)
+        return _join(saved, torch.cat)
 
     def _until(self, event_fn: Event, gradient: Gradient) -> tuple[Tensor, State]:
         """The time of the first event, and the states at t[0] and there."""
@@ -83,7 +83,7 @@ class OdeintCall:
             raise TypeError(f"event_fn: expected a tensor, got {type(value).__name__}")
         signs = value.sign()
         if bool((signs == 0).any()):
-            return t0, _joined([self.y0, self.y0], torch.stack)
+            return t0, _join([self.y0, self.y0], torch.stack)
 
         def first_of_all(t: Tensor, y: State) -> Tensor:
             # all functions are made positive at the start, so the smallest is the first to reach zero
@@ -96,7 +96,7 @@ class OdeintCall:
             if bool(solution.event):
                 break
             y, first_step = solution.y, abs(float(solution.dt.detach()))
-        return solution.t.to(self.t), _joined([self.y0, solution.y], torch.stack)
+        return solution.t.to(self.t), _join([self.y0, solution.y], torch.stack)
 
     def solve(
         self, y: State, a: Tensor, b: Tensor, gradient: Any, *, first_step: float | None = None, **options: Any
@@ -212,7 +212,7 @@ class OdeintCall:
         return field
 
 
-def _joined(states: list[State], how: Callable[..., Tensor]) -> State:
+def _join(states: list[State], how: Callable[..., Tensor]) -> State:
     """States of one structure, joined tensor by tensor."""
     if isinstance(states[0], tuple):
         return tuple(how(parts) for parts in zip(*states, strict=True))
