@@ -138,7 +138,7 @@ ERRORS = {
     "throw a string": ({"throw": "no"}, TypeError, "throw: expected True or False, got 'no'"),
     "record a number": ({"record": 1}, TypeError, "record: expected True or False, got 1"),
     "step sizes a number": ({"differentiate_step_sizes": 0}, TypeError, "step_sizes: expected True or False, got 0"),
-    "compile a string": ({"compile": "yes"}, TypeError, "compile: expected True, False or a mapping"),
+    "compile a string": ({"compile": "yes"}, TypeError, "compile: expected True, False, 'fast' or a mapping"),
     "an unknown option": ({"rtol": 1e-3}, TypeError, "unexpected keyword argument 'rtol'"),
     # ---- numbers that are none
     "y0 NaN": ({"y0": NAN}, SolveError, "1 of 2 samples failed; first: sample 1 at t=0 .*NON_FINITE"),

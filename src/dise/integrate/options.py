@@ -11,7 +11,7 @@ from dise.integrate.integrators import Integrator
 from dise.integrate.value import Value
 
 Gradient = Literal["direct", "checkpoint", "backsolve"] | Backsolve
-Compile = bool | Mapping[str, Any]
+Compile = bool | Literal["fast"] | Mapping[str, Any]
 
 
 class SolveKeywords(TypedDict, total=False):
@@ -36,7 +36,8 @@ class SolveOptions(Value):
         drop_finished: False evaluates f on all samples in every call, finished ones included.
         gradient: "direct", "checkpoint", "backsolve" or a `dise.Backsolve`.
         differentiate_step_sizes: include the choice of step sizes in gradients.
-        compile: True compiles whole steps with `torch.compile`; a mapping gives its arguments.
+        compile: True compiles whole steps with `torch.compile`, "fast" also with faster, less exact kernels of dise's
+            own; a mapping gives torch.compile's arguments.
 
     Raises:
         TypeError, ValueError: an option (named in the message) is not as described.
@@ -56,9 +57,9 @@ class SolveOptions(Value):
             raise ValueError(
                 f"gradient: expected 'direct', 'checkpoint', 'backsolve' or a dise.Backsolve, got {self.gradient!r}"
             )
-        if not isinstance(self.compile, bool | Mapping):
+        if not isinstance(self.compile, bool | Mapping) and self.compile != "fast":
             raise TypeError(
-                f"compile: expected True, False or a mapping of torch.compile's arguments, got {self.compile!r}"
+                f"compile: expected True, False, 'fast' or a mapping of torch.compile's arguments, got {self.compile!r}"
             )
 
     def keywords(self) -> SolveKeywords:
@@ -80,10 +81,3 @@ class SolveOptions(Value):
                     f"{name}: backsolve keeps no steps to differentiate it by; use another gradient= with it"
                 )
         return replace(gradient, integrator=gradient.back(integrator))
-
-    @property
-    def compile_arguments(self) -> Mapping[str, Any] | None:
-        """Arguments of `torch.compile`; None: do not compile."""
-        if isinstance(self.compile, Mapping):
-            return self.compile
-        return {} if self.compile else None

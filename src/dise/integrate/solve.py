@@ -1,6 +1,6 @@
 """`solve`: checks the arguments, answers the integrator's requests and returns a Solution."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -97,11 +97,13 @@ def solve(
             with the number of steps, but gradients are exact only up to the tolerance, `Solution.error` and
             `accumulated` have none, and a backward solve may be unstable. f's parameters are known if f is an
             nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
-        compile: True makes one graph of a whole step of a Runge–Kutta method (or of more, see the guide), f
-            included, by `torch.compile`; a mapping gives torch.compile's arguments, e.g.
-            {"mode": "max-autotune-no-cudagraphs"}. Graphs are kept for later solves with the same f and integrator. f
-            must be traceable as a whole (no graph breaks). Integrators that choose run their candidates one after the
-            other; backsolve's way back is not compiled; graphs give no second derivatives.
+        compile: True makes one graph of a whole step of a Runge–Kutta method (or of several, see the guide), f
+            included, by `torch.compile`; results may differ from eager ones by rounding. "fast" also lets float32
+            tanh err by 6 units in the last place and sums narrow matrix products in another order, on the CPU. A
+            mapping gives torch.compile's arguments, e.g. {"mode": "max-autotune-no-cudagraphs"}. Graphs are kept for
+            later solves with the same f and integrator. f must be traceable as a whole (no graph breaks). Integrators
+            that choose run their candidates one after the other; the backward solve of "backsolve" is not compiled;
+            graphs have no second derivatives.
         record: keep every accepted step's end and error ratio in `Solution.steps`.
         progress: called with a `Progress` after each round of attempted steps (with gradient="checkpoint" after each
             segment of rounds).
@@ -144,8 +146,9 @@ def solve(
     points = as_save_points(save_at, save_mask, wanted.t0, wanted.t1, batched=batched)
     back = options.backsolve(integrator, dense=dense)
     problem = wanted if back is None else wanted.detach()
-    plain = Field(f, layout, None if drop_finished else (problem.t0, problem.y0), further, own)
-    field, rounds = _compiled(plain, options.compile_arguments)
+    stand_ins = None if drop_finished else (problem.t0, problem.y0)
+    plain = Field(f, layout, stand_ins, further, own)
+    field, rounds = _compiled(plain, options.compile)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
     stages = points is not None or dense or monitor is not None
     log = StepLog(len(packed), packed.device, stages=stages) if stages or record else None
@@ -194,13 +197,13 @@ def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:
     return None if all(has_values(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
 
 
-def _compiled(field: Field, arguments: Mapping[str, Any] | None) -> tuple[Field, MakeRounds | None]:
-    """The field and the factory of the loop's rounds, compiled with arguments of `torch.compile`; None: eager ones."""
-    if arguments is None:
+def _compiled(field: Field, compile: Compile) -> tuple[Field, MakeRounds | None]:
+    """The field and the factory of the loop's rounds, compiled as `compile` says; None: eager rounds."""
+    if compile is False:
         return field, None
     from dise.integrate.compile.rounds import CompiledField, graph_rounds  # they import torch's compiler
 
-    graphs = CompiledField(field, arguments)
+    graphs = CompiledField(field, compile)
     return graphs, partial(graph_rounds, graphs)
 
 

@@ -1,4 +1,4 @@
-"""Compiled functions, kept from one solve to the next."""
+"""Compiled functions, kept between solves."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import CodeType, FunctionType
@@ -7,55 +7,38 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from dise.integrate.compile.backend import inductor
+from dise.integrate.compile import private
+from dise.integrate.compile.backend import fast_inductor, inductor
 
 F = TypeVar("F", bound=Callable)
+Setting = bool | str | Mapping[str, Any]  # `compile=` of `dise.solve`, except False
 
-_KEPT: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
-def compiled(function: F, f: Callable, key: Hashable, options: Mapping[str, Any]) -> F:
-    """`function` compiled into one graph, for calls whose vector field is f.
+def compiled(function: F, f: Callable, key: Hashable, setting: Setting) -> F:
+    """`function` compiled into one graph, for calls with the vector field f.
 
-    It is compiled anew for another f (functions with the same code and different closures are the same f), another
-    key, and with and without gradients; and by torch for other dtypes and for up to 8 (torch's recompile_limit) shapes.
+    There is one graph for each f (functions with the same code and different closures count as one), key and setting,
+    with and without gradients. torch itself compiles another for other dtypes, and for up to 8 (torch's
+    `recompile_limit`) shapes.
 
     Args:
-        function: a pure function of tensors; f is one of its arguments. The key has the tableau of a `method`.
-        f: what to keep it with: it is forgotten when f is.
-        key: what else it depends on.
-        options: arguments of `torch.compile`.
+        function: a pure function of tensors; f is one of its arguments. The key includes the tableau of its `method`.
+        f: graphs are dropped together with it.
+        key: everything else that the graph depends on.
+        setting: True, "fast" or arguments of `torch.compile`.
     """
-    kept = _KEPT.setdefault(identity(f), {})
-    full_key = (
-        function,
-        key,
-        repr(sorted(options.items())),
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-    )
-    if full_key not in kept:
-        kept[full_key] = torch.compile(_copy(function), **_arguments(options))
-    return kept[full_key]
+    graphs = _GRAPHS.setdefault(function_key(f), {})
+    options = repr(sorted(setting.items())) if isinstance(setting, Mapping) else setting
+    full_key = (function, key, options, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    if full_key not in graphs:
+        graphs[full_key] = torch.compile(_copy(function), **_arguments(setting))
+    return graphs[full_key]
 
 
-def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """torch.compile's arguments: the user's options, and our backend if they name none."""
-    arguments = {"fullgraph": True, **options}
-    if "backend" in options or "mode" in options:  # a mode is of torch's own backend
-        return arguments
-    own = {"guard_filter_fn": _to_be_checked, **options.get("options", {})}
-    return arguments | {"backend": inductor, "options": own}
-
-
-def _to_be_checked(guards: Sequence[Any]) -> list[bool]:
-    """Which guards of a graph to check at each call: all but those of its tableau's numbers, which the key covers."""
-    tableau = ("method.tableau", "L['method'].tableau")  # torch's names for it
-    return [not guard.name.startswith(tableau) for guard in guards]
-
-
-def identity(f: Callable) -> Any:
-    """What stands for a function in a table: its code, which outlives each closure; another callable itself."""
+def function_key(f: Callable) -> Any:
+    """A weakly referenceable key for f: its code, which outlives each closure, or a callable object itself."""
     code = getattr(f, "__code__", None)
     if isinstance(code, CodeType):
         return code
@@ -66,8 +49,26 @@ def identity(f: Callable) -> Any:
     return f
 
 
+def _arguments(setting: Setting) -> dict[str, Any]:
+    """Arguments of torch.compile: the user's, with one of our backends unless a backend or a mode is given."""
+    given = setting if isinstance(setting, Mapping) else {}
+    arguments = {"fullgraph": True, **given}
+    # a mode belongs to torch's own backend
+    if "backend" in given or "mode" in given or private.code_generator() is None:
+        return arguments
+    # a prototype of torch; torch 2.6 passes it on to the backend, which ignores it, and checks all guards
+    options = {"guard_filter_fn": _checked_guards, **given.get("options", {})}
+    return arguments | {"backend": fast_inductor if setting == "fast" else inductor, "options": options}
+
+
+def _checked_guards(guards: Sequence[Any]) -> list[bool]:
+    """For each guard of a graph, whether calls check it: all except a tableau's numbers, which the key covers."""
+    tableau = ("method.tableau", "L['method'].tableau")  # torch's names for it
+    return [not guard.name.startswith(tableau) for guard in guards]
+
+
 def _copy(function: F) -> F:
-    """The same function with a code object of its own: torch counts recompilations by code object."""
+    """The function with a code object of its own, since torch counts recompilations per code object."""
     code, closure = function.__code__.replace(), function.__closure__
     copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
     return cast("F", copy)

@@ -1,11 +1,11 @@
 """The user's vector field, compiled."""
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from torch import Tensor
 
-from dise.integrate.compile.cache import compiled
+from dise.integrate.compile.cache import Setting, compiled
 from dise.integrate.problem.field import BoundField, Field, call
 from dise.integrate.problem.requests import Request
 
@@ -17,25 +17,25 @@ class CompiledField(Field):
 
     Args:
         plain: the field to compile.
-        options: arguments of `torch.compile`.
+        setting: True, "fast" or arguments of `torch.compile`.
     """
 
-    def __init__(self, plain: Field, options: Mapping[str, Any]) -> None:
+    def __init__(self, plain: Field, setting: Setting) -> None:
         super().__init__(plain.f, plain.layout, plain.stand_ins, plain.args, plain.sample_args)
-        self._options = options
+        self._setting = setting
 
     def compiled(self, function: F, *key: Hashable) -> F:
-        """A function of a `BoundField` and of tensors, compiled; `key` is what else its graph depends on."""
-        layout = self.layout  # a graph of one structure does not turn into that of another
+        """A function of a `BoundField` and of tensors, compiled; `key` is everything else its graph depends on."""
+        layout = self.layout
         structure = (layout.is_tuple, layout.names, layout.batched, layout.dtype)
-        return compiled(function, self.f, (*key, structure), self._options)
+        return compiled(function, self.f, (*key, structure), self._setting)
 
     def evaluate(self, f: BoundField, t: Tensor, y: Tensor) -> Tensor:
         """f at times [n] and states [n, F], by its graph: [n, F]."""
         return self.compiled(call)(f, t, y)
 
     def explain(self, error: Exception, request: Request) -> None:
-        """Raise f's own error instead, if it has one; else say that f cannot be compiled."""
+        """Raise f's own error instead, if it raises one; otherwise say that f cannot be compiled."""
         call(self.bound(request.rows), request.t, request.y)
-        error.add_note("compile: f works, but torch.compile makes no single graph of it; see above what hinders it")
+        error.add_note("compile: f works, but torch.compile cannot make a single graph of it; the error above says why")
         super().explain(error, request)

@@ -1,0 +1,97 @@
+"""The private and prototype parts of torch that compiled rounds use, each with a fallback.
+
+Tried with torch 2.6 and 2.13. Without a part compiled solves still work; each function says what is lost.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class CodeGenerator(NamedTuple):
+    """Inductor, called with a table of decompositions and with options."""
+
+    compile_fx: Callable[..., Any]  # (graph, inputs, config_patches=, decompositions=)
+    decompositions: Callable[[], Mapping[Any, Any]]  # torch's own
+
+
+def code_generator() -> CodeGenerator | None:
+    """Inductor's entry point; None: use the backend by its name, without kernels, layouts and options of our own."""
+    try:
+        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.decomposition import select_decomp_table
+    except ImportError:
+        return None
+    if not {"config_patches", "decompositions"} <= signature(compile_fx).parameters.keys():
+        return None
+    return CodeGenerator(compile_fx, select_decomp_table)
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of inductor's options that this torch has; without an option graphs are called, or found, more slowly."""
+    try:
+        from torch._inductor import config
+    except ImportError:
+        return {}
+    return {name: value for name, value in options.items() if hasattr(config, name)}
+
+
+def functorch_settings(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """A context with those of functorch's settings that this torch has."""
+    try:
+        from torch._functorch import config
+    except ImportError:
+        return nullcontext()
+    return config.patch({name: value for name, value in settings.items() if hasattr(config, name)})
+
+
+def with_contiguous_rows(x: Tensor) -> Tensor:
+    """x [m, n], or a copy with contiguous rows, made once for all products with x, since strided loads are slow.
+
+    Without inductor's operator for it the copy may be fused into each of its uses.
+    """
+    if x.stride(1) == 1:
+        return x
+    try:
+        from torch._inductor.inductor_prims import force_stride_order
+    except ImportError:
+        return x.contiguous()
+    return force_stride_order(x, (x.shape[1], 1))
+
+
+def mark_dynamic(x: Tensor, dim: int) -> None:
+    """Hint that a dimension has many sizes; without the hint torch compiles a second graph for the second size."""
+    try:
+        from torch._dynamo import maybe_mark_dynamic
+    except ImportError:
+        return
+    maybe_mark_dynamic(x, dim)
+
+
+def assume(condition: bool) -> None:
+    """State a fact about sizes to the tracer; without it more sizes are inputs of a graph."""
+    check = getattr(torch, "_check", None)
+    if check is not None:
+        check(condition)
+
+
+def while_loop() -> Callable[..., Any] | None:
+    """torch's loop operator, a prototype; None: rounds run in graphs without a loop, several per graph."""
+    try:
+        from torch._higher_order_ops.while_loop import while_loop
+    except ImportError:
+        return None
+    return while_loop
+
+
+def compiler_error() -> type[Exception]:
+    """The class of errors raised where torch cannot compile a function; without it their public base class."""
+    try:
+        from torch._dynamo.exc import TorchDynamoException
+    except ImportError:
+        return RuntimeError
+    return TorchDynamoException

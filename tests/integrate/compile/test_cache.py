@@ -1,0 +1,255 @@
+"""A bounded number of graphs, kept between solves; what torch cannot compile is named."""
+
+import math
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.testing import assert_close
+
+from dise import RK4, Bosh3, Dopri5, Euler, Heun, Ralston, SolveError, solve
+from dise.integrate.compile import cache
+from dise.integrate.compile.backend import fast_inductor, inductor
+from dise.integrate.stepping.method import Method
+
+TRACED = {"backend": "eager"}  # traces
+DIFFERENTIATED = {"backend": "aot_eager"}  # and differentiates
+BOSH = Bosh3(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_rounds_per_graph():
+    """Half of the time to trace four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
+        yield
+
+
+@pytest.fixture
+def y0(starts):
+    return starts(9, 2)
+
+
+def field(t, y):
+    return torch.tanh(2 * y.flip(1) + 0.5) + torch.sin(3 * t) - y
+
+
+def graphs():
+    """Graphs compiled since the last call of this function."""
+    number = counters["stats"]["unique_graphs"]
+    counters["stats"]["unique_graphs"] = 0
+    return number
+
+
+@pytest.fixture(autouse=True)
+def count_from_zero():
+    graphs()
+
+
+# ---- arguments of torch.compile
+
+
+@pytest.mark.parametrize(
+    ("setting", "backend"),
+    [(True, inductor), ({"options": {"max_autotune": True}}, inductor), ("fast", fast_inductor)],
+    ids=["True", "options", "fast"],
+)
+def test_backend_is_ours(setting, backend):
+    arguments = cache._arguments(setting)
+    assert arguments["backend"] is backend
+    assert arguments["fullgraph"] is True
+    assert arguments["options"]["guard_filter_fn"] is cache._checked_guards
+    assert arguments["options"].get("max_autotune", False) == isinstance(setting, dict)
+
+
+@pytest.mark.parametrize("setting", [{"backend": "inductor"}, {"mode": "default"}, {"backend": "eager"}], ids=str)
+def test_backend_is_the_one_that_is_named(setting):
+    assert cache._arguments(setting) == {"fullgraph": True, **setting}
+
+
+@pytest.mark.parametrize(
+    ("options", "own"), [(True, True), ("fast", False), ({"options": {}}, True), ({"backend": "eager"}, False)]
+)
+def test_solves_pass_their_setting_on(options, own, monkeypatch):
+    calls = []
+
+    def backend(graph, inputs, *, options=None):
+        calls.append(options)
+        return graph
+
+    monkeypatch.setattr("dise.integrate.compile.cache.inductor", backend)
+    monkeypatch.setattr("dise.integrate.compile.cache.fast_inductor", lambda graph, inputs, *, options=None: graph)
+    with torch.no_grad():
+        solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0, RK4(1), compile=options)
+    assert bool(calls) == own
+
+
+# ---- the number of graphs
+
+
+def test_a_second_solve_compiles_nothing(y0):
+    with torch.no_grad():
+        solve(field, y0, 0.0, 3.0, BOSH, compile=TRACED)
+        assert graphs() > 0
+        solve(field, y0 + 1, 0.5, 4.0, Bosh3(rtol=1e-5, atol=1e-5), compile=TRACED)
+        assert graphs() == 0
+
+
+def test_lambdas_of_one_line_are_one_f(y0):
+    for _ in range(3):
+        with torch.no_grad():
+            solve(lambda t, y: field(t, y), y0, 0.0, 3.0, BOSH, compile=TRACED)
+    assert graphs() <= 4
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_any_number_of_samples_is_one_graph(starts, per_sample):
+    """As samples end, and in the next solve; f is a graph of its own, as it is evaluated before."""
+    rate = torch.linspace(0.5, 2, 64, dtype=torch.float64)
+
+    def f(t, y, *rates):
+        return field(t, y) * rates[0][:, None] if rates else field(t, y)
+
+    def run(rows):
+        own = (rate[:rows],) if per_sample else ()
+        return solve(f, starts(64, 2)[:rows], 0.0, 3.0, BOSH, sample_args=own, compile=TRACED)
+
+    torch.compiler.reset()  # torch remembers which shapes changed in other tests
+    with torch.no_grad():
+        assert len(run(64).n_steps.unique()) > 4
+        assert graphs() == 2
+        run(50)
+        assert graphs() <= 1  # f alone
+    run(64)
+    assert graphs() <= 3 + per_sample  # of one round, of some at once, and f alone
+    run(50)
+    assert graphs() <= 1
+
+
+def test_compaction_does_happen():
+    """Rows of f are fewer than without, and at most two fifths more than what samples need."""
+    y0 = torch.stack([torch.ones(64), torch.logspace(0, 2, 64)], 1).double()
+
+    def rated(t, y):
+        return torch.stack([-y[:, 0] * y[:, 1], 0 * torch.cos(y[:, 1])], 1)
+
+    sizes, work = [], []
+
+    def backend(graph, inputs):
+        calls = sum(node.target is torch.cos for node in graph.graph.nodes)
+
+        def run(*args):
+            sizes.append(max(x.shape[0] for x in args if isinstance(x, torch.Tensor) and x.ndim == 2))
+            work.append(sizes[-1] * calls)
+            return graph(*args)
+
+        return run
+
+    with torch.no_grad():  # one graph has many rounds
+        solve(rated, y0, 0.0, 1.0, BOSH, compile={"backend": backend})
+    assert sizes[0] == 64
+    assert sizes[-1] < 16
+    loops = len(sizes)
+    sizes.clear()
+    work.clear()
+    solution = solve(rated, y0, 0.0, 1.0, BOSH, compile={"backend": backend})
+    assert sizes[0] == 64
+    assert sizes[-1] < 16
+    assert loops < solution.n_steps.max()
+    needed = int(solution.nfe.sum())
+    assert needed <= sum(work) <= 1.4 * needed
+
+
+def test_any_number_of_fixed_steps_is_three_graphs(y0):
+    with torch.no_grad():
+        for steps in (5, 9):
+            solve(field, y0, 0.0, 3.0, Heun(steps), compile=TRACED)
+            assert graphs() <= 4  # the first, the last, those between, and f alone
+
+
+def test_training_is_as_many_graphs_as_inference(y0):
+    f = torch.nn.Linear(2, 2).double()
+    for _ in range(2):
+        solve(lambda t, y: f(y), y0, 0.0, 3.0, BOSH, compile=DIFFERENTIATED).y.sum().backward()
+    assert graphs() <= 3
+
+
+def test_more_fs_than_torch_recompiles_for(y0):
+    class Decay:
+        def __call__(self, t, y):
+            return -y
+
+    with torch.no_grad():
+        for _ in range(9):
+            solve(Decay(), y0[:2], 0.0, 0.1, Euler(1), compile=TRACED)
+
+
+# ---- guards
+
+
+def test_tableau_is_not_guarded_but_told_apart(y0, monkeypatch):
+    """Methods whose tableaus differ in their numbers alone have graphs of their own."""
+    monkeypatch.setattr("dise.integrate.compile.cache.inductor", lambda graph, inputs, *, options=None: graph)
+    with torch.no_grad():
+        for method in (Heun(2), Ralston(2), Heun(2)):
+            eager, compiled = (solve(field, y0, 0.0, 2.0, method, compile=c) for c in (False, True))
+            assert_close(compiled.y, eager.y, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="this torch checks all guards")
+def test_guards_of_the_tableau_are_left_out():
+    seen = []
+
+    def count(guards):
+        kept = cache._checked_guards(guards)
+        seen.append((sum(kept), len(kept)))
+        return kept
+
+    def first(method, x):
+        return x * method.tableau.a[1][0]
+
+    compiled = torch.compile(
+        first, backend=lambda graph, inputs: graph, fullgraph=True, options={"guard_filter_fn": count}
+    )
+    assert compiled(Method(Heun(2).tableau, None), torch.ones(2)).tolist() == [1.0, 1.0]
+    ((kept, number),) = seen
+    assert kept < number
+
+
+# ---- bad input
+
+
+def test_an_f_with_branches_on_data_is_told(y0):
+    def f(t, y):
+        return -y if y.sum() > 0 else -2 * y
+
+    with pytest.raises(RuntimeError) as caught:
+        solve(f, y0, 0.0, 1.0, BOSH, compile=TRACED)
+    assert "compile: f works, but torch.compile cannot make a single graph of it" in "".join(caught.value.__notes__)
+
+
+def test_errors_of_f_are_its_own(y0):
+    with pytest.raises(ValueError, match=r"f: expected dy/dt of shape \(9, 2\) like y, got \(1, 2\)"):
+        solve(lambda t, y: y[:1], y0, 0.0, 1.0, BOSH, compile=TRACED)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_compile_is_checked(y0, value):
+    with pytest.raises(TypeError, match="compile: expected True, False, 'fast' or a mapping"):
+        solve(lambda t, y: y, y0, 0.0, 1.0, BOSH, compile=value)
+
+
+@pytest.mark.parametrize("integrator", [RK4(2), Dopri5()], ids=str)
+def test_in_a_model_that_is_compiled_around_it_failures_are_told(y0, integrator):
+    """The model's compilation breaks at the solve, which runs as it is."""
+
+    def model(y, t1):
+        return 2 * solve(lambda t, y: torch.where(t < 0.8, -y, math.nan), y, 0.0, t1, integrator).y
+
+    compiled = torch.compile(model, backend="eager")
+    t1 = torch.full((9,), 0.5, dtype=torch.float64)
+    assert_close(compiled(y0, t1), 2 * y0 * math.exp(-0.5), rtol=1e-2, atol=1e-2)
+    with pytest.raises(SolveError, match="NON_FINITE"):
+        compiled(y0, 2 * t1)
+    with pytest.raises(ValueError, match="t1: expected finite times"):
+        compiled(y0, math.nan * t1)

@@ -1,0 +1,81 @@
+"""Private and prototype parts of torch: without any of them compiled solves still work."""
+
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dise import Bosh3, solve
+from dise.integrate.compile import cache, private
+
+BOSH = Bosh3(rtol=1e-4, atol=1e-4, first_step="span")
+
+
+def decay(t, y):
+    return -y * torch.cos(t)
+
+
+def without(monkeypatch, *names):
+    """As in a torch that lacks these attributes."""
+    for name in names:
+        monkeypatch.delattr(name)
+
+
+def test_without_inductors_table_the_backend_is_torchs(monkeypatch):
+    assert private.code_generator() is not None
+    assert "backend" in cache._arguments(True)
+    without(monkeypatch, "torch._inductor.decomposition.select_decomp_table")
+    assert private.code_generator() is None
+    for setting in (True, "fast", {}):
+        assert cache._arguments(setting) == {"fullgraph": True}
+
+
+def test_without_a_way_to_pass_the_table_the_backend_is_torchs(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs: graph)
+    assert private.code_generator() is None
+
+
+def test_options_and_settings_that_torch_lacks_are_left_out(monkeypatch):
+    assert private.known_options({"cpp_wrapper": True, "no_such_option": 1}) == {"cpp_wrapper": True}
+    with private.functorch_settings({"no_such_setting": 1, "cse": False}):
+        assert not torch._functorch.config.cse
+    for name in ("torch._inductor", "torch._functorch"):
+        without(monkeypatch, f"{name}.config")
+        monkeypatch.setitem(sys.modules, f"{name}.config", None)
+    assert private.known_options({"cpp_wrapper": True}) == {}
+    assert isinstance(private.functorch_settings({"cse": False}), nullcontext)
+
+
+def test_without_an_operator_for_strides_rows_are_copied(monkeypatch):
+    x = torch.arange(6.0).reshape(3, 2).t()
+    without(monkeypatch, "torch._inductor.inductor_prims.force_stride_order")
+    assert private.with_contiguous_rows(x).is_contiguous()
+    assert torch.equal(private.with_contiguous_rows(x), x)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_solves_without_hints_and_loops(starts, monkeypatch, grad):
+    without(monkeypatch, "torch._dynamo.maybe_mark_dynamic", "torch._dynamo.exc.TorchDynamoException")
+    monkeypatch.setitem(sys.modules, "torch._higher_order_ops.while_loop", None)
+    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
+    y0 = starts(9, 2)
+    assert private.while_loop() is None
+    assert private.compiler_error() is RuntimeError
+    with torch.set_grad_enabled(grad):
+        eager, compiled = (solve(decay, y0, 0.0, 3.0, BOSH, compile=c) for c in (False, {"backend": "eager"}))
+    assert_close(compiled.y, eager.y, rtol=1e-9, atol=1e-11)
+    assert torch.equal(compiled.nfe, eager.nfe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [True, {"backend": "inductor"}, {"mode": "default"}], ids=str)
+def test_torchs_own_backend_generates_code(starts, monkeypatch, setting):
+    """Where it is all there is, and where it is named."""
+    without(monkeypatch, "torch._inductor.decomposition.select_decomp_table")
+    y0 = starts(9, 2)
+    with torch.no_grad():
+        eager, compiled = (solve(decay, y0, 0.0, 3.0, BOSH, compile=c) for c in (False, setting))
+    assert_close(compiled.y, eager.y, rtol=1e-9, atol=1e-11)
+    assert torch.equal(compiled.nfe, eager.nfe)
