@@ -81,9 +81,16 @@ def _checked(function: FunctionType) -> Callable[..., Any]:
     def checked(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # its compiler follows this branch alone
             return function(*args, **kwargs)
-        return _call_checked(function, args, kwargs)
+        call = _uncompiled() if "torch._dynamo" in sys.modules else _call_checked
+        return call(function, args, kwargs)
 
     return checked
+
+
+@functools.cache
+def _uncompiled() -> Callable[..., Any]:
+    """`_call_checked` where a model around the solve may be compiled: the checks are not to be traced."""
+    return torch.compiler.disable(_call_checked)
 
 
 def _call_checked(function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
