@@ -529,3 +529,19 @@ def test_a_method_without_interpolant():
     with pytest.raises(ValueError, match="the integrator's tableau has no interpolant"):
         solve(linear, torch.ones(2, 3), 0.0, 1.0, Untabled(), save_at=[0.5])
     assert solve(linear, torch.ones(2, 3), 0.0, 1.0, Untabled()).y.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("t0", "t1", "integrator", "dtype"),
+    [(1.0, 1.00001, Euler(200), torch.float32), (1e9, 1e9 + 1e-5, RK4(500), torch.float64)],
+)
+def test_a_step_that_rounding_left_without_length_has_its_state(t0, t1, integrator, dtype):
+    """Two hundred steps between a hundred numbers: y' = −y changes by 1e-5."""
+    y0 = torch.ones(1, 1, dtype=dtype, requires_grad=True)
+    times = torch.tensor([[t0, t1]], dtype=dtype, requires_grad=True)
+    solution = solve(lambda t, y: -y, y0, t0, t1, integrator, save_at=times, dense=True)
+    assert solution.saved[0, 0].item() == solution.evaluate(t0).item() == 1
+    assert solution.saved[0, 1].item() == solution.y.item()
+    of_y0, of_times = torch.autograd.grad(solution.saved.sum(), (y0, times))
+    assert of_y0.item() == pytest.approx(2, abs=1e-4)
+    assert of_times.isfinite().all()

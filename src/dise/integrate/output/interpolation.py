@@ -107,8 +107,10 @@ class PiecewisePolynomial(NamedTuple):
         index = torch.searchsorted(ends, (times * sign[:, None]).detach().contiguous())
         piece = (first[:, None] + index.minimum((counts - 1)[:, None])).clamp(min=0)
         exists = (counts > 0)[:, None, None]
+        # a step below the precision of t has length 0 and leaves y unchanged, so any θ will do, but not 0/0
+        dt = torch.where(self.dt == 0, 1, self.dt)
         # without a piece the lookup finds another sample's; its θ could overflow and make the gradient 0 · inf
-        theta = torch.where(exists, ((times - self.t[piece]) / self.dt[piece])[..., None], 0)
+        theta = torch.where(exists, ((times - self.t[piece]) / dt[piece])[..., None], 0)
         return torch.where(exists, _horner(self.y[piece], self.coefficients[piece].unbind(2), theta), otherwise)
 
     def last(self, samples: Tensor) -> "PiecewisePolynomial":
