@@ -186,7 +186,7 @@ def differences(way: Way, x: Inputs, method: Method) -> Gradients:
 
 
 def error(found: Gradients, reference: Gradients) -> dict[str, float]:
-    """Of each group the largest error, relative to the largest component."""
+    """The largest error of each group, relative to its largest component."""
     return {name: float((found[name] - truth).abs().max() / truth.abs().max()) for name, truth in reference.items()}
 
 

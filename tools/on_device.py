@@ -82,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _built(folder: Path) -> Path:
-    """The compiled device: made anew if its text, torch or the platform are others than before."""
+    """The compiled device: kept for this source, version of torch and platform."""
     key = sha256(SOURCE.read_bytes() + f"{torch.__version__} {sysconfig.get_platform()}".encode()).hexdigest()[:16]
     library = folder / f"{key}.so"
     if not library.exists():
