@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-device lint types bench docs figures clean
+.PHONY: setup demo test test-device test-oldest lint types bench docs figures clean
 
 setup: .venv/installed
 
@@ -44,6 +44,18 @@ test-device: setup  ## tests with what they make on a device, as on a GPU: DEVIC
 	PYTHONPATH=tools $(BIN)/pytest -n auto --dist loadscope -p on_device --device $(DEVICE) \
 		-m "not slow and not host" $(ON_DEVICE)
 
+# the oldest torch that pyproject.toml allows; not part of CI, since it installs another torch
+OLDEST := .venv-oldest/bin
+
+.venv-oldest/installed: pyproject.toml experiments/pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/pip install --quiet torch==2.6.0 --editable '.[dev]' --editable experiments
+	touch $@
+
+test-oldest: .venv-oldest/installed  ## solving, selection and compiled rounds with torch 2.6
+	$(OLDEST)/pytest -n auto --dist loadscope -m "not slow" --ignore tests/integrate/test_detest.py \
+		--ignore tests/integrate/test_peers.py tests/integrate tests/select tests/test_nn.py tests/test_torchdiffeq.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +81,4 @@ figures: setup  ## draws the documentation's figures again, with the front page'
 	$(BIN)/python tools/notebooks.py
 
 clean:
-	rm -rf .venv site build src/*.egg-info experiments/src/*.egg-info
+	rm -rf .venv .venv-oldest site build src/*.egg-info experiments/src/*.egg-info
