@@ -14,6 +14,7 @@ how steps change with the inputs, which modes that take the steps as constants l
 Cost, of `--steps` fixed steps of the 3/8 rule, which torchdiffeq calls rk4, forward and backward, gradients in y0 and
 the parameters: bytes that tensors hold between the forward and the backward pass, the most that they hold at once,
 calls of f forward and, where steps are taken again, backward, and the median time of `--runs` runs, taken in turns.
+With `--compiled` compiled solves are timed too.
 """
 
 import argparse
@@ -53,7 +54,8 @@ class Field(nn.Module):
                 parameter.mul_(2)  # a field for which steps matter
 
     def forward(self, t: Tensor, y: Tensor, gain: Tensor) -> Tensor:
-        self.calls += 1
+        if not torch.compiler.is_compiling():  # each value would be another graph
+            self.calls += 1
         return self.net(y) * torch.cos(gain * t) - y / 2
 
 
@@ -140,6 +142,7 @@ WAYS = {
     "torchdiffeq odeint": theirs(odeint),
     "torchdiffeq odeint_adjoint": theirs(odeint_adjoint),
 }
+COMPILED = {"direct, compiled": ours(compile=True), "direct, compiled fast": ours(compile="fast")}
 
 
 def tight(x: Inputs, _: Method) -> States:
@@ -202,13 +205,19 @@ def accuracy(x: Inputs, tol: float) -> dict[str, dict[str, dict[str, float]]]:
     return result
 
 
-def cost(x: Inputs, steps: int, runs: int) -> dict[str, dict[str, float]]:
-    """Memory, calls of f and time of all ways at a number of steps."""
+def cost(x: Inputs, steps: int, runs: int, *, compiled: bool = False) -> dict[str, dict[str, float]]:
+    """Memory, calls of f and time of all ways at a number of steps; compiled ones if asked for, which takes minutes."""
     method = fixed(steps)
     x = Inputs(x.f, x.y0, *(tensor.detach() for tensor in (x.gain, x.t0, x.t1, x.save_at[:0])))
     ways = {name: way for name, way in WAYS.items() if "differentiate_step_sizes" not in name}  # fixed steps have none
+    if compiled:
+        ways |= COMPILED
     wanted, result = (x.y0, *x.f.parameters()), {}
     for name, way in ways.items():
+        if name in COMPILED:  # they cannot be looked into; the first run compiles
+            torch.autograd.grad(loss(way(x, method)), wanted)
+            result[name] = {}
+            continue
         x.f.calls = 0
         with Memory() as memory:
             value = loss(way(x, method))
@@ -244,16 +253,18 @@ def show_cost(console: Console, steps: int, rows: dict[str, dict[str, float]]) -
         table.add_column(name, justify="right")
     direct = rows["direct"]
     for name, row in rows.items():
-        table.add_row(
-            name,
-            f"{row['kept bytes'] / 1024:.1f}",
-            f"{row['peak bytes'] / 1024:.1f}",
-            f"{row['peak bytes'] / direct['peak bytes']:.3f}",
-            f"{row['calls forward']}",
-            f"{row['calls backward']}",
-            f"{1000 * row['seconds']:.1f}",
-            f"{row['seconds'] / direct['seconds']:.2f}",
+        seen = (
+            (
+                f"{row['kept bytes'] / 1024:.1f}",
+                f"{row['peak bytes'] / 1024:.1f}",
+                f"{row['peak bytes'] / direct['peak bytes']:.3f}",
+                f"{row['calls forward']}",
+                f"{row['calls backward']}",
+            )
+            if name not in COMPILED
+            else ("–",) * 5
         )
+        table.add_row(name, *seen, f"{1000 * row['seconds']:.1f}", f"{row['seconds'] / direct['seconds']:.2f}")
     console.print(table)
 
 
@@ -264,6 +275,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=32, help="of the network's hidden layer")
     parser.add_argument("--runs", type=int, default=5, help="timed, in turns")
+    parser.add_argument("--compiled", action="store_true", help="compiled solves in the table of costs too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
@@ -272,7 +284,7 @@ def main() -> None:
     errors = {tol: accuracy(x, tol) for tol in args.tol}
     for tol, rows in errors.items():
         show_accuracy(console, tol, rows)
-    costs = cost(x, args.steps, args.runs)
+    costs = cost(x, args.steps, args.runs, compiled=args.compiled)
     show_cost(console, args.steps, costs)
     if args.out:
         about = {"batch": args.batch, "width": args.width, "steps": args.steps, "runs": args.runs}
