@@ -218,7 +218,7 @@ def print_rows(console: Console, title: str, rows: list[dict[str, Any]]) -> None
 
 def print_timing(console: Console, result: dict[str, Any]) -> None:
     names = [name for name in next(iter(result["ms"].values())) if name != "f"]
-    table = Table(title=f"ODE part, {result['threads']} threads: ms a batch (times faster than torchdiffeq's dopri5)")
+    table = Table(title=f"ODE part, {result['threads']} threads: ms per batch (times faster than torchdiffeq's dopri5)")
     for name in ("batch", *names):
         table.add_column(name)
     for size, ms in result["ms"].items():
@@ -239,7 +239,7 @@ def plot(rows: list[dict[str, Any]], times: dict[str, Any] | None, title: str, f
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2 if times else 1, figsize=(18 if times else 11, 7), squeeze=False)
-    _draw(axes[0][0], rows, [row["nfe"] for row in rows], title, "NFE a sample")
+    _draw(axes[0][0], rows, [row["nfe"] for row in rows], title, "NFE per sample")
     if times:
         ms = [times["every"].get(_key(row), float("nan")) for row in rows]
         _draw(axes[0][1], rows, ms, "ODE part", f"ms, a batch of {PLOTTED[0]}, {times['threads']} threads")

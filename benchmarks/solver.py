@@ -50,7 +50,7 @@ def _row(way: Way, milliseconds: float, first: float) -> dict[str, Any]:
 def show(title: str, ways: dict[str, dict[str, Any]]) -> Table:
     table = Table(title=title)
     table.add_column("")
-    for column in ("rounds", "ms", "ms a step", f"× {BASE}'s step", f"× {BASE}'s solve", "first solve, s"):
+    for column in ("rounds", "ms", "ms per step", f"× {BASE}'s step", f"× {BASE}'s solve", "first solve, s"):
         table.add_column(column, justify="right")
     base = ways[BASE]
     for name, row in ways.items():

@@ -117,7 +117,7 @@ Iteration = Callable[[Stays], tuple[float, float]]
 
 
 def by_dise(model: LatentODE) -> Iteration:
-    """One iteration: loss and the generator's NFE a sample."""
+    """One iteration: loss and the generator's NFE per sample."""
     optimizer = torch.optim.Adamax(model.parameters(), lr=PRESET.learning_rate)
 
     def iterate(x: Stays) -> tuple[float, float]:
