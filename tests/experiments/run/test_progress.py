@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -85,15 +86,15 @@ def test_a_piped_training_prints_only_our_lines(tmp_path):
 
 def test_a_training_in_a_terminal_is_one_bar(tmp_path):
     controller, terminal = pty.openpty()
+    shown = bytearray()
+    reader = Thread(target=_read_all, args=(controller, shown))  # a terminal that is not read blocks its writer
+    reader.start()
     try:
         train(tmp_path, stdout=subprocess.PIPE, stderr=terminal, check=True)
-        os.set_blocking(controller, False)
-        shown = b""
-        while chunk := _read(controller):
-            shown += chunk
     finally:
-        os.close(controller)
         os.close(terminal)
+        reader.join()
+        os.close(controller)
     plain = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
     lines = {line.strip() for line in re.split(r"[\r\n]+", plain) if line.strip()}
     assert "trained" in lines
@@ -102,8 +103,10 @@ def test_a_training_in_a_terminal_is_one_bar(tmp_path):
     assert max(map(len, lines)) <= 80
 
 
-def _read(descriptor):
+def _read_all(descriptor, shown):
+    """Read until the other side is closed, which the system tells by an error."""
     try:
-        return os.read(descriptor, 4096)
-    except (BlockingIOError, OSError):
-        return b""
+        while chunk := os.read(descriptor, 4096):
+            shown.extend(chunk)
+    except OSError:
+        return
