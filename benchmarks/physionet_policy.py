@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
 
 import dise
 from dise.select import ProbabilityShift, find_block, nfe_with_overhead
-from dise_experiments.common.statistics import auroc, bootstrap_auroc, interval
+from dise_experiments.common.statistics import bootstrap_auroc, interval
 from dise_experiments.physionet.model import LATENT, TRAINING_INTEGRATOR, LatentODE
 from dise_experiments.physionet.records import Records
 from dise_experiments.physionet.starts import encoded
@@ -70,9 +71,10 @@ def compare(model: Ends, x: Tensor, labels: Tensor, policy: dise.Integrator, tau
     """The policy beside DOPRI on these records."""
     (p, nfe), (q, reference_nfe) = run(model, x, policy), run(model, x, TRAINING_INTEGRATOR)
     draws = bootstrap_auroc(torch.stack([p, q]), labels)
+    area = float(binary_auroc(p, labels.long()))
     return {
-        "auroc": auroc(p, labels),
-        "difference": auroc(p, labels) - auroc(q, labels),
+        "auroc": area,
+        "difference": area - float(binary_auroc(q, labels.long())),
         "interval": interval(draws[:, 0] - draws[:, 1]),
         "moved": float(((p - q).abs() > tau).double().mean()),
         "nfe": float(nfe.mean()),
