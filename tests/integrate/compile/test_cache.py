@@ -174,14 +174,18 @@ def test_training_is_as_many_graphs_as_inference(y0):
     assert graphs() <= 3
 
 
-def test_more_fs_than_torch_recompiles_for(y0):
-    class Decay:
-        def __call__(self, t, y):
-            return -y
+def test_more_fs_than_torch_recompiles_for(y0, monkeypatch):
+    class Pointwise:
+        def __init__(self, function):
+            self.function = function
 
+        def __call__(self, t, y):
+            return self.function(y)
+
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 2)
     with torch.no_grad():
-        for _ in range(9):
-            solve(Decay(), y0[:2], 0.0, 0.1, Euler(1), compile=TRACED)
+        for function in (torch.sin, torch.cos, torch.tanh):
+            solve(Pointwise(function), y0[:2], 0.0, 0.1, Euler(1), compile=TRACED)
 
 
 # ---- guards
