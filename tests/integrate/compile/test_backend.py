@@ -45,7 +45,10 @@ def test_results_differ_from_eager_ones_by_their_stated_bounds():
     with torch.no_grad():
         eager, exact, fast = (solve(f, y0, 0.0, 1000.0, Euler(1), compile=c).y for c in (False, True, "fast"))
     unit = torch.nextafter(eager.abs(), torch.tensor(torch.inf)) - eager.abs()  # in the last place
-    assert ((exact - eager).abs() <= 2 * unit)[:, :2].all()
+    if hasattr(torch._inductor.config.cpp, "use_decompose_tanh"):  # torch 2.6 generates another formula
+        assert ((exact - eager).abs() <= 2 * unit)[:, :2].all()
+    else:
+        assert ((exact - eager).abs() <= 2 * unit + 1000 * 3e-7)[:, :2].all()
     assert 4 <= ((fast - eager).abs() / unit)[:, :2].max() <= 2 + kernels.TANH_ULPS
     unit = unit[:, 2:].max()
     assert ((exact - eager).abs() <= 2 * unit)[:, 2:].all()

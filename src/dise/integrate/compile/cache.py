@@ -1,6 +1,7 @@
 """Compiled functions, kept between solves."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import count
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, ref
@@ -13,6 +14,7 @@ from dise.integrate.compile.backend import fast_inductor, inductor
 F = TypeVar("F", bound=Callable)
 Setting = bool | str | Mapping[str, Any]  # `compile=` of `dise.solve`, except False
 
+_copies = count()
 _GRAPHS: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
@@ -68,7 +70,12 @@ def _checked_guards(guards: Sequence[Any]) -> list[bool]:
 
 
 def _copy(function: F) -> F:
-    """The function with a code object of its own, since torch counts recompilations per code object."""
-    code, closure = function.__code__.replace(), function.__closure__
-    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    """The function with a code object and a name of its own.
+
+    torch counts recompilations per code object. It remembers per name which numbers and sizes have changed and makes
+    them inputs of later graphs, though the key covers them.
+    """
+    code, closure = function.__code__, function.__closure__
+    code = code.replace(co_name=f"{code.co_name}_{next(_copies)}")
+    copy = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, closure)
     return cast("F", copy)
