@@ -116,6 +116,7 @@ def test_the_end_of_the_span_may_be_an_input(y):
     assert_close(program(y, t1), y * (-(t1**2)).exp()[:, None], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 cannot decompose addcmul of any batch size")
 @fixed
 def test_onnx_runtime_computes_the_solve(y, integrator, tmp_path):
     model = Model(integrator).eval()

@@ -129,8 +129,8 @@ def _rules(policy: Integrator) -> list[Rule]:
 
 
 def _export(module: nn.Module, inputs: Inputs, file: Path) -> None:
-    # a batch dimension of 1 stays dynamic if the example's is not 1
-    batch = torch.export.Dim("batch", min=1)
+    # The example's batch is not 1, so that a batch of 1 stays possible; torch 2.6 needs a largest size.
+    batch = torch.export.Dim("batch", min=1, max=2**31 - 1)
     shapes = tuple({0: batch} for _ in inputs)
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
     # torch keeps operations that no output depends on: step counts, and in the start what follows the block
