@@ -8,7 +8,8 @@ setup: .venv/installed
 
 .venv/installed: pyproject.toml experiments/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable experiments
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		--editable '.[dev]' --editable experiments
 	touch $@
 
 .venv/bench-installed: .venv/installed
@@ -22,7 +23,7 @@ setup: .venv/installed
 # glibc returns large tensors to the system after each use; keeping the memory saves the page faults of getting it again
 demo: export MALLOC_MMAP_THRESHOLD_ = 4294967296
 demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
-demo: setup  ## trains, regularizes, selects and evaluates on real digits: about three minutes on two idle cores, or five CPU minutes
+demo: setup  ## trains, regularizes, selects and evaluates on real digits: about four minutes on two cores, with install
 	$(BIN)/dise run mnist --preset sample
 
 test: setup

@@ -12,6 +12,13 @@ check_shapes.install()
 os.environ.pop("COLUMNS", None)  # of pytest-xdist; the command line's consoles would keep it, whatever tests set
 
 
+def pytest_collection_modifyitems(items):
+    """Refuse test ids with addresses: processes that share the tests would not agree on them."""
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addresses:
+        raise pytest.UsageError(f"name the parameters of {addresses[0]} by ids=")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
