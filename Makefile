@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-device test-oldest lint types bench docs figures clean
+.PHONY: setup demo test fuzz test-device test-oldest lint types bench docs figures clean
 
 setup: .venv/installed
 
@@ -28,6 +28,9 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits: about
 
 test: setup
 	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
+
+fuzz: setup  ## the fuzzers with 10,000 inputs each instead of 25, and what they drew: hours
+	$(BIN)/pytest -m fuzz -n 0 --hypothesis-profile long --hypothesis-show-statistics
 
 # solving, and what users choose integrators with
 DEVICE = second

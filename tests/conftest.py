@@ -5,9 +5,23 @@ import os
 import check_shapes
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 check_shapes.install()
+
+# Fuzzers are tests marked `fuzz` without a number of examples of their own. "ci" draws the same few in every run;
+# `make fuzz` loads "long", which draws new ones.
+settings.register_profile(
+    "ci",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("long", settings.get_profile("ci"), max_examples=10_000, derandomize=False, print_blob=True)
+settings.load_profile("ci")
 
 os.environ.pop("COLUMNS", None)  # of pytest-xdist; the command line's consoles would keep it, whatever tests set
 
