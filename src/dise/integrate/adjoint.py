@@ -3,8 +3,9 @@
 `dise.integrate.backward_solve` solves the equation, so memory does not grow with the number of steps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -12,9 +13,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dise.integrate.backward_solve import BackwardSolve, Stops
+from dise.integrate.dependencies import dependencies
 from dise.integrate.integrators import Integrator
 from dise.integrate.output.events import EventMonitor
+from dise.integrate.problem.field import Field
+from dise.integrate.problem.forward_context import ForwardContext
+from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result
+from dise.integrate.problem.run import Run
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,9 +28,9 @@ class Backsolve:
     """`solve(..., gradient=Backsolve(...))`: what the backward solve differentiates, and how it integrates.
 
     Args:
-        params: tensors that f uses and that get gradients, beside `args` and `sample_args`; no others do. Default: f's
-            parameters, if f is an `nn.Module`; f may then use no other tensors that require gradients, which is
-            checked.
+        params: tensors that f uses and that get gradients, beside `args` and `sample_args`; no others do. Default:
+            f's parameters, if f (or what it wraps by `functools.wraps`) is an `nn.Module`, and all tensors on which the
+            first value of f depends. If later values depend on others, the backward pass raises an error.
         integrator: for the backward solve; default: that of the forward solve. The steps of a fixed-step method are
             divided among the stretches between save points, at least one each.
 
@@ -45,11 +51,12 @@ class Backsolve:
         if self.integrator is not None and not isinstance(self.integrator, Integrator):
             raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {self.integrator!r}")
 
-    def tensors(self, f: object, args: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The tensors that f uses and that require gradients, each once."""
-        params = self.params if self.params is not None else f.parameters() if isinstance(f, nn.Module) else ()
-        tensors = [x for x in (*params, *args) if isinstance(x, Tensor) and x.requires_grad]
-        return tuple({id(x): x for x in tensors}.values())
+    def tensors(self, f: Callable[..., Any], used: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors that f uses beside its arguments; `used` are those that it was seen to use."""
+        if self.params is not None:
+            return tuple(self.params)
+        module = unwrap(f)
+        return (*(module.parameters() if isinstance(module, nn.Module) else ()), *used)
 
     def back(self, integrator: Integrator) -> Integrator:
         """The integrator of the backward solve, after a forward solve by `integrator`.
@@ -64,6 +71,55 @@ class Backsolve:
                 "sample; name one, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5())"
             )
         return chosen
+
+
+class ForwardAnswers:
+    """Answers a forward solve's requests, and keeps what the backward solve must know of f.
+
+    The first value of f is calculated with a graph, which shows the tensors on which it depends.
+
+    Args:
+        field: answers.
+        plain: the field, not compiled.
+        device: type of the state's device.
+    """
+
+    def __init__(self, field: Field, plain: Field, device: str) -> None:
+        self._field, self._plain = field, plain
+        self._context = ForwardContext((plain.f, *plain.args), device)
+        self._first: Request | None = None
+        self._used: tuple[Tensor, ...] = ()
+
+    def __call__(self, request: Request) -> Tensor:
+        """The requested values of f, without graphs."""
+        if self._first is not None:
+            return self._field(request)
+        self._first = request
+        with torch.enable_grad():
+            value = self._plain(request)
+        if self._plain is not self._field:
+            self._field.calls += 1
+        self._used = tuple(dependencies(value, (*self._context.tensors, *self._arguments())).values())
+        return value.detach()
+
+    def backward_solve(self, problem: Problem, back: Backsolve, integrator: Integrator, run: Run) -> BackwardSolve:
+        """The backward solve that belongs to the forward solve."""
+        params = back.tensors(self._plain.f, self._used)
+        return BackwardSolve(
+            problem=problem,
+            # it differentiates f more than once per graph, which compiled graphs do not allow
+            answer=self._plain,
+            context=self._context,
+            first=self._first,
+            used=self._used,
+            params=tuple({id(x): x for x in (*params, *self._arguments()) if x.requires_grad}.values()),
+            integrator=integrator,
+            drop_finished=run.drop_finished,
+            check=back.params is None,
+        )
+
+    def _arguments(self) -> list[Tensor]:
+        return [x for x in (*self._plain.args, *self._plain.sample_args) if isinstance(x, Tensor)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +170,7 @@ class Adjoint:
             return result
         t, y = result.t.detach(), result.y.detach()
         with torch.no_grad():
-            slope_y = self.backward.answer(Request(None, t, y))[samples]
+            slope_y = self.backward.evaluate(Request(None, t, y))[samples]
         value = event.value(samples, t[samples], result.y[samples])
         with torch.enable_grad():
             theta = torch.zeros_like(t[samples]).requires_grad_()

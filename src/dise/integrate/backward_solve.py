@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dise.integrate.dependencies import dependencies
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
+from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
@@ -52,6 +54,9 @@ class BackwardSolve:
     Args:
         problem: the forward solve's.
         answer: evaluates f.
+        context: in which f is evaluated.
+        first: the forward solve's first request; None if f was not evaluated.
+        used: the tensors on which f's answer to it depended.
         params: all tensors that f uses and that get gradients, `args` and `sample_args` included.
         integrator: of the backward solve.
         drop_finished: see `dise.solve`.
@@ -60,10 +65,18 @@ class BackwardSolve:
 
     problem: Problem
     answer: Callable[[Request], Tensor]
+    context: ForwardContext
+    first: Request | None
+    used: tuple[Tensor, ...]
     params: tuple[Tensor, ...]
     integrator: Integrator
     drop_finished: bool
     check: bool
+
+    def evaluate(self, request: Request) -> Tensor:
+        """The requested values of f, as in the forward pass."""
+        with self.context.restored():
+            return self.answer(request)
 
     def gradients(
         self, stops: "Stops", y0: Tensor, t0: Tensor, *, times_require_grad: bool
@@ -89,7 +102,7 @@ class BackwardSolve:
         """[n] cotangent·f(t, y), the loss's gradient in the time of a state; 0 where the cotangent is 0."""
         if not bool(cotangent.any()):
             return torch.zeros_like(t)
-        value = (cotangent.conj() * self.answer(Request(None, t, y))).real.sum(1)
+        value = (cotangent.conj() * self.evaluate(Request(None, t, y))).real.sum(1)
         return torch.where((cotangent == 0).all(1), 0, value)
 
     def _stretch(
@@ -108,6 +121,29 @@ class BackwardSolve:
         _check_success(result, pair)
         y, a = result.y.split(y.shape[1], 1)
         return y, a
+
+    def check_uses(self, value: Tensor, y: Tensor) -> None:
+        """Raise unless a value of f at y depends on the tensors that get gradients, as in the forward pass."""
+        uses = dependencies(value, (y, *self.params))
+        known = {id(x) for x in (y, *self.params)}
+        others = [x for x in uses.values() if id(x) not in known]
+        if self.check and others:
+            raise ValueError(
+                f"gradient: f uses a tensor of shape {tuple(others[0].shape)} that requires a gradient, but did not "
+                "use it at the start of the forward pass, so backsolve would not compute the gradient: pass the tensor "
+                "by args= or sample_args=, or name it: gradient=dise.Backsolve(params=[...])"
+            )
+        # f may use other tensors at other times, so compare at the same time
+        if self.first is not None and any(id(x) in known and id(x) not in uses for x in self.used):
+            with torch.enable_grad():
+                uses = dependencies(self.evaluate(self.first), self.params)
+            lost = [x for x in self.used if id(x) in known and id(x) not in uses]
+            if lost:
+                raise ValueError(
+                    f"gradient: in the forward pass f used a tensor of shape {tuple(lost[0].shape)} that it does not "
+                    "use in the backward pass; backsolve calls f again, so f must still be the same function. Pass "
+                    "the tensor by args=, or use gradient='direct'"
+                )
 
 
 class Stops:
@@ -161,9 +197,9 @@ class _AugmentedDynamics:
         y, a = request.y.chunk(2, 1)
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            value = self.solve.answer(Request(request.rows, request.t, y))
-        if self.solve.check and not self.checked:
-            _check_inputs(value, (y, *self.solve.params))
+            value = self.solve.evaluate(Request(request.rows, request.t, y))
+        if not self.checked:
+            self.solve.check_uses(value, y)
             self.checked = True
         (change,) = _vjp(value, (y,), a)
         return torch.cat([value.detach(), -change], 1)
@@ -191,7 +227,7 @@ class _ParameterQuadrature:
                 continue
             y, adjoint = torch.where(accept[:, None], pair, step.y).chunk(2, 1)
             with torch.enable_grad():
-                value = self.solve.answer(Request(rows, t, y.detach()))
+                value = self.solve.evaluate(Request(rows, t, y.detach()))
             shares = _vjp(value, self.solve.params, -b * dt * adjoint)
             self.sums = [total + share for total, share in zip(self.sums, shares, strict=True)]
 
@@ -206,25 +242,6 @@ def _vjp(value: Tensor, inputs: Sequence[Tensor], cotangent: Tensor) -> tuple[Te
         return tuple(torch.zeros_like(x) for x in inputs)
     # f may use tensors computed outside it; the next call needs their graph again, so retain it
     return torch.autograd.grad(value, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)
-
-
-def _check_inputs(value: Tensor, known: Sequence[Tensor]) -> None:
-    """Raise if f depends on a tensor that requires a gradient and would silently get none."""
-    halts = {x.grad_fn for x in known if x.grad_fn is not None}
-    stack, seen = [value.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen or node in halts:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and not any(leaf is x for x in known):
-            raise ValueError(
-                f"gradient: f uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, which backsolve "
-                "would not compute: pass it by args= or sample_args=, or name it: "
-                "gradient=dise.Backsolve(params=[...]); only the parameters of an nn.Module f are known"
-            )
-        stack.extend(parent for parent, _ in node.next_functions)
 
 
 def _pair_layout(layout: Layout) -> Layout:

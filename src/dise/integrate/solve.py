@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.adjoint import Adjoint
+from dise.integrate.adjoint import Adjoint, ForwardAnswers
 from dise.integrate.arguments import (
     as_save_points,
     as_sequence,
@@ -17,7 +17,6 @@ from dise.integrate.arguments import (
     check_sample_args,
     check_state,
 )
-from dise.integrate.backward_solve import BackwardSolve
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
@@ -26,7 +25,7 @@ from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Progress, StepLog, Steps
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Result, drive
+from dise.integrate.problem.requests import Request, Result, drive
 from dise.integrate.problem.run import MakeRounds, Run
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Step
@@ -163,20 +162,13 @@ def solve(
         accumulate=accumulate,
         checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
     )
+    answers = None if back is None else ForwardAnswers(field, plain, packed.device.type)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
-        result = _integrated(integrator, problem, run, field, points)
+        result = _integrated(integrator, problem, run, answers or field, points)
         result, path = _ended(result, problem, monitor, log if stages else None)
         saved = None if points is None or path is None else path.at(*points)
-    if back is not None and back.integrator is not None:
-        # the backward solve differentiates f more than once per graph, which compiled graphs do not allow
-        backward = BackwardSolve(
-            problem=wanted,
-            answer=plain,
-            params=back.tensors(f, (*further, *own)),
-            integrator=back.integrator,
-            drop_finished=drop_finished,
-            check=back.params is None,
-        )
+    if answers is not None and back is not None and back.integrator is not None:
+        backward = answers.backward_solve(wanted, back, back.integrator, run)
         result, saved = Adjoint(backward, monitor).attach(result, points, saved)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
@@ -208,12 +200,16 @@ def _compiled(field: Field, compile: Compile) -> tuple[Field, MakeRounds | None]
 
 
 def _integrated(
-    integrator: Integrator, problem: Problem, run: Run, field: Field, points: tuple[Tensor, Tensor] | None
+    integrator: Integrator,
+    problem: Problem,
+    run: Run,
+    answer: Callable[[Request], Tensor],
+    points: tuple[Tensor, Tensor] | None,
 ) -> Result:
-    """The result of the integration, whose requests the field answers."""
+    """The result of the integration, with the answers to its requests."""
     times = (problem.t0, problem.t1, *(points or ())[:1])
     in_time = torch.is_grad_enabled() and any(t.requires_grad for t in times)
-    return drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), field)
+    return drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), answer)
 
 
 def _ended(

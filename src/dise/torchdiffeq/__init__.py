@@ -98,7 +98,8 @@ def odeint_adjoint(
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: for the backward solve; default: the forward
             solve's. adjoint_options["norm"] is a function of the tuple (t, *y, *adjoint, *adjoint_params), or
             "seminorm"; default: the larger of the norms of y and its adjoint, each by options["norm"].
-        adjoint_params: tensors that func uses and that get gradients; default: func's parameters.
+        adjoint_params: tensors that func uses and that get gradients; default: func's parameters, and whatever else its
+            first value depends on.
 
     Returns:
         see `odeint`.
@@ -132,7 +133,8 @@ def odeint_adjoint(
     else:
         raise ValueError(f"adjoint_options: expected 'seminorm' or a function as norm, got {norm!r}")
     back = OdeintCall(func, y0, t, adjoint_method or method, tolerances, chosen, event_fn, suffix="_adjoint")
-    return call.run(Backsolve(params=params, integrator=back.backward_integrator()))
+    named = None if adjoint_params is None else params
+    return call.run(Backsolve(params=named, integrator=back.backward_integrator()))
 
 
 def _requires_grad(y0: State, t: Tensor, params: Iterable[Tensor]) -> bool:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 from typing import Any, cast
 
@@ -200,6 +201,7 @@ class OdeintCall:
         high = torch.nextafter(b.detach(), a.detach()) if bool((jumps == b).any()) else None
         dtype = leaves(self.y0)[0].dtype.to_real()
 
+        @wraps(self.func, assigned=(), updated=())
         def field(t: Tensor, y: State) -> State:
             if low is not None:
                 t = torch.where(t == a, t + (low - t).detach(), t)

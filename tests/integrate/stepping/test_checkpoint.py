@@ -1,7 +1,9 @@
 """gradient="checkpoint": direct gradients in less memory."""
 
+import gc
 import math
 import runpy
+import weakref
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,23 @@ def test_f_is_called_again_for_gradients_alone(record, starts):
     assert f.calls == 80
     solution.y.sum().backward()
     assert 80 < f.calls <= 120
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_all_is_freed_at_once(backward):
+    """Without the garbage collector, which frees circles only."""
+    f, y0 = Field(), torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    gc.collect()
+    gc.disable()
+    try:
+        y = solve(f, y0, 0.0, 1.0, DOPRI, gradient="checkpoint").y
+        alive = [weakref.ref(x) for x in (f, y0, y)]
+        if backward:
+            y.sum().backward()
+        del f, y0, y
+        assert [x() for x in alive] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_dropout_is_drawn_once(starts):

@@ -6,11 +6,12 @@ steps in the backward pass: one more forward pass of time.
 """
 
 from collections.abc import Callable, Generator
-from functools import partial
 from itertools import count
 
 from torch import Tensor
 
+from dise.integrate.dependencies import dependencies
+from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, drive
@@ -34,15 +35,65 @@ def in_segments(advance: Advance, state: LoopState, problem: Problem, run: Run) 
     """
     from torch.utils.checkpoint import checkpoint  # it imports torch's compiler when called
 
-    for length in count(1):
-        # a recomputation must not be observed: collect the records, and show them outside the segment
-        def segment(state: LoopState = state, length: int = length) -> tuple[LoopState, list[StepRecord]]:
-            records: list[StepRecord] = []
-            return drive(advance(state, length, records.append), partial(run.answer, problem)), records
+    # a recomputation must not be observed: collect the records, and show them outside the segment
+    def segment(state: LoopState, length: int, answers: SegmentAnswers) -> tuple[LoopState, list[StepRecord]]:
+        records: list[StepRecord] = []
+        return answers.to(advance(state, length, records.append)), records
 
-        state, records = checkpoint(segment, use_reentrant=False)
+    for length in count(1):
+        # torch repeats the random numbers of the devices that it finds among the arguments
+        state, records = checkpoint(segment, state, length, SegmentAnswers(problem, run), use_reentrant=False)
         for record in records:
             run.show(problem, record)
         if state.over:
             break
     return state
+
+
+class SegmentAnswers:
+    """Answers the requests of a segment, in its recomputation as in the forward pass.
+
+    Args:
+        problem: what is integrated.
+        run: its field answers.
+    """
+
+    def __init__(self, problem: Problem, run: Run) -> None:
+        self._problem, self._run = problem, run
+        sources = () if run.field is None else (run.field.f, *run.field.args)
+        self._context = ForwardContext(sources, problem.y0.device.type)
+        self._used: dict[int, Tensor] | None = None  # on which f's first value depended in the forward pass
+
+    def to(self, segment: Generator[Request, Tensor, LoopState]) -> LoopState:
+        """The state at the end of the segment.
+
+        Raises:
+            ValueError: in a recomputation f depends on other tensors than in the forward pass.
+        """
+        first = True
+
+        def answer(request: Request) -> Tensor:
+            nonlocal first
+            value = self._run.answer(self._problem, request)
+            if first:
+                self._check(value, request)
+            first = False
+            return value
+
+        with self._context.restored():
+            return drive(segment, answer)
+
+    def _check(self, value: Tensor, request: Request) -> None:
+        inputs = (request.t, request.y)
+        uses = dependencies(value, (*inputs, *self._context.tensors))
+        uses = {key: x for key, x in uses.items() if not any(x is y for y in inputs)}
+        if self._used is None:
+            self._used = uses
+        elif self._used.keys() != uses.keys():
+            key = min(self._used.keys() ^ uses.keys())
+            shape = tuple((self._used | uses)[key].shape)
+            raise ValueError(
+                f"gradient: f depends on a tensor of shape {shape} in the forward pass or in the backward pass only; "
+                "checkpoint calls f again, so f must still be the same function. Pass the tensor by args=, or use "
+                "gradient='direct'"
+            )

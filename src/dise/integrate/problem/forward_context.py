@@ -1,0 +1,160 @@
+"""What f depends on beside its arguments, as in the forward pass, for a backward pass that evaluates f again."""
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_MAX_DEPTH = 6  # of the search for modules; f → functools.partial → method → object → module takes 4
+_MAX_ITEMS = 1000  # a longer container holds data
+_ABSENT: Any = object()
+
+Table = MutableMapping[str, Any]
+
+
+class ForwardContext:
+    """The tensors in f's modules and the autocast state, as they are when this object is made.
+
+    Both may differ in the backward pass: `torch.func.functional_call` exchanges a module's tensors during one call, and
+    `loss.backward()` is usually called outside of autocast.
+
+    Args:
+        sources: f and its arguments, from which f's modules are reached.
+        device: type of the device whose autocast state is kept.
+    """
+
+    def __init__(self, sources: Iterable[object], device: str) -> None:
+        self._slots = [
+            (table, name, value)
+            for table in _tables(sources)
+            for name, value in table.items()
+            if isinstance(value, Tensor)
+        ]
+        self._autocast = _Autocast.now(device)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The modules' tensors that require gradients."""
+        return tuple(tensor for _, _, tensor in self._slots if tensor.requires_grad)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """A context with these tensors in the modules, and with this autocast state."""
+        changed = [
+            (table, name, value, table.get(name, _ABSENT))
+            for table, name, value in self._slots
+            if table.get(name) is not value
+        ]
+        for table, name, value, _ in changed:
+            table[name] = value
+        try:
+            with self._autocast.entered():
+                yield
+        finally:
+            for table, name, value, present in changed:
+                if table.get(name) is not value:
+                    continue  # f itself has assigned another one
+                if present is _ABSENT:
+                    del table[name]
+                else:
+                    table[name] = present
+
+
+class _Autocast(NamedTuple):
+    """The autocast state of a type of device."""
+
+    device: str
+    enabled: bool = False
+    dtype: torch.dtype | None = None
+    cached: bool = False
+
+    @classmethod
+    def now(cls, device: str) -> "_Autocast":
+        """The present state."""
+        if not torch.amp.is_autocast_available(device):
+            return cls(device)
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        return cls(device, enabled, dtype, torch.is_autocast_cache_enabled())
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """A context with this state."""
+        # entering autocast is slow, so do it only where the present state differs
+        if self == _Autocast.now(self.device):
+            return nullcontext()
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled, cache_enabled=self.cached)
+
+
+def _tables(sources: Iterable[object]) -> list[Table]:
+    """The tables in which modules and other objects keep their tensors by name.
+
+    Modules are reached through closures, defaults, methods, `functools.partial`, containers and attributes.
+    """
+    tables: list[Table] = []
+    seen: set[int] = set()
+    level = list(sources)
+    for _ in range(_MAX_DEPTH):
+        following: list[object] = []
+        for value in level:
+            if id(value) in seen or isinstance(value, Tensor | type):
+                continue
+            seen.add(id(value))
+            if isinstance(value, nn.Module):
+                seen.update(id(module) for module in value.modules())
+                tables.extend(table for module in value.modules() for table in _tables_of_module(module))
+            elif (attributes := _attributes(value)) is not None:
+                tables.append(attributes)
+                following.extend(attributes.values())
+            following.extend(_parts(value))
+        level = following
+    return tables
+
+
+def _tables_of_module(module: nn.Module) -> tuple[Table, ...]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return ()  # its tensors cannot be exchanged
+    # replicas, as nn.DataParallel makes them, keep their tensors as attributes
+    return module._parameters, module._buffers, vars(module)
+
+
+def _attributes(value: object) -> Table | None:
+    """The attributes of an object, unless it is a function, one of Python's modules, or the like."""
+    attributes = getattr(value, "__dict__", None)
+    if type(value).__module__ == "builtins" or not isinstance(attributes, dict) or len(attributes) > _MAX_ITEMS:
+        return None
+    return attributes
+
+
+def _parts(value: object) -> Iterable[object]:
+    """What a function, a method or a container leads to."""
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, MethodType):
+        return (value.__self__, value.__func__)
+    if isinstance(value, FunctionType):
+        return _captured(value)
+    if isinstance(value, list | tuple | dict) and len(value) <= _MAX_ITEMS:
+        return list(value.values()) if isinstance(value, dict) else value
+    return ()
+
+
+def _captured(function: FunctionType) -> list[object]:
+    """What a Python function takes from outside: closure, defaults, and modules and functions among its globals."""
+    captured = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    captured.append(getattr(function, "__wrapped__", None))
+    for cell in function.__closure__ or ():
+        try:
+            captured.append(cell.cell_contents)
+        except ValueError:  # an empty cell
+            continue
+    values = (function.__globals__.get(name) for name in function.__code__.co_names)
+    captured.extend(x for x in values if isinstance(x, nn.Module | MethodType | partial) or _is_beside(function, x))
+    return captured
+
+
+def _is_beside(function: FunctionType, value: object) -> bool:
+    """Whether a value is a function of the same file; those of libraries are not followed."""
+    return isinstance(value, FunctionType) and value.__globals__ is function.__globals__
