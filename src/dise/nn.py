@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Event, Integrator, Progress, Solution, SolveOptions, State, Step, solve
 from dise.integrate.options import SolveKeywords
+from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
 
 OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))
@@ -91,6 +92,7 @@ class NeuralODE(nn.Module):
         sample_args: Sequence[Tensor] = (),
         save_at: Tensor | Sequence[float] | None = None,
         save_mask: Tensor | None = None,
+        save: Callable[..., Values] | None = None,
         dense: bool = False,
         event: Event | Callable[..., Tensor] | None = None,
         accumulate: Callable[[Step], Tensor] | None = None,
@@ -113,6 +115,7 @@ class NeuralODE(nn.Module):
             sample_args=sample_args,
             save_at=save_at,
             save_mask=save_mask,
+            save=save,
             dense=dense,
             event=event,
             accumulate=accumulate,

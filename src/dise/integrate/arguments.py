@@ -96,12 +96,12 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
 
 
 def as_save_points(
-    save_at: object, save_mask: object, t0: Tensor, t1: Tensor, *, batched: bool
+    save_at: object, save_mask: object, save: object, t0: Tensor, t1: Tensor, *, batched: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Save points as times [n, T] and a mask [n, T]; None if there are none.
 
     Args:
-        save_at, save_mask: see `dise.solve`.
+        save_at, save_mask, save: see `dise.solve`.
         t0, t1: [n] ends of each sample's span.
         batched: see `dise.solve`.
 
@@ -109,8 +109,9 @@ def as_save_points(
         TypeError, ValueError: not times within the samples' spans.
     """
     if save_at is None:
-        if save_mask is not None:
-            raise ValueError("save_mask: it marks save points as padding, but save_at was not given")
+        for name, value, purpose in (("save_mask", save_mask, "marks padding"), ("save", save, "says what to save")):
+            if value is not None:
+                raise ValueError(f"{name}: it {purpose}, but save_at was not given")
         return None
     times = _for_each("save_at", _as_real("save_at", save_at, t0), len(t0), batched=batched)
     mask = torch.ones_like(times, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,9 @@ class Solution:
         dt: [B] signed size of the step that would be attempted next.
         k1: f(t, y) in the structure and dtype of y0, if the method evaluated it ("first same as last"), else NaN.
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
-        saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False);
-            0 where they are masked, NaN beyond the time that a sample reached; None without save points.
+        saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False), or
+            the values of `solve`'s `save` there, in their own structure and dtypes; 0 where they are masked, NaN (0 for
+            integers) beyond the time that a sample reached; None without save points.
         event: [B] bool, whether `solve`'s `event` stopped the sample, or None if none was given.
         steps: with `record`, the accepted steps' ends and error ratios (see `Steps`), else None.
         choice: [B] int64, index of each sample's candidate if the integrator chooses one per sample (-1 for an empty
@@ -74,7 +76,7 @@ class Solution:
     dt: Float[Tensor, "*B"]
     k1: State | None = None
     accumulated: Float[Tensor, "*B"] | None = None
-    saved: State | None = None
+    saved: Any = None  # the structure is that of y0, or of what `save` returns
     steps: Steps | None = None
     choice: Int[Tensor, "*B"] | None = None
     event: Bool[Tensor, "*B"] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
 from dise.integrate.output.events import Event, EventMonitor, as_event
+from dise.integrate.output.functions import FunctionCaller, Values
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Progress, StepLog, Steps
+from dise.integrate.output.saving import SavePoints
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
@@ -44,6 +46,7 @@ def solve(
     sample_args: Sequence[Tensor] = (),
     save_at: Tensor | Sequence[float] | None = None,
     save_mask: Tensor | None = None,
+    save: Callable[..., Values] | None = None,
     dense: bool = False,
     event: Event | Callable[..., Tensor] | None = None,
     batched: bool = True,
@@ -72,8 +75,10 @@ def solve(
         sample_args: tensors [B, ...] with one row per sample (labels, conditions, …). f receives the rows on which it
             is called.
         save_at: save points, times [T] for all samples or [B, T] per sample, in any order, within each sample's span;
-            `Solution.saved` holds the states there. They cost no evaluation of f and change no step. With
-            batched=False [T].
+            `Solution.saved` holds the states there. They cost no evaluation of f and change no step, and are written
+            when a step passes them, so memory grows with T alone. With batched=False [T].
+        save: function save(t, y, *args, *sample_args) → [n, ...], or a tuple or dict of such tensors, whose values are
+            saved instead of the states. n is the number of save points that steps have just passed, of any samples.
         event: function event(t, y, *args, *sample_args) → [n] at whose zero crossing each sample stops, or an `Event`,
             which may name the direction. `Solution.event` marks the stopped samples, `Solution.t` and `Solution.y` hold
             the times and states of their events, both differentiable. A sample without a crossing continues to t1,
@@ -126,9 +131,8 @@ def solve(
         differentiate_step_sizes=differentiate_step_sizes,
         compile=compile,
     )
-    check_options(
-        {"dense": dense, "record": record, "throw": throw}, {"f": f, "accumulate": accumulate, "progress": progress}
-    )
+    functions = {"f": f, "save": save, "accumulate": accumulate, "progress": progress}
+    check_options({"dense": dense, "record": record, "throw": throw}, functions)
     check_state("y0", y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
@@ -142,20 +146,24 @@ def solve(
         nonempty_spans=_nonempty_spans(t0, t1),
         layout=layout,
     )
-    points = as_save_points(save_at, save_mask, wanted.t0, wanted.t1, batched=batched)
+    times = as_save_points(save_at, save_mask, save, wanted.t0, wanted.t1, batched=batched)
     back = options.backsolve(integrator, dense=dense)
     problem = wanted if back is None else wanted.detach()
     stand_ins = None if drop_finished else (problem.t0, problem.y0)
     plain = Field(f, layout, stand_ins, further, own)
     field, rounds = _compiled(plain, options.compile)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
-    stages = points is not None or dense or monitor is not None
+    caller = FunctionCaller(layout, further, own)
+    # a backward solve needs the states at the save points, whatever is saved
+    kept = None if back is not None else save
+    points = None if times is None else SavePoints(*times, problem, caller, kept)
+    stages = dense or monitor is not None
     log = StepLog(len(packed), packed.device, stages=stages) if stages or record else None
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     run = Run(
         field=field,
         rounds=rounds,
-        observers=tuple(observer for observer in (log, meter) if observer is not None),
+        observers=tuple(observer for observer in (log, points, meter) if observer is not None),
         stop=monitor,
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
@@ -164,15 +172,18 @@ def solve(
     )
     answers = None if back is None else ForwardAnswers(field, plain, packed.device.type)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
-        result = _integrated(integrator, problem, run, answers or field, points)
+        result = _integrated(integrator, problem, run, answers or field, times)
         result, path = _ended(result, problem, monitor, log if stages else None)
-        saved = None if points is None or path is None else path.at(*points)
+        saved = None if points is None else points.finish(result, stopped=monitor is not None)
     if answers is not None and back is not None and back.integrator is not None:
         backward = answers.backward_solve(wanted, back, back.integrator, run)
-        result, saved = Adjoint(backward, monitor).attach(result, points, saved)
+        result, states = Adjoint(backward, monitor).attach(result, times, cast(Tensor | None, saved))
+        if times is not None and states is not None:
+            points = SavePoints(*times, problem, caller, save)
+            saved = points.apply(states, result.t)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
-        saved=None if saved is None else layout.unpack_saved(saved),
+        saved=None if points is None or saved is None else points.in_structure(saved),
         event=None if monitor is None else monitor.stopped if batched else monitor.stopped[0],
         interpolant=Interpolant(path, layout) if dense and path is not None else None,
         steps=Steps.of(log, problem.t0, batched=batched) if record and log is not None else None,

@@ -1,8 +1,7 @@
 """Dense output: the state at any time within a step, by each method's continuous extension.
 
-A solve logs the steps that it takes; when it is over, all times are looked up and interpolated at once. This needs no
-evaluation of f and shortens no step, and the device is read at the end only. Save points, events and
-`Solution.evaluate` all use it.
+It needs no evaluation of f and shortens no step. Save points and events use the polynomial of the step that passes
+them; `Solution.evaluate` uses a log of all steps, looked up when the solve is over.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +13,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dise.integrate.output.observers import StepLog
+from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Result
 from dise.integrate.runge_kutta.step import Step
+from dise.integrate.tracing import known_none
 
 
 class DenseSolution(NamedTuple):
@@ -71,14 +72,15 @@ class DenseSolution(NamedTuple):
 
 
 class PiecewisePolynomial(NamedTuple):
-    """P polynomials, sample by sample, in the direction of the integration within each."""
+    """P polynomials y(t + θ·dt) = y + dt Σ_j c_j θ^(j+1), sample by sample, in the direction of the integration."""
 
     sample: Tensor  # [P] index of the sample
     t: Tensor  # [P] start
     t_next: Tensor  # [P] end
     dt: Tensor  # [P]
     y: Tensor  # [P, F]
-    coefficients: Tensor  # [P, D, F]
+    y_next: Tensor  # [P, F] state at t_next
+    coefficients: Tensor  # [P, D, F] c
     number: int  # of samples, B
 
     @classmethod
@@ -87,9 +89,25 @@ class PiecewisePolynomial(NamedTuple):
         accepted = log.accepted()
         if accepted is None or len(accepted.attempt) == 0:
             return None
-        rows, attempts = accepted.attempt, accepted.attempts
-        t, dt, y = (torch.cat(column)[rows] for column in list(zip(*attempts, strict=True))[:3])
-        return cls(accepted.sample, t, accepted.t_next, dt, y, _coefficients(attempts)[rows], number)
+        return cls.of_rows(accepted.attempts, accepted.attempt, accepted.sample, number)
+
+    @classmethod
+    def of_rows(cls, records: Sequence[StepRecord], rows: Tensor, sample: Tensor, number: int) -> "PiecewisePolynomial":
+        """Some attempted steps: the rows number `rows` [P] of the concatenated records, which are of `sample` [P].
+
+        Raises:
+            ValueError: the method has no interpolant.
+        """
+        if len(records) == 1:  # a large state's: select before anything else
+            record = records[0]
+            t_next, step = (record.t_next, record.step)
+            if len(rows) < len(t_next):
+                t_next, step = t_next[rows], step.take(rows)
+            return cls(sample, step.t, t_next, step.dt, step.y, step.y_next, _coefficients([step]), number)
+        steps = [record.step for record in records]
+        t, dt, y, y_next = (torch.cat(column)[rows] for column in list(zip(*steps, strict=True))[:4])
+        t_next = torch.cat([record.t_next for record in records])[rows]
+        return cls(sample, t, t_next, dt, y, y_next, _coefficients(steps)[rows], number)
 
     def at(self, times: Tensor, sign: Tensor, otherwise: Tensor) -> Tensor:
         """[B, T, F] values at times [B, T]; `otherwise` [B, T, F] where a sample has no piece.
@@ -107,11 +125,24 @@ class PiecewisePolynomial(NamedTuple):
         index = torch.searchsorted(ends, (times * sign[:, None]).detach().contiguous())
         piece = (first[:, None] + index.minimum((counts - 1)[:, None])).clamp(min=0)
         exists = (counts > 0)[:, None, None]
-        # a step below the precision of t has length 0 and leaves y unchanged, so any θ will do, but not 0/0
-        dt = torch.where(self.dt == 0, 1, self.dt)
         # without a piece the lookup finds another sample's; its θ could overflow and make the gradient 0 · inf
-        theta = torch.where(exists, ((times - self.t[piece]) / dt[piece])[..., None], 0)
-        return torch.where(exists, _horner(self.y[piece], self.coefficients[piece].unbind(2), theta), otherwise)
+        asked = torch.where(exists[..., 0], times, self.t[piece])
+        t, dt, y = self.t[piece], self.dt[piece], self.y[piece]
+        values = _polynomial(asked - t, dt, y, self.coefficients[piece].unbind(2))
+        return torch.where(exists, values, otherwise)
+
+    def at_time(self, times: Tensor) -> Tensor:
+        """[P, F] state of each piece at its own time [P]."""
+        values = _polynomial(times - self.t, self.dt, self.y, self.coefficients.unbind(1))
+        at_end = times == self.t_next
+        if known_none(at_end):
+            return values
+        # at its end return the solver's state (the polynomial differs by rounding), with the polynomial's gradient
+        return values + torch.where(at_end[:, None], self.y_next - values, 0).detach()
+
+    def take(self, rows: Tensor) -> "PiecewisePolynomial":
+        """Some of the pieces."""
+        return self._map(lambda column: column.index_select(0, rows), number=self.number)
 
     def last(self, samples: Tensor) -> "PiecewisePolynomial":
         """The last pieces of samples [K], all of which have one."""
@@ -123,8 +154,8 @@ class PiecewisePolynomial(NamedTuple):
         return self._map(Tensor.detach, number=self.number)
 
     def _map(self, change: Callable[[Tensor], Tensor], *, number: int) -> "PiecewisePolynomial":
-        sample, t, t_next, dt, y, coefficients = (change(column) for column in self[:-1])
-        return PiecewisePolynomial(sample, t, t_next, dt, y, coefficients, number)
+        sample, t, t_next, dt, y, y_next, coefficients = (change(column) for column in self[:-1])
+        return PiecewisePolynomial(sample, t, t_next, dt, y, y_next, coefficients, number)
 
     def time(self, theta: Tensor) -> Tensor:
         """[P] time at each piece's own θ [P]."""
@@ -132,23 +163,23 @@ class PiecewisePolynomial(NamedTuple):
 
     def within(self, theta: Tensor) -> Tensor:
         """[P, F] state of each piece at its own θ [P], from 0 at its start to 1 at its end."""
-        return _horner(self.y, self.coefficients.unbind(1), theta[:, None])
+        return _horner(self.y, self.coefficients.unbind(1), theta[:, None], self.dt[:, None])
 
 
-def _coefficients(steps: list[Step]) -> Tensor:
-    """[P, D, F] c such that y(t + θ·dt) = y + Σ_j c_j θ^(j+1) in each of the P steps."""
+def _coefficients(steps: Sequence[Step]) -> Tensor:
+    """[P, D, F] c such that y(t + θ·dt) = y + dt Σ_j c_j θ^(j+1) in each of the P steps."""
     parts = []
     degree = max(len(_interpolant(step)[0]) for step in steps)
     for _, group in groupby(steps, key=lambda step: step.tableau):
         same_method = list(group)
-        stages = torch.stack([torch.cat(stage) for stage in zip(*(step.stages for step in same_method), strict=True)])
+        columns = zip(*(step.stages for step in same_method), strict=True)
+        stages = torch.stack([stage[0] if len(stage) == 1 else torch.cat(stage) for stage in columns])
         weights = stages.new_tensor(_interpolant(same_method[0]))
         weights = pad(weights, (0, degree - weights.shape[1]))
         # autocast is meant for f and would round the stages
         with torch.autocast(stages.device.type, enabled=False):
-            combined = torch.einsum("sd,spf->pdf", weights, stages)
-        parts.append(combined * torch.cat([step.dt for step in same_method])[:, None, None])
-    return torch.cat(parts)
+            parts.append(torch.einsum("sd,spf->pdf", weights, stages))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _interpolant(step: Step) -> tuple[tuple[float, ...], ...]:
@@ -160,9 +191,16 @@ def _interpolant(step: Step) -> tuple[tuple[float, ...], ...]:
     return step.tableau.interpolant
 
 
-def _horner(y: Tensor, coefficients: Sequence[Tensor], theta: Tensor) -> Tensor:
-    """y + Σ_j c_j θ^(j+1)."""
+def _polynomial(since: Tensor, dt: Tensor, y: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    """States [..., F] a time `since` [...] after the start of steps of length dt [...]."""
+    # a step below the precision of t has length 0 and leaves y unchanged, so any θ will do, but not 0/0
+    theta = since / torch.where(dt == 0, 1, dt)
+    return _horner(y, coefficients, theta[..., None], dt[..., None])
+
+
+def _horner(y: Tensor, coefficients: Sequence[Tensor], theta: Tensor, dt: Tensor) -> Tensor:
+    """y + dt Σ_j c_j θ^(j+1)."""
     *lower, value = coefficients
     for coefficient in reversed(lower):
         value = torch.addcmul(coefficient, theta, value)
-    return torch.addcmul(y, theta, value)
+    return torch.addcmul(y, theta * dt, value)

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dise.integrate.problem.hooks import StepRecord
-from dise.integrate.runge_kutta.step import Step
 
 
 class AcceptedSteps(NamedTuple):
@@ -18,11 +17,11 @@ class AcceptedSteps(NamedTuple):
     t_next: Tensor  # [S] end of the step
     ratio: Tensor  # [S] scaled error estimate; NaN if it is not measured
     attempt: Tensor  # [S] row of the step in the concatenated rows of `attempts`
-    attempts: list[Step]  # all attempted steps, round by round; empty if the log keeps no stages
+    attempts: list[StepRecord]  # all attempted steps, round by round; empty if the log keeps no stages
 
 
 class StepLog:
-    """The attempted steps of a solve; `Solution.steps`, dense output, save points and events are read from it.
+    """The attempted steps of a solve; `Solution.steps` and dense output are read from it.
 
     Nothing is read from the device before the solve is over.
 
@@ -37,14 +36,14 @@ class StepLog:
         self._starts = torch.zeros(number, dtype=torch.int64, device=device)  # [B] how often a sample started over
         self._stages = stages
         self._columns: list[tuple[Tensor, ...]] = []  # sample, starts by then, accept, t_next, ratio
-        self._attempts: list[Step] = []
+        self._attempts: list[StepRecord] = []
 
     def see(self, record: StepRecord) -> None:
         """Log an attempted step."""
         starts = self._starts[record.sample]
         self._columns.append((record.sample, starts, record.accept, record.t_next, record.ratio))
         if self._stages:
-            self._attempts.append(record.step)
+            self._attempts.append(record)
 
     def start_over(self, sample: Tensor) -> None:
         """Discard the steps of these samples, which another integrator solves from the start."""

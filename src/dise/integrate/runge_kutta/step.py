@@ -31,6 +31,11 @@ class Step(NamedTuple):
             raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
         return (self.dt * weights.scale).unsqueeze(1) * unscaled_sum(weights, self.stages)
 
+    def take(self, rows: Tensor) -> "Step":
+        """The step of some of the samples."""
+        t, dt, y, y_next = (x.index_select(0, rows) for x in self[:4])
+        return Step(t, dt, y, y_next, tuple(stage.index_select(0, rows) for stage in self.stages), self.tableau)
+
 
 def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
     """[n, F] k_first + Σ_i factor_i k_i: the weighted sum divided by its scale. Stages of weight 0 are not read."""
