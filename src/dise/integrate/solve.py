@@ -150,7 +150,7 @@ def solve(
     back = options.backsolve(integrator, dense=dense)
     problem = wanted if back is None else wanted.detach()
     stand_ins = None if drop_finished else (problem.t0, problem.y0)
-    plain = Field(f, layout, stand_ins, further, own)
+    plain = Field(f, layout, stand_ins, further, own, len(packed))
     field, rounds = _compiled(plain, options.compile)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
     caller = FunctionCaller(layout, further, own)

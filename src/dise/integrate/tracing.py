@@ -50,6 +50,11 @@ def times_changed(x: Tensor) -> int:
     return 0 if x.is_inference() else getattr(x, "_version", 0)
 
 
+def stops_recomputation(error: Exception) -> bool:
+    """Whether an error is none: torch's checkpoint ends a recomputation by one, wherever it has all that it needs."""
+    return type(error).__module__ == "torch.utils.checkpoint"
+
+
 def _is_mapped(x: Tensor) -> bool:
     """Whether torch.vmap maps over a tensor, at any level of torch.func's transforms."""
     if _is_wrapped is None or _is_batched is None or _unwrapped is None:

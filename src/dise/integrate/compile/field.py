@@ -8,6 +8,7 @@ from torch import Tensor
 from dise.integrate.compile.cache import Setting, compiled
 from dise.integrate.problem.field import BoundField, Field, call
 from dise.integrate.problem.requests import Request
+from dise.integrate.tracing import stops_recomputation
 
 F = TypeVar("F", bound=Callable)
 
@@ -21,7 +22,7 @@ class CompiledField(Field):
     """
 
     def __init__(self, plain: Field, setting: Setting) -> None:
-        super().__init__(plain.f, plain.layout, plain.stand_ins, plain.args, plain.sample_args)
+        super().__init__(plain.f, plain.layout, plain.stand_ins, plain.args, plain.sample_args, plain.samples)
         self._setting = setting
 
     def compiled(self, function: F, *key: Hashable) -> F:
@@ -36,6 +37,12 @@ class CompiledField(Field):
 
     def explain(self, error: Exception, request: Request) -> None:
         """Raise f's own error instead, if it raises one; otherwise say that f cannot be compiled."""
-        call(self.bound(request.rows), request.t, request.y)
+        if stops_recomputation(error):
+            return
+        try:
+            call(self.bound(request.rows), request.t, request.y)
+        except Exception as own:
+            super().explain(own, request)
+            raise
         error.add_note("compile: f works, but torch.compile cannot make a single graph of it; the error above says why")
         super().explain(error, request)

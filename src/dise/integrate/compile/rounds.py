@@ -81,7 +81,7 @@ class GraphRounds:
         try:
             done = None if loop is None else self._loop_rounds(loop, rows, limit)
             return self._unrolled_rounds(rows, index, limit) if done is None else done
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:
             self.field.explain(error, Request(self.problem.requested(subset), rows.t, rows.y))
             raise
 

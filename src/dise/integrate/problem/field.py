@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.state import Layout, State, leaves, same_structure, shapes
-from dise.integrate.tracing import times_changed
+from dise.integrate.tracing import stops_recomputation, times_changed
 
 
 class BoundField(NamedTuple):
@@ -41,9 +41,33 @@ def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     return layout.pack(value)
 
 
+def note_call(error: Exception, name: str, t: Tensor, y: Tensor, layout: Layout, samples: str) -> None:
+    """Add a note to an error that a function of (t, y) raised: how it was called. Once, where several places do.
+
+    Args:
+        error: raised by the function.
+        name: of the function.
+        t, y: [n] times and [n, F] states in the solver's layout.
+        layout: of the state.
+        samples: which samples these are.
+    """
+    time, state = layout.time(t), layout.unpack(y)
+    arguments = f"{name} was called with t of shape {tuple(time.shape)} and y of shape {shapes(state)}, {layout.dtype}"
+    if layout.batched:
+        note = (
+            f"{arguments}: a row for each of {samples}. So y[:, 1] is a feature and y[1] a sample, and torch.where "
+            "takes the place of `if`. With batched=False the state is one system: its shape has no rows, and t is one "
+            "number."
+        )
+    else:
+        note = f"{arguments}: with batched=False the state is one system, and t is one number."
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+
+
 PARTIAL = (
-    "f was called on some of the samples only. Tensors with a row per sample belong in sample_args=, "
-    "not in a closure; or pass drop_finished=False."
+    "Tensors with a row per sample belong in sample_args=, not in a closure; or pass drop_finished=False, so that f "
+    "is always called on all samples."
 )
 
 
@@ -56,6 +80,7 @@ class Field:
         stand_ins: times [B] and states [B, F] at which samples without a request are evaluated, so that f always gets
             the whole batch; None: f gets the requested samples only.
         args, sample_args: further arguments of f.
+        samples: number of samples B, for error messages.
     """
 
     def __init__(
@@ -65,8 +90,9 @@ class Field:
         stand_ins: tuple[Tensor, Tensor] | None = None,
         args: Sequence[Any] = (),
         sample_args: Sequence[Tensor] = (),
+        samples: int | None = None,
     ) -> None:
-        self.f, self.layout, self.stand_ins = f, layout, stand_ins
+        self.f, self.layout, self.stand_ins, self.samples = f, layout, stand_ins, samples
         self.args, self.sample_args = tuple(args), tuple(sample_args)
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
@@ -92,19 +118,26 @@ class Field:
         return call(f, t, y)
 
     def explain(self, error: Exception, request: Request) -> None:
-        """Add a likely cause to an error that f raised."""
-        if request.rows is not None:
+        """Add notes to an error that f raised: how f was called, and a likely cause."""
+        if stops_recomputation(error):
+            return
+        n, partly = len(request.y), request.rows is not None
+        samples = f"{n} of {self.samples or 'the'} samples" if partly else f"{n} samples"
+        note_call(error, "f", request.t, request.y, self.layout, samples)
+        if partly and PARTIAL not in error.__notes__:
             error.add_note(PARTIAL)
 
     def _checked(self, request: Request) -> Tensor:
         self.calls += 1
         try:
             t, y = request.t.contiguous(), request.y
-            versions = times_changed(t), times_changed(y)
+            versions, marked = (times_changed(t), times_changed(y)), y.requires_grad
             value = self.evaluate(self.bound(request.rows), t, y)
             self._check_memory(t, y, versions, value)
-            return value
-        except (RuntimeError, ValueError) as error:
+            if y.requires_grad is not marked:
+                y.requires_grad_(marked)  # f takes derivatives in y; nobody else asked for them
+            return value.detach() if value.requires_grad and not torch.is_grad_enabled() else value
+        except Exception as error:
             self.explain(error, request)
             raise
 
