@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, RKC1, Dopri5, Euler, Heun, NeuralODE, solve
+from dise import RK4, RKC1, Cascade, Dopri5, Dynamic, Euler, Heun, HeunEuler, NeuralODE, StepDoubling, solve
 
 fixed = pytest.mark.parametrize("integrator", [Euler(1), Heun(2), RK4(3), RKC1(2, 3)], ids=str)
 
@@ -88,10 +88,90 @@ def test_jacobians_of_a_batch(y):
     assert_close(together, torch.stack([full[i, :, i] for i in range(4)]))
 
 
-def test_adaptive_steps_cannot_be_mapped(y):
-    """Their number depends on the data; torch says so."""
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(lambda row: solve(lambda t, y: -y, row[None], 0.0, 1.0, Dopri5()).y)(y)
+BY_VALUES = {
+    "adaptive": Dopri5(),
+    "not FSAL": HeunEuler(),
+    "chosen": Dynamic([RK4(2), Euler(1)], lambda h0, k1: torch.stack([h0[:, 0], -h0[:, 0]], 1)),
+    "cascade": Cascade([StepDoubling(Euler(1)), RK4(1)], accept=lambda y: y[:, 0] > 0),
+}
+by_values = pytest.mark.parametrize("integrator", BY_VALUES.values(), ids=BY_VALUES.keys())
+
+
+@by_values
+def test_values_cannot_be_mapped(y, integrator):
+    """Over states, parameters or spans; and Jacobians sample by sample."""
+
+    def end(row, rate=1.0, t1=1.0):
+        return solve(lambda t, y: rate * y, row[None], 0.0, t1, integrator).y[0]
+
+    runs = [
+        lambda: torch.func.vmap(end)(y),
+        lambda: torch.func.vmap(torch.func.jacrev(end))(y),
+        lambda: torch.func.vmap(lambda rate: end(y[0], rate))(torch.ones(3)),
+    ]
+    if not isinstance(integrator, Dynamic):  # whose choice is made at the start
+        runs.append(lambda: torch.func.vmap(lambda t1: end(y[0], 1.0, t1))(torch.ones(3)))
+    for run in runs:
+        with pytest.raises(ValueError, match=r"integrator: .*torch.vmap.*RK4.*sample_args"):
+            run()
+
+
+@by_values
+def test_jacobians_need_no_map(integrator):
+    """Samples do not depend on each other, so the Jacobian of the sum has each sample's."""
+    y0, one = torch.randn(3, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    jacobians = torch.func.jacrev(lambda y: solve(lambda t, y: -y, y, 0.0, 1.0, integrator).y.sum(0))(y0)
+    assert jacobians.shape == (2, 3, 2)
+    alone = torch.func.jacrev(lambda y: solve(lambda t, y: -y, y, 0.0, 1.0, integrator).y.sum(0))
+    assert_close(jacobians[:, 1], alone(y0[1:2])[:, 0])
+    assert alone(one).shape == (2, 1, 2)
+
+
+@by_values
+def test_values_cannot_be_traced(y, integrator):
+    """torch.jit.trace keeps the example's steps and choices: wrong for other inputs."""
+    model = Model(integrator)
+    for run in (
+        lambda: torch.jit.trace(model, (y,)),
+        lambda: torch.export.export(model, (y,), strict=False),
+    ):
+        with pytest.raises(Exception, match=r"integrator: .*(torch.jit.trace|torch.export).*RK4"):
+            run()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"save_at": [0.5]}, {"dense": True}, {"event": lambda t, y: y[:, 0] - 0.5}, {"record": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_kept_of_steps_cannot_be_mapped(y, options):
+    with pytest.raises(ValueError, match=r"save_at, dense, record, progress or event .*torch.vmap"):
+        torch.func.vmap(lambda row: solve(lambda t, y: -y, row[None], 0.0, 1.0, RK4(2), **options).y)(y)
+
+
+def test_events_cannot_be_traced(y):
+    stop = lambda t, y: y[:, 0] - 0.5  # noqa: E731
+    with pytest.raises(ValueError, match=r"progress or event depends on values, but torch.jit.trace"):
+        torch.jit.trace(lambda y: solve(lambda t, y: -y, y, 0.0, 1.0, RK4(2), event=stop).y, (y,))
+
+
+@fixed
+def test_a_traced_solve_of_fixed_steps_is_the_solve(y, integrator):
+    model = Model(integrator)
+    traced = torch.jit.trace(model, (y,), check_trace=False)
+    for inputs in (5 * y, torch.randn(7, 2)):
+        assert_close(traced(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "backsolve"])
+def test_transforms_differentiate_direct_solves_only(y, gradient):
+    def end(y, gradient):
+        return solve(lambda t, y: -y, y, 0.0, 1.0, RK4(2), gradient=gradient).y.sum()
+
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        with pytest.raises(ValueError, match=r"gradient: torch.func's transforms .*gradient='direct'"):
+            transform(end)(y, gradient)
+        assert_close(transform(end)(y, "direct"), torch.full_like(y, math.exp(-1)), atol=1e-3, rtol=0)
 
 
 # ---- export

@@ -32,7 +32,7 @@ from dise.integrate.problem.run import MakeRounds, Run
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import Interpolant, Solution
-from dise.integrate.tracing import has_values
+from dise.integrate.tracing import check_transforms, has_values
 
 
 def solve(
@@ -148,9 +148,12 @@ def solve(
     )
     times = as_save_points(save_at, save_mask, save, wanted.t0, wanted.t1, batched=batched)
     back = options.backsolve(integrator, dense=dense)
+    checkpoint = gradient == "checkpoint" and torch.is_grad_enabled()
+    if back is not None or checkpoint:
+        check_transforms("checkpoint" if checkpoint else "backsolve")
     problem = wanted if back is None else wanted.detach()
     stand_ins = None if drop_finished else (problem.t0, problem.y0)
-    plain = Field(f, layout, stand_ins, further, own, len(packed))
+    plain = Field(f, layout, stand_ins, further, own, packed.shape[0])
     field, rounds = _compiled(plain, options.compile)
     monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
     caller = FunctionCaller(layout, further, own)
@@ -168,7 +171,7 @@ def solve(
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
         accumulate=accumulate,
-        checkpoint=gradient == "checkpoint" and torch.is_grad_enabled(),
+        checkpoint=checkpoint,
     )
     answers = None if back is None else ForwardAnswers(field, plain, packed.device.type)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):

@@ -14,11 +14,45 @@ _functorch = getattr(torch._C, "_functorch", None)
 _is_wrapped = getattr(_functorch, "is_functorch_wrapped_tensor", None)
 _is_batched = getattr(_functorch, "is_batchedtensor", None)
 _unwrapped = getattr(_functorch, "get_unwrapped", None)
+_interpreters = getattr(_functorch, "get_interpreter_stack", None)
 
 
 def has_values(x: Tensor) -> bool:
     """Whether a tensor has values to read: False while torch exports a graph, or maps over it (`torch.vmap`)."""
     return not (_is_exporting() if torch.compiler.is_compiling() else _is_mapped(x))
+
+
+FIXED_STEPS = (
+    "use fixed steps, e.g. dise.RK4(steps=20); instead of mapping, give the samples to one solve as its batch, with "
+    "sample_args= for what differs; for a faster model use compile=True, for a graph dise.export_policy"
+)
+
+
+def check_readable(name: str, *tensors: Tensor, advice: str = FIXED_STEPS) -> None:
+    """Raise a ValueError if the values of tensors cannot be read, or are only those of an example.
+
+    Args:
+        name: of the argument that depends on them.
+        tensors: the values.
+        advice: what to use instead.
+    """
+    if torch.jit.is_tracing():
+        reason = "torch.jit.trace keeps what the example's values lead to, for all other inputs"
+    elif not all(has_values(x) for x in tensors):
+        reason = "torch.vmap and torch.export hide values"
+    else:
+        return
+    raise ValueError(f"{name} depends on values, but {reason}; {advice}")
+
+
+def check_transforms(gradient: str) -> None:
+    """Raise a ValueError if torch.func's transforms cannot differentiate a solve with this `gradient`."""
+    names = {interpreter.key().name for interpreter in (_interpreters() or ())} if _interpreters else set()
+    if names if gradient == "backsolve" else names & {"Grad", "Jvp"}:
+        raise ValueError(
+            f"gradient: torch.func's transforms cannot differentiate {gradient!r}, which calls f again in the backward "
+            "pass; use gradient='direct', or loss.backward()"
+        )
 
 
 def on_host(x: Tensor) -> bool:

@@ -19,7 +19,7 @@ from dise.integrate.stepping.control import Controller
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
 from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
-from dise.integrate.tracing import known_finite
+from dise.integrate.tracing import check_readable, known_finite
 
 
 def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, run: Run) -> Integration:
@@ -30,6 +30,13 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, ru
     known.
     """
     k1 = yield from problem.first_stage()
+    values = (k1, problem.y0, problem.t0, problem.t1)
+    if control.rounds is None:
+        check_readable("integrator: an adaptive solve", *values)
+    if run.observers or run.stop is not None:
+        check_readable(
+            "save_at, dense, record, progress or event", *values, advice="end one solve where the next begins"
+        )
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order, run)
     method = Method(tableau, control)
     state = _start(problem, k1, dt, measured=control.test is not None)

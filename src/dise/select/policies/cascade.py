@@ -12,6 +12,7 @@ from dise.integrate.problem.requests import Integration, Result, merge, with_slo
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.status import Status
+from dise.integrate.tracing import check_readable
 from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
 
 AcceptanceRule = Callable[[State], Tensor]
@@ -63,6 +64,7 @@ class Cascade(Integrator):
         if run.stop is not None:
             raise ValueError("event: Cascade judges states at t1, but events stop samples earlier; use one integrator")
         k1 = yield from problem.first_stage()
+        check_readable("integrator: a choice for each sample", k1, problem.y0, problem.t0, problem.t1)
         rows = torch.arange(len(problem), device=problem.t0.device)
         nfe = torch.ones_like(rows)  # k1
         stages: dict[float, SharedStage] = {}
