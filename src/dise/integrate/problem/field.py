@@ -135,7 +135,7 @@ class Field:
             value = self.evaluate(self.bound(request.rows), t, y)
             self._check_memory(t, y, versions, value)
             if y.requires_grad is not marked:
-                y.requires_grad_(marked)  # f takes derivatives in y; nobody else asked for them
+                y.requires_grad_(marked)  # f takes derivatives in y for itself
             return value.detach() if value.requires_grad and not torch.is_grad_enabled() else value
         except Exception as error:
             self.explain(error, request)
