@@ -118,3 +118,23 @@ assert not new, new
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+def test_selection_is_imported_when_it_is_used():
+    """`import dise` is quick because it leaves out `dise.select`; all public names are there nevertheless."""
+    script = """
+import sys
+import dise
+assert "dise.select" not in sys.modules
+assert all(hasattr(dise, name) for name in dise.__all__)
+assert "dise.select" in sys.modules and {"select", "make_dynamic", "solve"} <= set(dir(dise))
+assert dise.select.calibrate is dise.calibrate
+try:
+    dise.no_such_name
+except AttributeError as error:
+    assert "no_such_name" in str(error)
+else:
+    raise AssertionError
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr

@@ -1,5 +1,8 @@
 """dise: neural ODEs that are fast at inference."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dise.flow import DiagonalNormal, Flow, TransportCost, divergence
 from dise.integrate import (
     RK4,
@@ -41,33 +44,35 @@ from dise.integrate import (
 )
 from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, Regularizer, UnscaledErrorEstimate
-from dise.select import (
-    AdequacySelector,
-    BinaryCost,
-    Cascade,
-    ClassificationCost,
-    Confidence,
-    ConfidenceNetwork,
-    Costs,
-    CostSelector,
-    Dynamic,
-    Forecast,
-    PooledNetwork,
-    RandomSelector,
-    TaskErrorCost,
-    calibrate,
-    choose_penalty,
-    collect_costs,
-    diagnose,
-    export_policy,
-    load_policy,
-    make_dynamic,
-    pareto_front,
-    profile_candidates,
-    prune,
-    run_candidates,
-    save_policy,
-)
+
+if TYPE_CHECKING:
+    from dise.select import (
+        AdequacySelector,
+        BinaryCost,
+        Cascade,
+        ClassificationCost,
+        Confidence,
+        ConfidenceNetwork,
+        Costs,
+        CostSelector,
+        Dynamic,
+        Forecast,
+        PooledNetwork,
+        RandomSelector,
+        TaskErrorCost,
+        calibrate,
+        choose_penalty,
+        collect_costs,
+        diagnose,
+        export_policy,
+        load_policy,
+        make_dynamic,
+        pareto_front,
+        profile_candidates,
+        prune,
+        run_candidates,
+        save_policy,
+    )
 
 __all__ = [
     "L1",
@@ -145,3 +150,15 @@ __all__ = [
     "step",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `dise.select`, which is imported when it is first used: solving does not need it."""
+    if name != "select" and name not in __all__:
+        raise AttributeError(f"module 'dise' has no attribute {name!r}")
+    select = import_module("dise.select")
+    return select if name == "select" else getattr(select, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "select"})
