@@ -12,6 +12,23 @@ Grathwohl et al., FFJORD, 2019; conventions as in torchdiffeq's `examples/cnf.py
 from dise.flow.base import BaseDistribution, DiagonalNormal
 from dise.flow.divergences import AugmentedField, divergence
 from dise.flow.flow import Flow
+from dise.flow.guidance import Guided, ModelCalls
+from dise.flow.paths import CosinePath, StraightPath, VarianceExplodingPath, VariancePreservingPath
+from dise.flow.prediction import PathField
 from dise.flow.transport_cost import TransportCost
 
-__all__ = ["AugmentedField", "BaseDistribution", "DiagonalNormal", "Flow", "TransportCost", "divergence"]
+__all__ = [
+    "AugmentedField",
+    "BaseDistribution",
+    "CosinePath",
+    "DiagonalNormal",
+    "Flow",
+    "Guided",
+    "ModelCalls",
+    "PathField",
+    "StraightPath",
+    "TransportCost",
+    "VarianceExplodingPath",
+    "VariancePreservingPath",
+    "divergence",
+]

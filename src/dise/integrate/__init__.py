@@ -21,6 +21,11 @@ from dise.integrate.integrators import (
     StepDoubling,
     Tsit5,
 )
+from dise.integrate.multistep import grids
+from dise.integrate.multistep.grids import TimeGrid
+from dise.integrate.multistep.paths import Path
+from dise.integrate.multistep.table import MultistepTable
+from dise.integrate.multistep_method import Multistep
 from dise.integrate.one_step import StepResult, step
 from dise.integrate.options import SolveOptions
 from dise.integrate.output.events import Event
@@ -54,7 +59,10 @@ __all__ = [
     "IController",
     "Integrator",
     "Midpoint",
+    "Multistep",
+    "MultistepTable",
     "PIController",
+    "Path",
     "Progress",
     "Ralston",
     "RungeKutta",
@@ -67,7 +75,9 @@ __all__ = [
     "StepDoubling",
     "StepResult",
     "Steps",
+    "TimeGrid",
     "Tsit5",
+    "grids",
     "max_norm",
     "resume",
     "rms_norm",

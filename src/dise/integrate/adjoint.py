@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from dise.integrate.backward_solve import BackwardSolve, Stops
 from dise.integrate.dependencies import dependencies
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrators import FixedStep, Integrator
+from dise.integrate.multistep.grids import TimeGrid
+from dise.integrate.multistep_method import Multistep
 from dise.integrate.output.events import EventMonitor
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.forward_context import ForwardContext
@@ -62,13 +64,19 @@ class Backsolve:
         """The integrator of the backward solve, after a forward solve by `integrator`.
 
         Raises:
-            ValueError: an integrator that chooses; it can choose for f, not for the adjoint equation.
+            ValueError: an integrator that chooses; it can choose for f, not for the adjoint equation. Or a grid or
+                table, which is made for the forward direction.
         """
         chosen = integrator if self.integrator is None else self.integrator
         if chosen.chooses:
             raise ValueError(
                 f"gradient: backsolve integrates with one integrator, but {type(chosen).__name__} chooses one per "
                 "sample; name one, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5())"
+            )
+        if isinstance(chosen, Multistep) or (isinstance(chosen, FixedStep) and isinstance(chosen.steps, TimeGrid)):
+            raise ValueError(
+                f"gradient: backsolve cannot use {chosen}, which is made for the forward direction; name another "
+                "integrator, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5()), or use gradient='checkpoint'"
             )
         return chosen
 

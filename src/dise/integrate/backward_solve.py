@@ -114,7 +114,7 @@ class BackwardSolve:
         integrator = self.integrator
         if isinstance(integrator, FixedStep):
             part = ((goal - start) / torch.where(self.problem.t1 == t0, 1, self.problem.t1 - t0)).abs().nan_to_num(1)
-            steps = math.ceil(integrator.steps * min(1.0, float(part.max()) if len(part) else 1.0) - 1e-6)
+            steps = math.ceil(integrator.grid.steps * min(1.0, float(part.max()) if len(part) else 1.0) - 1e-6)
             integrator = replace(integrator, steps=max(1, steps))
         integration = integrate_nonempty(_pair_integrator(integrator, self.problem.layout), pair, run)
         result = drive(integration, _AugmentedDynamics(self))

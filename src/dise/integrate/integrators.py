@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
+from dise.integrate.multistep.grids import TimeGrid, uniform
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
 from dise.integrate.problem.run import Run
@@ -14,7 +15,7 @@ from dise.integrate.runge_kutta.dopri8 import DOPRI8
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.stepping.control import Controller, ErrorControl, FixedSteps
 from dise.integrate.stepping.controllers import ELEMENTARY, IController
-from dise.integrate.stepping.grids import EqualParts
+from dise.integrate.stepping.grids import EqualParts, Fractions
 from dise.integrate.stepping.loop import integrate
 from dise.integrate.stepping.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
 from dise.integrate.value import Value, check_above, check_from_zero, check_whole, is_number
@@ -59,25 +60,38 @@ class RungeKutta(Value, Integrator):
 
 @dataclass(frozen=True)
 class FixedStep(RungeKutta):
-    """A Runge–Kutta method with equal steps. `StepDoubling` adds an error estimate.
+    """A Runge–Kutta method with fixed steps. `StepDoubling` adds an error estimate.
 
     Args:
-        steps: number of steps over each sample's span.
+        steps: number of equal steps over each sample's span, or a `TimeGrid` of their ends, e.g. `dise.grids.sway(8)`.
 
     Raises:
-        ValueError: steps is not a positive whole number.
+        ValueError: steps is not a positive whole number; when solving: the grid is for another span.
     """
 
-    steps: int = 1
+    steps: int | TimeGrid = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("steps", self.steps)
+        if not isinstance(self.steps, TimeGrid):
+            check_whole("steps", self.steps)
 
     @property
-    def control(self) -> Controller:
-        """Equal steps."""
+    def grid(self) -> TimeGrid:
+        """Ends of the steps."""
+        return self.steps if isinstance(self.steps, TimeGrid) else uniform(self.steps)
+
+    @property
+    def control(self) -> FixedSteps:
+        """Steps that end where the grid says."""
+        if isinstance(self.steps, TimeGrid):
+            return FixedSteps(Fractions(self.steps.fractions[1:]))
         return FixedSteps(EqualParts(self.steps))
+
+    def integrate(self, problem: Problem, run: Run) -> Integration:
+        """Step every sample from t0 to t1."""
+        problem.check_span(self.grid.span)
+        return super().integrate(problem, run)
 
 
 @dataclass(frozen=True)
@@ -119,11 +133,13 @@ class StepDoubling(Value, Integrator):
 
     @property
     def control(self) -> Controller:
-        """Equal steps with an error estimate."""
-        return FixedSteps(EqualParts(self.integrator.steps), ErrorTest(self.rtol, self.atol, self.norm))
+        """The method's steps, with an error estimate."""
+        test = ErrorTest(self.rtol, self.atol, self.norm)
+        return replace(self.integrator.control, test=test)
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""
+        problem.check_span(self.integrator.grid.span)
         return integrate(self.tableau, self.control, problem, run)
 
 
@@ -258,7 +274,7 @@ class RKC1(FixedStep):
     2·stages² at damping 1 to 2·stages at damping 0, where a step equals `stages` Euler steps.
 
     Args:
-        steps: number of equal steps over each sample's span.
+        steps: number of equal steps over each sample's span, or a `TimeGrid`.
         stages: number of stages per step. One stage is Euler's method.
         damping: in (0, 1), largest factor by which a step multiplies fast modes.
 

@@ -99,7 +99,7 @@ def _indices(mask: Tensor) -> list[int]:
 def _batch_nfe(model: nn.Module, batches: Batches, integrator: Integrator) -> float:
     """Mean NFE of a batch solved as one system, counted as in the paper."""
     if isinstance(integrator, FixedStep):
-        return float(integrator.tableau.stages * integrator.steps)
+        return float(integrator.tableau.stages * integrator.grid.steps)
     block = find_block(model)
     with block.using(integrator, batched=False), block.recording() as records:
         for x, labels in batches:

@@ -169,6 +169,6 @@ def _labels(batches: Batches) -> Tensor:
 def _batch_nfe(model: LatentODE, batches: Batches, integrator: Integrator) -> float:
     """Mean NFE of a batch solved as one system up to its latest end, counted as in the paper."""
     if isinstance(integrator, FixedStep):
-        return float(integrator.tableau.stages * integrator.steps)
+        return float(integrator.tableau.stages * integrator.grid.steps)
     solutions = [solve(model.block.f, x.mean, 0.0, x.end.max(), integrator, batched=False) for x, _ in batches]
     return sum(int(solution.nfe) for solution in solutions) / len(solutions)

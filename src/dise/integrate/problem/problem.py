@@ -3,11 +3,13 @@
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.state import Layout
+from dise.integrate.tracing import has_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,18 @@ class Problem:
     def detach(self) -> "Problem":
         """The problem without gradients."""
         return replace(self, y0=self.y0.detach(), t0=self.t0.detach(), t1=self.t1.detach())
+
+    def check_span(self, span: tuple[float, float] | None) -> None:
+        """Raise a ValueError unless all samples are to be solved over this span; None: any will do."""
+        if span is None or not has_values(self.t0):
+            return
+        for name, times, expected in zip(("t0", "t1"), (self.t0, self.t1), span, strict=True):
+            different = ~torch.isclose(times, torch.full_like(times, expected), rtol=1e-6, atol=1e-9)
+            if bool(different.any()):
+                raise ValueError(
+                    f"{name}: this grid or table is for solves from {span[0]:g} to {span[1]:g} only, "
+                    f"got {name}={float(times[different][0]):g}"
+                )
 
     def samples(self, rows: Tensor) -> Tensor:
         """Indices of some of this problem's rows in the solve's batch."""

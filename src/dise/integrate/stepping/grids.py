@@ -31,6 +31,26 @@ class EqualParts:
         return t1 if index + 1 == self.steps else torch.lerp(t0, t1, (index + 1) / self.steps)
 
 
+@dataclass(frozen=True)
+class Fractions:
+    """Steps that end at given fractions of each sample's span.
+
+    Args:
+        ends: of the steps, increasing; the last is 1.
+    """
+
+    ends: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.ends)
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """The next fraction of the span."""
+        return t1 if index + 1 == self.steps else torch.lerp(t0, t1, self.ends[index])
+
+
 @dataclass(frozen=True, eq=False)
 class AbsoluteTimes:
     """Steps from one given time to the next, the same for all samples.

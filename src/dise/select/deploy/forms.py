@@ -15,9 +15,12 @@ from dise.integrate import (
     HeunEuler,
     IController,
     Midpoint,
+    Multistep,
+    MultistepTable,
     PIController,
     Ralston,
     StepDoubling,
+    TimeGrid,
     Tsit5,
     max_norm,
     rms_norm,
@@ -33,7 +36,7 @@ from dise.select.policies.confidence import Confidence
 from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
 
-FIXED_STEPS = (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1, StepDoubling)
+FIXED_STEPS = (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1, StepDoubling, Multistep, MultistepTable, TimeGrid)
 ADAPTIVE_STEPS = (HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Dopri8, IController, PIController)
 
 

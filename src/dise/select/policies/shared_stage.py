@@ -44,9 +44,10 @@ def second_node(candidate: Integrator, problem: Problem) -> float | None:
     step of an adaptive candidate is the span only if `first_step` says so and the problem has no first step of its own.
     """
     if isinstance(candidate, FixedStep):
+        first = candidate.grid.fractions[1]
         if candidate.tableau.stages > 1:
-            return candidate.tableau.c[1] / candidate.steps
-        return 1 / candidate.steps if candidate.steps > 1 else None
+            return candidate.tableau.c[1] * first
+        return first if first < 1 else None
     if not isinstance(candidate, Adaptive) or candidate.first_step != "span" or candidate.dt_max != math.inf:
         return None
     return candidate.tableau.c[1] if problem.dt is None else None

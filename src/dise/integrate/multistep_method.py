@@ -1,0 +1,181 @@
+"""`Multistep`: methods of a fixed number of evaluations of f, as integrators."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dise.integrate.integrators import FixedStep, Integrator
+from dise.integrate.multistep import adams, exponential
+from dise.integrate.multistep.exponential import Variant
+from dise.integrate.multistep.grids import TimeGrid, uniform
+from dise.integrate.multistep.paths import Path
+from dise.integrate.multistep.table import MultistepTable, Update
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration, Request, Result
+from dise.integrate.problem.run import Run
+from dise.integrate.runge_kutta.step import finite_rows, unscaled_sum
+from dise.integrate.status import Status
+from dise.integrate.tracing import known_finite
+
+
+@dataclass(frozen=True)
+class Multistep(Integrator):
+    """A method whose states are linear in the start and in earlier values of f: the samplers of flows and diffusion.
+
+    One evaluation of f per step, where a Runge–Kutta method of the same order takes two to four: with a small, fixed
+    budget of evaluations, multistep methods are usually the most accurate. Made by the class methods, or from a table
+    of one's own, e.g. one fitted to a model:
+
+        Multistep.adams(8, order=2)
+        Multistep.adams(grids.sway(8), order=2)
+        Multistep.dpmpp2m(grids.karras(10), path)
+
+    The table has no steps to interpolate or to measure: save points, dense output, events, `accumulate`, `record` and
+    `progress` are refused, and `Solution.error` is NaN. Every sample needs the same number of evaluations. A sample
+    where f is not finite fails at its start.
+
+    Args:
+        table: evaluation times and weights.
+        name: for printing.
+    """
+
+    table: MultistepTable
+    name: str = field(default="Multistep", compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.table, MultistepTable):
+            raise TypeError(f"table: expected a MultistepTable, got {type(self.table).__name__}")
+
+    @classmethod
+    def adams(cls, grid: int | TimeGrid, order: int = 2) -> "Multistep":
+        """The Adams–Bashforth method of order 1 to 4 with exact weights for the grid's steps.
+
+        NFE is the number of steps, and 2 more with order 4; see `dise.integrate.multistep.adams` for the first steps.
+
+        Args:
+            grid: number of equal steps, or their ends.
+            order: 1 (Euler's method) to 4.
+        """
+        return cls(adams.adams_bashforth(_grid(grid), order), f"AB{order}({grid})")
+
+    @classmethod
+    def ipndm(cls, grid: int | TimeGrid, order: int = 4) -> "Multistep":
+        """Adams–Bashforth weights of equal steps on any grid, with lower orders in the first steps (iPNDM)."""
+        return cls(adams.ipndm(_grid(grid), order), f"iPNDM{order}({grid})")
+
+    @classmethod
+    def dpmpp2m(cls, grid: int | TimeGrid, path: Path) -> "Multistep":
+        """DPM-Solver++(2M), for the velocity field of a path from noise to data.
+
+        Its weights depend on the path's times, so the table is for one span alone, that of the grid or else the path's.
+        """
+        return cls(exponential.dpmpp2m(_grid(grid), path), f"DPM++2M({grid})")
+
+    @classmethod
+    def unipc(
+        cls,
+        grid: int | TimeGrid,
+        path: Path,
+        order: int = 2,
+        variant: Variant = "bh2",
+        *,
+        lower_final_order: bool = True,
+    ) -> "Multistep":
+        """UniPC of order 1 to 3 with its corrector, for the velocity field of a path; the span as in `dpmpp2m`.
+
+        See `dise.integrate.multistep.exponential.unipc` for the arguments.
+        """
+        table = exponential.unipc(_grid(grid), path, order, variant, lower_final_order=lower_final_order)
+        return cls(table, f"UniPC{order}({grid})")
+
+    @classmethod
+    def of(cls, integrator: FixedStep) -> "Multistep":
+        """A fixed-step Runge–Kutta method as a table: the same states up to rounding."""
+        if not isinstance(integrator, FixedStep):
+            raise TypeError(f"integrator: expected a fixed-step method such as RK4(steps=4), got {integrator!r}")
+        return cls(adams.runge_kutta(integrator.tableau, integrator.grid), f"Multistep.of({integrator})")
+
+    def integrate(self, problem: Problem, run: Run) -> Integration:
+        """Compute the table's states one after the other."""
+        self._check(problem, run)
+        table, dt = self.table, problem.t1 - problem.t0
+        column = dt.to(problem.y0.dtype.to_real()).unsqueeze(1)
+        states: dict[int, Tensor] = {0: problem.y0}
+        values: list[Tensor] = []
+        for k, update in enumerate(table.updates):
+            if k == 0 and table.times[0] == 0:
+                values.append((yield from problem.first_stage()))
+            else:
+                time = torch.lerp(problem.t0, problem.t1, table.times[k])
+                values.append((yield from _evaluation(Request(None, time, states[k]), problem, run)))
+            states[k + 1] = _state(update, states, column, values)
+            for base in table.last_used[k]:
+                del states[base]
+        return _result(problem, states[table.evaluations], dt, table.evaluations)
+
+    def __str__(self) -> str:
+        return self.name if self.name != "Multistep" else f"Multistep({self.table.evaluations} evaluations)"
+
+    def _check(self, problem: Problem, run: Run) -> None:
+        """Raise a ValueError if the table cannot give what the solve asks for."""
+        if run.observers or run.stop is not None or run.accumulate is not None:
+            raise ValueError(
+                "save_at, dense, event, accumulate, record, progress: a Multistep method has no steps to interpolate "
+                "or to measure; use a Runge–Kutta method, e.g. Midpoint(steps=8)"
+            )
+        if self.table.scaled and len(problem.layout.shapes) > 1:
+            raise ValueError(
+                "integrator: this Multistep table scales the state, which is wrong for a tuple or dict state such as "
+                "points with their log-density; use Multistep.adams"
+            )
+        problem.check_span(self.table.span)
+
+
+def _grid(grid: int | TimeGrid) -> TimeGrid:
+    return grid if isinstance(grid, TimeGrid) else uniform(grid)
+
+
+def _evaluation(request: Request, problem: Problem, run: Run) -> Generator[Request, Tensor, Tensor]:
+    """f as requested; with checkpoints its intermediate values are computed again in the backward pass."""
+    if not (run.checkpoint and run.field is not None):
+        return (yield request)
+    from torch.utils.checkpoint import checkpoint  # it imports torch's compiler when called
+
+    def answer(y: Tensor) -> Tensor:
+        return run.answer(problem, request._replace(y=y))
+
+    value: Tensor = checkpoint(answer, request.y, use_reentrant=False)
+    return value
+
+
+def _state(update: Update, states: dict[int, Tensor], dt: Tensor, values: list[Tensor]) -> Tensor:
+    """scale · base + dt Σ weights · values."""
+    base = states[update.base]
+    base = base if update.scale == 1 else base * update.scale
+    if update.sum is None:
+        return base
+    return torch.addcmul(base, dt, unscaled_sum(update.sum, values), value=update.sum.scale)
+
+
+def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result:
+    """The end of the solve; samples that are not finite there stay at their start."""
+    number = torch.full_like(problem.t0, evaluations, dtype=torch.int64)
+    status, t = torch.full_like(number, int(Status.SUCCESS)), problem.t1
+    if not known_finite(y.detach()):
+        finite = finite_rows(y)
+        status = torch.where(finite, status, int(Status.NON_FINITE))
+        y, t = torch.where(finite[:, None], y, problem.y0), torch.where(finite, t, problem.t0)
+    zero = torch.zeros_like(problem.t0)
+    return Result(
+        y=y,
+        t=t,
+        nfe=number,
+        n_steps=number,
+        n_accepted=torch.where(status == int(Status.SUCCESS), number, 0),
+        error=torch.full_like(zero, torch.nan),
+        status=status,
+        dt=dt,
+        accumulated=zero,
+    )

@@ -1,0 +1,197 @@
+"""`Multistep` as an integrator: batches, gradients, failures, compilation, policies."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import dise
+from dise import Dynamic, Euler, Multistep, MultistepTable, NeuralODE, Status, grids
+
+DOUBLE = torch.float64
+Y0 = torch.tensor([[1.0, 0.3], [0.2, -1.0], [2.0, 0.1]], dtype=DOUBLE)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+
+    def forward(self, t, y):
+        return self.layers(torch.cat([y, t.to(y).expand_as(y[:, :1])], 1))
+
+
+def by_hand(f, y, times):
+    """Adams–Bashforth 2, step by step."""
+    before = None
+    for a, b in itertools.pairwise(times):
+        v = f(torch.full((len(y), 1), a, dtype=DOUBLE), y)
+        step, last = b - a, a if before is None else before[0]
+        slope = 0 if before is None else (v - before[1]) / (a - last)
+        y = y + step * v + step**2 / 2 * slope
+        before = a, v
+    return y
+
+
+def test_second_order_by_hand_with_gradients():
+    f, grid = Net(), grids.sway(6)
+    y0 = Y0.clone().requires_grad_()
+    expected = by_hand(f, y0, [3 * x for x in grid.fractions])
+    for gradient in ("direct", "checkpoint"):
+        solution = dise.solve(f, y0, 0.0, 3.0, Multistep.adams(grid), gradient=gradient)
+        torch.testing.assert_close(solution.y, expected, rtol=1e-12, atol=1e-12)
+        ours, theirs = (torch.autograd.grad(y.square().sum(), [y0, *f.parameters()], retain_graph=True)
+                        for y in (solution.y, expected))  # fmt: skip
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_in_the_ends_of_the_span():
+    f = Net()
+    t0, t1 = torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE), torch.tensor([1.0, 0.1, 3.0], dtype=DOUBLE)
+    solve = lambda t0, t1: dise.solve(f, Y0, t0, t1, Multistep.adams(5, 3)).y  # noqa: E731
+    assert torch.autograd.gradcheck(solve, (t0.requires_grad_(), t1.requires_grad_()))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_a_row_alone_is_the_row_in_its_batch(order):
+    f, t1 = Net(), torch.tensor([1.0, -2.0, 0.0], dtype=DOUBLE)
+    whole = dise.solve(f, Y0, 0.0, t1, Multistep.adams(7, order))
+    for i in range(3):
+        alone = dise.solve(f, Y0[i : i + 1], 0.0, t1[i : i + 1], Multistep.adams(7, order))
+        torch.testing.assert_close(alone.y[0], whole.y[i], rtol=1e-12, atol=1e-12)
+        assert alone.nfe[0] == whole.nfe[i]
+    assert whole.nfe.tolist() == [7 + 2 * (order == 4)] * 2 + [0]
+
+
+def test_structured_states_and_whole_batches():
+    f = lambda t, state: (state["b"], -state["a"] * t)  # noqa: E731
+    named = lambda t, state: dict(zip("ab", f(t, state), strict=True))  # noqa: E731
+    state = {"a": Y0, "b": Y0 + 1}
+    batch = dise.solve(named, state, 0.0, 1.0, Multistep.adams(6))
+    whole = dise.solve(named, state, 0.0, 1.0, Multistep.adams(6), batched=False)
+    torch.testing.assert_close(batch.y, whole.y)
+    assert whole.nfe.ndim == 0
+
+
+def test_a_sample_whose_f_is_not_finite_fails_alone():
+    f = lambda t, y: torch.where((y[:, :1] < 0.25) & (t > 0.3), torch.nan, -y)  # noqa: E731
+    solution = dise.solve(f, Y0, 0.0, 1.0, Multistep.adams(5), throw=False)
+    assert solution.status.tolist() == [Status.SUCCESS, Status.NON_FINITE, Status.SUCCESS]
+    assert torch.equal(solution.y[1], Y0[1])
+    assert solution.t.tolist() == [1.0, 0.0, 1.0]
+    assert torch.equal(solution.y[::2], dise.solve(f, Y0[::2], 0.0, 1.0, Multistep.adams(5)).y)
+
+
+def test_states_without_further_use_are_freed():
+    table, alive = Multistep.adams(9, 3).table, 1
+    for freed in table.last_used:
+        alive += 1 - len(freed)
+        assert alive <= 2  # a step's start and its prediction
+    assert Multistep.of(dise.RK4(2)).table.last_used[3] == (0, 3)  # a step's start, when its last stage is done
+
+
+def test_half_precision_adds_up_in_float32():
+    f = Net().bfloat16()
+    y = dise.solve(f, Y0.bfloat16(), 0.0, 1.0, Multistep.adams(8)).y
+    assert y.dtype is torch.bfloat16
+    torch.testing.assert_close(y.double(), by_hand(Net(), Y0, [i / 8 for i in range(9)]), rtol=0.05, atol=0.05)
+
+
+def test_compiled():
+    f = Net().float()
+    y0 = Y0.float()
+    eager, compiled = (dise.solve(f, y0, 0.0, 1.0, Multistep.adams(4), compile=c).y for c in (False, True))
+    torch.testing.assert_close(compiled, eager)
+
+
+class FewestSteps(nn.Module):
+    """Scores that choose the second candidate for the second sample, else the first."""
+
+    def forward(self, h0, k1):
+        second = torch.arange(len(h0)) == 1
+        return torch.stack([second.double(), 1 - second.double()], 1)
+
+
+def test_candidates_of_a_policy():
+    f = Net()
+    candidates = (Multistep.adams(4, 2), Multistep.adams(grids.power(9, 2.0), 3))
+    solution = dise.solve(f, Y0, 0.0, 1.0, Dynamic(candidates, FewestSteps()))
+    for i, chosen in enumerate((0, 1, 0)):
+        alone = dise.solve(f, Y0[i : i + 1], 0.0, 1.0, candidates[chosen])
+        torch.testing.assert_close(solution.y[i], alone.y[0], rtol=1e-12, atol=1e-12)
+        assert solution.nfe[i] == alone.nfe[0]
+    assert solution.calls == 9
+
+
+def test_policies_of_tables_and_grids_are_saved(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2).double(), NeuralODE(Net(), Multistep.adams(4)))
+    for integrator in (
+        Multistep.dpmpp2m(5, dise.StraightPath()),
+        Euler(grids.sway(6)),
+        Euler(grids.of([0.0, 0.3, 1.0])),
+    ):
+        model[1].integrator = integrator
+        dise.save_policy(model, tmp_path / str(integrator))
+        model[1].integrator = Euler()
+        dise.load_policy(model, tmp_path / str(integrator))
+        assert model[1].integrator == integrator
+        assert str(model[1].integrator) == str(integrator)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"save_at": [0.5]},
+        {"dense": True},
+        {"record": True},
+        {"event": lambda t, y: y[:, 0]},
+        {"accumulate": lambda step: step.t},
+        {"progress": print},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_what_needs_steps_is_refused(asked):
+    with pytest.raises(ValueError, match="a Multistep method has no steps to interpolate"):
+        dise.solve(lambda t, y: y, Y0, 0.0, 1.0, Multistep.adams(4), **asked)
+
+
+def test_backsolve_is_refused():
+    y0 = Y0.clone().requires_grad_()
+    for integrator in (Multistep.adams(4), Euler(grids.sway(4))):
+        with pytest.raises(ValueError, match=r"gradient: backsolve cannot use .* made for the forward direction"):
+            dise.solve(Net(), y0, 0.0, 1.0, integrator, gradient="backsolve")
+        back = dise.Backsolve(integrator=dise.Dopri5(rtol=1e-10, atol=1e-10))
+        dise.solve(Net(), y0, 0.0, 1.0, integrator, gradient=back).y.sum().backward()
+
+
+def test_a_table_that_scales_the_state_is_refused_for_structures():
+    table = Multistep.dpmpp2m(grids.of([0.9, 0.5, 0.1]), dise.CosinePath())
+    with pytest.raises(ValueError, match="scales the state"):
+        dise.solve(lambda t, y: y, (Y0, Y0), 0.9, 0.1, table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), (1.0,), ((),)), "times: expected at least one"),
+        (((0.0,), (1.0,), ((), (1.0,))), "scales: expected 2 numbers, the first 1"),
+        (((0.0,), (1.0, 1.0), ((), ())), "weights: expected rows of 0 to 1 numbers"),
+        (((0.0,), (1.0, 1.0), ((), (float("nan"),))), "expected finite numbers"),
+    ],
+)
+def test_bad_tables_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultistepTable(*arguments)
+
+
+def test_a_table_of_ones_own():
+    """Ralston's method of one step, as a table."""
+    table = MultistepTable((0.0, 2 / 3), (1.0, 1.0, 1.0), ((), (2 / 3,), (1 / 4, 3 / 4)))
+    ours, ralston = (dise.solve(Net(), Y0, 0.0, 1.0, m).y for m in (Multistep(table), dise.Ralston(1)))
+    torch.testing.assert_close(ours, ralston, rtol=1e-14, atol=1e-14)
+    assert str(Multistep(table)) == "Multistep(2 evaluations)"
+    with pytest.raises(TypeError, match="table: expected a MultistepTable, got tuple"):
+        Multistep((1, 2))
