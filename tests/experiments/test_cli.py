@@ -384,7 +384,58 @@ def test_brackets_in_the_run_directory_are_printed(finished, dise, tmp_path):
     assert (code, out) == (0, f"{tmp_path / 'x[red]' / 'mnist' / 'sample' / 'odenet-error-seed0'}\n")
 
 
+# ---- folders
+
+
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_report_of_a_run_a_preset_a_task_or_all(ran, dise, level):
+    folder = [ran, *ran.parents][level]
+    code, out, _ = dise("report", folder)
+    assert code == 0
+    assert f"See {ran.parent / 'report.md'}" in out
+
+
+def test_reports_of_several_presets(ran, dise):
+    shutil.copytree(ran.parent, ran.parent.parent / "again")
+    code, out, _ = dise("report", ran.parent.parent)
+    assert code == 0
+    for folder in ("sample", "again"):
+        assert (ran.parent.parent / folder / "report.md").exists()
+        assert f"See {ran.parent.parent / folder / 'report.md'}" in out
+
+
+def test_a_file_in_place_of_a_folder(refusal, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    message = refusal("train", "mnist", "--out", tmp_path / "out")
+    assert str(tmp_path / "out") in message
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_read_only_folder(refusal, monkeypatch, tmp_path):
+    def denied(*arguments, **options):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "x"))
+
+    monkeypatch.setattr("dise_experiments.run.train.train_run", denied)  # root may write anywhere
+    assert f"Permission denied: {tmp_path / 'x'}" in refusal("train", "mnist", "--out", tmp_path)
+
+
 # ---- Ctrl-C
+
+
+def test_an_interrupt_while_modules_are_imported():
+    """Ctrl-C before the command line exists: one line, and the shell's exit code."""
+    script = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from dise_experiments.__main__ import main
+main()
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, "interrupted; the same command continues\n")
 
 
 def test_an_interrupted_command_says_how_to_continue(dise, monkeypatch, tmp_path):

@@ -1,5 +1,18 @@
-"""`python -m dise_experiments`, the same as the command `dise`."""
+"""The command `dise`, and `python -m dise_experiments`."""
 
-from dise_experiments.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it with one line, from the first moment on."""
+    try:
+        from dise_experiments.cli import main as command  # takes a while, in which one may press Ctrl-C
+
+        command()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -204,10 +204,16 @@ def evaluate(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a preset, such as runs/mnist/cpu.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder of a preset, such as runs/mnist/cpu, or one above or below."),
+    ],
 ) -> None:
-    """Print and write the report of all evaluated runs in a folder."""
-    _report(folder)
+    """Print and write a report for each preset that has evaluated runs in a folder."""
+    from dise_experiments.run.report import preset_folders
+
+    for preset_folder in preset_folders(folder):
+        _report(preset_folder)
 
 
 def _combinations(task: str, models: list[str], regs: list[str]) -> list[tuple[str, str]]:
@@ -254,13 +260,17 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except OSError as error:  # a read-only folder, a full disk, a file in place of a folder
+        if error.errno is None:
+            raise
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # how typer ends on Ctrl-C
             say("interrupted; the same command continues")
         raise
 
 
-if __name__ == "__main__":
-    main()
+def _fail(message: str) -> NoReturn:
+    errors.print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True, highlight=False)
+    raise SystemExit(2) from None

@@ -37,6 +37,22 @@ def read_run(path: Path) -> Run:
     return Run(**names, metrics=read_json(path / METRICS), training=read_json(path / TRAINING), timing=timing)
 
 
+def preset_folders(folder: Path) -> list[Path]:
+    """The folders of presets with evaluated runs: the given one, those below it, or that of a run directory.
+
+    Raises:
+        ExperimentError: there is no evaluated run.
+    """
+    if (folder / CONFIG).exists():
+        read_run(folder)
+        return [folder.parent]
+    runs = (file.parent for file in folder.rglob(CONFIG) if (file.parent / METRICS).exists())
+    folders = sorted({run.parent for run in runs})
+    if not folders:
+        raise ExperimentError(f"{folder} contains no evaluated run; `dise run` creates them")
+    return folders
+
+
 def evaluated(folder: Path) -> tuple[Task, list[Path]]:
     """The task, and the directories of all evaluated runs below a preset's folder, OUT/task/preset.
 
