@@ -10,7 +10,7 @@ def main() -> None:
 
         command()
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        sys.stderr.write("interrupted; the same command continues\n")  # before rich is there
         raise SystemExit(130) from None
 
 

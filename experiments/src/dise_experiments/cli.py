@@ -206,7 +206,7 @@ def evaluate(
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Folder of a preset, such as runs/mnist/cpu, or one above or below."),
+        typer.Argument(metavar="FOLDER", help="Folder of a preset, e.g. runs/mnist/cpu, or one above or below it."),
     ],
 ) -> None:
     """Print and write a report for each preset that has evaluated runs in a folder."""
