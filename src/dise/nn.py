@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Event, Integrator, Progress, Solution, SolveOptions, State, Step, solve
+from dise.integrate.clock import clock_dtype
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
@@ -136,7 +137,7 @@ class NeuralODE(nn.Module):
         """k1 = f(t0, y0), shaped like y0 [B, ...]: the first stage of every integrator."""
         layout = Layout.of(y0, batched=self.options.batched)
         state = layout.pack(y0)
-        t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=state.dtype.to_real(), device=state.device)
+        t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=clock_dtype(state.device), device=state.device)
         rows = state.shape[0]  # len would fix the size of a traced batch
         return cast(State, self.f(layout.time(t0.expand(rows)), y0))
 

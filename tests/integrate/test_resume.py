@@ -67,7 +67,7 @@ def test_a_step_counts_its_evaluations(record, integrator):
     assert (taken.k1 is None) == (not integrator.tableau.fsal)
     assert (taken.error is None) == taken.ratio.isnan().all() == (integrator.tableau.b_err is None)
     if taken.k1 is not None:
-        assert_close(taken.k1, linear(taken.t[:, None], taken.y))
+        assert_close(taken.k1, linear(taken.t[:, None].float(), taken.y))
 
 
 def test_steps_in_a_loop_are_a_solve(starts):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dise.integrate.backward_solve import BackwardSolve, Stops
+from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
 from dise.integrate.integrators import FixedStep, Integrator
 from dise.integrate.multistep.grids import TimeGrid
@@ -188,7 +189,7 @@ class Adjoint:
         change = -(value - value.detach()) / slope
         return result._replace(
             t=result.t.index_put((samples,), t[samples] + change),
-            y=result.y.index_put((samples,), result.y[samples] + change[:, None] * slope_y),
+            y=result.y.index_put((samples,), result.y[samples] + change[:, None].to(real_dtype(y)) * slope_y),
         )
 
 

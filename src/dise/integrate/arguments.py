@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import clock_dtype, given_dtype, is_exact
 from dise.integrate.problem.state import shapes
 from dise.integrate.tracing import has_values
 
@@ -69,7 +71,7 @@ def check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: boo
 
 
 def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
-    """[n] times in the real dtype and on the device of the packed state y0 [n, F].
+    """[n] times in the clock's dtype, on the device of the packed state y0 [n, F].
 
     Raises:
         TypeError, ValueError: not real times, one or n of them; or infinite ones, unless `endless`.
@@ -83,8 +85,8 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
     if not isinstance(t, Tensor):
         if math.isnan(t) or not (endless or math.isfinite(t)):
             raise ValueError(f"{name}: expected finite times, got {t}")
-        return torch.full(y0.shape[:1], t, dtype=y0.dtype.to_real(), device=y0.device)
-    time = t.to(y0.device, y0.dtype.to_real())
+        return torch.full(y0.shape[:1], t, dtype=clock_dtype(y0.device), device=y0.device)
+    time = t.to(y0.device, clock_dtype(y0.device))
     if time.ndim > 0 and (not batched or time.shape != y0.shape[:1]):
         expected = (
             f"a number or a tensor of shape ({y0.shape[0]},)" if batched else "a number (batched=False has one time)"
@@ -95,14 +97,69 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
     return time.expand(y0.shape[0])
 
 
+def _exact_dtype(t: float | Tensor) -> torch.dtype:
+    return t.dtype if isinstance(t, Tensor) else torch.int64 if isinstance(t, int) else torch.float64
+
+
+@dataclass(frozen=True)
+class Span:
+    """The samples' spans, and how precisely their ends were given.
+
+    Args:
+        t0, t1: [n] ends in the clock's dtype.
+        dtypes: in which they were given.
+    """
+
+    t0: Tensor
+    t1: Tensor
+    dtypes: tuple[torch.dtype, torch.dtype]
+
+    @classmethod
+    def of(cls, t0: float | Tensor, t1: float | Tensor, y0: Tensor, *, batched: bool, endless: bool) -> "Span":
+        """The spans of the packed state y0 [n, F]; only `endless` ones may have an infinite t1.
+
+        Raises:
+            TypeError, ValueError: not times, or times that differ but not on the clock.
+        """
+        start = as_times("t0", t0, y0, batched=batched)
+        end = as_times("t1", t1, y0, batched=batched, endless=endless)
+        if not (is_exact(t0, start.dtype) and is_exact(t1, end.dtype)) and has_values(start) and has_values(end):
+            # on the CPU, since the device may not have the dtype
+            differ = torch.ne(*(torch.as_tensor(t, dtype=_exact_dtype(t), device="cpu") for t in (t0, t1)))
+            if bool((differ & (start == end).cpu()).any()):
+                raise ValueError(
+                    f"t0, t1: they differ, but not in {start.dtype}, in which time is measured; shift them"
+                )
+        return cls(start, end, (given_dtype(t0), given_dtype(t1)))
+
+    def meant(self, name: str, times: Tensor, given: torch.dtype) -> Tensor:
+        """Times [n, T] in the clock's dtype, where those that mean an end of the span are that end.
+
+        The last of `torch.linspace(0, 0.7, 5)` is not 0.7 in float64. Times are therefore compared with the ends in the
+        coarser of both dtypes: a time that equals an end there is that end.
+
+        Raises:
+            ValueError: in the coarser dtype both ends are equal.
+        """
+        for end, other, dtype in zip((self.t0, self.t1), (self.t1, self.t0), self.dtypes, strict=True):
+            coarse = max(given, dtype, key=lambda kind: torch.finfo(kind).eps)
+            if coarse is times.dtype:
+                continue
+            at_end = times.detach().to(coarse) == end[:, None].detach().to(coarse)
+            if bool((at_end & (end.to(coarse) == other.to(coarse))[:, None] & (end != other)[:, None]).any()):
+                raise ValueError(f"{name}: {coarse} cannot tell the ends of the span apart; give all times in float64")
+            times = times + torch.where(at_end, end[:, None] - times, 0).detach()
+        return times
+
+
 def as_save_points(
-    save_at: object, save_mask: object, save: object, t0: Tensor, t1: Tensor, *, batched: bool
+    save_at: object, save_mask: object, save: object, span: Span, *, batched: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Save points as times [n, T] and a mask [n, T]; None if there are none.
 
     Args:
         save_at, save_mask, save: see `dise.solve`.
-        t0, t1: [n] ends of each sample's span.
+        span: of the samples.
         batched: see `dise.solve`.
 
     Raises:
@@ -113,29 +170,31 @@ def as_save_points(
             if value is not None:
                 raise ValueError(f"{name}: it {purpose}, but save_at was not given")
         return None
-    times = _for_each("save_at", _as_real("save_at", save_at, t0), len(t0), batched=batched)
+    times = _for_each("save_at", _as_real("save_at", save_at, span.t0), len(span.t0), batched=batched)
+    times = span.meant("save_at", times, given_dtype(save_at))
     mask = torch.ones_like(times, dtype=torch.bool)
     if save_mask is not None:
         if not isinstance(save_mask, Tensor) or save_mask.dtype != torch.bool:
             got = save_mask.dtype if isinstance(save_mask, Tensor) else type(save_mask).__name__
             raise TypeError(f"save_mask: expected a tensor of bool, got {got}")
-        mask = _for_each("save_mask", save_mask.to(t0.device), len(t0), batched=batched)
+        mask = _for_each("save_mask", save_mask.to(times.device), len(times), batched=batched)
         if mask.shape != times.shape:
             raise ValueError(f"save_mask: expected the shape of save_at, got {tuple(save_mask.shape)}")
-    _check_within("save_at", times, mask, t0, t1)
+    _check_within("save_at", times, mask, span)
     return times, mask
 
 
-def as_query_times(t: object, t0: Tensor, t1: Tensor, *, batched: bool) -> tuple[Tensor, bool]:
+def as_query_times(t: object, span: Span, *, batched: bool) -> tuple[Tensor, bool]:
     """Times [n, T] of `Solution.evaluate`, and whether `t` is a single number (then T = 1).
 
     Raises:
-        TypeError, ValueError: not times within the samples' spans, from t0 [n] to t1 [n].
+        TypeError, ValueError: not times within the samples' spans.
     """
-    times = _as_real("t", t, t0)
+    times = _as_real("t", t, span.t0)
     single = times.ndim == 0
-    times = _for_each("t", times.reshape(1) if single else times, len(t0), batched=batched)
-    _check_within("t", times, torch.ones_like(times, dtype=torch.bool), t0, t1)
+    times = _for_each("t", times.reshape(1) if single else times, len(span.t0), batched=batched)
+    times = span.meant("t", times, given_dtype(t))
+    _check_within("t", times, torch.ones_like(times, dtype=torch.bool), span)
     return times, single
 
 
@@ -162,12 +221,12 @@ def _for_each(name: str, values: Tensor, number: int, *, batched: bool) -> Tenso
     raise ValueError(f"{name}: expected shape {expected}, got {tuple(values.shape)}")
 
 
-def _check_within(name: str, times: Tensor, mask: Tensor, t0: Tensor, t1: Tensor) -> None:
+def _check_within(name: str, times: Tensor, mask: Tensor, span: Span) -> None:
     """Raise a ValueError unless times [n, T] lie within each sample's span where the mask [n, T] is True."""
-    ends = torch.stack([t0, t1])
+    ends = torch.stack([span.t0, span.t1])
     low, high = ends.amin(0)[:, None], ends.amax(0)[:, None]
     outside = (mask & ~((times >= low) & (times <= high))).nonzero()
     if len(outside):
         i, j = outside[0].tolist()
-        span = f"[{float(low[i, 0]):g}, {float(high[i, 0]):g}]"
-        raise ValueError(f"{name}: expected times within the span, {span} of sample {i}, got {float(times[i, j]):g}")
+        bounds = f"[{float(low[i, 0]):g}, {float(high[i, 0]):g}]"
+        raise ValueError(f"{name}: expected times within the span, {bounds} of sample {i}, got {float(times[i, j]):g}")

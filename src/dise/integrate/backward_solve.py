@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
@@ -218,7 +219,7 @@ class _ParameterQuadrature:
             return
         step, accept = record.step, record.accept
         rows = None if len(record.sample) == len(self.solve.problem) else record.sample
-        dt = torch.where(accept, step.dt, 0)[:, None]
+        dt = torch.where(accept, step.dt, 0)[:, None].to(real_dtype(step.y))
         attempt = Attempt(step.tableau, step.t, record.t_next, step.y)
         for b, stage in zip(step.tableau.b, step.stages, strict=True):
             t, pair = attempt.point()

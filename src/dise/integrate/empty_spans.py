@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge
@@ -36,10 +37,11 @@ def integrate_nonempty(
 def _unmoved(problem: Problem, *, chooses: bool) -> Result:
     """The result of samples whose spans are empty: their start."""
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
-    zero = torch.zeros_like(problem.t0)
+    zero = torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
     unknown = torch.full_like(problem.y0, torch.nan)
     status, choice = none + int(Status.SUCCESS), none - 1 if chooses else None
-    return Result(problem.y0, problem.t1, none, none, none, zero, status, zero, zero, unknown, choice)
+    dt = torch.zeros_like(problem.t0)
+    return Result(problem.y0, problem.t1, none, none, none, zero, status, dt, zero, unknown, choice)
 
 
 def _with_time_gradients(problem: Problem, unmoved: Result, rows: Tensor) -> Integration:
@@ -49,7 +51,8 @@ def _with_time_gradients(problem: Problem, unmoved: Result, rows: Tensor) -> Int
     t0, y0 = problem.t0[rows], problem.y0[rows]
     # with batched=False f's arguments have no rows
     k1 = yield Request(rows if len(rows) < len(problem) else None, t0, y0)
-    y = torch.addcmul(y0, (problem.t1[rows] - t0)[:, None], torch.where(k1.isfinite(), k1, 0))
+    span = (problem.t1[rows] - t0)[:, None].to(real_dtype(y0))
+    y = torch.addcmul(y0, span, torch.where(k1.isfinite(), k1, 0))
     return unmoved._replace(
         y=unmoved.y.index_put((rows,), y),
         nfe=unmoved.nfe.index_put((rows,), torch.ones_like(rows)),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
+from dise.integrate.clock import real_dtype
 from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
@@ -22,7 +23,7 @@ class StepResult:
     """The outcome of one attempted step of B samples (with batched=False the shapes [B] are []).
 
     Attributes:
-        t: [B] end of the step.
+        t: [B] end of the step, float64 (see `dise.solve`).
         y: state there, in the structure, shapes and dtype of y.
         error: embedded error estimate, structured like y, in the solver's dtype; None if the method has none.
         ratio: [B] scaled error estimate, which step-size control compares with 1; NaN if the method has none.
@@ -89,7 +90,7 @@ def step(
     while attempt.pending:
         attempt.stages.append(field(Request(None, *attempt.point())))
     taken = attempt.finish()
-    before = torch.ones_like(start) if memory is None else as_times("memory", memory, packed, batched=batched)
+    before = as_times("memory", 1.0 if memory is None else memory, packed, batched=batched).to(real_dtype(packed))
     verdict = integrator.control.judge(taken, before, layout, Run())
 
     def each(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Int
-from dise.integrate.arguments import as_query_times
+from dise.integrate.arguments import Span, as_query_times
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Steps
 from dise.integrate.problem.state import Layout, State
@@ -21,11 +21,12 @@ class Interpolant:
     """A dense solution in the structure of the user's state."""
 
     path: DenseSolution
+    span: Span
     layout: Layout
 
     def __call__(self, t: object) -> State:
         """States at t; see `Solution.evaluate`."""
-        times, single = as_query_times(t, self.path.t0, self.path.t1, batched=self.layout.batched)
+        times, single = as_query_times(t, self.span, batched=self.layout.batched)
         values = self.path.at(times, torch.ones_like(times, dtype=torch.bool))
         return self.layout.unpack(values[:, 0]) if single else self.layout.unpack_saved(values)
 

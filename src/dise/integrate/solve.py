@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dise.integrate.adjoint import Adjoint, ForwardAnswers
 from dise.integrate.arguments import (
+    Span,
     as_save_points,
     as_sequence,
-    as_times,
     check_options,
     check_sample_args,
     check_state,
@@ -64,7 +64,8 @@ def solve(
     Args:
         f: vector field, called as f(t, y, *args, *sample_args) with t [n, 1, …, 1] and y [n, ...] of the n ≤ B
             samples that need an evaluation; returns dy/dt in y's structure and shapes. With batched=False t is [].
-            t has the real dtype of y: float32 for complex64, and for half precision too.
+            The solver's times are float64, whatever the dtype of y, and float32 on devices without float64 (MPS); f
+            receives them in the real dtype of y.
         y0: [B, ...] initial state, or a tuple or dict of such tensors, of one device and one dtype: float64, float32,
             complex128, complex64, bfloat16 or float16. Norms of complex states use the modulus. With half precision f
             receives and returns the state's dtype, and the solver adds up in float32.
@@ -139,14 +140,9 @@ def solve(
     layout, rule = Layout.of(y0, batched=batched), as_event(event)
     packed = layout.pack(y0)
     further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
-    wanted = Problem(
-        y0=packed,
-        t0=as_times("t0", t0, packed, batched=batched),
-        t1=as_times("t1", t1, packed, batched=batched, endless=rule is not None),
-        nonempty_spans=_nonempty_spans(t0, t1),
-        layout=layout,
-    )
-    times = as_save_points(save_at, save_mask, save, wanted.t0, wanted.t1, batched=batched)
+    span = Span.of(t0, t1, packed, batched=batched, endless=rule is not None)
+    wanted = Problem(y0=packed, t0=span.t0, t1=span.t1, nonempty_spans=_nonempty_spans(t0, t1), layout=layout)
+    times = as_save_points(save_at, save_mask, save, span, batched=batched)
     back = options.backsolve(integrator, dense=dense)
     checkpoint = gradient == "checkpoint" and torch.is_grad_enabled()
     if back is not None or checkpoint:
@@ -188,7 +184,7 @@ def solve(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
         saved=None if points is None or saved is None else points.in_structure(saved),
         event=None if monitor is None else monitor.stopped if batched else monitor.stopped[0],
-        interpolant=Interpolant(path, layout) if dense and path is not None else None,
+        interpolant=Interpolant(path, span, layout) if dense and path is not None else None,
         steps=Steps.of(log, problem.t0, batched=batched) if record and log is not None else None,
     )
     return solution.raise_for_status() if throw else solution

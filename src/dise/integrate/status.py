@@ -21,7 +21,7 @@ FAILURES = {  # what happened, and what to try
     ),
     Status.STEP_UNDERFLOW: (
         "the step size fell below what the time's precision resolves",
-        "loosen rtol/atol, use float64, or check f for a singularity or stiffness near this t",
+        "loosen rtol/atol, take fewer steps, move t nearer to 0, or check f for a singularity or stiffness near this t",
     ),
     Status.DT_MIN: (
         "a step of length dt_min was not accurate enough",

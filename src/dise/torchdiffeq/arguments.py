@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate import State
+from dise.integrate.clock import clock_dtype
 from dise.torchdiffeq.methods import ADAPTIVE, FIXED, SOLVERS, options_of
 
 
@@ -89,7 +90,7 @@ def as_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:
-    """[T] times in the real dtype of y0 (at least float32) and on its device; two if `pair`.
+    """[T] times in the clock's dtype and on the device of y0; two if `pair`.
 
     Raises:
         TypeError, ValueError: not a tensor of strictly increasing or decreasing times.
@@ -105,4 +106,4 @@ def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:
         raise ValueError("t: expected strictly increasing or decreasing times")
     if pair and len(t) != 2:
         raise ValueError(f"t: expected two times with event_fn, the start and one in its direction, got {len(t)}")
-    return t.to(device=y0.device, dtype=torch.promote_types(y0.dtype.to_real(), torch.float32))
+    return t.to(y0.device, clock_dtype(y0.device))

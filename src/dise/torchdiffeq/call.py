@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dise.integrate import Backsolve, IController, Integrator, Solution, State, solve
 from dise.integrate.backward_solve import PairNorm
+from dise.integrate.clock import next_after
 from dise.integrate.problem.state import leaves
 from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
 from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_times, check_state, method_name
@@ -197,18 +198,18 @@ class OdeintCall:
         """
         jumps = self.options.get("jump_t")
         jumps = self.t[:0] if jumps is None else torch.as_tensor(jumps).to(self.t)
-        low = torch.nextafter(a.detach(), b.detach()) if bool((jumps == a).any()) else None
-        high = torch.nextafter(b.detach(), a.detach()) if bool((jumps == b).any()) else None
         dtype = leaves(self.y0)[0].dtype.to_real()
+        start, end = a.detach().to(dtype), b.detach().to(dtype)
+        low = next_after(start, end) if bool((jumps == a).any()) else None
+        high = next_after(end, start) if bool((jumps == b).any()) else None
 
         @wraps(self.func, assigned=(), updated=())
         def field(t: Tensor, y: State) -> State:
             if low is not None:
-                t = torch.where(t == a, t + (low - t).detach(), t)
+                t = torch.where(t == start, t + (low - t).detach(), t)
             if high is not None:
-                t = torch.where(t == b, t + (high - t).detach(), t)
-            # dise's times are float32 for states of half precision; as in torchdiffeq, func may change its t
-            value = self.func(t.to(dtype, copy=True), y)
+                t = torch.where(t == end, t + (high - t).detach(), t)
+            value = self.func(t.clone(), y)  # as in torchdiffeq, func may change its t
             return tuple(value) if isinstance(self.y0, tuple) and isinstance(value, list) else value
 
         return field

@@ -533,10 +533,10 @@ def test_a_method_without_interpolant():
 
 @pytest.mark.parametrize(
     ("t0", "t1", "integrator", "dtype"),
-    [(1.0, 1.00001, Euler(200), torch.float32), (1e9, 1e9 + 1e-5, RK4(500), torch.float64)],
+    [(1.0, 1.00001, Euler(200), torch.float32), (1e9, 1e9 + 1e-5, RK4(120), torch.float64)],
 )
 def test_a_step_that_rounding_left_without_length_has_its_state(t0, t1, integrator, dtype):
-    """Two hundred steps between a hundred numbers: y' = −y changes by 1e-5."""
+    """120 steps between 84 numbers: y' = −y changes by 1e-5."""
     y0 = torch.ones(1, 1, dtype=dtype, requires_grad=True)
     times = torch.tensor([[t0, t1]], dtype=dtype, requires_grad=True)
     solution = solve(lambda t, y: -y, y0, t0, t1, integrator, save_at=times, dense=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.output.observers import StepLog
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
@@ -59,7 +60,8 @@ class DenseSolution(NamedTuple):
         asked = torch.where(mask, times, self.t0[:, None])
         # a sample without steps is at its start: continue it along its slope, which gives times their gradient
         slope = torch.where(self.slope.isfinite(), self.slope, 0)
-        values = torch.addcmul(self.y0[:, None], (asked - self.t0[:, None])[..., None], slope[:, None])
+        since = (asked - self.t0[:, None])[..., None].to(real_dtype(self.y0))
+        values = torch.addcmul(self.y0[:, None], since, slope[:, None])
         sign = torch.where(self.t1 < self.t0, -1, 1).to(asked.dtype)
         if self.pieces is not None and times.numel():
             values = self.pieces.at(asked, sign, values)
@@ -200,6 +202,7 @@ def _polynomial(since: Tensor, dt: Tensor, y: Tensor, coefficients: Sequence[Ten
 
 def _horner(y: Tensor, coefficients: Sequence[Tensor], theta: Tensor, dt: Tensor) -> Tensor:
     """y + dt Σ_j c_j θ^(j+1)."""
+    theta, dt = theta.to(real_dtype(y)), dt.to(real_dtype(y))
     *lower, value = coefficients
     for coefficient in reversed(lower):
         value = torch.addcmul(coefficient, theta, value)

@@ -21,7 +21,7 @@ class BoundField(NamedTuple):
 
 
 def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
-    """f at times [n] and states [n, F], checked: [n, F].
+    """f at times [n], in any real dtype, and states [n, F], checked: [n, F].
 
     A function, not a method: torch 2.6 cannot compile the method.
     """
@@ -103,7 +103,7 @@ class Field:
         if request.rows is None or self.stand_ins is None:
             return self._checked(request)
         rows, (t, y) = (request.rows,), self.stand_ins
-        whole = Request(None, t.index_put(rows, request.t), y.index_put(rows, request.y))
+        whole = Request(None, t.index_put(rows, request.t.to(t.dtype)), y.index_put(rows, request.y))
         return self._checked(whole)[request.rows]
 
     def bound(self, rows: Tensor | None) -> BoundField:
@@ -130,7 +130,7 @@ class Field:
     def _checked(self, request: Request) -> Tensor:
         self.calls += 1
         try:
-            t, y = request.t.contiguous(), request.y
+            t, y = request.t.to(self.layout.time_dtype).contiguous(), request.y
             versions, marked = (times_changed(t), times_changed(y)), y.requires_grad
             value = self.evaluate(self.bound(request.rows), t, y)
             self._check_memory(t, y, versions, value)

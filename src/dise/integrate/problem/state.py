@@ -34,6 +34,7 @@ class Layout:
     # derived from the fields above, and stored because every evaluation of f reads them
     sizes: tuple[int, ...] = field(init=False, compare=False)  # number of features of each tensor
     working_dtype: torch.dtype = field(init=False, compare=False)  # of the solver's tensor
+    time_dtype: torch.dtype = field(init=False, compare=False)  # of the times that f receives
     plain: bool = field(init=False, compare=False)  # whether the user's state is one [n, F] tensor already
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class Layout:
         structured = self.is_tuple or self.names is not None or not self.batched
         object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
         object.__setattr__(self, "working_dtype", torch.float32 if half else self.dtype)
+        object.__setattr__(self, "time_dtype", self.dtype.to_real())
         object.__setattr__(self, "plain", not structured and len(self.shapes[0]) == 1)
 
     @classmethod
@@ -82,7 +84,8 @@ class Layout:
         return shaped if self.is_tuple else shaped[0]
 
     def time(self, t: Tensor) -> Tensor:
-        """[n] → [n, 1, …, 1] with a 1 per feature dimension of the (first) tensor; [] if not batched."""
+        """[n] → [n, 1, …, 1] with a 1 per feature dimension of the (first) tensor, [] if not batched; in f's dtype."""
+        t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
         if self.plain:
             return t.unsqueeze(1)
         return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())

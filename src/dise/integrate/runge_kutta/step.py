@@ -1,17 +1,19 @@
 """One Runge–Kutta step."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact
+from dise.integrate.clock import real_dtype
 from dise.integrate.runge_kutta.tableau import ButcherTableau, WeightedSum
 
 
 class Step(NamedTuple):
-    """An attempted step of n samples, each from its own t over its own dt."""
+    """An attempted step of n samples, each from its own t over its own dt. Times have the clock's dtype."""
 
     t: Float[Tensor, " n"]  # start
     dt: Float[Tensor, " n"]  # signed length
@@ -29,7 +31,8 @@ class Step(NamedTuple):
         weights = self.tableau.error_sum
         if weights is None:
             raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
-        return (self.dt * weights.scale).unsqueeze(1) * unscaled_sum(weights, self.stages)
+        dt = (self.dt * weights.scale).to(real_dtype(self.y))
+        return dt.unsqueeze(1) * unscaled_sum(weights, self.stages)
 
     def take(self, rows: Tensor) -> "Step":
         """The step of some of the samples."""
@@ -61,7 +64,7 @@ class Attempt:
 
     Args:
         tableau: the method.
-        t, t_next: [n] start and end of each sample's step; f is never evaluated outside.
+        t, t_next: [n] start and end of each sample's step in the clock's dtype; f is never evaluated outside.
         y: [n, F] state at t.
         k1: [n, F] first stage, f(t, y), if known.
     """
@@ -69,7 +72,9 @@ class Attempt:
     def __init__(self, tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor | None = None) -> None:
         self.tableau, self.t, self.t_next, self.y = tableau, t, t_next, y
         self.dt = t_next - t
-        self._dt_column = self.dt.unsqueeze(1)
+        dtype = real_dtype(y)
+        self._dt_column = self.dt.to(dtype).unsqueeze(1)  # the clock's dtype would turn sums of stages into float64
+        self._times = _stage_times(tableau, t, t_next, dtype)
         self.stages = [] if k1 is None else [k1]
         self.evaluations = tableau.stages - len(self.stages)
         self._y_stage = y
@@ -80,14 +85,11 @@ class Attempt:
         return len(self.stages) < self.tableau.stages
 
     def point(self) -> tuple[Tensor, Tensor]:
-        """[n] time and [n, F] state of the next stage."""
+        """[n] time and [n, F] state of the next stage, both in y's real dtype."""
         i = len(self.stages)
-        if i == 0:
-            return self.t, self.y
-        self._y_stage = self._advance(self.tableau.stage_sums[i])
-        c = self.tableau.c[i]
-        # t + dt differs from t_next by rounding, so use t_next itself
-        return (self.t_next if c == 1 else torch.add(self.t, self.dt, alpha=c)), self._y_stage
+        if i > 0:
+            self._y_stage = self._advance(self.tableau.stage_sums[i])
+        return self._times[i], self._y_stage
 
     def finish(self) -> Step:
         """The completed step; all stages must be present."""
@@ -98,3 +100,19 @@ class Attempt:
     def _advance(self, weights: WeightedSum) -> Tensor:
         """[n, F] y + dt · the weighted sum of the stages."""
         return torch.addcmul(self.y, self._dt_column, unscaled_sum(weights, self.stages), value=weights.scale)
+
+
+def _stage_times(tableau: ButcherTableau, t: Tensor, t_next: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+    """[n] time of each stage, t + c_i·dt, computed in the clock's dtype and rounded to f's."""
+    if tableau.stages == 1:
+        return (t.to(dtype),)
+    if torch.compiler.is_compiling():  # a graph fuses these; a tensor of nodes would be a constant of the graph
+        return [torch.lerp(t, t_next, c).to(dtype) for c in tableau.c]
+    return torch.lerp(t, t_next, _nodes(tableau.c, t.dtype, t.device)).to(dtype).unbind()
+
+
+@lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device
+def _nodes(c: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[stages, 1] the tableau's nodes."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        return torch.tensor(c, dtype=dtype, device=device).unsqueeze(1)

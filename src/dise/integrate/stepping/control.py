@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.run import Run
@@ -51,7 +52,7 @@ class Controller(Protocol):
         ...
 
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
-        """[n] signed first step, and the number of evaluations of f that choosing it took."""
+        """[n] signed first step, and the number of evaluations of f that choosing it took; 0 is a step that fails."""
         ...
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
@@ -103,7 +104,10 @@ class FixedSteps:
 
     def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
         """Accept every finite step."""
-        error = torch.full_like(step.t, torch.nan) if self.test is None else self.test.ratio(step, layout)
+        if self.test is None:
+            error = torch.full_like(step.t, torch.nan, dtype=real_dtype(step.y))
+        else:
+            error = self.test.ratio(step, layout)
         finite = known_finite(step.y_next.detach())
         accept = torch.ones_like(step.t, dtype=torch.bool) if finite else finite_rows(step.y_next)
         return Verdict(accept, error, step.dt, memory, finite)
@@ -135,14 +139,22 @@ class ErrorControl:
         """The problem's dt, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
         span = problem.t1 - problem.t0
         if problem.dt is not None:
-            return self._limited(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span))), 0
+            return self._first(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span)), problem), 0
         if self.initial == "span":
             _check_finite(problem, run)
-            return self._limited(span), 0
+            return self._first(span, problem), 0
         if self.initial == "heuristic":
             step = yield from _starting_step(problem, k1, order, self.test, run)
-            return self._limited(_resolved(step, problem)), 1
-        return self._limited(_resolved(torch.copysign(span.abs().clamp(max=float(self.initial)), span), problem)), 0
+            return self._first(_resolved(step, problem), problem), 1
+        step = torch.copysign(span.abs().clamp(max=float(self.initial)), span)
+        return self._first(_resolved(step, problem), problem), 0
+
+    def _first(self, dt: Tensor, problem: Problem) -> Tensor:
+        """A first step within the limits; 0 if dt_max is shorter than the clock resolves."""
+        if self.dt_max == float("inf"):
+            return self._limited(dt)
+        dt = self._limited(dt)
+        return torch.where(problem.t0 + dt == problem.t0, 0, dt)
 
     def _limited(self, dt: Tensor) -> Tensor:
         if self.dt_min == 0 and self.dt_max == float("inf"):
@@ -157,7 +169,9 @@ class ErrorControl:
     def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
         error = self.test.ratio(step, layout)
-        ratio, dt = (error, step.dt) if run.differentiate_step_sizes else (error.detach(), step.dt.detach())
+        ratio, dt = error, step.dt
+        if error.requires_grad and not run.differentiate_step_sizes:
+            ratio, dt = error.detach(), step.dt.detach()
         accept = ratio <= 1
         if self.accept_at_dt_min:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
@@ -222,7 +236,7 @@ def _starting_step(
         h0 = torch.where(h0.isfinite(), h0, longest).minimum(span.abs())
         probe = torch.copysign(h0, span)
         t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
-        y1 = torch.addcmul(y0, probe[:, None], k1)
+        y1 = torch.addcmul(y0, probe[:, None].to(real_dtype(y0)), k1)
     f1 = yield Request(None, t_probe, y1)
     with torch.set_grad_enabled(run.differentiate_step_sizes and torch.is_grad_enabled()):
         d2 = test.size((f1 - k1) / scale, layout) / h0

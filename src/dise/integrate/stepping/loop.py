@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
@@ -19,7 +20,7 @@ from dise.integrate.stepping.control import Controller
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
 from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
-from dise.integrate.tracing import check_readable, known_finite
+from dise.integrate.tracing import check_readable, known_all, known_finite
 
 
 def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, run: Run) -> Integration:
@@ -103,9 +104,13 @@ def _stopped(rows: LoopRows, records: list[StepRecord], problem: Problem, run: R
 
 def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopState:
     """The loop before the first step; `measured` says whether steps have error estimates."""
-    zero = torch.zeros_like(problem.t0)
+    zero = torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     status = torch.full_like(none, RUNNING)
+    stepping = dt.detach() != 0
+    usable = known_all(stepping)
+    if not usable:
+        status = status.masked_fill(~stepping, int(Status.STEP_UNDERFLOW))
     finite = known_finite(k1.detach()) and known_finite(problem.y0.detach())
     if not finite:
         status = status.masked_fill(~(finite_rows(k1) & finite_rows(problem.y0)), int(Status.NON_FINITE))
@@ -125,7 +130,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopS
         memory=torch.ones_like(zero),
         accumulated=zero,
     )
-    return LoopState(rows, (), 0, len(problem) if finite else None)
+    return LoopState(rows, (), 0, len(problem) if finite and usable else None)
 
 
 def _collect(parts: list[LoopRows], method: Method, *, first: int) -> Result:

@@ -1,10 +1,12 @@
 """A Runge–Kutta method with its stepping rule, on rows of samples: the start and end of a step, and its evaluations."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
@@ -53,10 +55,10 @@ class Method(NamedTuple):
             return new if every else torch.where(accept if new.ndim == 1 else column, new, old)
 
         known, accumulated, error = rows.known, rows.accumulated, rows.error
-        if not self.tableau.fsal:
+        if not self.tableau.fsal and self.control.rounds is None:
             known = ~accept if running is None else torch.where(running, ~accept, known)
         if run.accumulate is not None:
-            accumulated = advanced(accumulated + _share(run.accumulate(step), step), accumulated)
+            accumulated = advanced(accumulated + _share(run.accumulate, step), accumulated)
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
         status, dt = self._outcome(rows, step, t_next, verdict, running, run, every=every)
@@ -92,8 +94,8 @@ class Method(NamedTuple):
         """[n] status and [n] next step; the status itself, unchanged, if all rows run and none is known to end."""
         adaptive = self.control.rounds is None
         dt = verdict.dt if adaptive else rows.dt
-        if every and t_next is rows.t1:  # the last one of a fixed number of steps
-            return torch.full_like(rows.status, int(Status.SUCCESS)), dt
+        if every and not adaptive:  # only the last one of a fixed number of steps ends at t1, and it is t1 itself
+            return (torch.full_like(rows.status, int(Status.SUCCESS)) if t_next is rows.t1 else rows.status), dt
         arrived = t_next == rows.t1
         failed = None
         if not every:
@@ -116,7 +118,7 @@ class Method(NamedTuple):
     def changing(self, run: Run) -> tuple[str, ...]:
         """The fields of the rows that a step changes."""
         constant = {"sample", "t0", "t1"}
-        if self.tableau.fsal:
+        if self.tableau.fsal or self.control.rounds is not None:
             constant.add("known")
         if run.accumulate is None:
             constant.add("accumulated")
@@ -137,9 +139,11 @@ class Method(NamedTuple):
         return self.tableau.stages * rows.n_steps - repeated
 
 
-def _share(value: object, step: Step) -> Tensor:
-    """The value that `accumulate` returned, checked: [n]."""
+def _share(accumulate: Callable[[Step], Tensor], step: Step) -> Tensor:
+    """The value of `accumulate` for a step, whose times it receives in y's real dtype: [n], in that dtype."""
+    dtype = real_dtype(step.y)
+    value: object = accumulate(step._replace(t=step.t.to(dtype), dt=step.dt.to(dtype)))
     if isinstance(value, Tensor) and value.shape == step.t.shape:
-        return value
+        return value.to(dtype)
     got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(f"accumulate: expected a tensor of shape {tuple(step.t.shape)}, one value per sample, got {got}")

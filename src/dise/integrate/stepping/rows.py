@@ -11,7 +11,10 @@ RUNNING = int(Status.RUNNING)
 
 
 class LoopRows(NamedTuple):
-    """The samples in the loop, with a row for each."""
+    """The samples in the loop, with a row for each.
+
+    t0, t1, t and dt have the clock's dtype; error, memory and accumulated have the real dtype of y.
+    """
 
     sample: Int[Tensor, " n"]  # which of the problem's samples
     t0: Float[Tensor, " n"]

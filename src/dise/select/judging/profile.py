@@ -146,11 +146,11 @@ def _initial_states(model: nn.Module, data: Iterable[tuple[Input, Any]], number:
 
 
 def _begin(record: BlockSolve) -> Tensor:
-    return torch.as_tensor(record.t0, device=record.solution.t.device).expand(record.solution.t.shape)
+    return torch.as_tensor(record.t0).to(record.solution.t).expand(record.solution.t.shape)
 
 
 def _end(record: BlockSolve) -> Tensor:
-    return torch.as_tensor(record.t1, device=record.solution.t.device).expand(record.solution.t.shape)
+    return torch.as_tensor(record.t1).to(record.solution.t).expand(record.solution.t.shape)
 
 
 def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Callable[[_InitialStates], None]:
