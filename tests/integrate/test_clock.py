@@ -110,7 +110,7 @@ def test_f_cannot_change_the_clock(integrator, dtype):
     ],
 )
 def test_a_span_that_the_clock_cannot_resolve(t0, t1):
-    with pytest.raises(ValueError, match="t0, t1: they differ, but not in torch.float64"):
+    with pytest.raises(ValueError, match="t0, t1: they differ"):
         solve(decay, torch.ones(2, 1), t0, t1, RK4())
 
 
@@ -136,7 +136,7 @@ def test_a_device_without_float64(monkeypatch):
     assert_close(solution.saved[0, :, 0], torch.sin(torch.tensor([0.5, 1.0])), rtol=1e-4, atol=0)
     long = solve(lambda t, y: torch.ones_like(y), torch.zeros(1, 1), 0.0, 0.7, Euler(10_000))
     assert long.y.item() == pytest.approx(0.7, rel=1e-5)  # rounding of 10,000 steps does not add up in t
-    with pytest.raises(ValueError, match="t0, t1: they differ, but not in torch.float32"):
+    with pytest.raises(ValueError, match="t0, t1: they differ"):
         solve(cosine, torch.zeros(1, 1), EPOCH, EPOCH + 10, Dopri5())
 
 
@@ -169,7 +169,7 @@ def test_save_points_beyond_the_end_are_refused():
 
 
 def test_save_points_too_coarse_for_the_span_are_refused():
-    with pytest.raises(ValueError, match="save_at: torch.float32 cannot tell the ends of the span apart"):
+    with pytest.raises(ValueError, match=r"save_at: .*float32 cannot tell the ends of the span apart"):
         solve(decay, torch.ones(1, 1), EPOCH, EPOCH + 10, RK4(), save_at=(EPOCH + torch.arange(11.0)))
 
 

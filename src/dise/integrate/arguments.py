@@ -148,7 +148,11 @@ class Span:
             at_end = times.detach().to(coarse) == end[:, None].detach().to(coarse)
             if bool((at_end & (end.to(coarse) == other.to(coarse))[:, None] & (end != other)[:, None]).any()):
                 raise ValueError(f"{name}: {coarse} cannot tell the ends of the span apart; give all times in float64")
-            times = times + torch.where(at_end, end[:, None] - times, 0).detach()
+            shift = torch.where(at_end, end[:, None] - times, 0).detach()
+            if times.stride(0) == 0 and bool((shift == shift[:1]).all()):  # times of all samples stay one row in memory
+                times = (times[:1] + shift[:1]).expand(len(times), -1)
+            else:
+                times = times + shift
         return times
 
 

@@ -20,16 +20,6 @@ def real_dtype(x: Tensor) -> torch.dtype:
 
 
 def given_dtype(t: object) -> torch.dtype:
-    """The dtype in which times were given; numbers, lists and whole numbers count as float64."""
-    return t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64
-
-
-def coarser(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype of least precision."""
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
-
-
-def given_dtype(t: object) -> torch.dtype:
     """The dtype in which times were given: float64 for numbers, lists and whole numbers."""
     return t.dtype if isinstance(t, Tensor) and t.is_floating_point() else torch.float64
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state

@@ -7,7 +7,7 @@ step size. The differences:
 
 - a step ends at the last time (torchdiffeq oversteps and interpolates), so f is never called outside of the span;
 - failures raise `dise.SolveError`;
-- times have the state's real dtype, whatever the option dtype says; in torchdiffeq they are float64;
+- times are float64, whatever the option dtype says (float32 on devices without float64);
 - adaptive methods interpolate save points by their own dense output; fixed-step methods as the option `interp` says;
 - `odeint_adjoint` leaves the parameters' integrals out of the error test, like torchdiffeq's "seminorm";
 - `odeint` and `odeint_adjoint` with `event_fn` differentiate the event's time and state, like `odeint_event`.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.output.functions import FunctionCaller, Values, rebuilt
 from dise.integrate.output.interpolation import PiecewisePolynomial
 from dise.integrate.problem.hooks import StepRecord
@@ -147,7 +148,8 @@ class SavePoints:
         if len(sample):
             t, start = self._times[sample, point], self._problem.y0[sample]
             slope = torch.where(result.slope[sample].isfinite(), result.slope[sample], 0)
-            self._put(sample, point, t, torch.addcmul(start, (t - self._problem.t0[sample])[:, None], slope))
+            since = (t - self._problem.t0[sample])[:, None].to(real_dtype(start))
+            self._put(sample, point, t, torch.addcmul(start, since, slope))
 
     def _put(self, sample: Tensor, point: Tensor, t: Tensor, y: Tensor) -> None:
         values = y if self._function is None else self._caller.values("save", self._function, sample, t, y)
