@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
 from dise.integrate.integrators import FixedStep, Integrator
 from dise.integrate.multistep import adams, exponential
 from dise.integrate.multistep.exponential import Variant
@@ -101,7 +102,7 @@ class Multistep(Integrator):
         """Compute the table's states one after the other."""
         self._check(problem, run)
         table, dt = self.table, problem.t1 - problem.t0
-        column = dt.to(problem.y0.dtype.to_real()).unsqueeze(1)
+        column = dt.to(real_dtype(problem.y0)).unsqueeze(1)
         states: dict[int, Tensor] = {0: problem.y0}
         values: list[Tensor] = []
         for k, update in enumerate(table.updates):
@@ -167,7 +168,7 @@ def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result
         finite = finite_rows(y)
         status = torch.where(finite, status, int(Status.NON_FINITE))
         y, t = torch.where(finite[:, None], y, problem.y0), torch.where(finite, t, problem.t0)
-    zero = torch.zeros_like(problem.t0)
+    zero = torch.zeros_like(problem.t0, dtype=real_dtype(y))
     return Result(
         y=y,
         t=t,
