@@ -129,9 +129,17 @@ class NeuralODE(nn.Module):
             self._records.append(BlockSolve(y0, t0, t1, solution))
         return solution
 
-    def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
-        """State at t1, shaped like y0 [B, ...]; the defaults of t0 and t1 are the block's."""
-        return self.solve(y0, t0=t0, t1=t1).y
+    def forward(
+        self,
+        y0: State,
+        *,
+        t0: float | Tensor | None = None,
+        t1: float | Tensor | None = None,
+        args: Sequence[Any] = (),
+        sample_args: Sequence[Tensor] = (),
+    ) -> State:
+        """State at t1, shaped like y0 [B, ...]; the defaults of t0 and t1 are the block's, further arguments f's."""
+        return self.solve(y0, t0=t0, t1=t1, args=args, sample_args=sample_args).y
 
     def first_stage(self, y0: State, *, t0: float | Tensor | None = None) -> State:
         """k1 = f(t0, y0), shaped like y0 [B, ...]: the first stage of every integrator."""

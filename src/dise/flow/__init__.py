@@ -10,8 +10,8 @@ Grathwohl et al., FFJORD, 2019; conventions as in torchdiffeq's `examples/cnf.py
 """
 
 from dise.flow.base import BaseDistribution, DiagonalNormal
-from dise.flow.divergences import AugmentedField, divergence
-from dise.flow.flow import Flow
+from dise.flow.divergences import AugmentedField, Divergence, ExactDivergence, HutchinsonDivergence, divergence
+from dise.flow.flow import ConditionedFlow, Flow
 from dise.flow.guidance import Guided, ModelCalls
 from dise.flow.paths import CosinePath, StraightPath, VarianceExplodingPath, VariancePreservingPath
 from dise.flow.prediction import PathField
@@ -20,10 +20,14 @@ from dise.flow.transport_cost import TransportCost
 __all__ = [
     "AugmentedField",
     "BaseDistribution",
+    "ConditionedFlow",
     "CosinePath",
     "DiagonalNormal",
+    "Divergence",
+    "ExactDivergence",
     "Flow",
     "Guided",
+    "HutchinsonDivergence",
     "ModelCalls",
     "PathField",
     "StraightPath",

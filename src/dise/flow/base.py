@@ -13,19 +13,19 @@ class BaseDistribution(Protocol):
 
     @property
     def event_shape(self) -> torch.Size:
-        """(D,)."""
+        """(D,), or the shape of a point with more dimensions, such as (C, H, W)."""
         ...
 
     def log_prob(self, value: Tensor, /) -> Tensor:
-        """[..., D] → [...], in nats."""
+        """[..., *event_shape] → [...], in nats."""
         ...
 
     def sample(self, sample_shape: torch.Size, /) -> Tensor:
-        """[*sample_shape, D], without gradients."""
+        """[*sample_shape, *event_shape], without gradients."""
         ...
 
     def rsample(self, sample_shape: torch.Size, /) -> Tensor:
-        """[*sample_shape, D], with gradients to the distribution's parameters."""
+        """[*sample_shape, *event_shape], with gradients to the distribution's parameters."""
         ...
 
 
@@ -33,11 +33,11 @@ class DiagonalNormal(nn.Module):
     """Normal distribution with independent components, as a module: `flow.to(...)` moves it, a checkpoint includes it.
 
     Args:
-        loc: [D] mean.
-        scale: [D] standard deviation, positive; of loc's dtype and device.
+        loc: mean, [D] or the shape of a point with more dimensions, e.g. [C, H, W].
+        scale: standard deviation in loc's shape, positive; of loc's dtype and device.
 
     Raises:
-        ValueError: loc and scale do not have the same shape [D], or scale is not positive.
+        ValueError: loc and scale do not have the same shape, of at least one dimension, or scale is not positive.
     """
 
     loc: Tensor
@@ -45,7 +45,7 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
         super().__init__()
-        if loc.ndim != 1 or loc.shape != scale.shape:
+        if loc.ndim == 0 or loc.shape != scale.shape:
             raise ValueError(f"loc, scale: expected two tensors [D], got {list(loc.shape)} and {list(scale.shape)}")
         if not (scale > 0).all():
             raise ValueError(f"scale: expected positive numbers, got {scale.tolist()}")
@@ -54,33 +54,36 @@ class DiagonalNormal(nn.Module):
 
     @property
     def event_shape(self) -> torch.Size:
-        """(D,)."""
+        """Shape of a point."""
         return self.loc.shape
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """[..., D] → [...], in nats."""
-        squares = ((value - self.loc) / self.scale).square().sum(-1)
-        return -squares / 2 - self.scale.log().sum() - len(self.loc) * math.log(2 * math.pi) / 2
+        """[..., *event_shape] → [...], in nats."""
+        dims = tuple(range(-self.loc.ndim, 0))
+        squares = ((value - self.loc) / self.scale).square().sum(dims)
+        return -squares / 2 - self.scale.log().sum() - self.loc.numel() * math.log(2 * math.pi) / 2
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """[*sample_shape, D] from torch's global generator."""
+        """[*sample_shape, *event_shape] from torch's global generator."""
         noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         return torch.addcmul(self.loc, self.scale, noise)
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """[*sample_shape, D] from torch's global generator, without gradients."""
+        """[*sample_shape, *event_shape] from torch's global generator, without gradients."""
         return self.rsample(sample_shape)
 
     def extra_repr(self) -> str:
         """Mean and standard deviation, for the printed module."""
+        if self.loc.numel() > 8:
+            return f"event_shape={tuple(self.loc.shape)}"
         return f"loc={self.loc.tolist()}, scale={self.scale.tolist()}"
 
 
 def check_base(base: BaseDistribution) -> None:
-    """Raise a ValueError unless it is one distribution over points of D dimensions."""
+    """Raise a ValueError unless it is one distribution over points of at least one dimension."""
     event, batch = (tuple(getattr(base, name, ())) for name in ("event_shape", "batch_shape"))
-    if len(event) != 1 or batch:
+    if not event or batch:
         raise ValueError(
             f"base: expected a distribution with event_shape (D,) and batch_shape (), got {event} and {batch}; "
             "torch.distributions.Independent(base, 1) makes a batch of D an event"

@@ -1,24 +1,26 @@
 """`Flow`: a density on points that can be evaluated and sampled."""
 
 from collections.abc import Callable, Sequence
-from typing import Unpack, cast
+from typing import Literal, Unpack, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from dise.flow.base import BaseDistribution, check_base
-from dise.flow.divergences import AugmentedField
-from dise.integrate import Integrator, Solution, Step, solve
+from dise.flow.conditions import Condition, as_conditions
+from dise.flow.divergences import AugmentedField, Divergence
+from dise.integrate import Integrator, Solution, State, Step, solve
 from dise.integrate.annotations import Float
 from dise.integrate.options import SolveKeywords
 from dise.nn import NeuralODE
 
 
 class Flow(nn.Module):
-    """A continuous normalizing flow: a density on points of D dimensions that can be evaluated and sampled.
+    """A continuous normalizing flow: a density on points that can be evaluated and sampled.
 
-    Points are x [B, ..., D]. The first dimension is the solver's batch, whose rows have their own step sizes; further
-    dimensions are points that share the step sizes of their row:
+    Points are x [B, ..., D], or [B, ..., C, H, W] if the base's event_shape is (C, H, W). The first dimension is the
+    solver's batch, whose rows have their own step sizes; further dimensions before a point's own are points that share
+    the step sizes of their row:
 
         x [B, D]                        one step size per point
         x [B, P, D]                     one step size per set of P points; the B sets are evaluated together
@@ -28,20 +30,23 @@ class Flow(nn.Module):
     swapped), with the state (z [B, ..., D], change of the log-density [B, ..., 1]). Its integrator and options apply to
     densities *and* to samples; `block.recording()` records the evaluations of densities.
 
+    A conditional flow has a field f(t, z, *conditions). Its conditions are given to each method, one tensor or a tuple
+    of tensors with a row per row of points, or with one row for all; `flow.at(condition)` is the flow under one.
+
     Args:
-        f: vector field, a module called as f(t, z) with z [n, ..., D] and t [n, 1, …, 1] ([] with batched=False),
-            which returns dz/dt in z's shape. The dz/dt of a point depends on that point alone. If f has a method
-            `with_divergence(t, z) → (dz/dt, divergence [n, ..., 1])`, densities call it; otherwise the divergence
-            takes D backward passes (see `divergence`).
-        base: distribution at t0, with event_shape (D,). A module such as `DiagonalNormal` moves with the flow to
-            another device; a `torch.distributions.Distribution` stays on the device it was made on.
+        f: vector field, a module called as f(t, z, *conditions) with z [n, ..., D] and t [n, 1, …, 1] ([] with
+            batched=False), which returns dz/dt in z's shape. The dz/dt of a point depends on that point alone. If f has
+            a method `with_divergence(t, z, *conditions) → (dz/dt, divergence [n, ..., 1])`, densities call it.
+        base: distribution at t0; its event_shape is the shape of a point. A module such as `DiagonalNormal` moves with
+            the flow to another device; a `torch.distributions.Distribution` stays on the device it was made on.
         integrator: how to solve; assign to `flow.block.integrator` to change it.
         t0, t1: times at which the points follow the base distribution and the data distribution.
+        divergence: `ExactDivergence()`, the default where f has no `with_divergence`, or `HutchinsonDivergence()`.
         options: how solves run, as in `dise.NeuralODE`; kept as `flow.block.options`, for densities and for samples.
-            With `compile`, densities need `f.with_divergence`, since backward passes cannot be compiled into a step.
+            With `compile`, densities need `f.with_divergence`, since derivatives cannot be compiled into a step.
 
     Raises:
-        ValueError: base is not a distribution over one dimension of size D.
+        ValueError: base is not one distribution over points.
         TypeError, ValueError: an option (named in the message) is not as described.
     """
 
@@ -55,22 +60,33 @@ class Flow(nn.Module):
         *,
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
+        divergence: Divergence | None = None,
         **options: Unpack[SolveKeywords],
     ) -> None:
         super().__init__()
         check_base(base)
         self.base = base
-        self.block = NeuralODE(AugmentedField(f), integrator, t0=t1, t1=t0, **options)
+        augmented = AugmentedField(f, divergence, len(base.event_shape))
+        self.block = NeuralODE(augmented, integrator, t0=t1, t1=t0, **options)
 
     @property
     def f(self) -> nn.Module:
         """The vector field of the points."""
-        return self.block.f.get_submodule("f")
+        return self._augmented.f
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """How densities compute the divergence; None: by f's own method, or exactly."""
+        return self._augmented.divergence
+
+    @property
+    def _augmented(self) -> AugmentedField:
+        return cast(AugmentedField, self.block.f)
 
     @property
     def dim(self) -> int:
-        """D."""
-        return self.base.event_shape[0]
+        """Number of coordinates of a point, D."""
+        return self.base.event_shape.numel()
 
     @property
     def t0(self) -> float | Tensor:
@@ -82,83 +98,157 @@ class Flow(nn.Module):
         """Time of the data."""
         return self.block.t0
 
-    def forward(self, x: Tensor) -> Float[Tensor, "*B"]:
+    def forward(self, x: Tensor, condition: Condition = None) -> Float[Tensor, "*B"]:
         """log p(x), as in `log_prob`."""
-        return self.log_prob(x)
+        return self.log_prob(x, condition)
 
-    def log_prob(self, x: Tensor) -> Float[Tensor, "*B"]:
-        """log p(x) of x [B, ..., D] → [B, ...], in nats, with gradients to x and to f's parameters.
+    def log_prob(self, x: Tensor, condition: Condition = None) -> Float[Tensor, "*B"]:
+        """log p(x) of x [B, ..., D] → [B, ...], in nats, with gradients to x, to the conditions and to f's parameters.
 
         Raises:
             TypeError, ValueError: x is not float32 or float64, or does not have a shape named in `Flow`.
             SolveError: a row could not be integrated.
         """
         self._check_points("x", x)
-        return self._log_density(self.block(_with_zero(x)))
+        return self._log_density(self.block(self._with_zero(x), sample_args=self._further(x, condition)))
 
-    def solve(self, x: Tensor, *, accumulate: Callable[[Step], Tensor] | None = None) -> tuple[Tensor, Solution]:
+    def solve(
+        self, x: Tensor, condition: Condition = None, *, accumulate: Callable[[Step], Tensor] | None = None
+    ) -> tuple[Tensor, Solution]:
         """log p(x) [B, ...] and the `Solution` of its integration; arguments as in `dise.NeuralODE.solve`."""
         self._check_points("x", x)
-        solution = self.block.solve(_with_zero(x), accumulate=accumulate)
-        return self._log_density(cast(tuple[Tensor, Tensor], solution.y)), solution
+        solution = self.block.solve(self._with_zero(x), sample_args=self._further(x, condition), accumulate=accumulate)
+        return self._log_density(solution.y), solution
+
+    @overload
+    def sample(self, shape: int | Sequence[int], condition: Condition = None) -> Tensor: ...
+
+    @overload
+    def sample(
+        self, shape: int | Sequence[int], condition: Condition = None, *, with_log_prob: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def sample(
+        self, shape: int | Sequence[int], condition: Condition = None, *, with_log_prob: bool
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     @torch.no_grad()
-    def sample(self, shape: int | Sequence[int]) -> Tensor:
+    def sample(
+        self, shape: int | Sequence[int], condition: Condition = None, *, with_log_prob: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Points [*shape, D] distributed as the flow's data, without gradients; a number n is the shape (n,).
 
         Integrates f alone, which costs less than a density. Rows along the shape's first dimension have their own step
         sizes, so `sample((1, n))` draws n points that share one: the faster way to many points. Draws from torch's
         global generator, as `torch.distributions` does; for another random stream, draw z and `transport` it.
 
+        Args:
+            shape: of the sample.
+            condition: see `Flow`.
+            with_log_prob: return the pair of the points and their log p(x) [*shape], from one solve of both.
+
         Raises:
             ValueError: a shape that makes no points of a shape named in `Flow`.
         """
-        return self._from_base(self.base.sample(_size(shape)))
+        return self._from_base(self.base.sample(_size(shape)), condition, with_log_prob=with_log_prob)
 
-    def rsample(self, shape: int | Sequence[int]) -> Tensor:
+    def rsample(
+        self, shape: int | Sequence[int], condition: Condition = None, *, with_log_prob: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As `sample`, with gradients to f's parameters and to the base's, if it has any."""
-        return self._from_base(self.base.rsample(_size(shape)))
+        return self._from_base(self.base.rsample(_size(shape)), condition, with_log_prob=with_log_prob)
 
-    def transport(self, z: Tensor, t0: float | Tensor, t1: float | Tensor) -> Tensor:
+    def transport(self, z: Tensor, t0: float | Tensor, t1: float | Tensor, condition: Condition = None) -> Tensor:
         """Positions at t1 of points that are at z [B, ..., D] at time t0, with gradients.
 
         Times are numbers or [B] tensors, forwards or backwards, within [flow.t0, flow.t1] or beyond.
         """
         self._check_points("z", z)
-        solution = solve(self.f, z, t0, t1, self.block.integrator, **self.block.options.keywords())
+        conditions = as_conditions(condition, len(z), batched=self.block.options.batched)
+        solution = solve(
+            self.f, z, t0, t1, self.block.integrator, sample_args=conditions, **self.block.options.keywords()
+        )
         return cast(Tensor, solution.y)
 
     def until(self, t1: float | Tensor) -> "Flow":
         """The flow up to time t1: densities and samples at that time, with the same f, base, integrator and options."""
         options = self.block.options.keywords()
-        return Flow(self.f, self.base, self.block.integrator, t0=self.t0, t1=t1, **options)
+        return Flow(self.f, self.base, self.block.integrator, t0=self.t0, t1=t1, divergence=self.divergence, **options)
+
+    def at(self, condition: Condition) -> "ConditionedFlow":
+        """The flow under a condition: the same methods without that argument."""
+        return ConditionedFlow(self, condition)
 
     def extra_repr(self) -> str:
         """The base, for the printed module, if it is no module itself."""
         return "" if isinstance(self.base, nn.Module) else f"base={self.base}"
 
-    def _log_density(self, end: tuple[Tensor, Tensor]) -> Tensor:
+    def _log_density(self, end: State) -> Tensor:
         """[B, ...] log p of the data from the state at the base: z [B, ..., D] and the change of log p [B, ..., 1]."""
-        z, change = end
+        z, change = cast(tuple[Tensor, Tensor], end)
         return self.base.log_prob(z) - change.squeeze(-1)
 
-    def _from_base(self, z: Tensor) -> Tensor:
-        return self.transport(z, self.t0, self.t1)
+    def _from_base(self, z: Tensor, condition: Condition, *, with_log_prob: bool) -> Tensor | tuple[Tensor, Tensor]:
+        if not with_log_prob:
+            return self.transport(z, self.t0, self.t1, condition)
+        self._check_points("shape", z)
+        further = self._further(z, condition)
+        solution = self.block.solve(self._with_zero(z), t0=self.t0, t1=self.t1, sample_args=further)
+        x, change = cast(tuple[Tensor, Tensor], solution.y)
+        return x, self.base.log_prob(z) + change.squeeze(-1)
+
+    def _further(self, x: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+        """The field's conditions and the divergence's random numbers, a row for each row of points."""
+        conditions = as_conditions(condition, len(x), batched=self.block.options.batched)
+        return (*conditions, *self._augmented.probes(x))
+
+    def _with_zero(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and the change of their log-density, which starts at 0."""
+        return x, x.new_zeros((*x.shape[: x.ndim - len(self.base.event_shape)], 1))
 
     def _check_points(self, name: str, x: Tensor) -> None:
-        batched = self.block.options.batched
-        expected = f"[B, ..., {self.dim}]" if batched else f"[..., {self.dim}]"
+        batched, event = self.block.options.batched, tuple(self.base.event_shape)
+        sizes = ", ".join(map(str, event))
+        expected = f"[B, ..., {sizes}]" if batched else f"[..., {sizes}]"
         if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{name}: expected float32 or float64 points {expected}, got {got}")
-        if x.ndim < 1 + batched or x.shape[-1] != self.dim:
+        if x.ndim < len(event) + batched or tuple(x.shape[-len(event) :]) != event:
             raise ValueError(f"{name}: expected points {expected}, got shape {list(x.shape)}")
-
-
-def _with_zero(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Points and the change of their log-density, which starts at 0."""
-    return x, x.new_zeros((*x.shape[:-1], 1))
 
 
 def _size(shape: int | Sequence[int]) -> torch.Size:
     return torch.Size([shape] if isinstance(shape, int) else shape)
+
+
+class ConditionedFlow:
+    """A flow under one condition, as `Flow.at` returns it: its methods, without the argument `condition`.
+
+    Args:
+        flow: the conditional flow.
+        condition: of all points, with one row, or with a row per row of points.
+    """
+
+    def __init__(self, flow: Flow, condition: Condition) -> None:
+        self.flow, self.condition = flow, condition
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) of x [B, ..., D] → [B, ...]; see `Flow.log_prob`."""
+        return self.flow.log_prob(x, self.condition)
+
+    def sample(self, shape: int | Sequence[int]) -> Tensor:
+        """Points [*shape, D]; see `Flow.sample`."""
+        return self.flow.sample(shape, self.condition)
+
+    def rsample(self, shape: int | Sequence[int]) -> Tensor:
+        """Points [*shape, D] with gradients; see `Flow.rsample`."""
+        return cast(Tensor, self.flow.rsample(shape, self.condition))
+
+    def transport(self, z: Tensor, t0: float | Tensor, t1: float | Tensor) -> Tensor:
+        """Positions at t1 of points that are at z [B, ..., D] at time t0; see `Flow.transport`."""
+        return self.flow.transport(z, t0, t1, self.condition)
+
+    def until(self, t1: float | Tensor) -> "ConditionedFlow":
+        """The flow up to time t1, under the same condition."""
+        return ConditionedFlow(self.flow.until(t1), self.condition)

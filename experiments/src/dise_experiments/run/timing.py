@@ -27,15 +27,28 @@ class TorchdiffeqBlock(NeuralODE):
         super().__init__(block.f, tolerance, t0=block.t0, t1=block.t1, batched=block.options.batched)
         self.rtol, self.atol = tolerance.rtol, tolerance.atol
 
-    def forward(self, y0: State, *, t0: float | Tensor | None = None, t1: float | Tensor | None = None) -> State:
+    def forward(
+        self,
+        y0: State,
+        *,
+        t0: float | Tensor | None = None,
+        t1: float | Tensor | None = None,
+        args: Sequence[Any] = (),
+        sample_args: Sequence[Tensor] = (),
+    ) -> State:
         """State at t1; t0 and t1 are numbers or [B], by default those of the block."""
         first = leaves(y0)[0]
         ends = (self.t0 if t0 is None else t0, self.t1 if t1 is None else t1)
         start, end = (torch.as_tensor(t, dtype=first.dtype, device=first.device) for t in ends)
-        f: Callable[[Tensor, Any], Any] = self.f
+
+        def f(t: Tensor, y: Any) -> Any:
+            return self.f(t, y, *args, *sample_args)
+
         if start.ndim or end.ndim:
-            f, start, end = _over_parts(f, start, end), start.new_zeros(()), start.new_ones(())
-        y = odeint(f, y0, torch.stack([start, end]), rtol=self.rtol, atol=self.atol, method="dopri5")
+            part, start, end = _over_parts(f, start, end), start.new_zeros(()), start.new_ones(())
+        else:
+            part = f
+        y = odeint(part, y0, torch.stack([start, end]), rtol=self.rtol, atol=self.atol, method="dopri5")
         return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
 
 
