@@ -244,3 +244,20 @@ def test_a_block_passes_its_arguments_on():
 def test_bad_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call(Flow(Shifted(), standard(2), TIGHT))
+
+
+def test_candidates_of_a_conditional_block_are_run():
+    """k1 of a block with conditions is f at the start under these conditions."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = NeuralODE(Shifted(), TIGHT)
+
+        def forward(self, x):
+            return self.block(x[:, :2], sample_args=(x[:, 2], x[:, 3]))
+
+    x = torch.cat([noise(3, 2), RATE[:, None], SHIFT[:, None]], 1)
+    outcomes = dise.run_candidates(Model().eval(), [(x, torch.zeros(3))], [dise.Euler(1), dise.Euler(2)])
+    assert_close(outcomes.k1, Shifted()(None, x[:, :2], RATE, SHIFT).detach())
+    assert_close(outcomes.output[:, 0], (x[:, :2] + outcomes.k1))

@@ -24,6 +24,8 @@ class BlockSolve(NamedTuple):
     t0: float | Tensor
     t1: float | Tensor
     solution: Solution
+    args: tuple[Any, ...] = ()  # of f
+    sample_args: tuple[Tensor, ...] = ()
 
 
 class NeuralODE(nn.Module):
@@ -126,7 +128,7 @@ class NeuralODE(nn.Module):
             **self.options.keywords(),
         )
         if self._records is not None:
-            self._records.append(BlockSolve(y0, t0, t1, solution))
+            self._records.append(BlockSolve(y0, t0, t1, solution, tuple(args), tuple(sample_args)))
         return solution
 
     def forward(
@@ -141,13 +143,20 @@ class NeuralODE(nn.Module):
         """State at t1, shaped like y0 [B, ...]; the defaults of t0 and t1 are the block's, further arguments f's."""
         return self.solve(y0, t0=t0, t1=t1, args=args, sample_args=sample_args).y
 
-    def first_stage(self, y0: State, *, t0: float | Tensor | None = None) -> State:
+    def first_stage(
+        self,
+        y0: State,
+        *,
+        t0: float | Tensor | None = None,
+        args: Sequence[Any] = (),
+        sample_args: Sequence[Tensor] = (),
+    ) -> State:
         """k1 = f(t0, y0), shaped like y0 [B, ...]: the first stage of every integrator."""
         layout = Layout.of(y0, batched=self.options.batched)
         state = layout.pack(y0)
         t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=clock_dtype(state.device), device=state.device)
         rows = state.shape[0]  # len would fix the size of a traced batch
-        return cast(State, self.f(layout.time(t0.expand(rows)), y0))
+        return cast(State, self.f(layout.time(t0.expand(rows)), y0, *args, *sample_args))
 
     @contextmanager
     def recording(self) -> Iterator[list[BlockSolve]]:

@@ -101,7 +101,7 @@ def _run_batch(
     """h0, k1, nfe, output and means of one batch; see `Outcomes`."""
     runs = [_run(model, block, candidate, x) for candidate in candidates]
     first = runs[0][0]
-    k1 = block.first_stage(first.y0, t0=first.t0)
+    k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
     solutions = [record.solution for record, _ in runs]
     nfe = torch.stack([solution.nfe for solution in solutions], 1)
     output = torch.stack([output for _, output in runs], 1)
