@@ -11,6 +11,7 @@ from torch import Tensor
 from dise.integrate.clock import clock_dtype, given_dtype, is_exact
 from dise.integrate.problem.state import shapes
 from dise.integrate.tracing import has_values
+from dise.integrate.value import is_number
 
 
 def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
@@ -76,7 +77,7 @@ def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless
     Raises:
         TypeError, ValueError: not real times, one or n of them; or infinite ones, unless `endless`.
     """
-    if not isinstance(t, Tensor | int | float) or isinstance(t, bool):
+    if not isinstance(t, Tensor) and not is_number(t):
         raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
     if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
         raise TypeError(f"{name}: expected real times, got {t.dtype}")
@@ -206,7 +207,7 @@ def _as_real(name: str, times: object, like: Tensor) -> Tensor:
     """A tensor of real times, in the dtype and on the device of `like`."""
     try:
         values = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=like.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name}: expected times, numbers or a tensor, got {type(times).__name__}") from error
     if values.dtype.is_complex or values.dtype == torch.bool:
         raise TypeError(f"{name}: expected real times, got {values.dtype}")

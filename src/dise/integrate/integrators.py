@@ -186,13 +186,13 @@ class Adaptive(RungeKutta):
         _check_error_test(self)
         step = self.first_step
         number = isinstance(step, int | float) and is_number(step) and 0 < step < math.inf
-        if not number and step not in ("heuristic", "span"):
+        if not number and not (isinstance(step, str) and step in ("heuristic", "span")):
             raise ValueError(f"first_step: expected 'heuristic', 'span' or a positive number, got {step!r}")
         check_whole("max_steps", self.max_steps)
         check_from_zero("dt_min", self.dt_min)
         if not (is_number(self.dt_max) and self.dt_min <= self.dt_max and self.dt_max > 0):
             raise ValueError(f"dt_max: expected a positive number of at least dt_min, got {self.dt_max!r}")
-        if self.accept_at_dt_min not in (True, False) or (self.accept_at_dt_min and self.dt_min == 0):
+        if not isinstance(self.accept_at_dt_min, bool) or (self.accept_at_dt_min and self.dt_min == 0):
             got = f"got {self.accept_at_dt_min!r} with dt_min={self.dt_min}"
             raise ValueError(f"accept_at_dt_min: expected False, or True with a positive dt_min, {got}")
         if not isinstance(self.controller, IController):

@@ -53,7 +53,8 @@ class SolveOptions(Value):
         for name in ("batched", "drop_finished", "differentiate_step_sizes"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
-        if not isinstance(self.gradient, Backsolve) and self.gradient not in ("direct", "checkpoint", "backsolve"):
+        named = isinstance(self.gradient, str) and self.gradient in ("direct", "checkpoint", "backsolve")
+        if not named and not isinstance(self.gradient, Backsolve):
             raise ValueError(
                 f"gradient: expected 'direct', 'checkpoint', 'backsolve' or a dise.Backsolve, got {self.gradient!r}"
             )

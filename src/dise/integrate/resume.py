@@ -47,7 +47,7 @@ def resume(
     if options.setdefault("batched", batched) is not batched:
         raise ValueError(f"batched: expected {batched}, like the solution's, got {options['batched']!r}")
     gradient = options.get("gradient", "direct")
-    if gradient == "backsolve" or isinstance(gradient, Backsolve):
+    if isinstance(gradient, Backsolve) or (isinstance(gradient, str) and gradient == "backsolve"):
         backsolve = gradient if isinstance(gradient, Backsolve) else Backsolve()
         # the backward solve starts elsewhere, so it cannot use the solution's step sizes
         options["gradient"] = replace(backsolve, integrator=backsolve.integrator or integrator)

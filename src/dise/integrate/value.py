@@ -28,9 +28,11 @@ def _text(value: object) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is an int or a float, but no bool."""
+    """Whether it is a float, or an int that a float can hold, but no bool."""
     # a tuple, since torch 2.6 cannot compile isinstance with a union
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1023
 
 
 def check_above(name: str, value: object, low: float, high: float = float("inf")) -> None:

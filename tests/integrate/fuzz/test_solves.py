@@ -180,10 +180,11 @@ STRUCTURES = {
 
 
 @st.composite
-def cases(draw, kinds=tuple(KINDS)):
+def cases(draw, kinds=tuple(KINDS), dtypes=tuple(EPS), near=False, healthy=False):
+    """`near`: times near 0; `healthy`: without NaN."""
     name = draw(st.sampled_from(kinds))
     kind, B = KINDS[name], draw(st.integers(1, 5))
-    dtype = draw(st.sampled_from(kind.dtypes))
+    dtype = draw(st.sampled_from([x for x in kind.dtypes if x in dtypes]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     y0 = STRUCTURES[draw(st.sampled_from(sorted(STRUCTURES)))](
         lambda *shape: (0.1 + 0.8 * torch.rand(*shape, generator=generator, dtype=torch.float64)).to(dtype), B
@@ -191,11 +192,11 @@ def cases(draw, kinds=tuple(KINDS)):
     spans = st.one_of(st.floats(0.01, 3), st.floats(-3, 3), st.just(0.0))
     lengths = torch.tensor(draw(st.lists(spans, min_size=B, max_size=B)), dtype=torch.float64)
     # f has t in the state's dtype, in which it must be resolved
-    far = kind.autonomous or dtype is torch.float64
+    far = (kind.autonomous or dtype is torch.float64) and not near
     offsets = st.sampled_from([0.0, 0.0, -1.5, 1e3, 1e6] if far else [0.0, -1.5])
     t0 = torch.tensor(draw(st.lists(st.floats(-2, 2), min_size=B, max_size=B)), dtype=torch.float64) + draw(offsets)
     p = torch.tensor(draw(st.lists(st.floats(-1.5, 1.5), min_size=B, max_size=B)), dtype=torch.float64)
-    bad = draw(st.one_of(st.none(), st.none(), st.sampled_from(["y0", "p"])))
+    bad = None if healthy else draw(st.one_of(st.none(), st.none(), st.sampled_from(["y0", "p"])))
     if bad is not None and B > 1:
         if bad == "p":
             p[-1] = math.nan
@@ -217,19 +218,25 @@ def tolerance(case, integrator, scale):
     return (300 * given + rounding) * (1 if KINDS[case.kind].forward else growth)
 
 
-def assert_near(case, integrator, solution, values, times, factor=1.0):
+def assert_near(case, integrator, status, values, times, factor=1.0):
     """States [B] at times [B] of samples with SUCCESS are those of the closed form."""
     right = flat(case.exact(times))
-    ok = (solution.status == int(Status.SUCCESS)) & ~bad_rows(case)
+    ok = (status == int(Status.SUCCESS)) & ~bad_rows(case)
     off = (flat(values).to(right.dtype) - right).abs().amax(1)
     scale = right.abs().amax(1).maximum(flat(case.y0).abs().double().amax(1))
     bound = factor * tolerance(case, integrator, scale)
-    assert bool((off <= bound)[ok].all()), (off, bound, solution.status)
+    assert bool((off <= bound)[ok].all()), (off, bound, status)
 
 
-def stable(case, integrator):
-    """Whether the error test sees an unstable growth on a stiff field, which relative to the state is small."""
-    return not (KINDS[case.kind].forward and integrator.rtol > 1e-4)
+def within_reach(case, integrator):
+    """Whether the error estimate can be trusted to a factor.
+
+    On a stiff field it may be small beside an unstable growth of the state; with two or three stages it is blind to
+    oscillations that have the same slopes at both ends of a step.
+    """
+    if KINDS[case.kind].forward:
+        return integrator.rtol <= 1e-4
+    return KINDS[case.kind].autonomous or not isinstance(integrator, HeunEuler | Fehlberg2)
 
 
 def bad_rows(case):
@@ -252,10 +259,10 @@ def assert_alike(got, rows, expected, dtype):
 
 @given(case=cases(), integrator=adaptive(), drop_finished=st.booleans())
 def test_adaptive_solves_are_right(case, integrator, drop_finished):
-    assume(stable(case, integrator))
+    assume(within_reach(case, integrator))
     solution = case.solve(integrator, drop_finished=drop_finished)
     status, bad, empty = solution.status, bad_rows(case), case.t0 == case.t1
-    assert_near(case, integrator, solution, solution.y, case.t1)
+    assert_near(case, integrator, solution.status, solution.y, case.t1)
     assert not bool((status == int(Status.RUNNING)).any())
     assert bool(((status != int(Status.SUCCESS)) | empty)[bad].all())
     limited = integrator.max_steps < 10_000 or integrator.dt_min > 0 or case.dtype not in (torch.float64, torch.float32)
@@ -274,10 +281,9 @@ def test_a_sample_alone_is_the_sample_in_a_batch(case, integrator, drop_finished
         assert_alike(together, one, case.rows(one).solve(integrator), case.dtype)
 
 
-@given(case=cases(), integrator=st.one_of(fixed, fixed.map(StepDoubling)))
+@given(case=cases(dtypes=(torch.float64, torch.complex128)), integrator=st.one_of(fixed, fixed.map(StepDoubling)))
 def test_fixed_steps_are_the_tableaus(case, integrator):
     """A plain loop over the samples, steps and stages."""
-    assume(case.dtype in (torch.float64, torch.complex128))
     solution = case.solve(integrator)
     tableau = integrator.tableau
     steps = integrator.integrator.steps if isinstance(integrator, StepDoubling) else integrator.steps
@@ -319,30 +325,29 @@ def test_saved_states_are_those_of_solves_that_end_there(case, integrator, data)
         assert torch.equal(flat(saved)[start], flat(case.y0)[start])
         end = end & (solution.status == 0)
         assert torch.equal(flat(saved)[end], flat(solution.y)[end])
-        if isinstance(integrator, Adaptive) and stable(case, integrator):
-            seen = replace(solution, status=torch.where(mask[:, k], solution.status, 9))
+        if isinstance(integrator, Adaptive) and within_reach(case, integrator):
+            seen = torch.where(mask[:, k], solution.status, 9)
             assert_near(case, integrator, seen, saved, times[:, k], factor=30)
 
 
 @given(case=cases(), integrator=adaptive(), part=st.floats(0, 1), drop_finished=st.booleans())
 def test_a_resumed_solve_is_one_solve(case, integrator, part, drop_finished):
-    assume(stable(case, integrator))
+    assume(within_reach(case, integrator))
     middle = case.t0 + part * (case.t1 - case.t0)
     first = case.solve(integrator, t1=middle)
     second = resume(first, case.f, case.t1, integrator, sample_args=(case.p,), throw=False, drop_finished=drop_finished)
-    both = replace(second, status=torch.maximum(first.status, second.status))
+    both = torch.maximum(first.status, second.status)
     assert_near(case, integrator, both, second.y, case.t1, factor=2)
 
 
 @given(
-    case=cases(kinds=("decay", "logistic", "constant")),
+    case=cases(kinds=("decay", "logistic", "constant"), dtypes=(torch.float64, torch.float32)),
     integrator=adaptive(),
     direction=st.sampled_from(["any", "rising", "falling"]),
     place=st.floats(-0.5, 1.5),
 )
 def test_events_are_where_the_closed_form_has_them(case, integrator, direction, place):
     """Components are monotone, so a level is crossed once or never."""
-    assume(case.dtype in (torch.float64, torch.float32))
     first = lambda state: flat(state)[:, 0]  # noqa: E731
     begin, end = first(case.y0).double(), first(case.exact(case.t1))
     level = (begin + place * (end - begin)).to(case.dtype)
@@ -373,14 +378,14 @@ def test_events_are_where_the_closed_form_has_them(case, integrator, direction, 
 @given(case=cases(), integrator=adaptive())
 def test_one_system_is_right_too(case, integrator):
     """All samples as one system, from the first one's t0 to its t1."""
-    assume(stable(case, integrator))
+    assume(within_reach(case, integrator))
     same = replace(case, t0=case.t0[:1].expand(len(case)), t1=case.t1[:1].expand(len(case)))
     f = lambda t, y, p: same.f(t.expand(len(case)), y, p)  # noqa: E731
     solution = solve(f, case.y0, case.t0[0], case.t1[0], integrator, args=(case.p,), batched=False, throw=False)
     if bool(bad_rows(same).any()) and case.t0[0] != case.t1[0]:
         assert solution.status == int(Status.NON_FINITE)
     if solution.status == 0 and not bool(bad_rows(same).any()):
-        broad = replace(solution, status=torch.zeros(len(case)))
+        broad = torch.zeros(len(case))
         assert_near(
             same, replace(integrator, atol=integrator.atol * 6, rtol=integrator.rtol * 6), broad, solution.y, same.t1
         )
@@ -427,9 +432,13 @@ def test_scipy_has_the_same_answers(f, starts, method, controller, drop_finished
 # ---- gradients
 
 
-@given(case=cases(kinds=("decay", "logistic", "driven")), integrator=integrators, drop_finished=st.booleans())
+@given(
+    # far from 0 the clock's rounding is too coarse for differences
+    case=cases(kinds=("decay", "logistic", "driven"), dtypes=(torch.float64,), near=True, healthy=True),
+    integrator=integrators,
+    drop_finished=st.booleans(),
+)
 def test_gradients_are_finite_differences(case, integrator, drop_finished):
-    assume(case.dtype is torch.float64 and not bool(bad_rows(case).any()))
     y0, p = flat(case.y0).clone().requires_grad_(), case.p.clone().requires_grad_()
 
     def loss(y0, p, gradient):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from dise.integrate.problem.field import note_call
 from dise.integrate.problem.state import Layout
 
 Values = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -28,6 +29,13 @@ class FunctionCaller(NamedTuple):
 
         With batched=False the n calls are made one by one, and their values are a list.
         """
+        try:
+            return self._called(function, sample, t, y)
+        except Exception as error:
+            note_call(error, "the function of event or save", t, y, self.layout, f"{len(t)} samples")
+            raise
+
+    def _called(self, function: Callable[..., Any], sample: Tensor, t: Tensor, y: Tensor) -> Any:
         if self.layout.batched:
             rows = tuple(arg[sample] for arg in self.sample_args)
             return function(self.layout.time(t), self.layout.unpack(y), *self.args, *rows)

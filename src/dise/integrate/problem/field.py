@@ -51,6 +51,8 @@ def note_call(error: Exception, name: str, t: Tensor, y: Tensor, layout: Layout,
         layout: of the state.
         samples: which samples these are.
     """
+    if not layout.batched:
+        t, y = t[:1], y[:1]
     time, state = layout.time(t), layout.unpack(y)
     arguments = f"{name} was called with t of shape {tuple(time.shape)} and y of shape {shapes(state)}, {layout.dtype}"
     if layout.batched:

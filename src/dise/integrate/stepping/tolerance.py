@@ -77,7 +77,8 @@ def frozen(name: str, value: object) -> Tolerance:
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name}: a tolerance has no gradient, so it must not require one")
-        value = value.tolist() if not value.dtype.is_complex else value
+        plain = value.layout is torch.strided and not value.is_meta and not value.dtype.is_complex
+        value = value.tolist() if plain else value
     if isinstance(value, Mapping):
         return tuple(sorted((str(key), frozen(name, part)) for key, part in value.items()))
     if isinstance(value, tuple | list):
