@@ -42,7 +42,7 @@ ON_DEVICE = $(patsubst %, tests/integrate/%.py, \
 		learning/test_committee learning/test_penalty learning/test_selector judging/test_front \
 		make_dynamic/test_families make_dynamic/test_make model/test_adapt policies/test_cascade policies/test_dynamic \
 		test_reads) \
-	tests/test_torchdiffeq.py tests/test_regularize.py tests/test_nn.py
+	tests/torchdiffeq tests/test_regularize.py tests/test_nn.py
 
 test-device: setup  ## tests with what they make on a device, as on a GPU: DEVICE=cuda where there is one
 	PYTHONPATH=tools $(BIN)/pytest -n auto --dist loadscope -p on_device --device $(DEVICE) \
@@ -58,7 +58,7 @@ OLDEST := .venv-oldest/bin
 
 test-oldest: .venv-oldest/installed  ## solving, selection and compiled rounds with torch 2.6
 	$(OLDEST)/pytest -n auto --dist loadscope -m "not slow" --ignore tests/integrate/test_detest.py \
-		--ignore tests/integrate/test_peers.py tests/integrate tests/select tests/test_nn.py tests/test_torchdiffeq.py
+		--ignore tests/integrate/test_peers.py tests/integrate tests/select tests/test_nn.py tests/torchdiffeq
 
 lint: setup
 	$(BIN)/ruff check .

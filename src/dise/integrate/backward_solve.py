@@ -30,22 +30,7 @@ from dise.integrate.problem.state import Layout, State, leaves
 from dise.integrate.runge_kutta.step import Attempt
 from dise.integrate.solution import Solution, SolveError
 from dise.integrate.status import Status
-from dise.integrate.stepping.tolerance import Norm, each, rms_norm
-
-
-@dataclass(frozen=True)
-class PairNorm:
-    """A norm for `dise.Adaptive` that, in a backward solve, measures y and its adjoint a together.
-
-    Args:
-        norm: of magnitudes [n, ...], a tuple of y's tensors, then of a's → [n].
-    """
-
-    norm: Norm
-
-    def __call__(self, pair: State) -> Tensor:
-        """[n] the norm of a scaled error of (y, a)."""
-        return self.norm(pair)
+from dise.integrate.stepping.tolerance import each, rms_norm
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -251,7 +236,7 @@ def _pair_layout(layout: Layout) -> Layout:
 
 
 def _pair_integrator(integrator: Integrator, layout: Layout) -> Integrator:
-    """The integrator for (y, a): tolerances as for y, and the larger of the norms of y and a, or its `PairNorm`."""
+    """The integrator for (y, a): tolerances as for y, and the larger of the norms of y and a."""
     if not isinstance(integrator, Adaptive):
         return integrator
     norm = integrator.norm
@@ -262,8 +247,7 @@ def _pair_integrator(integrator: Integrator, layout: Layout) -> Integrator:
 
     rtol, atol = (each(name, getattr(integrator, name), layout) * 2 for name in ("rtol", "atol"))
     # for a tuple, rms_norm already is the largest of its tensors' norms
-    whole = norm is rms_norm or isinstance(norm, PairNorm)
-    return replace(integrator, rtol=rtol, atol=atol, norm=norm if whole else larger)
+    return replace(integrator, rtol=rtol, atol=atol, norm=norm if norm is rms_norm else larger)
 
 
 def _check_success(result: Result, pair: Problem) -> None:

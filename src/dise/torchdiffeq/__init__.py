@@ -9,22 +9,21 @@ step size. The differences:
 - failures raise `dise.SolveError`;
 - times are float64, whatever the option dtype says (float32 on devices without float64);
 - adaptive methods interpolate save points by their own dense output; fixed-step methods as the option `interp` says;
-- `odeint_adjoint` leaves the parameters' integrals out of the error test, like torchdiffeq's "seminorm";
 - `odeint` and `odeint_adjoint` with `event_fn` differentiate the event's time and state, like `odeint_event`.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Backsolve, State
+from dise.integrate import State
+from dise.torchdiffeq.adjoint import OdeintArguments, adjoint_values
 from dise.torchdiffeq.arguments import ErrorTolerances
-from dise.torchdiffeq.call import OdeintCall
-from dise.torchdiffeq.integrators import adjoint_norm
+from dise.torchdiffeq.call import OdeintCall, odeint_values
 from dise.torchdiffeq.methods import SOLVERS
-from dise.torchdiffeq.scipy_solver import scipy_odeint
 
 __all__ = ["SOLVERS", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
@@ -51,11 +50,13 @@ def odeint(
         rtol, atol: tolerances: numbers, or tensors that broadcast to the state; for a tuple state also a tuple of
             these.
         method: "dopri5" (default), "dopri8", "tsit5", "bosh3", "fehlberg2", "adaptive_heun"; with fixed steps "euler",
-            "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule); "scipy_solver" for SciPy's, without gradients.
-            `SOLVERS` has them by name.
+            "midpoint", "heun2", "heun3", "rk4" (the 3/8 rule), "explicit_adams", "implicit_adams" ("fixed_adams");
+            "scipy_solver" for SciPy's, without gradients. `SOLVERS` has them by name. SciPy's names "RK45", "RK23" and
+            "DOP853" stand for "dopri5", "bosh3" and "dopri8".
         options: for adaptive methods first_step, min_step, max_step, safety, ifactor, dfactor, max_num_steps, step_t,
             jump_t, norm, dtype; for fixed-step methods step_size or grid_constructor (default: one step from each time
-            to the next), interp ("linear" or "cubic"); for "scipy_solver" solver (a method of
+            to the next), interp ("linear" or "cubic"), perturb (evaluate f beside the ends of steps, inside them), and
+            for Adams methods max_order (default 12) and max_iters (default 4); for "scipy_solver" solver (a method of
             `scipy.integrate.solve_ivp`, default "LSODA"), min_step, max_step. Options that the method does not have
             are ignored with a warning.
         event_fn: event_fn(t, y) → numbers; the solve goes from t[0] in the direction of t[1] until one of them is zero.
@@ -68,10 +69,7 @@ def odeint(
         TypeError, ValueError: an argument (named in the message) is not as described.
         dise.SolveError: the system could not be integrated.
     """
-    if method == "scipy_solver" and event_fn is None:
-        return scipy_odeint(func, y0, t, ErrorTolerances(rtol, atol), options or {})
-    call = OdeintCall(func, y0, t, method, ErrorTolerances(rtol, atol), dict(options or {}), event_fn)
-    return call.run("direct")
+    return odeint_values(func, y0, t, method, ErrorTolerances(rtol, atol), options, event_fn)
 
 
 def odeint_adjoint(
@@ -90,14 +88,17 @@ def odeint_adjoint(
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
 ) -> Any:
-    """`odeint` with gradients by the adjoint equation (`dise.Backsolve`): memory is independent of the number of steps.
+    """`odeint` with gradients by the adjoint equation: memory is independent of the number of steps.
 
     Args:
         func, y0, t, rtol, atol, method, options, event_fn: see `odeint`. func's callback_step_adjoint,
-            callback_accept_step_adjoint and callback_reject_step_adjoint are called with the pair (y, adjoint).
+            callback_accept_step_adjoint and callback_reject_step_adjoint are called with the backward solve's state
+            (t's gradient, y, adjoint, *gradients of adjoint_params); a tuple y is one tensor there.
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: for the backward solve; default: the forward
             solve's. adjoint_options["norm"] is a function of the tuple (t, *y, *adjoint, *adjoint_params), or
-            "seminorm"; default: the larger of the norms of y and its adjoint, each by options["norm"].
+            "seminorm": the largest of |t| and of the norms of y and its adjoint, each by options["norm"]; default: also
+            of the parameters' root mean squares. Tolerances for each of y's tensors apply to its adjoint too, and the
+            tightest one to the rest.
         adjoint_params: tensors that func uses and that get gradients; default: func's parameters, and whatever else its
             first value depends on.
 
@@ -106,7 +107,8 @@ def odeint_adjoint(
 
     Raises:
         ValueError: see `odeint`; also if func is no nn.Module and adjoint_params is missing, if adjoint_method differs
-            from method and adjoint_options is missing, or if gradients of "scipy_solver" are required.
+            from method and adjoint_options is missing, or if func uses a tensor that requires a gradient but did not at
+            the start.
     """
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError(
@@ -115,31 +117,27 @@ def odeint_adjoint(
         )
     if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
         raise ValueError("adjoint_options: expected the options of adjoint_method, which differs from method")
-    params = tuple(
-        func.parameters() if adjoint_params is None and isinstance(func, nn.Module) else adjoint_params or ()
-    )
-    if method == "scipy_solver" and not _requires_grad(y0, t, params):
-        return odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
-    call = OdeintCall(func, y0, t, method, ErrorTolerances(rtol, atol), dict(options or {}), event_fn)
+    params, chosen = None if adjoint_params is None else tuple(adjoint_params), adjoint_options
+    if chosen is None:
+        chosen = {name: value for name, value in (options or {}).items() if name != "norm"}
+    elif callable(chosen.get("norm")) and not all(x.requires_grad for x in _parameters(func, params)):
+        warnings.warn("adjoint_params: the norm does not see those that require no gradient", stacklevel=2)
     tolerances = ErrorTolerances(
         rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol
     )
-    chosen = dict((call.options if adjoint_options is None else adjoint_options) or {})
-    norm = None if adjoint_options is None else adjoint_options.get("norm")
-    if norm in (None, "seminorm"):
-        chosen["norm"] = call.options.get("norm")
-    elif callable(norm):
-        chosen["norm"] = adjoint_norm(norm, [param for param in params if param.requires_grad])
-    else:
-        raise ValueError(f"adjoint_options: expected 'seminorm' or a function as norm, got {norm!r}")
-    back = OdeintCall(func, y0, t, adjoint_method or method, tolerances, chosen, event_fn, suffix="_adjoint")
-    named = None if adjoint_params is None else params
-    return call.run(Backsolve(params=named, integrator=back.backward_integrator()))
+    return adjoint_values(
+        func,
+        y0,
+        t,
+        event_fn,
+        OdeintArguments(method, ErrorTolerances(rtol, atol), options or {}),
+        OdeintArguments(adjoint_method or method, tolerances, chosen),
+        params,
+    )
 
 
-def _requires_grad(y0: State, t: Tensor, params: Iterable[Tensor]) -> bool:
-    parts = y0 if isinstance(y0, tuple) else (y0,)
-    return torch.is_grad_enabled() and any(x.requires_grad for x in (*parts, t, *params) if isinstance(x, Tensor))
+def _parameters(func: Any, params: tuple[Tensor, ...] | None) -> Iterable[Tensor]:
+    return params if params is not None else func.parameters() if isinstance(func, nn.Module) else ()
 
 
 def odeint_event(
@@ -191,4 +189,4 @@ def odeint_dense(
     call = OdeintCall(func, y0, ends, method, ErrorTolerances(rtol, atol), dict(options or {}))
     if (options or {}).keys() & {"step_t", "jump_t"}:
         raise ValueError("options: odeint_dense takes no step_t and jump_t")
-    return call.solve(y0, ends[0], ends[1], "direct", dense=True).evaluate
+    return call.solve(call.y0, ends[0], ends[1], dense=True).evaluate

@@ -1,15 +1,19 @@
 """Arguments of torchdiffeq's functions, checked: errors name the argument, what came and what was expected."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dise.integrate import State
 from dise.integrate.clock import clock_dtype
-from dise.torchdiffeq.methods import ADAPTIVE, FIXED, SOLVERS, options_of
+from dise.integrate.problem.state import leaves
+from dise.integrate.value import check_whole
+from dise.torchdiffeq.methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_MIN_ORDER, SCIPY_NAMES, SOLVERS, options_of
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,34 @@ class ErrorTolerances:
         """
         return {"rtol": _tolerance("rtol", self.rtol, y0), "atol": _tolerance("atol", self.atol, y0)}
 
+    def for_augmented(self, y0: State, params: int) -> "ErrorTolerances":
+        """The tolerances for a state (number, y, adjoint, *params) with y and the adjoint flat.
+
+        Those given for y apply to the adjoint too, and the tightest of them to the other parts. As in torchdiffeq they
+        may also be given for all parts.
+        """
+        return ErrorTolerances(*(_augmented(value, y0, params) for value in (self.rtol, self.atol)))
+
+
+def _augmented(value: Any, y0: State, params: int) -> Any:
+    if not _is_several(value) or len(value) == 3 + params:
+        return value
+    if isinstance(y0, Tensor):
+        flat = torch.as_tensor(value, dtype=torch.float64)
+    else:
+        pairs = zip(_tolerance("adjoint tolerance", value, y0), leaves(y0), strict=True)
+        flat = torch.cat([torch.as_tensor(x, dtype=torch.float64).expand(y.shape).reshape(-1) for x, y in pairs])
+    tightest, loosest = flat.aminmax()
+    for_y = flat if bool(loosest > tightest) else float(tightest)
+    return (float(tightest), for_y, for_y, *(float(tightest),) * params)
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, tuple | list) or getattr(value, "ndim", 0) > 0
+
 
 def _tolerance(name: str, value: Any, y0: State) -> Any:
-    several = isinstance(value, tuple | list) or getattr(value, "ndim", 0) > 0
+    several = _is_several(value)
     parts = tuple(value) if several else (value,)
     if any(isinstance(part, Tensor) and part.requires_grad for part in parts):
         raise ValueError(f"{name}: a tolerance has no gradient, so it must not require one")
@@ -40,24 +69,52 @@ def _tolerance(name: str, value: Any, y0: State) -> Any:
     return parts
 
 
-def check_state(y0: object) -> None:
-    """Raise a TypeError unless y0 is a tensor or a tuple of tensors."""
-    parts = y0 if isinstance(y0, tuple) else (y0,)
+def as_state(y0: object) -> State:
+    """y0; the tensors of a tuple in one dtype, as in torchdiffeq.
+
+    Raises:
+        TypeError: y0 is neither a tensor nor a tuple of tensors.
+    """
+    if isinstance(y0, Tensor):
+        return y0
+    parts = y0 if isinstance(y0, tuple) else ()
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {type(y0).__name__}")
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    return tuple(part.to(dtype) for part in parts)
+
+
+def as_slope(value: Any, y: State) -> Any:
+    """func's value in y's structure and shapes, as in torchdiffeq where it is clear what is meant.
+
+    For a tensor of y's a value of fewer dimensions is broadcast; for the tensors of a tuple dimensions of size 1 may be
+    missing or added. Anything else is returned as it is.
+    """
+    if isinstance(y, Tensor):
+        fewer = isinstance(value, Tensor) and value.dim() < y.dim()
+        return value.expand(y.shape) if fewer and value.shape == y.shape[y.dim() - value.dim() :] else value
+    parts = tuple(value) if isinstance(value, list | tuple | Tensor) else ()
+    if len(parts) != len(y) or not all(isinstance(part, Tensor) for part in parts):
+        return value
+    pairs = zip(parts, leaves(y), strict=True)
+    return tuple(x.reshape(part.shape) if _wide(x.shape) == _wide(part.shape) else x for x, part in pairs)
+
+
+def _wide(shape: Sequence[int]) -> list[int]:
+    """The sizes above 1."""
+    return [size for size in shape if size != 1]
 
 
 def method_name(method: object) -> str:
-    """The name of a method that dise itself has; "dopri5" for None.
+    """The name of a method in `SOLVERS`; "dopri5" for None.
 
     Raises:
-        ValueError: an unknown name, or SciPy's.
+        ValueError: an unknown name.
     """
     name = "dopri5" if method is None else method
-    if not isinstance(name, str) or (name not in ADAPTIVE and name not in FIXED):
-        if name in SOLVERS:
-            raise ValueError(f"method: {name} has neither events, nor dense output, nor a backward solve")
-        raise ValueError(f"method: expected one of {', '.join(SOLVERS)}, got {method!r}")
+    name = SCIPY_NAMES.get(name, name) if isinstance(name, str) else name
+    if not isinstance(name, str) or name not in SOLVERS:
+        raise ValueError(f"method: expected one of {', '.join((*SOLVERS, *SCIPY_NAMES))}, got {method!r}")
     return name
 
 
@@ -73,8 +130,6 @@ def as_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
         message = f"options: {method} ignores {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
         warnings.warn(message, stacklevel=5)  # the caller of `odeint`
     options = {name: value for name, value in options.items() if name in known}
-    if options.get("perturb"):
-        raise ValueError("options: perturb is not supported; with an adaptive method name discontinuities by jump_t")
     if options.get("interp") not in (None, "linear", "cubic"):
         raise ValueError(f"options: interp is 'linear' or 'cubic', got {options['interp']!r}")
     step = options.get("step_size")
@@ -85,7 +140,20 @@ def as_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     norm = options.get("norm")
     if norm is not None and not callable(norm):
         raise ValueError(f"options: expected a function as norm, got {norm!r}")
+    if method in ADAMS:
+        _check_adams(options)
     return options
+
+
+def _check_adams(options: Mapping[str, Any]) -> None:
+    order = options.get("max_order", ADAMS_MAX_ORDER)
+    check_whole("options: max_order", order)
+    check_whole("options: max_iters", options.get("max_iters", 1))
+    if order > ADAMS_MAX_ORDER:
+        raise ValueError(f"options: max_order: expected at most {ADAMS_MAX_ORDER}, got {order}")
+    if order < ADAMS_MIN_ORDER:
+        message = f"options: max_order is {order}, below {ADAMS_MIN_ORDER}, so the Adams method takes the steps of rk4"
+        warnings.warn(message, stacklevel=6)
 
 
 def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:
@@ -105,4 +173,6 @@ def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:
         raise ValueError("t: expected strictly increasing or decreasing times")
     if pair and len(t) != 2:
         raise ValueError(f"t: expected two times with event_fn, the start and one in its direction, got {len(t)}")
+    if t.device != y0.device:
+        warnings.warn(f"t is on {t.device} and y0 on {y0.device}; t is copied to {y0.device}", stacklevel=5)
     return t.to(y0.device, clock_dtype(y0.device))

@@ -3,27 +3,68 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from dise.integrate import Backsolve, IController, Integrator, Solution, State, solve
-from dise.integrate.backward_solve import PairNorm
+from dise.integrate import IController, Integrator, Solution, State, solve
 from dise.integrate.clock import next_after
-from dise.integrate.problem.state import leaves
+from dise.integrate.problem.state import Layout, leaves
 from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
-from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_times, check_state, method_name
+from dise.integrate.stepping.tolerance import ErrorTest, frozen, max_norm
+from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_slope, as_state, as_times, method_name
 from dise.torchdiffeq.integrators import CALLBACKS, AdaptiveMethod, Callback, FixedMethod, StateNorm
-from dise.torchdiffeq.methods import ADAPTIVE, FIXED, interpolated
+from dise.torchdiffeq.methods import ADAMS, ADAMS_MAX_ORDER, ADAPTIVE, FIXED, has_fixed_steps, interpolated
+from dise.torchdiffeq.scipy_solver import scipy_odeint
+from dise.torchdiffeq.slopes import (
+    SLOPE,
+    AdamsSlope,
+    RungeKuttaSlope,
+    SlopeMethod,
+    SlopeRule,
+    StepEnds,
+    increments_agree,
+)
 
 _MAX_FIXED_STEPS = 20_000  # torchdiffeq's limit for fixed-step methods with an event
 _MAX_ADAPTIVE_STEPS = 100_000  # for adaptive methods with an event torchdiffeq has no limit and may loop for ever
 
 Event = Callable[[Tensor, State], Tensor]
-Gradient = str | Backsolve
+
+
+def odeint_values(
+    func: Callable[..., Any],
+    y0: State,
+    t: Tensor,
+    method: str | None,
+    tolerances: ErrorTolerances,
+    options: Mapping[str, Any] | None,
+    event_fn: Event | None = None,
+) -> Any:
+    """The return value of `odeint`; gradients by backpropagation through the steps, none with SciPy's methods."""
+    options = dict(options or {})
+    if method == "scipy_solver":
+        if event_fn is not None:
+            raise ValueError("event_fn: scipy_solver looks for none; use another method")
+        return scipy_odeint(func, y0, t, tolerances, options)
+    return OdeintCall(func, y0, t, method, tolerances, options, event_fn).run()
+
+
+def combined_event(event_fn: Event, t0: Tensor, y0: State) -> Event | None:
+    """One function of several: positive at the start, zero where the first of them is; None: one is zero at the start.
+
+    Raises:
+        TypeError: event_fn returned something else than a tensor.
+    """
+    with torch.no_grad():
+        value = event_fn(t0, y0)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"event_fn: expected a tensor, got {type(value).__name__}")
+    signs = value.sign()
+    return None if bool((signs == 0).any()) else lambda t, y: (event_fn(t, y) * signs).min()
 
 
 @dataclass(frozen=True)
@@ -33,7 +74,6 @@ class OdeintCall:
     Args:
         func, y0, t, method, options, event_fn: see `dise.torchdiffeq.odeint`.
         tolerances: its rtol and atol.
-        suffix: of the names of func's callbacks.
 
     Raises:
         TypeError, ValueError: an argument (named in the message) is not as `odeint` describes it.
@@ -46,24 +86,25 @@ class OdeintCall:
     tolerances: ErrorTolerances
     options: Mapping[str, Any]
     event_fn: Event | None = None
-    suffix: str = ""
 
     def __post_init__(self) -> None:
         name = method_name(self.method)
+        if name == "scipy_solver":
+            raise ValueError("method: scipy_solver has no dense output")
         object.__setattr__(self, "method", name)
         if not callable(self.func):
             raise TypeError(f"func: expected a function of (t, y), got {type(self.func).__name__}")
-        check_state(self.y0)
+        object.__setattr__(self, "y0", as_state(self.y0))
         object.__setattr__(self, "options", as_options(name, self.options))
         object.__setattr__(self, "t", as_times(self.t, leaves(self.y0)[0], pair=self.event_fn is not None))
-        if name in FIXED and self._callbacks().keys() - {"callback_step"}:
+        if has_fixed_steps(name) and self._callbacks().keys() - {"callback_step"}:
             warnings.warn(f"{name} accepts all steps; of func's callbacks it calls callback_step only", stacklevel=4)
 
-    def run(self, gradient: Gradient) -> Any:
+    def run(self) -> Any:
         """The return value of `odeint`."""
-        return self._states(gradient) if self.event_fn is None else self._until(self.event_fn, gradient)
+        return self._states() if self.event_fn is None else self._until(self.event_fn)
 
-    def _states(self, gradient: Gradient) -> State:
+    def _states(self) -> State:
         """States at all times, in y0's structure."""
         saved: list[State] = []
         y, first_step = self.y0, None
@@ -71,51 +112,32 @@ class OdeintCall:
             inside = (self.t - a) * (self.t - b) <= 0
             if saved:
                 inside = inside & (self.t != a)
-            solution = self.solve(y, a, b, gradient, first_step=first_step, save_at=self.t[inside])
+            solution = self.solve(y, a, b, first_step=first_step, save_at=self.t[inside])
             saved.append(cast(State, solution.saved))
             y, first_step = solution.y, abs(float(solution.dt.detach()))
         return _join(saved, torch.cat)
 
-    def _until(self, event_fn: Event, gradient: Gradient) -> tuple[Tensor, State]:
+    def _until(self, event_fn: Event) -> tuple[Tensor, State]:
         """The time of the first event, and the states at t[0] and there."""
         t0 = self.t[0]
-        with torch.no_grad():
-            value = event_fn(t0, self.y0)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"event_fn: expected a tensor, got {type(value).__name__}")
-        signs = value.sign()
-        if bool((signs == 0).any()):
+        first_of_all = combined_event(event_fn, t0, self.y0)
+        if first_of_all is None:
             return t0, _join([self.y0, self.y0], torch.stack)
-
-        def first_of_all(t: Tensor, y: State) -> Tensor:
-            # all functions are made positive at the start, so the smallest is the first to reach zero
-            return (event_fn(t, y) * signs).min()
-
         y, first_step = self.y0, None
         endless = torch.full_like(t0, torch.inf if self.t[1] > t0 else -torch.inf).detach()
         for a, b in self._pieces(endless):
-            solution = self.solve(y, a, b, gradient, first_step=first_step, event=first_of_all)
+            solution = self.solve(y, a, b, first_step=first_step, event=first_of_all)
             if bool(solution.event):
                 break
             y, first_step = solution.y, abs(float(solution.dt.detach()))
         return solution.t.to(self.t), _join([self.y0, solution.y], torch.stack)
 
-    def solve(
-        self, y: State, a: Tensor, b: Tensor, gradient: Any, *, first_step: float | None = None, **options: Any
-    ) -> Solution:
+    def solve(self, y: State, a: Tensor, b: Tensor, *, first_step: float | None = None, **options: Any) -> Solution:
         """dise's solution from state y at time a to time b; `first_step` and further options as in `dise.solve`."""
-        return solve(
-            self._field(a, b), y, a, b, self._integrator(first_step), batched=False, gradient=gradient, **options
-        )
-
-    def backward_integrator(self) -> Integrator:
-        """The method for the backward solve of `odeint_adjoint`."""
-        if self.method in FIXED:
-            return self._fixed(lambda ends: AbsoluteTimes(self._times(ends)), None)
-        return self._adaptive(None)
+        return solve(self._field(a, b), y, a, b, self._integrator(first_step), batched=False, **options)
 
     def _integrator(self, first_step: float | None) -> Integrator:
-        if self.method not in FIXED:
+        if self.method in ADAPTIVE:
             return self._adaptive(first_step)
         if self.event_fn is None:
             return self._fixed(self._grid, None)
@@ -126,8 +148,32 @@ class OdeintCall:
         return self._fixed(lambda ends: grid, _MAX_FIXED_STEPS)
 
     def _fixed(self, grid: Callable[[Tensor], Grid], max_steps: int | None) -> Integrator:
-        tableau = interpolated(FIXED[str(self.method)], self.options.get("interp"))
-        return FixedMethod(tableau=tableau, grid=grid, callbacks=self._callbacks(), max_steps=max_steps)
+        method, interp, perturb = str(self.method), self.options.get("interp"), bool(self.options.get("perturb"))
+        if method in FIXED and not perturb:
+            tableau = interpolated(FIXED[method], interp)
+            return FixedMethod(tableau=tableau, grid=grid, callbacks=self._callbacks(), max_steps=max_steps)
+        ends = StepEnds(leaves(self.y0)[0].dtype.to_real() if perturb else None)
+        return SlopeMethod(
+            rule=partial(self._slope_rule, ends),
+            tableau=interpolated(SLOPE, interp),
+            ends=ends,
+            grid=grid,
+            callbacks=self._callbacks(),
+            max_steps=max_steps,
+        )
+
+    def _slope_rule(self, ends: StepEnds, layout: Layout) -> SlopeRule:
+        method = str(self.method)
+        if method in FIXED:
+            return RungeKuttaSlope(FIXED[method], ends)
+        tolerances = {name: frozen(name, value) for name, value in self.tolerances.for_state(self.y0).items()}
+        return AdamsSlope(
+            implicit=ADAMS[method].implicit,
+            max_order=int(self.options.get("max_order", ADAMS_MAX_ORDER)),
+            max_iters=int(self.options.get("max_iters", 4)),
+            agree=partial(increments_agree, ErrorTest(**tolerances, norm=max_norm), layout),
+            ends=ends,
+        )
 
     def _adaptive(self, first_step: float | None) -> Integrator:
         o, endless = self.options, self.event_fn is not None
@@ -135,7 +181,7 @@ class OdeintCall:
         first_step = first_step if o.get("first_step") is None else float(o["first_step"])
         shortest = float(o.get("min_step", 0))
         norm = o.get("norm")
-        norms = {} if norm is None else {"norm": norm if isinstance(norm, PairNorm) else StateNorm(norm)}
+        norms = {} if norm is None else {"norm": StateNorm(norm)}
         return AdaptiveMethod(
             table=ADAPTIVE[str(self.method)],
             callbacks=self._callbacks(),
@@ -155,8 +201,8 @@ class OdeintCall:
         )
 
     def _callbacks(self) -> dict[str, Callback]:
-        """func's callbacks by their names, without the suffix."""
-        callbacks = {name: getattr(self.func, name + self.suffix, None) for name in CALLBACKS}
+        """func's callbacks by their names."""
+        callbacks = {name: getattr(self.func, name, None) for name in CALLBACKS}
         return {name: callback for name, callback in callbacks.items() if callable(callback)}
 
     def _grid(self, ends: Tensor) -> Grid:
@@ -209,8 +255,8 @@ class OdeintCall:
                 t = torch.where(t == start, t + (low - t).detach(), t)
             if high is not None:
                 t = torch.where(t == end, t + (high - t).detach(), t)
-            value = self.func(t.clone(), y)  # as in torchdiffeq, func may change its t
-            return tuple(value) if isinstance(self.y0, tuple) and isinstance(value, list) else value
+            # as in torchdiffeq, func may change its t
+            return cast(State, as_slope(self.func(t.clone(), y), y))
 
         return field
 

@@ -1,6 +1,6 @@
 """Integrators that step as torchdiffeq's methods do: its norms, its callbacks, its time grids."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dise.integrate import Adaptive, ButcherTableau, Integrator, State
-from dise.integrate.backward_solve import PairNorm
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
@@ -35,19 +34,6 @@ class StateNorm:
             ValueError: it is not one number.
         """
         return _one_number(self.norm(tuple(part[0] for part in error) if isinstance(error, tuple) else error[0]))
-
-
-def adjoint_norm(norm: Callable[[tuple[Tensor, ...]], Tensor], params: Sequence[Tensor]) -> PairNorm:
-    """torchdiffeq's norm of the whole adjoint state, (t, *y, *adjoint, *params), as a norm of dise's backward solve.
-
-    The errors of t and params, which dise leaves out of the error test, are 0.
-    """
-
-    def norm_of_pair(pair: Any) -> Tensor:
-        parts = tuple(part[0] for part in pair)
-        return _one_number(norm((parts[0].new_zeros(()), *parts, *(torch.zeros_like(param) for param in params))))
-
-    return PairNorm(norm_of_pair)
 
 
 def _one_number(value: object) -> Tensor:
@@ -82,7 +68,8 @@ class CallbackObserver:
         """Do nothing: torchdiffeq's methods never start over."""
 
 
-def _with_callbacks(run: Run, problem: Problem, callbacks: Mapping[str, Callback]) -> Run:
+def with_callbacks(run: Run, problem: Problem, callbacks: Mapping[str, Callback]) -> Run:
+    """The run, with an observer that calls the callbacks."""
     if not callbacks:
         return run
     return replace(run, observers=(*run.observers, CallbackObserver(callbacks, problem.layout)))
@@ -102,7 +89,7 @@ class AdaptiveMethod(Adaptive):
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step one system from t0 to t1."""
-        return super().integrate(problem, _with_callbacks(run, problem, self.callbacks))
+        return super().integrate(problem, with_callbacks(run, problem, self.callbacks))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,4 +111,4 @@ class FixedMethod(Integrator):
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step one system from t0 to t1."""
         control = FixedSteps(self.grid(torch.cat([problem.t0, problem.t1])), max_steps=self.max_steps)
-        return integrate(self.tableau, control, problem, _with_callbacks(run, problem, self.callbacks))
+        return integrate(self.tableau, control, problem, with_callbacks(run, problem, self.callbacks))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dise.integrate import State
 from dise.integrate.problem.state import Layout, leaves
-from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_times, check_state
+from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_slope, as_state, as_times
 from dise.torchdiffeq.integrators import CALLBACKS
 
 
@@ -31,7 +31,7 @@ def scipy_odeint(
         from scipy.integrate import solve_ivp
     except ImportError as error:
         raise ImportError("method: scipy_solver needs SciPy; install it, e.g. by `pip install scipy`") from error
-    check_state(y0)
+    y0 = as_state(y0)
     times = as_times(t, leaves(y0)[0], pair=False).detach()
     options = as_options("scipy_solver", options)
     if any(hasattr(func, name) for name in CALLBACKS):
@@ -45,7 +45,7 @@ def scipy_odeint(
         state = layout.unpack(torch.as_tensor(y).to(start)[None])
         with torch.no_grad():
             value = func(torch.as_tensor(time).to(start.device, layout.dtype.to_real()), state)
-        return _numpy(layout.pack(tuple(value) if isinstance(value, list) else value)[0])
+        return _numpy(layout.pack(as_slope(value, state))[0])
 
     method = options.get("solver", "LSODA")
     least = {"min_step": float(options.get("min_step", 0.0))} if method == "LSODA" else {}

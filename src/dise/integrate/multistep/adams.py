@@ -2,20 +2,13 @@
 
 from collections.abc import Sequence
 
+from dise.integrate.multistep.adams_weights import bashforth_weights
 from dise.integrate.multistep.grids import TimeGrid
 from dise.integrate.multistep.table import START, Combination, MultistepTable, value
 from dise.integrate.runge_kutta.classical import BOSH3
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 
 _GAUSS = ((-((3 / 5) ** 0.5), 5 / 9), (0.0, 8 / 9), ((3 / 5) ** 0.5, 5 / 9))  # exact to degree 5
-
-# weights of equal steps, the newest value first: Hairer, Nørsett, Wanner, III.1, Table 1.1
-_EQUAL_STEPS = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
 
 
 class _Evaluations:
@@ -72,8 +65,8 @@ def ipndm(grid: TimeGrid, order: int) -> MultistepTable:
     known: list[Combination] = []  # values of f, the newest first
     for s, end in zip(grid.fractions, grid.fractions[1:], strict=False):
         known = [f.at(s, x), *known][:order]
-        for weight, v in zip(_EQUAL_STEPS[len(known) - 1], known, strict=True):
-            x = x + (end - s) * weight * v
+        for weight, v in zip(bashforth_weights(len(known)), known, strict=True):
+            x = x + (end - s) * float(weight) * v
     return MultistepTable.of(f.points, x, grid.span)
 
 

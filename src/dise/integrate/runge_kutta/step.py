@@ -94,7 +94,8 @@ class Attempt:
     def finish(self) -> Step:
         """The completed step; all stages must be present."""
         # first same as last: the last stage was evaluated at the step's end, so its state is y_next
-        y_next = self._y_stage if self.tableau.fsal else self._advance(self.tableau.solution_sum)
+        at_end = self.tableau.fsal and not self.tableau.reuse_last
+        y_next = self._y_stage if at_end else self._advance(self.tableau.solution_sum)
         return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau)
 
     def _advance(self, weights: WeightedSum) -> Tensor:

@@ -47,10 +47,13 @@ class ButcherTableau:
             is at least the method's order − 1, so that save points are as accurate as the steps.
         error_order: power of dt with which the error estimate decreases; None: `order`, as with an embedded method of
             the next lower order.
+        reuse_last: start each step with the last stage of the step before, f at a prediction of its end, instead of an
+            evaluation at its end (PEC mode). The last node must be 1.
 
     Raises:
         ValueError: wrong numbers of coefficients, rows of a that do not sum to c, b that does not sum to 1, b_err that
-            does not sum to 0, or an interpolant that differs from b at θ = 1 or whose b_i(θ) do not sum to θ.
+            does not sum to 0, an interpolant that differs from b at θ = 1 or whose b_i(θ) do not sum to θ, or
+            reuse_last with a last node other than 1.
 
     Source: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, II.1, II.4 and II.6.
     """
@@ -62,11 +65,12 @@ class ButcherTableau:
     b_err: tuple[float, ...] | None = None
     interpolant: tuple[tuple[float, ...], ...] | None = None
     error_order: int | None = None
+    reuse_last: bool = False
     # the rows of a, b and b_err in the form that steps use
     stage_sums: tuple[WeightedSum, ...] = field(init=False, repr=False, compare=False)
     solution_sum: WeightedSum = field(init=False, repr=False, compare=False)
     error_sum: WeightedSum | None = field(init=False, repr=False, compare=False)
-    # first same as last: the last stage is f at the end of the step, so it is the first stage of the next step
+    # first same as last: the last stage is f at the end of the step, or stands for it, and starts the next step
     fsal: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -89,7 +93,9 @@ class ButcherTableau:
         object.__setattr__(self, "solution_sum", WeightedSum.of(self.b))
         object.__setattr__(self, "error_sum", None if self.b_err is None else WeightedSum.of(self.b_err))
         fsal = self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
-        object.__setattr__(self, "fsal", fsal)
+        if self.reuse_last and (self.stages == 1 or self.c[-1] != 1):
+            raise ValueError(f"reuse_last: needs a last stage at the end of the step, got the nodes c = {self.c}")
+        object.__setattr__(self, "fsal", fsal or self.reuse_last)
 
     def _check_interpolant(self, interpolant: tuple[tuple[float, ...], ...]) -> None:
         """Raise a ValueError unless b_i(1) = b_i and Σ_i b_i(θ) = θ."""
