@@ -60,6 +60,7 @@ class NeuralODE(nn.Module):
         self.options = SolveOptions(**options)
         self.report: Any = None  # set by `dise.make_dynamic`
         self._records: list[BlockSolve] | None = None
+        self._throw = True
         register: Callable[[Callable[..., None]], object] = self.register_load_state_dict_pre_hook  # untyped in torch
         register(_match_policy)
 
@@ -124,7 +125,7 @@ class NeuralODE(nn.Module):
             accumulate=accumulate,
             record=record,
             progress=progress,
-            throw=throw,
+            throw=throw and self._throw,
             **self.options.keywords(),
         )
         if self._records is not None:
@@ -159,8 +160,10 @@ class NeuralODE(nn.Module):
         return cast(State, self.f(layout.time(t0.expand(rows)), y0, *args, *sample_args))
 
     @contextmanager
-    def recording(self) -> Iterator[list[BlockSolve]]:
+    def recording(self, *, throw: bool = True) -> Iterator[list[BlockSolve]]:
         """A context that records the start, the span and the `Solution` of each of the block's solves in a list.
+
+        With throw=False a failed sample raises no error: its state is the last good one, and its status says why.
 
         Use it to read NFE, errors and choices of a model that calls its block inside:
 
@@ -168,11 +171,12 @@ class NeuralODE(nn.Module):
                 model(x)
             records[0].solution.nfe
         """
-        outer, self._records = self._records, []
+        outer = self._records, self._throw
+        self._records, self._throw = [], throw and self._throw
         try:
             yield self._records
         finally:
-            self._records = outer
+            self._records, self._throw = outer
 
     @contextmanager
     def using(self, integrator: Integrator, *, batched: bool | None = None) -> Iterator[None]:

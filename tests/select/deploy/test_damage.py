@@ -1,11 +1,14 @@
 """Damaged policies are refused with one kind of error, and leave the model as it was."""
 
+import json
+
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from dise import RK4, CostSelector, Dynamic, Euler, PooledNetwork, load_policy, save_policy
+from dise.select.deploy.unit import checksum
 
 FILES = ("policy.json", "policy.safetensors")
 
@@ -41,22 +44,104 @@ def refusal(model, folder):
     return error
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit(classifier, points, saved, name, where, bit):
+def write(folder, content):
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+        if content[name] is not None:
+            (folder / name).write_bytes(content[name])
+
+
+def flip(content, where, bit):
+    damaged = bytearray(content)
+    if damaged:
+        damaged[int(where * len(damaged))] ^= 1 << bit
+    return bytes(damaged)
+
+
+def cut(content, where, end):
+    return content[: int(where * len(content))] if end else content[int(where * len(content)) :]
+
+
+def insert(content, where, more):
+    at = int(where * len(content))
+    return content[:at] + more + content[at:]
+
+
+def swap(content, where, other):
+    """Two halves of the content and another place exchanged."""
+    i, j = sorted((int(where * len(content)), int(other * len(content))))
+    return content[j:] + content[i:j] + content[:i]
+
+
+places = st.floats(0, 1, exclude_max=True)
+damages = st.one_of(
+    st.tuples(st.just(flip), places, st.integers(0, 7)),
+    st.tuples(st.just(flip), places, st.integers(0, 7)),
+    st.tuples(st.just(cut), places, st.booleans()),
+    st.tuples(st.just(insert), places, st.binary(min_size=1, max_size=8)),
+    st.tuples(st.just(swap), places, places),
+)
+
+
+@pytest.mark.fuzz
+@given(name=st.sampled_from(FILES), several=st.lists(damages, min_size=1, max_size=3))
+def test_damaged_files(classifier, points, saved, name, several):
+    """They are refused, or hold the very policy: a space became another, or e-05 became E-05."""
     folder, content = saved
-    for other in FILES:
-        (folder / other).write_bytes(content[other])
-    damaged = bytearray(content[name])
-    damaged[int(where * len(damaged))] ^= 1 << bit
-    (folder / name).write_bytes(damaged)
+    damaged = content[name]
+    for damage, *arguments in several:
+        damaged = damage(damaged, *arguments)
+    write(folder, content | {name: damaged})
     model = classifier()
-    if refusal(model, folder) is None:  # a space that became another, or e-05 that became E-05
-        assert name == "policy.json"
-        expected = classifier()
+    accepted = refusal(model, folder) is None
+    event("accepted" if accepted else f"{name} refused")
+    if accepted:
+        expected, x = classifier(), torch.cat(points(50))
         expected[1].integrator = dynamic(0)
-        x = torch.cat(points(50))
         assert torch.equal(model(x), expected.eval()(x))
+
+
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+anything = st.recursive(
+    scalars,
+    lambda parts: st.one_of(st.lists(parts, max_size=3), st.dictionaries(st.text(max_size=5), parts, max_size=3)),
+    max_leaves=6,
+)
+
+
+def places_in(value, path=()):
+    """The paths of all parts of a JSON value."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from places_in(part, (*path, name))
+
+
+@pytest.mark.fuzz
+@given(data=st.data(), new=anything, drop=st.booleans())
+def test_foreign_content_with_a_right_checksum(classifier, saved, data, new, drop):
+    """Any part of the JSON may be another value, or missing: refused with a ValueError, or a policy of that content."""
+    folder, content = saved
+    policy = json.loads(content["policy.json"])
+    del policy["checksum"]
+    *path, last = data.draw(st.sampled_from([place for place in places_in(policy) if place]))
+    parent = policy
+    for name in path:
+        parent = parent[name]
+    if drop:
+        del parent[last]
+    else:
+        parent[last] = new
+    policy["checksum"] = checksum(policy)
+    write(folder, content | {"policy.json": json.dumps(policy).encode()})
+    model = classifier()
+    before = model[1].integrator, model[1].report, model.training, list(model.modules())
+    try:
+        load_policy(model, folder)
+        event("accepted")
+    except ValueError:
+        event("refused")
+        assert (model[1].integrator, model[1].report, model.training, list(model.modules())) == before
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -142,9 +142,9 @@ def test_what_is_learnt_elsewhere_leaves_all_data_for_the_test(classifier, point
 def test_a_family_is_judged_on_at_most_2000_samples_that_it_was_not_learnt_from(classifier, points, monkeypatch):
     seen = {}
 
-    def counting(model, integrator, batches):
+    def counting(model, integrator, batches, **options):
         seen.setdefault(len(seen), sum(len(x) for x, _ in batches))
-        return run_policy(model, integrator, batches)
+        return run_policy(model, integrator, batches, **options)
 
     monkeypatch.setattr(sys.modules["dise.select.make_dynamic.choice"], "run_policy", counting)
     make_dynamic(classifier(), points(200), learn_from=points(5000, seed=3), **LOOSE)

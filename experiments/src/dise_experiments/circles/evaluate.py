@@ -17,7 +17,6 @@ from dise.select import (
     CostRule,
     Costs,
     Dynamic,
-    Outcomes,
     PolicyScore,
     assignment_score,
     find_block,
@@ -76,7 +75,8 @@ def policy_rows(
     """
     data = list(batches(model, sets, unit))
     outcomes = run_candidates(model, data, candidates)
-    costs, table = Costs.of(outcomes, rule), _Table(outcomes, SMALL * (1 if unit == "set" else sets.shape[1]), unit)
+    target, small = torch.cat([y.cpu() for _, y in data]), SMALL * (1 if unit == "set" else sets.shape[1])
+    costs, table = Costs.of(outcomes, rule), _Table(outcomes.output, target, small, unit)
     rows = [table.row(single_candidate(costs, i)) for i in range(len(candidates))]
     rows.append(table.row(oracle(costs)))
     for name, dynamic in dynamics.items():
@@ -95,8 +95,8 @@ def policy_rows(
 class _Table:
     """Rows of the evaluation: likelihoods and NFE of a policy on the small and on the large test."""
 
-    def __init__(self, outcomes: Outcomes, small: int, unit: str) -> None:
-        self.nll, self.reference = -_row_means(outcomes.output, 2), -_row_means(outcomes.target, 1)
+    def __init__(self, output: Tensor, target: Tensor, small: int, unit: str) -> None:
+        self.nll, self.reference = -_row_means(output, 2), -_row_means(target, 1)
         self.parts: dict[str, slice] = {"small": slice(None, small), "large": slice(small, None)}
         self.unit = unit
 

@@ -1,8 +1,9 @@
 """A model with its policy as graphs that torch alone runs."""
 
-import copy
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dise.integrate import Integrator
 from dise.nn import NeuralODE
 from dise.select.deploy.atomic import atomic_write
 from dise.select.deploy.graphs import Candidate, Rule, Scores, Start
-from dise.select.model.block import find_block
+from dise.select.model.block import find_block, named_blocks
 from dise.select.model.head import find_head
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.dynamic import Dynamic
@@ -26,7 +27,12 @@ Graphs = dict[str, tuple[nn.Module, Inputs]]  # by name, each with inputs to tra
 
 @torch.no_grad()
 def export_policy(
-    model: nn.Module, x: Tensor, folder: str | os.PathLike[str], *, head: nn.Module | None = None
+    model: nn.Module,
+    x: Tensor,
+    folder: str | os.PathLike[str],
+    *,
+    head: nn.Module | None = None,
+    block: NeuralODE | str | None = None,
 ) -> None:
     """Write a model with its policy as `torch.export` graphs, and the routing between them as JSON.
 
@@ -37,29 +43,37 @@ def export_policy(
     `dise.solve` does. Candidates share k1; those of a cascade do not share the evaluation after it, as they do in dise.
 
     Args:
-        model: contains one NeuralODE with what `make_dynamic` gave it: an integrator with a fixed number of steps; or,
-            with such candidates, a `Cascade` on `Confidence` or `Forecast`, or a `Dynamic` for samples. Put it in
-            evaluation mode before.
+        model: contains a NeuralODE with what `make_dynamic` gave it: an integrator with a fixed number of steps; or,
+            with such candidates, a `Cascade` on `Confidence` or `Forecast`, or a `Dynamic` for samples. Its other
+            blocks have single integrators with a fixed number of steps. Put it in evaluation mode before.
         x: inputs [B, ...] like those to come, B ≥ 2.
         folder: is made if it does not exist; files of the same names are replaced.
         head: what the model does with h(t1); default: the modules after the block, if those are all. A single
             integrator needs none.
+        block: the NeuralODE or its name; default: the model's only one.
 
     Raises:
         ValueError: a policy that cannot be exported (the message says why), an unknown head, or fewer than 2 inputs.
     """
-    block, path = find_block(model), Path(folder)
-    policy = block.integrator
+    own, path = find_block(model, block), Path(folder)
+    policy = own.integrator
     _check_policy(policy)
+    for name, other in named_blocks(model).items():
+        if other is not own and not _has_fixed_steps(other.integrator):
+            raise ValueError(
+                f"model: its other block {name!r} needs a single method with a fixed number of steps, got "
+                f"{other.integrator}"
+            )
     if len(x) < 2:
         raise ValueError(f"x: expected at least 2 inputs, so that a batch's size is seen to vary, got {len(x)}")
-    if isinstance(policy, Cascade | Dynamic):
-        graphs, routing = _routed(model, block, policy, x, head)
-    else:
-        graphs, routing = {"model": (_plain(model), (x,))}, {"kind": "single", "candidates": [str(policy)]}
     path.mkdir(parents=True, exist_ok=True)
-    for name, (module, inputs) in graphs.items():
-        _export(module, inputs, path / f"{name}.pt2")
+    with _plain_solves(model):
+        if isinstance(policy, Cascade | Dynamic):
+            graphs, routing = _routed(model, own, policy, x, head)
+        else:
+            graphs, routing = {"model": (model, (x,))}, {"kind": "single", "candidates": [str(policy)]}
+        for name, (module, inputs) in graphs.items():
+            _export(module, inputs, path / f"{name}.pt2")
     with atomic_write(path / SERVE) as file:
         file.write_text(json.dumps(routing, indent=2) + "\n", encoding="utf-8")
 
@@ -86,12 +100,17 @@ def _routed(
     return graphs, routing | {"kind": "cascade", "thresholds": [rule.threshold for rule in rules]}
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """A copy of the model whose solves are neither compiled nor made for gradients."""
-    model = copy.deepcopy(model)
-    block = find_block(model)
-    block.options = replace(block.options, compile=False, gradient="direct")
-    return model
+@contextmanager
+def _plain_solves(model: nn.Module) -> Iterator[None]:
+    """A context in which the model's solves are neither compiled nor made for gradients."""
+    before = {block: block.options for block in named_blocks(model).values()}
+    for block, options in before.items():
+        block.options = replace(options, compile=False, gradient="direct")
+    try:
+        yield
+    finally:
+        for block, options in before.items():
+            block.options = options
 
 
 def _check_policy(policy: Integrator) -> None:

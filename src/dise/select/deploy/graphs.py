@@ -15,7 +15,7 @@ from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
 from dise.nn import NeuralODE
 from dise.select.policies.confidence import Confidence
-from dise.select.policies.dynamic import Dynamic
+from dise.select.policies.dynamic import Dynamic, without_nan
 from dise.select.policies.forecast import Forecast
 
 Rule = Confidence | Forecast  # has a score and a threshold
@@ -93,7 +93,7 @@ class Candidate(nn.Module):
 
 
 class Scores(nn.Module):
-    """h(t0), k1 → scores [n, K], of which the smallest decides; NaN becomes infinity."""
+    """h(t0), k1 → scores [n, K] without NaN, of which the smallest decides."""
 
     def __init__(self, policy: Dynamic) -> None:
         super().__init__()
@@ -101,4 +101,4 @@ class Scores(nn.Module):
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
         """[n, ...] twice → [n, K]."""
-        return self.selector(h0, k1).nan_to_num(nan=torch.inf)
+        return without_nan(self.selector(h0, k1))

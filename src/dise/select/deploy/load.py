@@ -7,7 +7,7 @@ from torch import nn
 
 from dise.integrate import Euler, Integrator
 from dise.nn import NeuralODE
-from dise.select.deploy.binding import fingerprint, span_of
+from dise.select.deploy.binding import fingerprint, other_blocks, reference_of, span_of
 from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
 from dise.select.deploy.unit import Content, Weights, read_unit, unreadable
@@ -24,8 +24,8 @@ def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool
     Args:
         model: with the weights, the span and the reference integrator that it had when the policy was made. It is
             changed in place and put in evaluation mode. On an error it is left as it was.
-        folder: what `save_policy` wrote.
-        check: False accepts other weights, another span or reference, for which the policy guarantees nothing.
+        folder: what `save_policy` wrote; the policy goes to the block that it was saved from.
+        check: False accepts other weights, other spans or references, for which the policy guarantees nothing.
 
     Returns:
         the model.
@@ -42,12 +42,15 @@ def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool
         networks = _networks(integrator, weights)
         name = content["block"]["name"]
         module, block = _block(model, content["block"], integrator)
-    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        if check:
+            _check_weights(model, block, name, content["weights"])
+            _check_span(module, content["block"])
+            _check_reference(module, reference)
+            _check_others(model, module, content.get("others", {}))
+    except ValueError:
+        raise
+    except Exception as error:  # constructors may raise anything for values that no policy has
         raise unreadable(path, error) from error
-    if check:
-        _check_weights(model, block, name, content["weights"])
-        _check_span(module, content["block"])
-        _check_reference(module, reference)
     if networks is not None:
         networks.to(device_of(model)).eval()
     if module is not block:
@@ -110,7 +113,17 @@ def _check_span(module: nn.Module, saved: Content) -> None:
 def _check_reference(module: nn.Module, expected: Integrator | None) -> None:
     if expected is None or not isinstance(module, NeuralODE):
         return
-    report = module.report
-    found = module.integrator if report is None or report.reference is None else report.reference
+    found = reference_of(module)
     if found != expected and not found.chooses:
         raise ValueError(f"model: its integrator is {found}, the policy's reference is {expected}; {UNCHECKED}")
+
+
+def _check_others(model: nn.Module, module: nn.Module, expected: Content) -> None:
+    """Raise unless the other blocks have the spans and references that they had, as far as these are known."""
+    for name, other in other_blocks(model, module, PolicyJson(POLICIES, model)).items():
+        for part, value in expected.get(name, {}).items():
+            if value != other[part] and None not in (value, other[part]):
+                raise ValueError(
+                    f"model: the {part} of its block {name!r} is {other[part]}, the policy was made beside {value}; "
+                    f"{UNCHECKED}"
+                )

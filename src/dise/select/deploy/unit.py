@@ -45,22 +45,26 @@ def read_unit(folder: Path) -> tuple[Content, Weights | None]:
     """
     try:
         signed = json.loads((folder / POLICY).read_text(encoding="utf-8"))
-        found, expected = signed["format"], signed.pop("checksum", None)
+        found, expected, networks = signed["format"], signed.pop("checksum", None), signed.get("networks")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise unreadable(folder, error) from error
     if found != FORMAT:
         raise ValueError(f"folder: {folder} holds a policy of format {found!r}, expected {FORMAT}")
     if expected != checksum(signed):
         raise unreadable(folder, f"{POLICY} is damaged: its checksum is another")
-    if signed["networks"] is None:
+    if networks is None:
         return signed, None
     try:
         packed = (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise unreadable(folder, error) from error
-    if _digest(packed) != signed["networks"]:
+    if _digest(packed) != networks:
         raise unreadable(folder, f"{WEIGHTS} is damaged or of another policy: its checksum is another")
-    return signed, _safetensors().load(packed)
+    load = _safetensors().load
+    try:
+        return signed, load(packed)
+    except Exception as error:  # of safetensors' own classes
+        raise unreadable(folder, error) from error
 
 
 def unreadable(folder: Path, why: object) -> ValueError:

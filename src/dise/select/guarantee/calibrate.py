@@ -5,16 +5,22 @@ p-values of Bates et al., Distribution-free, risk-controlling prediction sets, 2
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.select.guarantee.risk import Risk, disagreement, losses
+from dise.nn import BlockSolve, NeuralODE
+from dise.select.guarantee.kind import is_state, score_of, suitable_risk
+from dise.select.guarantee.risk import Risk, losses
 from dise.select.model.block import device_of, find_block
-from dise.select.model.outcomes import Input
+from dise.select.model.data import Data, Input, as_batches
+from dise.select.model.finite import has_nan
+from dise.select.model.rows import check_rows
+from dise.select.model.run import run_model
 from dise.select.policies.overhead import nfe_with_overhead
 
 PValue = Callable[[float, int, float], float]  # (mean loss, number of samples, ε) → p
@@ -30,6 +36,8 @@ class SettingTest:
         nfe: mean NFE with the overhead of the policy's decisions (see `dise.select.nfe_with_overhead`).
         p: p-value of the hypothesis that the risk is above ε.
         certified: whether p ≤ δ; so is the p-value of every setting before it.
+        failures: number of samples that the setting could not integrate; each is lost unless the reference fails, too.
+        score: of its outputs by the targets, as `Calibration.score`.
     """
 
     integrator: Integrator
@@ -37,6 +45,8 @@ class SettingTest:
     nfe: float
     p: float
     certified: bool
+    failures: int = 0
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,11 @@ class Calibration:
         reference_nfe: mean NFE of the reference.
         epsilon, delta: the guarantee: a risk of at most ε with confidence 1 − δ.
         samples: number of calibration samples.
+        risk: the loss per sample.
+        reference_failures, reference_nan: number of samples that the reference could not integrate; and of those for
+            which its output has a NaN, these included.
+        score_name, reference_score: accuracy or root mean square error of the reference by the targets of the data;
+            None without targets.
     """
 
     integrator: Integrator
@@ -57,78 +72,165 @@ class Calibration:
     epsilon: float
     delta: float
     samples: int
+    risk: Risk
+    reference_failures: int = 0
+    reference_nan: int = 0
+    score_name: str | None = None
+    reference_score: float | None = None
+
+
+class PolicyRun(NamedTuple):
+    """Outputs of a model with one policy on all batches."""
+
+    outputs: list[Tensor]  # of each batch, on the data's device; NaN for samples that failed
+    nfe: float  # mean, with the overhead of the policy's decisions
+    failed: list[Tensor]  # [n] bool of each batch, whether the sample could not be integrated
+    first: BlockSolve  # of the first batch
+
+    def take(self, batches: slice) -> "PolicyRun":
+        """The outputs of some of the batches; the NFE is that of all."""
+        return self._replace(outputs=self.outputs[batches], failed=self.failed[batches])
 
 
 def calibrate(
     model: nn.Module,
     settings: Sequence[Integrator],
-    data: Iterable[tuple[Input, Tensor]],
+    data: Data,
     *,
     reference: Integrator,
     epsilon: float,
     delta: float = 0.05,
-    risk: Risk = disagreement,
+    risk: Risk | None = None,
     p_value: PValue | None = None,
+    block: NeuralODE | str | None = None,
 ) -> Calibration:
     """The cheapest setting whose risk against the reference is at most ε, with confidence 1 − δ.
 
     The guarantee holds for any model and any settings, if the data are independent draws of the model's future inputs
     and were used neither for training nor for fitting a selector. Settings are tested in their order until one fails,
-    so put the safest first; their order must not depend on these data.
+    so put the safest first; their order must not depend on these data. A setting that cannot integrate a sample loses
+    it.
 
     Args:
-        model: contains one NeuralODE; put it in evaluation mode first.
+        model: contains a NeuralODE; it is put in evaluation mode.
         settings: integrators, the safest first, e.g. `Cascade`s with falling thresholds.
-        data: batches (x, target); the target may be anything if `risk` does not use it.
+        data: batches x or (x, target), see `dise.select.model.data.as_batches`; the target may be anything if `risk`
+            does not use it.
         reference: integrator that the settings are compared with.
         epsilon: ε, in (0, 1).
         delta: δ, in (0, 1).
-        risk: (output, reference's output, target) → [n] losses in [0, 1]; default: the predicted classes differ.
+        risk: (output, reference's output, target) → [n] losses in [0, 1]; the target is None without targets. Default:
+            `disagreement` of the predicted classes, if outputs and targets are those of a classifier.
         p_value: (mean loss, number of samples, ε) → p-value of "the risk is above ε": `hoeffding_bentkus` (default) for
             any losses in [0, 1], or `exact_binomial`, which is smaller, for losses that are 0 or 1.
+        block: the NeuralODE or its name; default: the model's only one.
 
     Raises:
-        ValueError: no settings, ε or δ not in (0, 1), losses not in [0, 1] (for `exact_binomial`: not 0 or 1), or too
-            few samples to certify anything (the message says how many are needed).
+        ValueError: no settings, ε or δ not in (0, 1), losses not in [0, 1] (for `exact_binomial`: not 0 or 1), a risk
+            that does not suit the outputs or needs targets, an f that mixes samples, a reference that fails on all
+            samples, or too few samples to certify anything (the message says how many are needed).
     """
     p_value = p_value or hoeffding_bentkus
     if not settings:
         raise ValueError("settings: expected at least one integrator, got none")
-    needed = samples_needed(epsilon, delta)
-    batches = list(data)
+    needed, own = samples_needed(epsilon, delta), find_block(model, block)
+    batches = list(as_batches("data", data))
     number = sum(len(x) for x, _ in batches)
     if number < needed:
         raise ValueError(
             f"data: at least {needed} samples are needed to certify epsilon={epsilon:g} with delta={delta:g}, "
             f"even without a single loss; got {number}"
         )
-    expected, reference_nfe = run_policy(model, reference, batches)
+    check_rows(model.eval(), own, batches[0][0].to(device_of(model)))
+    run = run_policy(model, reference, batches, block=own)
+    failures = _count(run.failed)
+    if failures == number:
+        raise ValueError(f"reference: {reference} fails on all {number} samples, so there is nothing to compare with")
+    expected, targets = torch.cat(run.outputs), _all_targets(batches)
+    risk = suitable_risk(risk, expected, targets, is_state=is_state(run.outputs[0], run.first))
     tests: list[SettingTest] = []
     for setting in settings:
-        outputs, nfe = run_policy(model, setting, batches)
-        parts = zip(outputs, expected, batches, strict=True)
-        lost = torch.cat([losses(risk, output, reference, y) for output, reference, (_, y) in parts])
-        if p_value is exact_binomial and not ((lost == 0) | (lost == 1)).all():
-            raise ValueError("risk: exact_binomial needs losses that are 0 or 1; take p_value=hoeffding_bentkus")
-        mean = float(lost.double().mean())
-        p = p_value(mean, number, epsilon)
-        tests.append(SettingTest(setting, mean, nfe, p, p <= delta))
-        if p > delta:
+        tests.append(_test(model, own, setting, batches, run, risk, p_value, epsilon=epsilon, delta=delta))
+        if not tests[-1].certified:
             break
-    certified = [test for test in tests if test.certified and test.nfe < reference_nfe]
-    best = min(certified, key=lambda test: test.nfe).integrator if certified else reference
-    return Calibration(best, tuple(tests), reference_nfe, epsilon, delta, number)
+    certified = [test for test in tests if test.certified and test.nfe < run.nfe]
+    score_name, score = score_of(expected, targets) or (None, None)
+    return Calibration(
+        integrator=min(certified, key=lambda test: test.nfe).integrator if certified else reference,
+        tests=tuple(tests),
+        reference_nfe=run.nfe,
+        epsilon=epsilon,
+        delta=delta,
+        samples=number,
+        risk=risk,
+        reference_failures=failures,
+        reference_nan=int(has_nan(expected).sum()),
+        score_name=score_name,
+        reference_score=score,
+    )
 
 
-@torch.no_grad()
+def _test(
+    model: nn.Module,
+    block: NeuralODE,
+    setting: Integrator,
+    batches: list[tuple[Input, Any]],
+    reference: PolicyRun,
+    risk: Risk,
+    p_value: PValue,
+    *,
+    epsilon: float,
+    delta: float,
+) -> SettingTest:
+    """Test of one setting."""
+    run = run_policy(model, setting, batches, block=block)
+    lost = policy_losses(risk, run, reference, batches)
+    if p_value is exact_binomial and not ((lost == 0) | (lost == 1)).all():
+        raise ValueError("risk: exact_binomial needs losses that are 0 or 1; take p_value=hoeffding_bentkus")
+    mean, score = float(lost.mean()), score_of(torch.cat(run.outputs), _all_targets(batches))
+    p = p_value(mean, len(lost), epsilon)
+    return SettingTest(setting, mean, run.nfe, p, p <= delta, _count(run.failed), None if score is None else score[1])
+
+
+def policy_losses(risk: Risk, run: PolicyRun, reference: PolicyRun, batches: Sequence[tuple[Input, Any]]) -> Tensor:
+    """[N] losses of a policy's run against the reference's; 1 for samples that the policy alone could not integrate."""
+    lost = []
+    for i, (_, target) in enumerate(batches):
+        values = losses(risk, run.outputs[i], reference.outputs[i], target)
+        lost.append(values.double().masked_fill(run.failed[i] & ~reference.failed[i], 1))
+    return torch.cat(lost)
+
+
 def run_policy(
-    model: nn.Module, integrator: Integrator, batches: Sequence[tuple[Input, Tensor]]
-) -> tuple[list[Tensor], float]:
-    """Outputs of each batch, on the data's device, and the mean NFE with the overhead of the policy's decisions."""
-    block, device = find_block(model), device_of(model)
-    with block.using(integrator), block.recording() as records:
-        outputs = [model(x.to(device)).to(x.device) for x, _ in batches]
-    return outputs, float(nfe_with_overhead(block, integrator, records).mean())
+    model: nn.Module,
+    integrator: Integrator,
+    batches: Sequence[tuple[Input, Any]],
+    *,
+    block: NeuralODE | str | None = None,
+) -> PolicyRun:
+    """Run a model with one policy on all batches; samples that it cannot integrate do not stop the run."""
+    own, device = find_block(model, block), device_of(model)
+    outputs, failed, solves = [], [], []
+    for x, _ in batches:
+        run = run_model(model, own, integrator, x.to(device))
+        outputs.append(run.output.to(x.device))
+        failed.append(run.failed.to(x.device))
+        solves += run.solves
+    with own.using(integrator):
+        nfe = float(nfe_with_overhead(own, integrator, solves).mean())
+    return PolicyRun(outputs, nfe, failed, solves[0])
+
+
+def _count(failed: list[Tensor]) -> int:
+    return sum(int(part.sum()) for part in failed)
+
+
+def _all_targets(batches: Sequence[tuple[Input, Any]]) -> Tensor | None:
+    """The targets of all batches, if they are tensors that can be one."""
+    targets = [target for _, target in batches]
+    if not all(isinstance(target, Tensor) for target in targets) or len({t.shape[1:] for t in targets}) > 1:
+        return None
+    return torch.cat(targets)
 
 
 def samples_needed(epsilon: float, delta: float) -> int:

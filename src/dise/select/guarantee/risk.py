@@ -1,51 +1,92 @@
 """Losses of a policy's outputs against the reference's. A guarantee bounds their mean, the risk.
 
-A loss is a function (output, reference's output, target) → [n] with values in [0, 1], one per sample. An output that is
-not finite where the reference's is has a loss of 1, whatever the function.
+A loss is a function (output, reference's output, target) → [n] with values in [0, 1], one per sample; the target is
+None where the data have none. An output that is not finite where the reference's is has a loss of 1, whatever the
+function.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Shaped
 from dise.select.judging.rules import CostRule
-from dise.select.model.finite import difference, non_finite_loss
-from dise.select.model.logits import class_logits, predicted_class
+from dise.select.model.finite import difference, has_nan, non_finite_loss
+from dise.select.model.logits import are_labels, class_logits, predicted_class
 
-Risk = Callable[[Tensor, Tensor, Tensor], Tensor]
+Risk = Callable[[Tensor, Tensor, Any], Tensor]
 
 
-def losses(risk: Risk, output: Tensor, reference: Tensor, target: Tensor) -> Tensor:
+def losses(risk: Risk, output: Tensor, reference: Tensor, target: Any) -> Tensor:
     """[n] losses by `risk`, with 1 where an output is not finite and the reference's is.
 
+    Where the reference's output has a NaN, a loss that is NaN counts as 1.
+
     Raises:
-        ValueError: losses of another shape, or outside of [0, 1].
+        ValueError: losses of another shape, or outside of [0, 1]; a risk that fails on data without targets.
     """
     lost = non_finite_loss(output, reference)
-    values = risk(output, reference, target)
+    try:
+        values: Tensor = risk(output, reference, target)
+    except (TypeError, AttributeError) as error:
+        if target is not None:
+            raise
+        raise ValueError(
+            f"risk: {risk_name(risk)} fails without targets ({error}); expected data (x, target), got x alone"
+        ) from error
     if values.shape != lost.shape:
         raise ValueError(
             f"risk: expected a loss in [0, 1] per sample, got {tuple(values.shape)} values for {len(lost)}"
         )
-    values = values.masked_fill(lost, 1)
+    values = values.masked_fill(lost | (values.isnan() & has_nan(reference)), 1)
     if not ((values >= 0) & (values <= 1)).all():
         extremes = f"{float(values.min())} to {float(values.max())}"
         raise ValueError(f"risk: expected a loss in [0, 1] per sample, got {extremes}")
     return values
 
 
-def disagreement(output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
-    """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels."""
-    return ((predicted_class(output) != predicted_class(reference)) | non_finite_loss(output, reference)).double()
+def risk_name(risk: Risk) -> str:
+    """What a risk is called in reports, with what it measures."""
+    if risk is disagreement:
+        return "disagreement (the predicted class is another)"
+    if risk is lost_accuracy:
+        return "lost_accuracy (the label is no longer predicted)"
+    if isinstance(risk, ProbabilityShift):
+        return f"ProbabilityShift (a probability changes by more than {risk.tau:g})"
+    if isinstance(risk, OutputDeviation):
+        return f"OutputDeviation (the outputs' root mean square change is more than {risk.tolerance:g})"
+    return f"{getattr(risk, '__name__', type(risk).__name__)} (the mean of a loss of your own)"
 
 
-def lost_accuracy(output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
-    """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0."""
-    wrong = (predicted_class(output) != target) | non_finite_loss(output, reference)
-    return (wrong & (predicted_class(reference) == target)).double()
+def disagreement(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
+    """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels.
+
+    NaN predicts no class: if only one of the two has a NaN, they differ.
+    """
+    differs = predicted_class(output) != predicted_class(reference)
+    return (differs | non_finite_loss(output, reference) | (has_nan(output) != has_nan(reference))).double()
+
+
+def lost_accuracy(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
+    """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0; NaN predicts no class.
+
+    Raises:
+        ValueError: no labels, or others than one per sample of 0, …, C − 1.
+    """
+    classes = class_logits(reference).shape[1]
+    if not are_labels(target, len(reference), classes):
+        got = f"those of shape {tuple(target.shape)}" if isinstance(target, Tensor) else repr(target)
+        raise ValueError(
+            f"risk: lost_accuracy needs labels; expected data (x, label) with one of 0 to {classes - 1} per sample, "
+            f"got {got} as labels"
+        )
+    labels: Tensor = target
+    wrong = (predicted_class(output) != labels) | non_finite_loss(output, reference)
+    right = (predicted_class(reference) == labels) & ~has_nan(reference)
+    return (wrong & right).double()
 
 
 @dataclass(frozen=True)
@@ -68,7 +109,7 @@ class ProbabilityShift:
         if not 0 < self.tau < 1:
             raise ValueError(f"tau: expected a number between 0 and 1, got {self.tau!r}")
 
-    def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
+    def __call__(self, output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
         """[n] loss by the largest change of a probability, for logits [n, C], or one per sample, [n] or [n, 1]."""
         p, q = (class_logits(logits).double().softmax(1) for logits in (output, reference))
         small = difference(p, q).abs().amax(1) <= self.tau  # False for NaN
@@ -92,7 +133,7 @@ class OutputDeviation:
         if not 0 < self.tolerance < float("inf"):
             raise ValueError(f"tolerance: expected a positive number, got {self.tolerance!r}")
 
-    def __call__(self, output: Tensor, reference: Tensor, target: Tensor) -> Shaped[Tensor, " n"]:
+    def __call__(self, output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
         """[n] loss for outputs [n, ...]."""
         distance = difference(output, reference).abs().double().reshape(len(output), -1).square().mean(1).sqrt()
         return (~(distance <= self.tolerance)).double()  # 1 for NaN
@@ -108,7 +149,7 @@ class RiskCost(CostRule):
 
     risk: Risk = field(default=disagreement, kw_only=True)
 
-    def error(self, output: Tensor, target: Tensor) -> Tensor:
+    def error(self, output: Tensor, target: Tensor | None) -> Tensor:
         """[N, K] losses of outputs [N, K, ...] against those of the last candidate."""
         columns = output.unbind(1)
         return torch.stack([losses(self.risk, column, columns[-1], target) for column in columns], 1).float()

@@ -1,6 +1,6 @@
 """Costs of every candidate on every sample."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.integrate.annotations import Float, Inexact, Num
+from dise.nn import NeuralODE
 from dise.select.judging.rules import ClassificationCost, CostRule
+from dise.select.model.data import Data
 from dise.select.model.finite import non_finite_loss
-from dise.select.model.outcomes import Input, Outcomes, run_candidates
+from dise.select.model.outcomes import Outcomes, run_candidates
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Costs:
         candidates: the K integrators.
         h0, k1: [N, ...] states at t0, and f(t0, h0).
         nfe: [N, K] evaluations of f.
-        error: [N, K] task error Γ; NaN, which is never adequate, where an output is not finite and the last
-            candidate's is.
+        error: [N, K] task error Γ; NaN, which is never adequate, where the last candidate has a finite output and
+            another has none, or fails.
         rule: cost rule, which computes `cost` and `adequate` from `delta` and `error`.
         milliseconds: [N, K] measured time. If given, it is Δ; otherwise the NFE is.
     """
@@ -39,9 +41,15 @@ class Costs:
 
     @classmethod
     def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":
-        """Costs of outcomes by a cost rule."""
-        output = outcomes.output
+        """Costs of outcomes by a cost rule.
+
+        Raises:
+            ValueError: the rule needs targets, and the data have none.
+        """
+        output, failed = outcomes.output, outcomes.failed
         lost = non_finite_loss(output, output[:, -1:], leading=2)
+        if failed is not None:
+            lost |= failed & ~failed[:, -1:]
         error = rule.error(output, outcomes.target).masked_fill(lost, torch.nan)
         return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, error, rule)
 
@@ -91,13 +99,15 @@ class Costs:
 
 def collect_costs(
     model: nn.Module,
-    data: Iterable[tuple[Input, Tensor]],
+    data: Data,
     candidates: Sequence[Integrator],
     rule: CostRule | None = None,
+    *,
+    block: NeuralODE | str | None = None,
 ) -> Costs:
     """Costs of every candidate on all data, by default by Eq. 4; for the other arguments see `run_candidates`.
 
     Use held-out data: on training data nearly every prediction is right with every candidate, so the costs hardly vary.
     (The paper uses training data.)
     """
-    return Costs.of(run_candidates(model, data, candidates), rule or ClassificationCost())
+    return Costs.of(run_candidates(model, data, candidates, block=block), rule or ClassificationCost())

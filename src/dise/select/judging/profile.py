@@ -3,7 +3,7 @@
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from dise.integrate.problem.state import Layout
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.judging.costs import Costs
 from dise.select.model.block import device_of, find_block
-from dise.select.model.outcomes import Input
+from dise.select.model.data import Data, as_batches
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,24 @@ class _InitialStates(NamedTuple):
 @torch.no_grad()
 def profile_candidates(
     model: nn.Module,
-    data: Iterable[tuple[Input, Any]],
+    data: Data,
     candidates: Sequence[Integrator],
     *,
     batches: Sequence[int] = (1, 32, 100),
     repeats: int = 20,
+    block: NeuralODE | str | None = None,
 ) -> Profile:
     """Measure the time that each candidate takes to integrate batches of the data, on the model's device.
 
     Only the model's block is timed. The machine should be otherwise idle.
 
     Args:
-        model: contains one NeuralODE; put it in evaluation mode first.
-        data: batches (x, target) with at least as many samples in total as the largest batch size.
+        model: contains a NeuralODE; put it in evaluation mode first.
+        data: batches x or (x, target) with at least as many samples in total as the largest batch size.
         candidates: the K integrators.
         batches: batch sizes to measure.
         repeats: number of measurements, of which the median is used.
+        block: the NeuralODE or its name; default: the model's only one.
 
     Raises:
         ValueError: no candidates, sizes or repeats, or too few samples.
@@ -115,25 +117,24 @@ def profile_candidates(
             "candidates, batches, repeats: expected at least one integrator, size and repetition, got "
             f"{len(candidates)}, {tuple(batches)} and {repeats}"
         )
-    block, sizes = find_block(model), tuple(sorted(set(batches)))
-    starts = _initial_states(model, data, max(sizes))
+    own, sizes = find_block(model, block), tuple(sorted(set(batches)))
+    starts = _initial_states(model, own, data, max(sizes))
     times, evaluations = [], []
     for size in sizes:
         inputs = [starts.rows(turn * size, size) for turn in range(repeats)]
         nfe: list[list[Tensor]] = [[] for _ in candidates]
-        calls = {str(index): _solver(block, candidate, nfe[index]) for index, candidate in enumerate(candidates)}
+        calls = {str(index): _solver(own, candidate, nfe[index]) for index, candidate in enumerate(candidates)}
         times.append(list(time_side_by_side(calls, inputs, device=starts.device).values()))
         evaluations.append([float(torch.cat(column).double().mean()) for column in nfe])
     device = f"cpu, {torch.get_num_threads()} threads" if starts.device.type == "cpu" else str(starts.device)
     return Profile(tuple(candidates), sizes, torch.tensor(times), torch.tensor(evaluations), device)
 
 
-def _initial_states(model: nn.Module, data: Iterable[tuple[Input, Any]], number: int) -> _InitialStates:
+def _initial_states(model: nn.Module, block: NeuralODE, data: Data, number: int) -> _InitialStates:
     """Initial states and spans of the model's block for at least `number` samples."""
-    block, device = find_block(model), device_of(model)
-    count = 0
-    with block.using(Euler()), block.recording() as records:
-        for x, _ in data:
+    count, device = 0, device_of(model)
+    with block.using(Euler()), block.recording(throw=False) as records:
+        for x, _ in as_batches("data", data):
             model(x.to(device))
             count += len(x)
             if count >= number:
@@ -158,7 +159,7 @@ def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Calla
 
     def run(start: _InitialStates) -> None:
         with block.using(candidate):
-            nfe.append(block.solve(start.layout.unpack(start.y0), t0=start.t0, t1=start.t1).nfe)
+            nfe.append(block.solve(start.layout.unpack(start.y0), t0=start.t0, t1=start.t1, throw=False).nfe)
 
     return run
 

@@ -29,8 +29,8 @@ class CostRule(ABC):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
     @abstractmethod
-    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
-        """[N, K] task error Γ of outputs [N, K, ...] for targets [N, ...]; smaller is better."""
+    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
+        """[N, K] task error Γ of outputs [N, K, ...] for targets [N, ...], None without any; smaller is better."""
 
     @abstractmethod
     def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
@@ -63,9 +63,10 @@ class CostRule(ABC):
 class ClassificationCost(CostRule):
     """Eq. 4: Δ^α where the prediction is right, M^α where it is wrong."""
 
-    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
+    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
         """[N, K] 1 where logits [N, K, C] do not predict the labels [N], else 0; NaN predicts nothing."""
-        return ((output.argmax(-1) != target[:, None]) | output.isnan().any(-1)).float()
+        labels = _given(target, self)
+        return ((output.argmax(-1) != labels[:, None]) | output.isnan().any(-1)).float()
 
     def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
         """[N, K] whether the prediction is right."""
@@ -91,9 +92,10 @@ class BinaryCost(ClassificationCost):
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
 
-    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
+    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
         """[N, K] 1 where logits [N, K] do not predict the answers [N], 0 or 1; else 0. NaN predicts nothing."""
-        return (((output.sigmoid() > self.threshold) != (target[:, None] > 0)) | output.isnan()).float()
+        answers = _given(target, self)
+        return (((output.sigmoid() > self.threshold) != (answers[:, None] > 0)) | output.isnan()).float()
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ class TaskErrorCost(CostRule):
                 f"beta, resolution: expected 0 < {order}, got beta={self.beta!r}, resolution={self.resolution!r}"
             )
 
-    def error(self, output: Tensor, target: Tensor) -> Float[Tensor, "N K"]:
+    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
         """[N, K] Γ, from `task_error`."""
-        error = self.task_error(output, target)
+        error = self.task_error(output, _given(target, self))
         if not self.larger_is_better and (error < 0).any():
             raise ValueError(f"task_error: expected errors of at least 0, got {float(error[error < 0].min())}")
         return error
@@ -140,3 +142,9 @@ class TaskErrorCost(CostRule):
         if self.larger_is_better:
             return delta / error.clamp(min=self.beta, max=self.resolution)
         return delta * error.clamp(min=self.resolution)
+
+
+def _given(target: Tensor | None, rule: CostRule) -> Tensor:
+    if target is None:
+        raise ValueError(f"data: {type(rule).__name__} needs targets, expected batches (x, target), got x alone")
+    return target

@@ -27,6 +27,11 @@ class FitData(NamedTuple):
         with torch.no_grad():
             return cls(network.score, (torch.cat([network.features(*pair) for pair in costs.states()]),), target)
 
+    def finite(self) -> Tensor:
+        """[N] bool, whether all inputs and targets of a sample are finite; only those can be fitted to."""
+        parts = (*self.inputs, self.target)
+        return torch.stack([x.isfinite().reshape(len(x), -1).all(1) for x in parts]).all(0)
+
     def take(self, rows: Tensor) -> Self:
         """Data of some of the samples, given by their indices."""
         return self._replace(inputs=tuple(x[rows] for x in self.inputs), target=self.target[rows])
@@ -57,6 +62,7 @@ class FitHistory:
         closed_gap_fraction: see `dise.select.closed_gap_fraction`; measured on the validation part, which the epoch was
             chosen on too. None if the oracle gains nothing.
         calibration_error: of an `AdequacySelector`, on the validation part too.
+        left_out: number of samples that the fit left out, since the features or targets are not finite.
     """
 
     initial_loss: float
@@ -64,6 +70,7 @@ class FitHistory:
     validation_losses: list[float] = field(default_factory=list)
     closed_gap_fraction: float | None = None
     calibration_error: float | None = None
+    left_out: int = 0
 
     @property
     def best_epoch(self) -> int:

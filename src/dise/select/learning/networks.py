@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.annotations import Float, Inexact
-from dise.select.model.logits import class_logits
+from dise.select.model.logits import log_probabilities
 
 
 class FeatureNetwork(nn.Module):
@@ -102,7 +102,7 @@ class ConfidenceNetwork(FeatureNetwork):
 
     def features(self, h0: Tensor, k1: Tensor) -> Tensor:
         """h0, k1 [n, ...] → features [n, 4], or [n, 3] for two classes."""
-        log_p = class_logits(self.head(torch.add(h0, k1, alpha=self.span))).log_softmax(1)
+        log_p = log_probabilities(self.head(torch.add(h0, k1, alpha=self.span)))
         entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)
         return torch.cat([log_p.topk(min(self.TOP, log_p.shape[1])).values, entropy], dim=1)
 

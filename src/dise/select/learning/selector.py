@@ -63,6 +63,8 @@ class CostSelector(nn.Module):
     ) -> Self:
         """Fit the network to the costs (mean squared error of standardised targets), with early stopping.
 
+        Samples whose features or costs are not finite are left out: `selector.history.left_out` is their number.
+
         Args:
             network: called as network(h0, k1) → [n, K]; trained in place. Its method
                 `standardise(h0, k1)`, if it has one, is called with the training part first. Features of a
@@ -79,21 +81,21 @@ class CostSelector(nn.Module):
             the selector, in evaluation mode; the course of the fit is in `selector.history`.
 
         Raises:
-            ValueError: too few samples to split, or `validation` not in (0, 1).
+            ValueError: too few samples to split (with finite features), or `validation` not in (0, 1).
         """
         if not 0 < validation < 1:
             raise ValueError(f"validation: expected a share between 0 and 1, got {validation!r}")
+        _held_out(len(costs), validation)
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(costs), generator=generator)
-        held = round(validation * len(costs))
-        if not 0 < held < len(costs):
-            raise ValueError(f"costs: expected enough samples to set {validation:.0%} apart, got {len(costs)}")
-        test, train = order[:held], order[held:]
         selector = cls(network, candidates=len(costs.candidates), **settings).to(costs.nfe.device)
         data = FitData.of(network, costs, selector._targets(costs))
+        usable = data.finite().nonzero().flatten()
+        order = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
+        held, left_out = _held_out(len(order), validation), len(costs) - len(order)
+        test, train = order[:held], order[held:]
         selector._standardise(data.take(train))
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        history = FitHistory(initial_loss=selector._loss(data.take(test)))
+        history = FitHistory(initial_loss=selector._loss(data.take(test)), left_out=left_out)
         best = deepcopy(selector.state_dict())
         for epoch in range(max_epochs):
             shuffled = train[torch.randperm(len(train), generator=generator)]
@@ -137,6 +139,7 @@ class CostSelector(nn.Module):
         if standardise is not None:
             standardise(*data.inputs)
 
+    @torch.enable_grad()
     def _epoch(self, data: FitData, optimizer: torch.optim.Optimizer, batch_size: int) -> float:
         self.train()
         total = 0.0
@@ -155,3 +158,13 @@ class CostSelector(nn.Module):
 
     def _error(self, data: FitData) -> Tensor:
         return F.mse_loss(data.predict(*data.inputs), (data.target - self.mean) / self.scale)
+
+
+def _held_out(number: int, validation: float) -> int:
+    """Number of samples that are set apart, of those with finite features and costs."""
+    held = round(validation * number)
+    if not 0 < held < number:
+        raise ValueError(
+            f"costs: expected enough samples to set {validation:.0%} apart, got {number} with finite features and costs"
+        )
+    return held

@@ -5,26 +5,36 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dise.integrate import Integrator
 from dise.nn import NeuralODE
-from dise.select.guarantee.calibrate import run_policy
-from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, losses, lost_accuracy
+from dise.select.guarantee.calibrate import PolicyRun, policy_losses, run_policy
+from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.costs import Costs
-from dise.select.make_dynamic.families import Family, families
+from dise.select.make_dynamic.families import ONE_FOR_ALL, Family, families
 from dise.select.make_dynamic.samples import Batch
 from dise.select.model.block import device_of
+from dise.select.model.finite import non_finite_loss
 from dise.select.model.outcomes import Outcomes, run_candidates
 
 MOST_JUDGED = 2000  # samples to choose the family on
 
 
 class Choice(NamedTuple):
-    """A family, and by its name each family's mean NFE, as expected of its cheapest safe setting."""
+    """The choice of a family."""
 
     family: Family
-    estimates: dict[str, float]
+    estimates: dict[str, float]  # of each family, the mean NFE that is expected of its cheapest safe setting
+    single: Integrator | None = None  # the best single candidate
+    notes: tuple[str, ...] = ()
+
+
+class _Estimate(NamedTuple):
+    """The cheapest safe setting of a family, None if there is none, and its mean NFE."""
+
+    nfe: float
+    setting: Integrator | None
 
 
 def choose_family(
@@ -51,12 +61,15 @@ def choose_family(
         batches: to fit and judge on.
         candidates: integrators, the reference last.
         risk, epsilon, seed, log: see `make_dynamic`.
+
+    Raises:
+        ValueError: no candidate is cheaper than the reference.
     """
     most = math.ceil(MOST_JUDGED / len(batches[0][0]))
     unseen = min(len(batches) // 2, most)
     learn, judged = batches[: len(batches) - unseen], batches[-most:]
     log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
-    outcomes = _by_price(run_candidates(model, learn, candidates))
+    outcomes = _by_price(run_candidates(model, learn, candidates, block=block))
     tried = families(
         Costs.of(outcomes, RiskCost(risk=risk)),
         outcomes,
@@ -67,13 +80,33 @@ def choose_family(
         device=device_of(model),
         seed=seed,
     )
-    expected = run_policy(model, candidates[-1], judged)[0]
-    estimates = {}
+    if not tried:
+        raise ValueError(f"candidates: expected one that needs fewer evaluations of f than {candidates[-1]}, got none")
+    expected = run_policy(model, candidates[-1], judged, block=block)
+    found: dict[str, _Estimate] = {}
     for family in tried:
         some = slice(len(judged) - unseen if family.learnt and unseen else 0, None)
-        estimates[family.name] = _estimate(model, family, judged[some], expected[some], risk, epsilon)
-        log(f"{family.name}: {estimates[family.name]:.2f} evaluations")
-    return Choice(min(tried, key=lambda family: estimates[family.name]), estimates)
+        found[family.name] = _estimate(model, block, family, judged[some], expected.take(some), risk, epsilon)
+        log(f"{family.name}: {found[family.name].nfe:.2f} evaluations")
+    best = min(tried, key=lambda family: found[family.name].nfe)
+    single = found.get(ONE_FOR_ALL, _Estimate(math.inf, None)).setting
+    return Choice(best, {name: estimate.nfe for name, estimate in found.items()}, single, _lost_samples(outcomes))
+
+
+def _lost_samples(outcomes: Outcomes) -> tuple[str, ...]:
+    """A note on the samples that candidates lose because they fail or their outputs are not finite; () if none."""
+    output, failed = outcomes.output, outcomes.failed
+    lost = non_finite_loss(output, output[:, -1:], leading=2) | output.isnan().flatten(2).any(2)
+    if failed is not None:
+        lost |= failed
+    counts = [f"{c}: {n}" for c, n in zip(outcomes.candidates, lost.sum(0).tolist(), strict=True) if n]
+    if not counts:
+        return ()
+    return (
+        f"Of the {len(outcomes)} samples for fitting, some cannot be integrated or have outputs that are not finite "
+        f"({', '.join(counts)}). Where the reference has an answer they count against the candidate; fits leave them "
+        "out.",
+    )
 
 
 def _by_price(outcomes: Outcomes) -> Outcomes:
@@ -85,14 +118,20 @@ def _by_price(outcomes: Outcomes) -> Outcomes:
 
 
 def _estimate(
-    model: nn.Module, family: Family, batches: list[Batch], expected: list[Tensor], risk: Risk, epsilon: float
-) -> float:
-    """Mean NFE of the family's cheapest setting before the first whose mean loss is above ε; infinite if none is."""
-    cheapest = math.inf
+    model: nn.Module,
+    block: NeuralODE,
+    family: Family,
+    batches: list[Batch],
+    expected: PolicyRun,
+    risk: Risk,
+    epsilon: float,
+) -> _Estimate:
+    """The family's cheapest setting before the first whose mean loss is above ε."""
+    cheapest = _Estimate(math.inf, None)
     for setting in family.settings:
-        outputs, nfe = run_policy(model, setting, batches)
-        lost = [losses(risk, o, e, y).double() for o, e, (_, y) in zip(outputs, expected, batches, strict=True)]
-        if float(torch.cat(lost).mean()) > epsilon:
+        run = run_policy(model, setting, batches, block=block)
+        if float(policy_losses(risk, run, expected, batches).mean()) > epsilon:
             break
-        cheapest = min(cheapest, nfe)
+        if run.nfe < cheapest.nfe:
+            cheapest = _Estimate(run.nfe, setting)
     return cheapest

@@ -10,7 +10,9 @@ from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
 from dise.select.judging.costs import Costs
 from dise.select.judging.front import pareto_front, prune
 from dise.select.learning.adequacy import AdequacySelector
+from dise.select.learning.fit import FitData
 from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
+from dise.select.model.finite import difference
 from dise.select.model.logits import class_logits, predicted_class
 from dise.select.model.outcomes import Outcomes
 from dise.select.policies.cascade import Cascade
@@ -24,6 +26,7 @@ FACTORS = (4.0, 3.0, 2.5, 2.0, 1.75, 1.5, 1.35, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.
 DIALS = (3e4, 1e4, 3e3, 1e3, 300.0, 100.0, 30.0, 10.0, 3.0)  # μ, in units of the cheapest candidate's price
 FEWEST = 200  # samples to fit a selector to
 FEWEST_FORECASTS = 100  # samples to fit a forecast to, which has fewer parameters
+ONE_FOR_ALL = "one candidate for all"
 TOLERANCES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # for the error estimate of one step over the whole span
 
 
@@ -55,6 +58,9 @@ def families(
 ) -> list[Family]:
     """Single candidates; cascades on the head's confidence, on forecasts, on the embedded error; selectors with a dial.
 
+    Samples whose features or logits are not finite are left out of the fits, and a family without enough others is not
+    among them. Candidates lose samples for which their outputs are not finite.
+
     Args:
         costs: of the candidates, the cheapest first and the reference last, on N samples that selectors are fitted to.
         outcomes: of the same candidates on the same samples.
@@ -69,15 +75,15 @@ def families(
     candidates = front.candidates
     reference = candidates[-1]
     lost = (~front.adequate).double().mean(0).tolist()
-    safe = next(i for i, share in enumerate(lost) if share <= epsilon)
+    safe = next((i for i, share in enumerate(lost) if share <= epsilon), len(lost) - 1)
     found = [one_for_all(costs, outcomes.output)]
     if classifies and head is not None:
         last = len(candidates) - 1
-        for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), (0, last)}):
+        for chain in sorted({tuple(range(last + 1)), tuple(sorted({0, safe, last})), tuple(sorted({0, last}))}):
             if len(chain) > 1:
                 some = outcomes.take_candidates([costs.candidates.index(candidates[i]) for i in chain])
                 found.append(gap_cascades(some, head))
-                if len(front) >= FEWEST_FORECASTS:
+                if int(_has_finite_logits(some).sum()) >= FEWEST_FORECASTS:
                     found.append(forecast_cascades(some, head, device))
     if isinstance(reference, Adaptive):
         found += [
@@ -85,10 +91,9 @@ def families(
             for method in (HeunEuler, Bosh3)
         ]
     if len(front) >= FEWEST and len(candidates) > 1:
-        networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], len(candidates))}
-        if classifies and head is not None:
-            classes = class_logits(outcomes.output[:, 0]).shape[1]
-            networks["the head's confidence"] = ConfidenceNetwork(head, len(candidates), classes=classes, span=span)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of the networks' first weights
+            networks = _networks(front, outcomes, head if classifies else None, span)
         found += [_selectors(name, network, front, device, seed) for name, network in networks.items()]
     return [family for family in found if family.settings]
 
@@ -98,10 +103,14 @@ def one_for_all(costs: Costs, output: Tensor) -> Family:
 
     Distances, of outputs [N, K, ...], also rank candidates that lose none of the few samples.
     """
-    distance = (output - output[:, -1:]).double().reshape(*output.shape[:2], -1).square().mean((0, 2))
+    distance = difference(output, output[:, -1:]).abs().double().reshape(*output.shape[:2], -1).square().mean(2)
+    known = distance[distance.isfinite()]
+    # an output that is not finite counts as far off as the farthest one that is
+    worst = known.max() if known.numel() else 1.0
+    distance = torch.where(distance.isfinite(), distance, worst).mean(0)
     front = pareto_front(costs.delta.double().mean(0), distance)
     last = len(costs.candidates) - 1
-    return Family("one candidate for all", tuple(costs.candidates[i] for i in reversed(front) if i != last))
+    return Family(ONE_FOR_ALL, tuple(costs.candidates[i] for i in reversed(front) if i != last))
 
 
 def gap_cascades(outcomes: Outcomes, head: nn.Module) -> Family:
@@ -118,7 +127,11 @@ def gap_cascades(outcomes: Outcomes, head: nn.Module) -> Family:
         head: h(t1) [n, ...] → logits [n, C], or one logit per sample.
     """
     gaps = torch.stack([confidence(column, "gap") for column in outcomes.output.unbind(1)], 1).double()
-    off = (gaps - gaps[:, -1:])[_hard(outcomes.output[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
+    usable = gaps.isfinite().all(1)
+    if not usable.any():
+        return Family(_chain("cascade", outcomes), ())
+    gaps = gaps[usable]
+    off = (gaps - gaps[:, -1:])[_hard(gaps[:, -1])].abs().quantile(0.95, dim=0).tolist()[:-1]
     settings = (
         Cascade(outcomes.candidates, tuple(Confidence(head, factor * scale, measure="gap") for scale in off))
         for factor in FACTORS
@@ -136,9 +149,10 @@ def forecast_cascades(outcomes: Outcomes, head: nn.Module, device: torch.device)
         outcomes, head: see `gap_cascades`.
         device: where the model is.
     """
-    *columns, reference = outcomes.output.unbind(1)
-    means = [None] * len(columns) if outcomes.means is None else outcomes.means.unbind(1)
-    hard = _hard(reference)
+    usable = _has_finite_logits(outcomes)
+    *columns, reference = outcomes.output[usable].unbind(1)
+    means = [None] * len(columns) if outcomes.means is None else outcomes.means[usable].unbind(1)
+    hard = _hard(confidence(reference, "gap").double())
     rules, off = [], []
     for column, mean in zip(columns, means, strict=False):  # zip leaves out the means of the reference
         answer, learnt = predicted_class(column), fit_forecast(column, reference, mean)
@@ -152,13 +166,18 @@ def forecast_cascades(outcomes: Outcomes, head: nn.Module, device: torch.device)
     return Family(_chain("forecast", outcomes), tuple(settings), learnt=True)
 
 
+def _has_finite_logits(outcomes: Outcomes) -> Tensor:
+    """[N] whether all candidates have finite logits and channel means: what forecasts can be fitted to."""
+    parts = [x.reshape(len(outcomes), -1) for x in (outcomes.output, outcomes.means) if x is not None]
+    return torch.cat([x.isfinite() for x in parts], 1).all(1)
+
+
 def _chain(kind: str, outcomes: Outcomes) -> str:
     return f"{kind} " + " → ".join(map(str, outcomes.candidates))
 
 
-def _hard(reference: Tensor) -> Tensor:
-    """[N] whether a sample is in the tenth with the smallest gaps between the reference's two largest logits."""
-    gap = confidence(reference, "gap").double()
+def _hard(gap: Tensor) -> Tensor:
+    """[N] whether a sample is in the tenth with the smallest gaps [N] between the reference's two largest logits."""
     return gap <= gap.quantile(0.1)
 
 
@@ -169,8 +188,20 @@ def _probes(method: type[Adaptive], reference: Adaptive) -> Iterator[Integrator]
         yield Cascade((first, reference))
 
 
+def _networks(costs: Costs, outcomes: Outcomes, head: nn.Module | None, span: float) -> dict[str, nn.Module]:
+    """Networks for selectors, by what they are given."""
+    number = len(costs.candidates)
+    networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], number)}
+    if head is not None:
+        classes = class_logits(outcomes.output[:, 0]).shape[1]
+        networks["the head's confidence"] = ConfidenceNetwork(head, number, classes=classes, span=span)
+    return networks
+
+
 def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
     """One selector at several dials."""
+    if int(FitData.of(network, costs, costs.adequate).finite().sum()) < FEWEST:
+        return Family(f"selector on {name}", ())
     selector = AdequacySelector.fit(network, costs, max_epochs=80, patience=8, seed=seed).to(device)
     price = float(selector.price.min())
     settings = tuple(Dynamic(costs.candidates, selector.with_dial(price * dial)) for dial in DIALS)

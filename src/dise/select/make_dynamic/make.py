@@ -1,6 +1,6 @@
 """From a trained model to a fast one, in one call."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,15 +9,19 @@ from torch import Tensor, nn
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
 from dise.nn import NeuralODE
 from dise.select.guarantee.calibrate import PValue, calibrate, exact_binomial, hoeffding_bentkus, samples_needed
+from dise.select.guarantee.kind import is_state, suitable_risk
 from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, disagreement, lost_accuracy
 from dise.select.make_dynamic.block import place_block
 from dise.select.make_dynamic.choice import Choice, choose_family
 from dise.select.make_dynamic.families import Family
 from dise.select.make_dynamic.report import Report
-from dise.select.make_dynamic.samples import Batch, Samples, check_number, collect_samples, split_samples
+from dise.select.make_dynamic.samples import Samples, check_number, collect_samples, split_samples
 from dise.select.make_dynamic.stem import without_stem
+from dise.select.make_dynamic.timing import time_policy
 from dise.select.model.block import device_of
+from dise.select.model.data import Data
 from dise.select.model.head import find_head
+from dise.select.model.run import run_model
 
 CANDIDATES = (Euler(1), Euler(2), Midpoint(1), RK4(1), RK4(2), RK4(4))
 FIT_PART = 0.3  # of the samples: to fit selectors and to choose the family on
@@ -25,11 +29,11 @@ FIT_PART = 0.3  # of the samples: to fit selectors and to choose the family on
 
 def make_dynamic(
     model: nn.Module,
-    data: Iterable[Tensor | Batch],
+    data: Data,
     *,
     epsilon: float = 0.001,
     delta: float = 0.05,
-    risk: Risk = disagreement,
+    risk: Risk | None = None,
     block: str | None = None,
     f: str | None = None,
     span: Sequence[float] | None = None,
@@ -37,7 +41,7 @@ def make_dynamic(
     head: nn.Module | None = None,
     candidates: Sequence[Integrator] = CANDIDATES,
     settings: Sequence[Integrator] | None = None,
-    learn_from: Iterable[Tensor | Batch] | None = None,
+    learn_from: Data | None = None,
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
@@ -49,17 +53,23 @@ def make_dynamic(
     Learn then Test (`dise.calibrate`). With `learn_from` all of the data is for the test, which may then allow for a
     loss more. If nothing is certified, the model keeps the reference.
 
+    A sample that a candidate or setting cannot integrate, or for which its output is not finite, is lost. The report
+    names the risk, and has the NFE and milliseconds per batch of the policy, the reference and the best single
+    candidate, and their accuracy if there are labels.
+
     Args:
         model: trained; it is put in evaluation mode. It contains a `dise.NeuralODE` and calls it once, or a block
             written on torchdiffeq, to be named.
-        data: held-out batches x or (x, target), independent draws of the inputs to come, not used for anything before.
-            They are kept in memory.
+        data: held-out batches x or (x, target), independent draws of the inputs to come, not used for anything before;
+            or one tensor x, or pair (x, target), of all samples. They are kept in memory.
         epsilon, delta: ε and δ, in (0, 1).
         risk: the loss per sample, 0 or 1: `disagreement` (in the predicted class; needs no labels), `lost_accuracy`,
             `ProbabilityShift(τ)` (a probability changes), `OutputDeviation(tolerance)` (an output of any kind changes);
-            or (output, reference's output, target) → [n] losses in [0, 1].
+            or (output, reference's output, target) → [n] losses in [0, 1], with None as target without targets.
+            Default: `disagreement` if outputs and targets are those of a classifier, else an error that asks for it.
         block: name of the submodule that integrates, e.g. "feature_layers.0"; default: the model's one NeuralODE. If it
-            is written on torchdiffeq, a `dise.NeuralODE` takes its place (see `dise.select.model.adapt`).
+            is written on torchdiffeq, a `dise.NeuralODE` takes its place (see `dise.select.model.adapt`). Make several
+            blocks dynamic one after the other: their ε and δ add up.
         f, span: for a block written on torchdiffeq: the name of its vector field, and (t0, t1), where they cannot be
             read from the block.
         reference: integrator to compare with; default: the block's own, or Dopri5 at 1e-3 for one on torchdiffeq.
@@ -74,47 +84,56 @@ def make_dynamic(
         log: is called with lines on the progress.
 
     Returns:
-        the model; `find_block(model).report` says what was done.
+        the model; `find_block(model, block).report` says what was done.
 
     Raises:
-        ValueError: a model, block or data that cannot be used, or too few data (the message says how many are needed).
+        ValueError: a model, block or data that cannot be used, a risk that does not suit them, an f that mixes samples,
+            or too few data (the message says how many are needed).
     """
     needed = samples_needed(epsilon, delta)
     given, fit_part = _collect(data, learn_from, settings, needed)
     model.eval()
-    first = given[0].x[: given[0].size]
-    own = place_block(model, block, f=f, span=span, reference=reference, x=first)
+    inputs = given[0].x.split(given[0].size)
+    own = place_block(model, block, f=f, span=span, reference=reference, x=inputs[0])
     reference = reference or own.integrator
     _check_reference(reference, own)
+    risk = _suitable_risk(risk, model, own, reference, given[0])
     notes: list[str] = []
-    head = head or _find_head(model, own, reference, first, notes)
+    head = head or _find_head(model, own, reference, inputs[0], notes)
     part, given = (model, given) if head is None else without_stem(model, own, head, reference, given)
     fit, test = split_samples(given, needed, fit_part=fit_part, seed=seed)
     choice = Choice(Family("as given", tuple(settings or ())), {})
     if not settings:
         everyone = (*candidates, *_one_step_first(reference), reference)
         choice = choose_family(part, own, head, fit, everyone, risk=risk, epsilon=epsilon, seed=seed, log=log)
-    family, estimates = choice
-    log(f"testing {len(family.settings)} settings of: {family.name}")
+    tested, p_value = choice.family.settings, _p_value(risk)
+    log(f"testing {len(tested)} settings of: {choice.family.name}")
     found = calibrate(
-        part,
-        family.settings,
-        test,
-        reference=reference,
-        epsilon=epsilon,
-        delta=delta,
-        risk=risk,
-        p_value=_p_value(risk),
+        part, tested, test, reference=reference, epsilon=epsilon, delta=delta, risk=risk, p_value=p_value, block=own
     )
     own.integrator = found.integrator
-    own.report = Report.of_calibration(found, reference, family=family.name, families=estimates, notes=notes)
+    timing = time_policy(model, own, reference=reference, single=choice.single, batches=inputs)
+    notes += choice.notes
+    own.report = Report.of_calibration(
+        found, reference, family=choice.family.name, families=choice.estimates, notes=notes, timing=timing
+    )
     log(str(own.report))
     return model
 
 
+def _suitable_risk(
+    risk: Risk | None, model: nn.Module, block: NeuralODE, reference: Integrator, samples: Samples
+) -> Risk:
+    """The risk as given, or as the outputs of a first batch and all targets suggest; see `suitable_risk`."""
+    size = samples.size
+    run = run_model(model, block, reference, samples.x[:size].to(device_of(model)))
+    target = None if samples.target is None else samples.target[:size]
+    return suitable_risk(risk, run.output.to(samples.x.device), target, is_state=is_state(run.output, run.solves[0]))
+
+
 def _collect(
-    data: Iterable[Tensor | Batch],
-    learn_from: Iterable[Tensor | Batch] | None,
+    data: Data,
+    learn_from: Data | None,
     settings: Sequence[Integrator] | None,
     needed: int,
 ) -> tuple[list[Samples], float]:

@@ -2,11 +2,30 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from dise.integrate import Integrator
-from dise.select.guarantee.calibrate import Calibration
+from dise.select.guarantee.calibrate import Calibration, SettingTest
+from dise.select.guarantee.risk import risk_name
+from dise.select.make_dynamic.timing import Timing
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the targets of the data say of the policy and the reference.
+
+    Attributes:
+        name: "accuracy" or "root mean square error".
+        policy, reference: its value with each of them.
+    """
+
+    name: str
+    policy: float
+    reference: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.policy:.4f}, {self.reference:.4f} with the reference"
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,9 @@ class Report:
             is at most ε; infinite if it has none.
         notes: what could not be done, and what to try.
         reference: the integrator that answers are compared with.
+        risk_name: what the risk is called, with what it measures.
+        score: accuracy, or root mean square error, by the targets of the data; None without targets.
+        timing: milliseconds per batch; None if nothing was certified.
     """
 
     policy: Integrator
@@ -37,6 +59,9 @@ class Report:
     families: dict[str, float]
     notes: tuple[str, ...]
     reference: Integrator | None = None
+    risk_name: str = ""
+    score: Score | None = None
+    timing: Timing | None = None
 
     @classmethod
     def of_calibration(
@@ -47,6 +72,7 @@ class Report:
         family: str,
         families: dict[str, float],
         notes: Sequence[str],
+        timing: Timing | None = None,
     ) -> Self:
         """The report of a calibration of one family's settings."""
         tests, integrator = calibration.tests, calibration.integrator
@@ -58,6 +84,7 @@ class Report:
                 "data, a larger epsilon or other candidates."
             )
             notes = [*notes, advice]
+        notes = [*notes, *_failures(calibration, chosen)]
         return cls(
             policy=integrator,
             family=family if chosen else "reference",
@@ -70,6 +97,9 @@ class Report:
             families=families,
             notes=tuple(notes),
             reference=reference,
+            risk_name=risk_name(calibration.risk),
+            score=_score(calibration, chosen),
+            timing=timing,
         )
 
     def __str__(self) -> str:
@@ -77,8 +107,11 @@ class Report:
         reference = "the reference" if self.reference is None else f"the reference {self.reference}"
         lines = [
             f"{self.policy}: {self.nfe:.2f} evaluations of f per sample, {self.reference_nfe:.2f} by {reference}",
+            *([] if self.timing is None else [str(self.timing)]),
             f"risk {self.risk:.3%} on {self.samples} samples; {bound}",
-            "on the samples for fitting:",
+            f"the risk is {self.risk_name}, against the reference",
+            *([] if self.score is None else [f"{self.score}"]),
+            *(["on the samples for fitting:"] if self.families else []),
             *(f"  {name}: {nfe:.2f} evaluations" for name, nfe in sorted(self.families.items(), key=lambda x: x[1])),
             *self.notes,
         ]
@@ -88,11 +121,49 @@ class Report:
         """The report as JSON, its policy by name and without the reference."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "reference"}
         finite = {name: nfe if math.isfinite(nfe) else None for name, nfe in self.families.items()}
-        return values | {"policy": str(self.policy), "families": finite, "notes": list(self.notes)}
+        parts = {name: None if part is None else asdict(part) for name, part in self._parts.items()}
+        return values | parts | {"policy": str(self.policy), "families": finite, "notes": list(self.notes)}
+
+    @property
+    def _parts(self) -> dict[str, Score | Timing | None]:
+        return {"score": self.score, "timing": self.timing}
 
     @classmethod
     def of_json(cls, values: dict[str, Any], policy: Integrator, reference: Integrator | None = None) -> Self:
         """The report that `to_json` wrote, with its policy and reference."""
         families = {name: math.inf if nfe is None else nfe for name, nfe in values["families"].items()}
-        given = {"policy": policy, "reference": reference, "families": families, "notes": tuple(values["notes"])}
+        score, timing = values.get("score"), values.get("timing")
+        given = {
+            "policy": policy,
+            "reference": reference,
+            "families": families,
+            "notes": tuple(values["notes"]),
+            "score": None if score is None else Score(**score),
+            "timing": None if timing is None else Timing(**timing),
+        }
         return cls(**(values | given))
+
+
+def _score(calibration: Calibration, chosen: SettingTest | None) -> Score | None:
+    """The scores of the chosen setting, or of the reference alone, and of the reference."""
+    own = calibration.reference_score
+    if calibration.score_name is None or own is None:
+        return None
+    score = own if chosen is None or chosen.score is None else chosen.score
+    return Score(calibration.score_name, score, own)
+
+
+def _failures(calibration: Calibration, chosen: SettingTest | None) -> list[str]:
+    """Notes on samples without an answer."""
+    number, notes = calibration.samples, []
+    if chosen is not None and chosen.failures:
+        notes.append(
+            f"The policy fails on {chosen.failures} of the {number} samples, which count as lost unless the reference "
+            "fails, too. On such a sample the model raises a SolveError."
+        )
+    if calibration.reference_failures:
+        notes.append(f"The reference fails on {calibration.reference_failures} of the {number} samples.")
+    if calibration.reference_nan > calibration.reference_failures:
+        other = calibration.reference_nan - calibration.reference_failures
+        notes.append(f"The reference's output has a NaN on {other} of the {number} samples.")
+    return notes

@@ -1,38 +1,52 @@
 """Samples in memory, and their split into those to fit on and those to test on."""
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
+from dise.select.model.data import Data, as_batches
+
+Batch = tuple[Tensor, Tensor | None]
 
 
 class Samples(NamedTuple):
-    """Inputs [N, ...], targets [N, ...] (zeros if there are none), and the size of a batch."""
+    """Inputs [N, ...], targets [N, ...] (None without any), and the size of a batch."""
 
     x: Tensor
-    target: Tensor
+    target: Tensor | None
     size: int
 
     def batches(self, rows: Tensor, size: int) -> list[Batch]:
         """Some of the samples, `size` at a time."""
-        return [(self.x[some], self.target[some]) for some in torch.split(rows, size)]
+        parts = torch.split(rows, size)
+        return [(self.x[some], None if self.target is None else self.target[some]) for some in parts]
 
 
-def collect_samples(name: str, data: Iterable[Tensor | Batch]) -> Samples:
-    """The samples of batches x or (x, target); `name` is the argument's, for the error.
+def collect_samples(name: str, data: Data) -> Samples:
+    """The samples of batches x or (x, target) (see `as_batches`); `name` is the argument's, for the error.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, inputs that are not tensors of one shape, or targets that are not.
     """
-    batches = [(batch, None) if isinstance(batch, Tensor) else tuple(batch) for batch in data]
-    if not batches:
-        raise ValueError(f"{name}: expected batches x or (x, target), got none")
-    targets = [torch.zeros(len(x)) if target is None else target for x, target in batches]
-    return Samples(torch.cat([x for x, _ in batches]), torch.cat(targets), len(batches[0][0]))
+    batches = list(as_batches(name, data))
+    x = _concatenate(f"{name}: expected inputs x", [x for x, _ in batches])
+    targets = [target for _, target in batches]
+    whole = None if all(t is None for t in targets) else _concatenate(f"{name}: expected targets", targets)
+    return Samples(x, whole, len(batches[0][0]))
+
+
+def _concatenate(expected: str, parts: list[object]) -> Tensor:
+    """Tensors of all batches as one; an error says what was expected."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    shapes = {tuple(part.shape[1:]) for part in tensors}
+    if len(tensors) < len(parts):
+        other = next(part for part in parts if not isinstance(part, Tensor))
+        raise ValueError(f"{expected} that are tensors in all batches, got {type(other).__name__}")
+    if len(shapes) > 1:
+        raise ValueError(f"{expected} of one shape in all batches, got samples of {sorted(shapes)}")
+    return torch.cat(tensors)
 
 
 def check_number(number: int, needed: int, fit_part: float) -> None:

@@ -26,7 +26,7 @@ def without_stem(
         given: samples whose inputs are the model's.
     """
     short, x = nn.Sequential(block, head), given[0].x[: given[0].size]
-    with block.using(reference), block.recording() as records:
+    with block.using(reference), block.recording(throw=False) as records:
         expected = model(x.to(device_of(model)))
         start = records[0].y0
         if not isinstance(start, Tensor) or not _close(short(start), expected):
@@ -36,7 +36,7 @@ def without_stem(
 
 def _initial_states(model: nn.Module, block: NeuralODE, samples: Samples) -> Tensor:
     """[N, ...] h(t0) of all samples, on their device."""
-    with block.using(Euler()), block.recording() as records:
+    with block.using(Euler()), block.recording(throw=False) as records:
         for x in torch.split(samples.x, samples.size):
             model(x.to(device_of(model)))
             records[-1] = records[-1]._replace(y0=concatenate_state(records[-1].y0).to(samples.x.device))
@@ -44,4 +44,4 @@ def _initial_states(model: nn.Module, block: NeuralODE, samples: Samples) -> Ten
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -8,21 +8,36 @@ from torch import nn
 from dise.nn import NeuralODE
 
 
+def named_blocks(model: nn.Module) -> dict[str, NeuralODE]:
+    """The NeuralODEs of a model, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, NeuralODE)}
+
+
 def contains_block(model: nn.Module) -> bool:
     """Whether the model contains a NeuralODE."""
-    return any(isinstance(module, NeuralODE) for module in model.modules())
+    return bool(named_blocks(model))
 
 
-def find_block(model: nn.Module) -> NeuralODE:
-    """The model's only NeuralODE.
+def find_block(model: nn.Module, block: NeuralODE | str | None = None) -> NeuralODE:
+    """A NeuralODE of the model.
+
+    Args:
+        model: contains it.
+        block: its name, or itself; default: the model's only one.
 
     Raises:
-        ValueError: the model contains none, or more than one.
+        ValueError: the model contains no such block; or none or more than one, and no name is given.
     """
-    blocks = [module for module in model.modules() if isinstance(module, NeuralODE)]
+    blocks = named_blocks(model)
+    if block is not None:
+        found = blocks.get(block) if isinstance(block, str) else block
+        if found is None or not any(found is other for other in blocks.values()):
+            raise ValueError(f"block: expected a dise.NeuralODE of the model, one of {list(blocks)}, got {block!r}")
+        return found
     if len(blocks) != 1:
-        raise ValueError(f"model: expected one dise.NeuralODE inside, found {len(blocks)}")
-    return blocks[0]
+        names = f"; name one as block=, of {list(blocks)}" if blocks else ""
+        raise ValueError(f"model: expected one dise.NeuralODE inside, found {len(blocks)}{names}")
+    return next(iter(blocks.values()))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -17,6 +17,11 @@ def non_finite_loss(output: Tensor, reference: Tensor, *, leading: int = 1) -> T
     return lost.reshape(*lost.shape[:leading], -1).any(-1)
 
 
+def has_nan(output: Tensor) -> Tensor:
+    """[n] bool, whether an output [n, ...] has a NaN."""
+    return output.isnan().reshape(len(output), -1).any(1)
+
+
 def difference(output: Tensor, reference: Tensor) -> Tensor:
     """output − reference, which is 0 where both are equal, infinite ones and NaN included."""
     equal = (output == reference) | (output.isnan() & reference.isnan())

@@ -23,7 +23,8 @@ def find_head(model: nn.Module, block: NeuralODE, x: Tensor) -> nn.Module | None
     states: list[object] = []
     hook = block.register_forward_hook(lambda module, inputs, state: states.append(state))
     try:
-        output = model(x)
+        with block.recording(throw=False):
+            output = model(x)
     finally:
         hook.remove()
     if len(states) != 1 or not isinstance(states[0], Tensor) or not isinstance(output, Tensor):

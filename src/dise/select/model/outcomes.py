@@ -1,34 +1,21 @@
 """Outcomes of running a model with every candidate on every sample."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.integrate.annotations import Float, Inexact, Int, Shaped
+from dise.integrate.annotations import Bool, Float, Inexact, Int, Shaped
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.block import device_of, find_block
+from dise.select.model.data import Data, Input, as_batches
+from dise.select.model.rows import check_rows
+from dise.select.model.run import run_model
 from dise.select.model.states import channel_means, concatenate_state
 
 MAX_CHANNELS = 256  # states with more channels have no channel means: they would need much memory
-
-
-class Input(Protocol):
-    """Input of a model: a tensor [B, ...], or an object of B samples with `len`, `device` and `to` like a tensor's."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the input."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def to(self, device: torch.device | str, /) -> Self:
-        """The same input on another device."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -40,10 +27,11 @@ class Outcomes:
         h0: [N, ...] states at t0; tuples and dicts as one tensor (`dise.select.concatenate_state`).
         k1: [N, ...] f(t0, h0), as one tensor too.
         nfe: [N, K] evaluations of f.
-        output: [N, K, ...] outputs of the model.
-        target: [N, ...] targets of the data.
+        output: [N, K, ...] outputs of the model; NaN where the candidate failed.
+        target: [N, ...] targets of the data; None if they have none.
         means: [N, K, D] channel means of the states at t1 (`dise.select.channel_means`); D is 0 if a state has more
             than MAX_CHANNELS channels.
+        failed: [N, K] whether the candidate could not integrate the sample; None: no.
     """
 
     candidates: tuple[Integrator, ...]
@@ -51,8 +39,9 @@ class Outcomes:
     k1: Inexact[Tensor, "N ..."]
     nfe: Int[Tensor, "N K"]
     output: Shaped[Tensor, "N K ..."]
-    target: Shaped[Tensor, "N ..."]
+    target: Shaped[Tensor, "N ..."] | None
     means: Float[Tensor, "N K D"] | None = None
+    failed: Bool[Tensor, "N K"] | None = None
 
     def take_candidates(self, candidates: Sequence[int]) -> "Outcomes":
         """Outcomes of some of the candidates, given by their indices."""
@@ -63,57 +52,67 @@ class Outcomes:
             nfe=self.nfe[:, columns],
             output=self.output[:, columns],
             means=None if self.means is None else self.means[:, columns],
+            failed=None if self.failed is None else self.failed[:, columns],
         )
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.nfe)
 
 
 @torch.no_grad()
 def run_candidates(
-    model: nn.Module, data: Iterable[tuple[Input, Tensor]], candidates: Sequence[Integrator]
+    model: nn.Module, data: Data, candidates: Sequence[Integrator], *, block: NeuralODE | str | None = None
 ) -> Outcomes:
     """Run the model with each candidate on all data.
 
+    A candidate that cannot integrate a sample does not stop the run: its output for the sample is NaN.
+
     Args:
-        model: contains one NeuralODE and calls it once; put it in evaluation mode first.
-        data: batches (x, target).
+        model: contains a NeuralODE and calls it once; put it in evaluation mode first.
+        data: batches (x, target), or x alone (see `dise.select.model.data.as_batches`).
         candidates: the K integrators.
+        block: the NeuralODE or its name; default: the model's only one.
 
     Raises:
-        ValueError: no candidates, no data, or a model without exactly one NeuralODE.
+        ValueError: no candidates, data of another form, no such block, or an f that mixes the samples of a batch.
     """
     if not candidates:
         raise ValueError("candidates: expected at least one integrator, got none")
-    block, device = find_block(model), device_of(model)
-    batches = [
-        [column.cpu() for column in (*_run_batch(model, block, candidates, x.to(device)), target)] for x, target in data
-    ]
-    if not batches:
-        raise ValueError("data: expected batches (x, target), got none")
-    h0, k1, nfe, output, means, target = (torch.cat(column) for column in zip(*batches, strict=True))
-    return Outcomes(tuple(candidates), h0, k1, nfe, output, target, means)
+    own, device = find_block(model, block), device_of(model)
+    batches: list[tuple[tuple[Tensor, ...], Tensor | None]] = []
+    for x, target in as_batches("data", data):
+        x = x.to(device)
+        if not batches:
+            check_rows(model, own, x)
+        batches.append((_run_batch(model, own, candidates, x), target))
+    targets = [target.cpu() for _, target in batches if target is not None]
+    if len(targets) not in (0, len(batches)):
+        raise ValueError("data: expected targets for all batches or for none")
+    h0, k1, nfe, output, means, failed = (
+        torch.cat([part.cpu() for part in column]) for column in zip(*(parts for parts, _ in batches), strict=True)
+    )
+    return Outcomes(
+        tuple(candidates), h0, k1, nfe, output, torch.cat(targets) if targets else None, means=means, failed=failed
+    )
 
 
 def _run_batch(
     model: nn.Module, block: NeuralODE, candidates: Sequence[Integrator], x: Input
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """h0, k1, nfe, output and means of one batch; see `Outcomes`."""
-    runs = [_run(model, block, candidate, x) for candidate in candidates]
-    first = runs[0][0]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """h0, k1, nfe, output, means and failed of one batch; see `Outcomes`."""
+    runs = [run_model(model, block, candidate, x) for candidate in candidates]
+    solves = [_only(run.solves) for run in runs]
+    first = solves[0]
     k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
-    solutions = [record.solution for record, _ in runs]
-    nfe = torch.stack([solution.nfe for solution in solutions], 1)
-    output = torch.stack([output for _, output in runs], 1)
-    means = torch.stack([channel_means(solution.y) for solution in solutions], 1)
+    nfe = torch.stack([solve.solution.nfe for solve in solves], 1)
+    output = torch.stack([run.output for run in runs], 1)
+    failed = torch.stack([run.failed for run in runs], 1)
+    means = torch.stack([channel_means(solve.solution.y) for solve in solves], 1)
     means = means if means.shape[2] <= MAX_CHANNELS else means.new_zeros(*means.shape[:2], 0)
-    return concatenate_state(first.y0), concatenate_state(k1), nfe, output, means
+    return concatenate_state(first.y0), concatenate_state(k1), nfe, output, means, failed
 
 
-def _run(model: nn.Module, block: NeuralODE, candidate: Integrator, x: Input) -> tuple[BlockSolve, Tensor]:
-    """The solve of the block and the output [B, ...] of the model, with one candidate."""
-    with block.using(candidate), block.recording() as records:
-        output = model(x)
-    if len(records) != 1:
-        raise ValueError(f"model: expected one integration per forward pass, got {len(records)}")
-    return records[0], output
+def _only(solves: list[BlockSolve]) -> BlockSolve:
+    if len(solves) != 1:
+        raise ValueError(f"model: expected one integration per forward pass, got {len(solves)}")
+    return solves[0]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dise.integrate.annotations import Bool, Float
 from dise.integrate.problem.state import State
-from dise.select.model.logits import class_logits
+from dise.select.model.logits import class_logits, log_probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def confidence(logits: Tensor, measure: str = "top") -> Float[Tensor, " n"]:
     if measure == "gap":
         two = logits.topk(2, dim=1).values
         return two[:, 0] - two[:, 1]
-    log_p = logits.log_softmax(1)
+    log_p = log_probabilities(logits)
     if measure == "entropy":
         entropy = -(log_p.exp() * log_p).sum(1)
         return 1 - entropy / math.log(log_p.shape[1])

@@ -19,8 +19,18 @@ Selector = Callable[[Tensor, Tensor], Tensor]
 
 
 def cheapest_candidate(scores: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
-    """[n] index of the smallest score [n, K]; NaN counts as the largest."""
-    return scores.nan_to_num(nan=torch.inf).argmin(1)
+    """[n] index of the smallest score [n, K]; NaN counts as the largest.
+
+    If all of a sample's scores are NaN, since its features are not finite, it gets the last candidate, the safest.
+    """
+    return without_nan(scores).argmin(1)
+
+
+def without_nan(scores: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
+    """Scores [n, K] of which the smallest is that of `cheapest_candidate`, with infinity instead of NaN."""
+    unknown = scores.isnan()
+    last = torch.arange(scores.shape[1], device=scores.device) == scores.shape[1] - 1
+    return scores.nan_to_num(nan=torch.inf).masked_fill(unknown.all(1, keepdim=True) & last, 0)
 
 
 @dataclass(frozen=True, eq=False)

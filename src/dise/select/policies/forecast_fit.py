@@ -20,7 +20,8 @@ class ForecastFit:
     Attributes:
         weight: [F, C], for the features of `forecast_features`.
         bias: [C].
-        leave_one_out: [N, C] prediction for each sample by the map that is fitted to the other samples.
+        leave_one_out: [N, C] prediction for each sample by the map that is fitted to the other samples; NaN for samples
+            that the fit left out.
         channels: D, number of channels whose means are features.
     """
 
@@ -38,6 +39,7 @@ def fit_forecast(
 
     Samples weigh more the less confident the candidate is: w = 1 / (1 + (gap / 2g)²), with the gap between its two
     largest logits and its 10 % quantile g. Only for such samples can a prediction error change what is accepted.
+    Samples with features or logits that are not finite are left out.
 
     Args:
         logits, reference: [N, C], or [N] or [N, 1], logits of the candidate and of the reference on N ≥ 2 samples.
@@ -45,7 +47,7 @@ def fit_forecast(
         penalties: λ to choose from, by the mean squared leave-one-out error.
 
     Raises:
-        ValueError: shapes that differ, or fewer than two samples.
+        ValueError: shapes that differ, or fewer than two samples with finite features and logits.
 
     Source: Allen, The relationship between variable selection and data augmentation and a method for prediction, 1974
     (all leave-one-out errors from one decomposition).
@@ -54,14 +56,23 @@ def fit_forecast(
     logits, y = class_logits(logits.double()), class_logits(reference.double())
     features = forecast_features(logits, None if means is None else means.double())
     columns = _distinct_columns(features.shape[1], logits.shape[1]).to(logits.device)
-    regression = _Regression.of(features[:, columns], y, _weights(logits))
+    usable = (features.isfinite().all(1) & y.isfinite().all(1)).nonzero().flatten()
+    if len(usable) < 2:
+        raise ValueError(
+            f"logits, reference: expected two or more samples with finite features and logits, got {len(usable)} of "
+            f"{len(y)}"
+        )
+    used = y[usable]
+    regression = _Regression.of(features[usable][:, columns], used, _weights(logits[usable]))
     best = min(penalties, key=lambda penalty: float(regression.errors(penalty).square().mean()))
     slope, bias = regression.solution(best)
+    predicted = torch.full_like(y, torch.nan)
+    predicted[usable] = used - regression.errors(best) / regression.root
     dtype = torch.get_default_dtype()
     return ForecastFit(
         weight=slope.new_zeros(features.shape[1], slope.shape[1]).index_copy(0, columns, slope).to(dtype),
         bias=bias.to(dtype),
-        leave_one_out=(y - regression.errors(best) / regression.root).to(dtype),
+        leave_one_out=predicted.to(dtype),
         channels=0 if means is None else means.shape[1],
     )
 

@@ -53,7 +53,8 @@ def nfe_with_overhead(block: NeuralODE, integrator: Integrator, records: Sequenc
     start = next(record for record in records if record.solution.nfe.numel())
     one = _first_sample(start.y0) if block.options.batched else start.y0
     t0 = start.t0[:1] if isinstance(start.t0, Tensor) and start.t0.ndim else start.t0
-    of_f = count_macs(lambda: block.first_stage(one, t0=t0))
+    rows = tuple(arg[:1] for arg in start.sample_args)
+    of_f = count_macs(lambda: block.first_stage(one, t0=t0, args=start.args, sample_args=rows))
     for call, least in calls:
         if of_f > 0:
             total += (choice >= least) * (count_macs(partial(call, one)) / of_f)

@@ -1,0 +1,84 @@
+"""Milliseconds of the model with the policy, beside the reference and the best single candidate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import Integrator
+from dise.nn import NeuralODE
+from dise.select.judging.profile import time_side_by_side
+from dise.select.model.block import device_of
+
+TIMED = 5  # batches, of whose times the median is taken
+NOISE = 1.05  # times that differ by less are alike
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds that the whole model takes per batch.
+
+    Attributes:
+        batch: samples per batch.
+        policy, reference: with each of them.
+        candidate: name of the best single candidate; None if there is none, or the policy is a single one.
+        single: milliseconds with it.
+    """
+
+    batch: int
+    policy: float
+    reference: float
+    candidate: str | None = None
+    single: float | None = None
+
+    def __str__(self) -> str:
+        per = f"milliseconds per batch of {self.batch}"
+        text = f"{self.policy:.2f} {per}, {self.reference:.2f} with the reference"
+        if self.single is not None:
+            text += f", {self.single:.2f} with {self.candidate}, the best single candidate"
+        slower = []
+        if self.policy > NOISE * self.reference:
+            slower.append("the reference")
+        if self.single is not None and self.policy > NOISE * self.single:
+            slower.append(f"{self.candidate} for all samples")
+        if slower:
+            text += f"\nAt this batch size the policy is slower than {' and '.join(slower)}, on this machine."
+        return text
+
+
+def time_policy(
+    model: nn.Module,
+    block: NeuralODE,
+    *,
+    reference: Integrator,
+    single: Integrator | None,
+    batches: Sequence[Tensor],
+) -> Timing | None:
+    """Time the model on some batches with each integrator, in one run; None if the policy is the reference.
+
+    Args:
+        model: contains the block.
+        block: has the policy.
+        reference: the integrator to compare with.
+        single: the best single candidate, if there is one.
+        batches: inputs, of which the first few are used; the first gives the batch size.
+    """
+    policy, device = block.integrator, device_of(model)
+    if policy is reference:
+        return None
+    inputs = [x.to(device) for x in batches if len(x) == len(batches[0])][:TIMED]
+    integrators = {"policy": policy, "reference": reference}
+    if single is not None and policy.chooses:
+        integrators["single"] = single
+    calls = {name: partial(_run, model, block, integrator) for name, integrator in integrators.items()}
+    times = time_side_by_side(calls, inputs, device=device)
+    name = str(single) if "single" in times else None
+    return Timing(len(inputs[0]), times["policy"], times["reference"], name, times.get("single"))
+
+
+@torch.no_grad()
+def _run(model: nn.Module, block: NeuralODE, integrator: Integrator, x: Tensor) -> None:
+    with block.using(integrator), block.recording(throw=False):
+        model(x)
