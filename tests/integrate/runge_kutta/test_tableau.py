@@ -8,7 +8,7 @@ import scipy.integrate
 import torch
 from torchdiffeq._impl import adaptive_heun, dopri5, dopri8, fehlberg2
 
-from dise import ButcherTableau, FixedStep, solve
+from dise import Adaptive, ButcherTableau, FixedStep, solve
 from dise.integrate.runge_kutta.chebyshev import chebyshev
 from dise.integrate.runge_kutta.classical import (
     BOSH3,
@@ -201,6 +201,25 @@ def test_fsal_is_derived(name):
 # ---- a doubled method
 
 
+def test_heun_that_reuses_its_last_stage_by_hand():
+    """y' = λy: the next step starts with f of the Euler prediction, one evaluation per step instead of two."""
+
+    class PEC(Adaptive):
+        tableau = dataclasses.replace(HEUN, reuse_last=True)
+
+    z, y0, calls = -0.3, torch.ones(1, 1, dtype=torch.float64), []
+
+    def f(t, y):
+        calls.append(t)
+        return z * y
+
+    solution = solve(f, y0, 0.0, 2.0, PEC(rtol=1e3, atol=1e3, first_step=1.0, dt_max=1.0))
+    first = 1 + (z + z * (1 + z)) / 2  # k1 = z, k2 = z (1 + z)
+    second = first + (z * (1 + z) + z * (first + z * (1 + z))) / 2
+    assert solution.y.item() == pytest.approx(second, rel=1e-14)
+    assert len(calls) == solution.nfe.item() == 3
+
+
 def test_doubled_euler_by_hand():
     """Half steps k1 = f(t, y), k2 = f(t + ½, y + ½ k1); y = y + (k1 + k2) / 2, and y + k1 for the whole step."""
     tableau = EULER.doubled()
@@ -232,6 +251,7 @@ TWO_STAGES = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
         ({"interpolant": ((), ())}, "interpolant: rows need one length"),
         ({"interpolant": ((1.0, -1.0), (0.5, 0.0))}, r"interpolant: row 1 sums to 0.5, but b\[1\] is 1"),
         ({"interpolant": ((0.5, -0.5), (0.0, 1.0))}, "interpolant: column 0 must sum to 1, sums to 0.5"),
+        ({"reuse_last": True}, "reuse_last: needs a last stage at the end of the step"),
     ],
 )
 def test_a_wrong_coefficient_is_refused(change, message):
