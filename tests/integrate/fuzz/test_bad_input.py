@@ -166,7 +166,7 @@ NAMES = {*OTHER_NAMES, *(name for _, names in CALLS.values() for name in names)}
 
 
 def names_an_argument(error):
-    start = re.match(r"([a-z_0-9]+)[:\[.]", str(error))
+    start = re.match(r"([a-z_0-9]+)[:,.\[]", str(error))
     return start is not None and start[1] in NAMES
 
 
