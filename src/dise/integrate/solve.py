@@ -100,8 +100,9 @@ def solve(
             the steps between them again: less memory, the same gradients, one more forward pass. f is then called
             again during the backward pass. "backsolve" integrates the adjoint equation backwards: memory does not grow
             with the number of steps, but gradients are exact only up to the tolerance, `Solution.error` and
-            `accumulated` have none, and a backward solve may be unstable. f's parameters are known if f is an
-            nn.Module; a `Backsolve` names other tensors, or another integrator for going back.
+            `accumulated` have none, and a backward solve may be unstable. Gradients are those in the
+            tensors on which f's value at the start depends; a `Backsolve` names others, or another integrator for going
+            back. Both call f with the weights and the autocast that the forward pass had.
         compile: True makes one graph of a whole step of a Runge–Kutta method (or of several, see the guide), f
             included, by `torch.compile`; results may differ from eager ones by rounding. "fast" also lets float32
             tanh err by 6 units in the last place and sums narrow matrix products in another order, on the CPU. A
