@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Event, Integrator, Progress, Solution, SolveOptions, State, Step, solve
+from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, Step, solve
 from dise.integrate.clock import clock_dtype
 from dise.integrate.options import SolveKeywords
+from dise.integrate.output.events import EventArgument
 from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
 
@@ -97,8 +98,9 @@ class NeuralODE(nn.Module):
         save_at: Tensor | Sequence[float] | None = None,
         save_mask: Tensor | None = None,
         save: Callable[..., Values] | None = None,
+        save_every: int | None = None,
         dense: bool = False,
-        event: Event | Callable[..., Tensor] | None = None,
+        event: EventArgument | None = None,
         accumulate: Callable[[Step], Tensor] | None = None,
         record: bool = False,
         progress: Callable[[Progress], object] | None = None,
@@ -120,6 +122,7 @@ class NeuralODE(nn.Module):
             save_at=save_at,
             save_mask=save_mask,
             save=save,
+            save_every=save_every,
             dense=dense,
             event=event,
             accumulate=accumulate,

@@ -118,9 +118,9 @@ ERRORS = {
     # ---- events
     "event a number": ({"event": 1.0}, TypeError, "event: expected a function"),
     "event returns None": ({"event": lambda t, y: None}, TypeError,
-                           "event: expected a tensor of real numbers, got NoneType"),
-    "event returns bools": ({"event": lambda t, y: y[:, 0] > 0}, TypeError,
-                            "event: expected a tensor of real numbers, got torch.bool"),
+                           "event: expected a tensor of real numbers or bool, got NoneType"),
+    "event returns whole numbers": ({"event": lambda t, y: y[:, 0].long()}, TypeError,
+                                    "event: expected a tensor of real numbers or bool, got torch.int64"),
     "event returns the state": ({"event": lambda t, y: y}, ValueError, r"event: expected shape \(2,\)"),
     "event returns one number": ({"event": lambda t, y: y.sum()}, ValueError, r"event: expected shape \(2,\)"),
     # ---- the rest

@@ -28,7 +28,8 @@ from dise.integrate.multistep.table import MultistepTable
 from dise.integrate.multistep_method import Multistep
 from dise.integrate.one_step import StepResult, step
 from dise.integrate.options import SolveOptions
-from dise.integrate.output.events import Event
+from dise.integrate.output.event_log import Events
+from dise.integrate.output.events import Event, SteadyState
 from dise.integrate.output.observers import Progress, Steps
 from dise.integrate.problem.state import State
 from dise.integrate.resume import resume
@@ -52,6 +53,7 @@ __all__ = [
     "Dopri8",
     "Euler",
     "Event",
+    "Events",
     "Fehlberg2",
     "FixedStep",
     "Heun",
@@ -71,6 +73,7 @@ __all__ = [
     "SolveOptions",
     "State",
     "Status",
+    "SteadyState",
     "Step",
     "StepDoubling",
     "StepResult",

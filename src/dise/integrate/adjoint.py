@@ -18,7 +18,7 @@ from dise.integrate.dependencies import dependencies
 from dise.integrate.integrators import FixedStep, Integrator
 from dise.integrate.multistep.grids import TimeGrid
 from dise.integrate.multistep_method import Multistep
-from dise.integrate.output.events import EventMonitor
+from dise.integrate.output.event_search import EventSearch
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.problem import Problem
@@ -132,16 +132,33 @@ class ForwardAnswers:
 
 
 @dataclass(frozen=True, eq=False)
+class StoppedSamples:
+    """The samples that events stopped.
+
+    Args:
+        search: the forward solve's.
+        which: [B] index of the event that stopped each sample; -1: none did.
+    """
+
+    search: EventSearch
+    which: Tensor
+
+    def value(self, samples: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """[K] the functions of the events that stopped the samples [K], at times [K] and states [K, F]."""
+        return self.search.value(samples, self.which[samples], t, y)
+
+
+@dataclass(frozen=True, eq=False)
 class Adjoint:
     """The results of a forward solve, with gradients by a backward solve.
 
     Args:
         backward: the backward solve.
-        event: the forward solve's.
+        stopped: samples that events stopped; None: the forward solve had no events.
     """
 
     backward: BackwardSolve
-    event: EventMonitor | None
+    stopped: StoppedSamples | None
 
     def attach(
         self, result: Result, points: tuple[Tensor, Tensor] | None, saved: Tensor | None
@@ -152,8 +169,8 @@ class Adjoint:
         mask = torch.ones_like(times, dtype=torch.bool) if mask is None else mask
         states = problem.y0.detach()[:, None, :].expand(-1, times.shape[1], -1) if saved is None else saved
         arrived = result.t == problem.t1
-        if self.event is not None:
-            arrived = arrived & ~self.event.stopped
+        if self.stopped is not None:
+            arrived = arrived & (self.stopped.which < 0)
         end = torch.where(arrived, problem.t1, result.t)
         values = (result.y.detach(), states.detach(), mask)
         y, states = _AdjointFunction.apply(self.backward, values, problem.y0, problem.t0, end, times, *params)  # type: ignore[no-untyped-call]
@@ -165,25 +182,25 @@ class Adjoint:
             error=_NoGradient.apply("error", result.error, *sources),  # type: ignore[no-untyped-call]
             accumulated=_NoGradient.apply("accumulated", result.accumulated, *sources),  # type: ignore[no-untyped-call]
         )
-        if self.event is not None:
-            result = self._stopped(self.event, result)
+        if self.stopped is not None:
+            result = self._at_events(self.stopped, result)
         return result, None if saved is None else states
 
-    def _stopped(self, event: EventMonitor, result: Result) -> Result:
+    def _at_events(self, stopped: StoppedSamples, result: Result) -> Result:
         """The result, with gradients of the stopped samples' times and states by the implicit function theorem.
 
         dt* = −dg / (∂g/∂t + ∂g/∂y·f), where dg is the change of the event's function at the fixed time.
         """
-        samples = event.stopped.nonzero().flatten()
+        samples = (stopped.which >= 0).nonzero().flatten()
         if len(samples) == 0 or not result.y.requires_grad:
             return result
         t, y = result.t.detach(), result.y.detach()
         with torch.no_grad():
             slope_y = self.backward.evaluate(Request(None, t, y))[samples]
-        value = event.value(samples, t[samples], result.y[samples])
+        value = stopped.value(samples, t[samples], result.y[samples])
         with torch.enable_grad():
             theta = torch.zeros_like(t[samples]).requires_grad_()
-            moved = event.value(samples, t[samples] + theta, y[samples] + theta[:, None] * slope_y)
+            moved = stopped.value(samples, t[samples] + theta, y[samples] + theta[:, None] * slope_y)
             (slope,) = torch.autograd.grad(moved.sum(), theta, materialize_grads=True)
         slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
         change = -(value - value.detach()) / slope

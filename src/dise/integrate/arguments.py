@@ -11,7 +11,7 @@ from torch import Tensor
 from dise.integrate.clock import clock_dtype, given_dtype, is_exact
 from dise.integrate.problem.state import shapes
 from dise.integrate.tracing import has_values
-from dise.integrate.value import is_number
+from dise.integrate.value import check_whole, is_number
 
 
 def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
@@ -157,13 +157,23 @@ class Span:
         return times
 
 
-def as_save_points(
-    save_at: object, save_mask: object, save: object, span: Span, *, batched: bool
-) -> tuple[Tensor, Tensor] | None:
+def check_saving(save_at: object, save_every: object, save: object, save_mask: object) -> None:
+    """Raise a ValueError unless the arguments of `dise.solve` that say what to save, and where, go together."""
+    if save_every is not None:
+        check_whole("save_every", save_every)
+        if save_at is not None:
+            raise ValueError("save_every: values are saved at save_at already; give one of the two")
+    if save_mask is not None and save_at is None:
+        raise ValueError("save_mask: it marks save points as padding, but save_at was not given")
+    if save is not None and save_at is None and save_every is None:
+        raise ValueError("save: it says what to save, but neither save_at nor save_every was given")
+
+
+def as_save_points(save_at: object, save_mask: object, span: Span, *, batched: bool) -> tuple[Tensor, Tensor] | None:
     """Save points as times [n, T] and a mask [n, T]; None if there are none.
 
     Args:
-        save_at, save_mask, save: see `dise.solve`.
+        save_at, save_mask: see `dise.solve`.
         span: of the samples.
         batched: see `dise.solve`.
 
@@ -171,9 +181,6 @@ def as_save_points(
         TypeError, ValueError: not times within the samples' spans.
     """
     if save_at is None:
-        for name, value, purpose in (("save_mask", save_mask, "marks padding"), ("save", save, "says what to save")):
-            if value is not None:
-                raise ValueError(f"{name}: it {purpose}, but save_at was not given")
         return None
     times = _for_each("save_at", _as_real("save_at", save_at, span.t0), len(span.t0), batched=batched)
     times = span.meant("save_at", times, given_dtype(save_at))

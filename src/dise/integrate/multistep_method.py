@@ -121,7 +121,7 @@ class Multistep(Integrator):
 
     def _check(self, problem: Problem, run: Run) -> None:
         """Raise a ValueError if the table cannot give what the solve asks for."""
-        if run.observers or run.stop is not None or run.accumulate is not None:
+        if run.observers or run.events is not None or run.accumulate is not None:
             raise ValueError(
                 "save_at, dense, event, accumulate, record, progress: a Multistep method has no steps to interpolate "
                 "or to measure; use a Runge–Kutta method, e.g. Midpoint(steps=8)"

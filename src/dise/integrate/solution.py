@@ -9,10 +9,11 @@ from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Int
 from dise.integrate.arguments import Span, as_query_times
+from dise.integrate.output.event_log import Events
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Steps
 from dise.integrate.problem.state import Layout, State
-from dise.integrate.status import FAILURES, Status
+from dise.integrate.status import FAILURES, NO_EVENT, Status
 from dise.integrate.tracing import has_values
 
 
@@ -59,8 +60,12 @@ class Solution:
         accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
         saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False), or
             the values of `solve`'s `save` there, in their own structure and dtypes; 0 where they are masked, NaN (0 for
-            integers) beyond the time that a sample reached; None without save points.
-        event: [B] bool, whether `solve`'s `event` stopped the sample, or None if none was given.
+            integers) beyond the time that a sample reached. With `save_every` [B, S, ...] at every n-th step's end,
+            padded like that at the end. None without save points.
+        saved_t: [B, S] times of `saved` with `save_every`, padded with NaN; else None.
+        which: [B] int64, index of the event that stopped the sample, among those given to `solve` (-1: none did, as in
+            a sample that reached t1), or None if none was given.
+        events: all events of each sample, with their times and states (see `Events`), or None if none was given.
         steps: with `record`, the accepted steps' ends and error ratios (see `Steps`), else None.
         choice: [B] int64, index of each sample's candidate if the integrator chooses one per sample (-1 for an empty
             span), else None.
@@ -78,10 +83,17 @@ class Solution:
     k1: State | None = None
     accumulated: Float[Tensor, "*B"] | None = None
     saved: Any = None  # the structure is that of y0, or of what `save` returns
+    saved_t: Float[Tensor, "..."] | None = None
     steps: Steps | None = None
     choice: Int[Tensor, "*B"] | None = None
-    event: Bool[Tensor, "*B"] | None = None
+    which: Int[Tensor, "*B"] | None = None
+    events: Events | None = None
     interpolant: Interpolant | None = field(default=None, repr=False)
+
+    @property
+    def event(self) -> Bool[Tensor, "*B"] | None:
+        """[B] bool, whether an event stopped the sample; None if none was given to `solve`."""
+        return None if self.which is None else self.which >= 0
 
     def evaluate(self, t: float | Sequence[float] | Tensor) -> State:
         """State at any time within the span, by dense output of the method's order; needs `solve(..., dense=True)`.
@@ -115,7 +127,9 @@ class Solution:
         i = int(failed[0])
         status = Status(int(torch.atleast_1d(self.status)[i]))
         problem, remedy = FAILURES[status]
-        t, dt = (float(torch.atleast_1d(x)[i]) for x in (self.t, self.dt))
+        if status == Status.MAX_STEPS and self.which is not None:
+            problem, remedy = NO_EVENT
+        t, dt = (float(torch.atleast_1d(x.detach())[i]) for x in (self.t, self.dt))
         raise SolveError(
             f"{len(failed)} of {self.status.numel()} samples failed; first: sample {i} at t={t:.6g} with step "
             f"{dt:.3g}: {status.name}, {problem}. What to try: {remedy}. "

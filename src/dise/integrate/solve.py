@@ -8,22 +8,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dise.integrate.adjoint import Adjoint, ForwardAnswers
+from dise.integrate.adjoint import Adjoint, ForwardAnswers, StoppedSamples
 from dise.integrate.arguments import (
     Span,
     as_save_points,
     as_sequence,
     check_options,
     check_sample_args,
+    check_saving,
     check_state,
 )
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
-from dise.integrate.output.events import Event, EventMonitor, as_event
+from dise.integrate.output.event_log import EventLog
+from dise.integrate.output.event_search import EventSearch
+from dise.integrate.output.events import EventArgument, as_events, check_backsolve
 from dise.integrate.output.functions import FunctionCaller, Values
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Progress, StepLog, Steps
+from dise.integrate.output.saved_steps import SavedSteps
 from dise.integrate.output.saving import SavePoints
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
@@ -47,8 +51,9 @@ def solve(
     save_at: Tensor | Sequence[float] | None = None,
     save_mask: Tensor | None = None,
     save: Callable[..., Values] | None = None,
+    save_every: int | None = None,
     dense: bool = False,
-    event: Event | Callable[..., Tensor] | None = None,
+    event: EventArgument | None = None,
     batched: bool = True,
     drop_finished: bool = True,
     accumulate: Callable[[Step], Tensor] | None = None,
@@ -80,11 +85,15 @@ def solve(
             when a step passes them, so memory grows with T alone. With batched=False [T].
         save: function save(t, y, *args, *sample_args) → [n, ...], or a tuple or dict of such tensors, whose values are
             saved instead of the states. n is the number of save points that steps have just passed, of any samples.
-        event: function event(t, y, *args, *sample_args) → [n] at whose zero crossing each sample stops, or an `Event`,
-            which may name the direction. `Solution.event` marks the stopped samples, `Solution.t` and `Solution.y` hold
-            the times and states of their events, both differentiable. A sample without a crossing continues to t1,
-            which may be infinite if the integrator is adaptive. Signs are compared at the ends of steps, so two
-            crossings within one step are missed. `error` and `accumulated` include the whole last step.
+        save_every: save the states (or what `save` returns) at the end of every n-th accepted step of each sample,
+            instead of at save points; `Solution.saved_t` holds the times. Rows are padded at the end.
+        event: function event(t, y, *args, *sample_args) → [n], numbers or bool, at whose zero crossing (or where it
+            becomes True) each sample stops; an `Event`, which also has a direction, may happen several times or change
+            the state; a `SteadyState`; or several of these, in a sequence or a dict with names. `Solution.event` marks
+            the stopped samples, `Solution.which` says by which event, `Solution.t` and `Solution.y` hold the times and
+            states of these events, `Solution.events` those of all, all differentiable. A sample that no event stops
+            continues to t1, which may be infinite if the integrator is adaptive. Events are looked for at a few points
+            of each step's dense output. `error` and `accumulated` include the whole of an interrupted step.
 
     Other Args:
         save_mask: [B, T] or [T] bool; False marks a save point as padding: its time may be any number, its state is 0.
@@ -135,36 +144,39 @@ def solve(
     )
     functions = {"f": f, "save": save, "accumulate": accumulate, "progress": progress}
     check_options({"dense": dense, "record": record, "throw": throw}, functions)
+    check_saving(save_at, save_every, save, save_mask)
     check_state("y0", y0, batched=batched)
     if not isinstance(integrator, Integrator):
         raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
-    layout, rule = Layout.of(y0, batched=batched), as_event(event)
+    layout, events = Layout.of(y0, batched=batched), as_events(event)
     packed = layout.pack(y0)
     further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
-    span = Span.of(t0, t1, packed, batched=batched, endless=rule is not None)
+    span = Span.of(t0, t1, packed, batched=batched, endless=events is not None)
     wanted = Problem(y0=packed, t0=span.t0, t1=span.t1, nonempty_spans=_nonempty_spans(t0, t1), layout=layout)
-    times = as_save_points(save_at, save_mask, save, span, batched=batched)
+    times = as_save_points(save_at, save_mask, span, batched=batched)
     back = options.backsolve(integrator, dense=dense)
     checkpoint = gradient == "checkpoint" and torch.is_grad_enabled()
     if back is not None or checkpoint:
         check_transforms("checkpoint" if checkpoint else "backsolve")
+    if back is not None:
+        check_backsolve(events or {}, save_every)
     problem = wanted if back is None else wanted.detach()
     stand_ins = None if drop_finished else (problem.t0, problem.y0)
     plain = Field(f, layout, stand_ins, further, own, packed.shape[0])
     field, rounds = _compiled(plain, options.compile)
-    monitor = None if rule is None else EventMonitor(rule, layout, further, own, problem.t0)
     caller = FunctionCaller(layout, further, own)
+    search = None if events is None else EventSearch(events, caller, problem)
+    happened = None if search is None else EventLog(search.names, problem)
     # a backward solve needs the states at the save points, whatever is saved
-    kept = None if back is not None else save
-    points = None if times is None else SavePoints(*times, problem, caller, kept)
-    stages = dense or monitor is not None
-    log = StepLog(len(packed), packed.device, stages=stages) if stages or record else None
+    points = None if times is None else SavePoints(*times, problem, caller, None if back is not None else save)
+    ends = None if save_every is None else SavedSteps(save_every, problem, caller, save)
+    log = StepLog(len(packed), packed.device, stages=dense) if dense or record else None
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     run = Run(
         field=field,
         rounds=rounds,
-        observers=tuple(observer for observer in (log, points, meter) if observer is not None),
-        stop=monitor,
+        observers=tuple(observer for observer in (log, points, ends, happened, meter) if observer is not None),
+        events=search,
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
         accumulate=accumulate,
@@ -173,19 +185,23 @@ def solve(
     answers = None if back is None else ForwardAnswers(field, plain, packed.device.type)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
         result = _integrated(integrator, problem, run, answers or field, times)
-        result, path = _ended(result, problem, monitor, log if stages else None)
-        saved = None if points is None else points.finish(result, stopped=monitor is not None)
+        saved = None if points is None else points.finish(result)
+        saved_t, saved_ends = (None, None) if ends is None else ends.finish()
+    which = None if happened is None else happened.stopped_by()
     if answers is not None and back is not None and back.integrator is not None:
         backward = answers.backward_solve(wanted, back, back.integrator, run)
-        result, states = Adjoint(backward, monitor).attach(result, times, cast(Tensor | None, saved))
+        stopped = None if search is None or which is None else StoppedSamples(search, which)
+        result, states = Adjoint(backward, stopped).attach(result, times, cast(Tensor | None, saved))
         if times is not None and states is not None:
             points = SavePoints(*times, problem, caller, save)
             saved = points.apply(states, result.t)
     solution = replace(
         _solution(result, layout, field.calls, accumulated=accumulate is not None),
-        saved=None if points is None or saved is None else points.in_structure(saved),
-        event=None if monitor is None else monitor.stopped if batched else monitor.stopped[0],
-        interpolant=Interpolant(path, span, layout) if dense and path is not None else None,
+        saved=saved_ends if points is None or saved is None else points.in_structure(saved),
+        saved_t=saved_t,
+        which=which if which is None or batched else which[0],
+        events=None if happened is None else happened.events(result),
+        interpolant=Interpolant(DenseSolution.of(log, problem, result), span, layout) if dense and log else None,
         steps=Steps.of(log, problem.t0, batched=batched) if record and log is not None else None,
     )
     return solution.raise_for_status() if throw else solution
@@ -221,18 +237,6 @@ def _integrated(
     times = (problem.t0, problem.t1, *(points or ())[:1])
     in_time = torch.is_grad_enabled() and any(t.requires_grad for t in times)
     return drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), answer)
-
-
-def _ended(
-    result: Result, problem: Problem, monitor: EventMonitor | None, log: StepLog | None
-) -> tuple[Result, DenseSolution | None]:
-    """The result, with stopped samples moved to their events, and the dense solution if stages were logged."""
-    if log is None:
-        return result, None
-    path = DenseSolution.of(log, problem, result)
-    if monitor is not None:
-        result = monitor.locate(path, result)
-    return result, path._replace(end=result.t, y_end=result.y)
 
 
 def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:

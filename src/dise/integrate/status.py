@@ -14,6 +14,11 @@ class Status(IntEnum):
     DT_MIN = 5
 
 
+NO_EVENT = (  # the same for MAX_STEPS of a solve with events
+    "max_steps steps were not enough, and no event stopped the sample",
+    "check that the event can happen after this t, and its direction; give a finite t1; or raise the integrator's "
+    "max_steps",
+)
 FAILURES = {  # what happened, and what to try
     Status.NON_FINITE: (
         "f or the state became NaN or infinite",

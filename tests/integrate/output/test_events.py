@@ -277,8 +277,7 @@ def test_of_three_crossings_in_one_step_the_first_is_found():
     assert solution.n_steps.item() == 1
     assert solution.t.item() == pytest.approx(1, rel=1e-12)
     falling = solve(f, rows([-6.0]), 0.0, 2.5, step, event=Event(on_the_ground, "falling"))
-    assert not falling.event.any()  # the ends' signs alone are compared, and both are negative
-    assert falling.t.item() == 2.5
+    assert falling.t.item() == pytest.approx(2, rel=1e-12)
 
 
 def test_a_crossing_at_the_end_of_the_span():
@@ -332,13 +331,15 @@ def test_an_endless_span_needs_an_event():
         (lambda t, y: y, ValueError, r"event: expected shape \(2,\), one number per sample, got \(2, 3\)"),
         (lambda t, y: y[:, :1], ValueError, r"event: expected shape \(2,\), one number per sample, got \(2, 1\)"),
         (lambda t, y: y.sum(), ValueError, r"event: expected shape \(2,\), one number per sample, got \(\)"),
-        (lambda t, y: None, TypeError, "event: expected a tensor of real numbers, got NoneType"),
-        (lambda t, y: 1.0, TypeError, "event: expected a tensor of real numbers, got float"),
-        (lambda t, y: y[:, 0] > 0, TypeError, "event: expected a tensor of real numbers, got torch.bool"),
-        (lambda t, y: y[:, 0].long(), TypeError, "event: expected a tensor of real numbers, got torch.int64"),
-        (lambda t, y: y[:, 0] * 1j, TypeError, "event: expected a tensor of real numbers, got torch.complex64"),
+        (lambda t, y: None, TypeError, "event: expected a tensor of real numbers or bool, got NoneType"),
+        (lambda t, y: 1.0, TypeError, "event: expected a tensor of real numbers or bool, got float"),
+        (lambda t, y: y[:, 0].long(), TypeError, "event: expected a tensor of real numbers or bool, got torch.int64"),
+        (lambda t, y: y[:, 0] * 1j, TypeError, "event: expected a tensor of real numbers or bool, got torch.complex64"),
         (1.0, TypeError, r"event: expected a function of \(t, y\), got float"),
         (True, TypeError, r"event: expected a function of \(t, y\), got bool"),
+        ([], TypeError, "event: expected at least one event"),
+        ({1: lambda t, y: y[:, 0]}, TypeError, "event: expected at least one event, in a dict with names as keys"),
+        ([lambda t, y: y[:, 0], 1.0], TypeError, r"event: expected a function of \(t, y\), got float"),
     ],
 )
 def test_a_bad_event_is_named(event, error, message):
@@ -346,9 +347,20 @@ def test_a_bad_event_is_named(event, error, message):
         solve(lambda t, y: -y, torch.ones(2, 3), 0.0, 1.0, RK4(2), event=event)
 
 
-def test_an_unknown_direction_is_named():
-    with pytest.raises(ValueError, match="direction: expected 'any', 'rising' or 'falling', got 'up'"):
-        Event(on_the_ground, "up")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"direction": "up"}, ValueError, "direction: expected 'any', 'rising' or 'falling', got 'up'"),
+        ({"terminal": 0}, ValueError, "terminal: expected a whole number of at least 1, got 0"),
+        ({"terminal": "yes"}, ValueError, "terminal: expected a whole number of at least 1, got 'yes'"),
+        ({"change": 1.0}, TypeError, r"change: expected a function of \(t, y\), got float"),
+        ({"change": lambda t, y: y, "terminal": True}, ValueError, "change: the first event stops the sample"),
+        ({"change": lambda t, y: y, "terminal": 1}, ValueError, "change: the first event stops the sample"),
+    ],
+)
+def test_a_bad_option_of_an_event_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        Event(on_the_ground, **options)
 
 
 def test_one_system_has_one_number():

@@ -129,7 +129,7 @@ def test_dynamic_and_a_block_pass_it_on(tanh_field):
         ({"save": lambda t, y: y[:1]}, ValueError, r"save: expected tensors \[n, ...\] from its function, with n=2"),
         ({"save": lambda t, y: y.sum()}, ValueError, r"save: expected tensors \[n, ...\] from its function, with n=2"),
         ({"save": lambda t, y: y if t[0] == 0 else y[:, :1]}, ValueError, r"save: expected values of shape \(3,\)"),
-        ({"save": lambda t, y: y, "save_at": None}, ValueError, "save: it says what to save, but save_at was not"),
+        ({"save": lambda t, y: y, "save_at": None}, ValueError, "save: it says what to save, but neither save_at"),
     ],
 )
 def test_bad_functions(options, error, message):
@@ -147,3 +147,57 @@ def test_waiting_steps_change_nothing(monkeypatch, problem):
     for number in (1, 100, math.inf):
         monkeypatch.setattr(saving, "WAITING_NUMEL", number)
         assert_close(solve(decay, y0, t0, t1, TIGHT, **options).saved, once, rtol=1e-14, atol=1e-14)
+
+
+# ---- every n-th step
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_every_nth_accepted_step(problem, every, gradient):
+    y0, t0, t1, rate, _ = problem
+    options = {"sample_args": (rate,), "gradient": gradient, "record": True, "dense": True}
+    solution = solve(decay, y0.requires_grad_(), t0, t1, Dopri5(first_step="span"), save_every=every, **options)
+    assert (solution.n_accepted < solution.n_steps).any()
+    assert solution.saved_t.shape[1] == int(solution.n_accepted.max()) // every
+    for i in range(4):
+        number = int(solution.n_accepted[i]) // every
+        t, y = solution.saved_t[i], solution.saved[i]
+        assert torch.equal(t[:number], solution.steps.t[i, every - 1 :: every][:number])
+        assert_close(
+            y[:number],
+            solution.evaluate(
+                solution.saved_t.nan_to_num(nan=0.0).clamp(t0.minimum(t1)[:, None], t0.maximum(t1)[:, None])
+            )[i, :number],
+        )
+        assert t[number:].isnan().all()
+        assert y[number:].isnan().all()
+    if every == 1:
+        assert torch.autograd.grad(solution.saved.nan_to_num().sum(), y0)[0].abs().sum() > 0
+
+
+def test_every_nth_step_of_functions_one_system_and_cascades():
+    field = lambda t, y: -(y**2)  # noqa: E731
+    one = solve(field, torch.ones(2, 3), 0.0, 1.0, RK4(6), batched=False, save_every=2, save=lambda t, y: (t, y.sum()))
+    assert one.saved_t.tolist() == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert one.saved[0].tolist() == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert one.saved[1].shape == (3,)
+    assert one.saved[1][-1] == one.y.sum()
+    y0, first, last = column(0.5, 2.0), RK4(2), RK4(5)
+    kept = solve(field, y0, 0.0, 1.0, Cascade([first, last], lambda y: y[:, 0] < 0.5), save_every=1)
+    assert kept.choice.tolist() == [0, 1]
+    assert kept.saved_t.isfinite().sum(1).tolist() == [2, 5]
+    assert torch.equal(kept.saved[1, -1], kept.y[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_every": 0}, "save_every: expected a whole number of at least 1, got 0"),
+        ({"save_every": 2, "save_at": [0.3]}, "save_every: values are saved at save_at already"),
+        ({"save_every": 2, "gradient": "backsolve"}, "save_every: backsolve has no gradients at steps"),
+    ],
+)
+def test_a_bad_save_every(options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(lambda t, y: -y, torch.ones(2, 3).requires_grad_(), 0.0, 1.0, RK4(2), **options)

@@ -86,7 +86,7 @@ class GraphRounds:
             raise
 
     def _loop_allowed(self) -> bool:
-        watched = self.run.observers or self.run.stop is not None or torch.is_grad_enabled()
+        watched = self.run.observers or self.run.events is not None or torch.is_grad_enabled()
         return self._adaptive and self.problem.y0.is_cpu and not watched and self._looped not in _LOOP_FAILURES
 
     def _before_call(self, function: Callable[..., Any], rows: LoopRows) -> None:
@@ -98,7 +98,7 @@ class GraphRounds:
 
     def _unrolled_rounds(self, rows: LoopRows, index: int, limit: float) -> RoundsDone:
         large = rows.y.numel() > UNROLL_MAX_NUMEL
-        single = large or self.run.stop is not None or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
+        single = large or self.run.events is not None or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
         number = 1 if single else ROUNDS_PER_GRAPH
         if self._adaptive:
             # An index is a constant of the graph: pass only what matters, whether the round is the first.

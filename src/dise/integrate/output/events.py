@@ -1,153 +1,134 @@
-"""Events: a sample stops where a function of time and state crosses zero; the time of the crossing is differentiable.
+"""Events, as users describe them: conditions on time and state, and what happens where they come true."""
 
-The loop compares the function's signs at both ends of each accepted step. When the solve is over, all crossings are
-located at once on the dense output, by bisection: a fixed number of evaluations of the function, none of f.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from dise.integrate.output.interpolation import DenseSolution, PiecewisePolynomial
-from dise.integrate.problem.requests import Result
-from dise.integrate.problem.state import Layout, State
-from dise.integrate.runge_kutta.step import Step
+from dise.integrate.problem.state import State
+from dise.integrate.value import check_from_zero, check_whole
 
 Function = Callable[..., Tensor]
-
-_SCAN = 8  # parts of the last step, searched in order to find the first of several crossings
 
 
 @dataclass(frozen=True)
 class Event:
-    """A condition that stops a sample: the first zero crossing of `function` in the direction of the integration.
+    """A condition, and what happens to a sample where it comes true.
+
+    The condition is a zero crossing of a function of time and state, in the direction of the integration. A function
+    that starts at 0 has no crossing there; leaving 0 and coming back to it is one. A function that returns bool has its
+    event where it becomes True.
 
     Args:
-        function: called as function(t, y, *args, *sample_args) with f's arguments, for the n samples that took a step;
-            returns [n] real numbers ([] with batched=False). A step that starts at exactly 0 has no crossing.
-        direction: "falling" counts crossings from positive to negative only, "rising" the opposite ones, "any" both.
+        function: called as function(t, y, *args, *sample_args) with f's arguments, for any n samples; returns [n] real
+            numbers or bool ([] with batched=False).
+        direction: "falling" counts crossings from positive to negative (from True to False) only, "rising" the opposite
+            ones, "any" both; "any" of a bool is "rising".
+        terminal: True stops the sample at the first event, a number n at the n-th, False never. Default: True without
+            `change`, False with it.
+        change: state map, called as change(t, y, *args, *sample_args) at the event; returns the state, structured like
+            y, from which the sample continues. It is not applied where the event stops the sample. None: the sample
+            continues as if nothing had happened.
 
     Raises:
-        TypeError: function cannot be called.
-        ValueError: another direction.
+        TypeError: function or change cannot be called.
+        ValueError: another direction, or a number below 1; a change that a terminal event would never apply.
     """
 
     function: Function
     direction: Literal["any", "rising", "falling"] = "any"
+    _: KW_ONLY
+    terminal: bool | int | None = None
+    change: Callable[..., State] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"event: expected a function of (t, y), got {type(self.function).__name__}")
         if self.direction not in ("any", "rising", "falling"):
             raise ValueError(f"direction: expected 'any', 'rising' or 'falling', got {self.direction!r}")
+        if self.change is not None and not callable(self.change):
+            raise TypeError(f"change: expected a function of (t, y), got {type(self.change).__name__}")
+        _check_terminal(self.terminal)
+        if self.change is not None and self.last == 1:
+            raise ValueError(
+                "change: the first event stops the sample, so its state would never change; use terminal=False, or a "
+                "number of events"
+            )
 
-    def crossed(self, before: Tensor, after: Tensor) -> Tensor:
-        """[n] bool, whether two values [n] enclose a crossing; reaching 0 is a crossing, leaving 0 is not."""
-        falling, rising = (before > 0) & (after <= 0), (before < 0) & (after >= 0)
-        return {"any": falling | rising, "falling": falling, "rising": rising}[self.direction]
+    @property
+    def last(self) -> int:
+        """The number of the event that stops a sample; 0: none does."""
+        return int((self.change is None) if self.terminal is None else self.terminal)
 
 
-class EventMonitor:
-    """An event during one solve: evaluates it after each step and remembers the samples that it stopped.
+@dataclass(frozen=True, kw_only=True)
+class SteadyState:
+    """The event that the solution has become steady: norm(dy/dt) ≤ atol + rtol · norm(y).
+
+    The norms are root mean squares over a sample's features (the largest over the tensors of a tuple or dict), and
+    dy/dt is the derivative of the dense output, so no evaluation of f is needed. A sample that starts in a steady state
+    stops in its first step.
 
     Args:
-        event: the condition.
-        layout: of the state.
-        args, sample_args: further arguments of f and of the event's function.
-        t0: [B] start of each sample.
+        rtol: relative tolerance, per unit of t.
+        atol: absolute tolerance, units of y per unit of t.
+        terminal: see `Event`.
+
+    Raises:
+        ValueError: negative tolerances.
     """
 
-    def __init__(
-        self, event: Event, layout: Layout, args: tuple[Any, ...], sample_args: tuple[Tensor, ...], t0: Tensor
-    ) -> None:
-        self._event, self._layout, self._args, self._sample_args = event, layout, args, sample_args
-        self.stopped = torch.zeros_like(t0, dtype=torch.bool)  # [B]
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    terminal: bool | int = True
 
-    def value(self, sample: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """[n] the function's values for the samples [n] at times [n] and states [n, F].
+    def __post_init__(self) -> None:
+        check_from_zero("rtol", self.rtol)
+        check_from_zero("atol", self.atol)
+        _check_terminal(self.terminal)
 
-        Raises:
-            TypeError, ValueError: it returned something else.
-        """
-        rows = tuple(arg[sample] for arg in self._sample_args) if self._layout.batched else self._sample_args
-        state: State = self._layout.unpack(y)
-        value = self._event.function(self._layout.time(t), state, *self._args, *rows)
-        shape = tuple(t.shape) if self._layout.batched else ()
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"event: expected a tensor of real numbers, got {got}")
-        if value.shape != shape:
-            raise ValueError(f"event: expected shape {shape}, one number per sample, got {tuple(value.shape)}")
-        return value.reshape(t.shape)
-
-    @torch.no_grad()
-    def stops(self, sample: Tensor, step: Step, t_next: Tensor, accept: Tensor) -> Tensor:
-        """[n] bool, which of the samples [n] the event stops in this step."""
-        crossed = self._event.crossed(self.value(sample, step.t, step.y), self.value(sample, t_next, step.y_next))
-        stop = accept & crossed
-        self.stopped = self.stopped.index_put((sample,), self.stopped[sample] | stop)
-        return stop
-
-    def locate(self, path: DenseSolution, result: Result) -> Result:
-        """The result, with t and y of the stopped samples moved from the end of their last step to the crossing."""
-        samples = self.stopped.nonzero().flatten()
-        if len(samples) == 0 or path.pieces is None:
-            return result
-        last = path.pieces.last(samples)
-        theta = self._refine(samples, last, self._bisect(samples, last.detach()))
-        t, y = last.time(theta), last.within(theta)
-        unknown = torch.full_like(y, torch.nan)
-        return result._replace(
-            t=result.t.index_put((samples,), t),
-            y=result.y.index_put((samples,), y),
-            k1=result.slope.index_put((samples,), unknown),
-        )
-
-    @torch.no_grad()
-    def _bisect(self, samples: Tensor, last: PiecewisePolynomial) -> Tensor:
-        """[K] θ of the first crossing, or up to one rounding before it, in the last steps of the samples [K]."""
-
-        def value(theta: Tensor) -> Tensor:
-            return self.value(samples, last.time(theta), last.within(theta))
-
-        low, high = torch.zeros_like(last.t), torch.ones_like(last.t)
-        start = before = value(low)
-        found = torch.zeros_like(samples, dtype=torch.bool)
-        for part in range(_SCAN):
-            after = value(torch.full_like(low, (part + 1) / _SCAN))
-            here = ~found & self._event.crossed(before, after)
-            low = torch.where(here, part / _SCAN, low)
-            high = torch.where(here, (part + 1) / _SCAN, high)
-            start, found, before = torch.where(here, before, start), found | here, after
-        for _ in range(round(-torch.tensor(torch.finfo(low.dtype).eps).log2().item())):
-            middle = (low + high) / 2
-            past = self._event.crossed(start, value(middle))
-            low, high = torch.where(past, low, middle), torch.where(past, middle, high)
-        # return the point just before the crossing, so a solve restarted there is still on the original side
-        return torch.where(value(high) == 0, high, low)
-
-    def _refine(self, samples: Tensor, last: PiecewisePolynomial, theta: Tensor) -> Tensor:
-        """θ [K] with its gradient; the value does not change.
-
-        By the implicit function theorem, g(θ(p), p) = 0 gives θ' = −g_p / g_θ: a Newton step from the constant θ has
-        this derivative. A second Newton step makes second derivatives right too.
-        """
-        value = self.value(samples, last.time(theta), last.within(theta))
-        if not (torch.is_grad_enabled() and value.requires_grad):
-            return theta
-        theta = theta.clone().requires_grad_()
-        for _ in range(2):
-            value = self.value(samples, last.time(theta), last.within(theta))
-            (slope,) = torch.autograd.grad(value.sum(), theta, create_graph=True, materialize_grads=True)
-            # where the slope is 0 the time has no gradient; avoid 0/0, which would make the time itself NaN
-            slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
-            theta = theta - (value - value.detach()) / slope
-        return theta
+    @property
+    def last(self) -> int:
+        """See `Event`."""
+        return int(self.terminal)
 
 
-def as_event(event: Event | Function | None) -> Event | None:
-    """`solve`'s argument as an `Event`; None stays None."""
-    return event if isinstance(event, Event) or event is None else Event(event)
+AnyEvent = Event | SteadyState
+EventArgument = AnyEvent | Function | Sequence[AnyEvent | Function] | Mapping[str, AnyEvent | Function]
+
+
+def as_events(event: EventArgument | None) -> dict[str, AnyEvent] | None:
+    """`solve`'s argument as events by name, those of a sequence by their numbers; None stays None.
+
+    Raises:
+        TypeError: something else than events and functions, or none at all.
+    """
+    if event is None:
+        return None
+    if isinstance(event, Mapping):
+        named: dict[Any, Any] = dict(event)
+    elif isinstance(event, Sequence) and not isinstance(event, str):
+        named = {str(number): one for number, one in enumerate(event)}
+    else:
+        named = {"0": event}
+    if not named or not all(isinstance(name, str) for name in named):
+        raise TypeError(f"event: expected at least one event, in a dict with names as keys, got {event!r}")
+    return {name: one if isinstance(one, Event | SteadyState) else Event(one) for name, one in named.items()}
+
+
+def check_backsolve(events: Mapping[str, AnyEvent], save_every: int | None) -> None:
+    """Raise a ValueError unless a backward solve of the adjoint equation can differentiate what a solve returns."""
+    if save_every is not None:
+        raise ValueError("save_every: backsolve has no gradients at steps; use gradient='direct' or 'checkpoint'")
+    for name, event in events.items():
+        if not isinstance(event, Event) or event.last != 1:
+            raise ValueError(
+                f"event: backsolve differentiates only through events that stop a sample where their function is zero, "
+                f"but {name!r} is another; use gradient='direct' or 'checkpoint'"
+            )
+
+
+def _check_terminal(terminal: bool | int | None) -> None:
+    if terminal is not None and not isinstance(terminal, bool):
+        check_whole("terminal", terminal)

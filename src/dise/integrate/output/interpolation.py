@@ -5,6 +5,7 @@ them; `Solution.evaluate` uses a log of all steps, looked up when the solve is o
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -30,7 +31,6 @@ class DenseSolution(NamedTuple):
     y0: Tensor  # [B, F]
     slope: Tensor  # [B, F] f at the end; NaN where unknown
     end: Tensor  # [B] time that the solve reached
-    y_end: Tensor  # [B, F] state there
 
     @classmethod
     def of(cls, log: StepLog, problem: Problem, result: Result) -> "DenseSolution":
@@ -45,7 +45,7 @@ class DenseSolution(NamedTuple):
             ValueError: the method has no interpolant.
         """
         pieces = PiecewisePolynomial.of(log, len(problem))
-        return cls(pieces, problem.t0, problem.t1, problem.y0, result.slope, result.t, result.y)
+        return cls(pieces, problem.t0, problem.t1, problem.y0, result.slope, result.t)
 
     def at(self, times: Tensor, mask: Tensor) -> Tensor:
         """States [B, T, F] at times [B, T] within each sample's span.
@@ -65,9 +65,6 @@ class DenseSolution(NamedTuple):
         sign = torch.where(self.t1 < self.t0, -1, 1).to(asked.dtype)
         if self.pieces is not None and times.numel():
             values = self.pieces.at(asked, sign, values)
-        # at the end return the solver's state (the interpolant differs by rounding), with the interpolant's gradient
-        at_end = (asked == self.end[:, None])[..., None]
-        values = values + torch.where(at_end, self.y_end[:, None] - values, 0).detach()
         beyond = (asked - self.end[:, None]) * sign[:, None] > 0
         values = torch.where(beyond[..., None], torch.nan, values)
         return torch.where(mask[..., None], values, 0)
@@ -94,19 +91,23 @@ class PiecewisePolynomial(NamedTuple):
         return cls.of_rows(accepted.attempts, accepted.attempt, accepted.sample, number)
 
     @classmethod
-    def of_rows(cls, records: Sequence[StepRecord], rows: Tensor, sample: Tensor, number: int) -> "PiecewisePolynomial":
-        """Some attempted steps: the rows number `rows` [P] of the concatenated records, which are of `sample` [P].
+    def of_rows(
+        cls, records: Sequence[StepRecord], rows: Tensor | None, sample: Tensor, number: int
+    ) -> "PiecewisePolynomial":
+        """Some attempted steps: rows [P] of the concatenated records, which are of `sample` [P]; None: all, in order.
 
         Raises:
             ValueError: the method has no interpolant.
         """
         if len(records) == 1:  # a large state's: select before anything else
             record = records[0]
-            t_next, step = (record.t_next, record.step)
-            if len(rows) < len(t_next):
+            t_next, step = record.t_next, record.step
+            if rows is not None:
                 t_next, step = t_next[rows], step.take(rows)
             return cls(sample, step.t, t_next, step.dt, step.y, step.y_next, _coefficients([step]), number)
         steps = [record.step for record in records]
+        if rows is None:
+            rows = torch.arange(len(sample), device=sample.device)
         t, dt, y, y_next = (torch.cat(column)[rows] for column in list(zip(*steps, strict=True))[:4])
         t_next = torch.cat([record.t_next for record in records])[rows]
         return cls(sample, t, t_next, dt, y, y_next, _coefficients(steps)[rows], number)
@@ -131,6 +132,9 @@ class PiecewisePolynomial(NamedTuple):
         asked = torch.where(exists[..., 0], times, self.t[piece])
         t, dt, y = self.t[piece], self.dt[piece], self.y[piece]
         values = _polynomial(asked - t, dt, y, self.coefficients[piece].unbind(2))
+        # at its end return the solver's state (the polynomial differs by rounding), with the polynomial's gradient
+        at_end = (asked == self.t_next[piece])[..., None]
+        values = values + torch.where(at_end, self.y_next[piece] - values, 0).detach()
         return torch.where(exists, values, otherwise)
 
     def at_time(self, times: Tensor) -> Tensor:
@@ -146,11 +150,6 @@ class PiecewisePolynomial(NamedTuple):
         """Some of the pieces."""
         return self._map(lambda column: column.index_select(0, rows), number=self.number)
 
-    def last(self, samples: Tensor) -> "PiecewisePolynomial":
-        """The last pieces of samples [K], all of which have one."""
-        rows = (torch.bincount(self.sample, minlength=self.number).cumsum(0) - 1)[samples]
-        return self._map(lambda column: column[rows], number=len(samples))
-
     def detach(self) -> "PiecewisePolynomial":
         """The same values without autograd graph."""
         return self._map(Tensor.detach, number=self.number)
@@ -160,12 +159,21 @@ class PiecewisePolynomial(NamedTuple):
         return PiecewisePolynomial(sample, t, t_next, dt, y, y_next, coefficients, number)
 
     def time(self, theta: Tensor) -> Tensor:
-        """[P] time at each piece's own θ [P]."""
-        return torch.where(theta == 1, self.t_next, torch.addcmul(self.t, theta, self.dt))
+        """[..., P] time at each piece's own θ [..., P]."""
+        t = torch.addcmul(self.t, theta, self.dt)
+        return t + torch.where(theta == 1, self.t_next - t, 0).detach()
 
     def within(self, theta: Tensor) -> Tensor:
-        """[P, F] state of each piece at its own θ [P], from 0 at its start to 1 at its end."""
-        return _horner(self.y, self.coefficients.unbind(1), theta[:, None], self.dt[:, None])
+        """[..., P, F] state of each piece at its own θ [..., P], from 0 at its start to 1 at its end."""
+        values = _horner(self.y, self.coefficients.unbind(1), theta[..., None], self.dt[:, None])
+        return values + torch.where((theta == 1)[..., None], self.y_next - values, 0).detach()
+
+    def slope(self, theta: Tensor) -> Tensor:
+        """[..., P, F] derivative in time of each piece at its own θ [..., P]."""
+        value, column = torch.zeros_like(self.y), theta[..., None].to(real_dtype(self.y))
+        for degree, coefficient in reversed(list(enumerate(self.coefficients.unbind(1), start=1))):
+            value = value * column + degree * coefficient
+        return value
 
 
 def _coefficients(steps: Sequence[Step]) -> Tensor:
@@ -176,12 +184,21 @@ def _coefficients(steps: Sequence[Step]) -> Tensor:
         same_method = list(group)
         columns = zip(*(step.stages for step in same_method), strict=True)
         stages = torch.stack([stage[0] if len(stage) == 1 else torch.cat(stage) for stage in columns])
-        weights = stages.new_tensor(_interpolant(same_method[0]))
-        weights = pad(weights, (0, degree - weights.shape[1]))
+        weights = _weights(_interpolant(same_method[0]), degree, stages.dtype, stages.device)
         # autocast is meant for f and would round the stages
         with torch.autocast(stages.device.type, enabled=False):
             parts.append(torch.einsum("sd,spf->pdf", weights, stages))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@lru_cache(maxsize=64)  # every lookup needs them, and they may have to be copied to a device
+def _weights(
+    interpolant: tuple[tuple[float, ...], ...], degree: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[S, D] weights of the stages in each coefficient, padded with 0."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        weights = torch.tensor(interpolant, dtype=dtype, device=device)
+        return pad(weights, (0, degree - weights.shape[1]))
 
 
 def _interpolant(step: Step) -> tuple[tuple[float, ...], ...]:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from dise.integrate.output.padding import PaddedRows
 from dise.integrate.problem.hooks import StepRecord
 
 
@@ -78,9 +78,8 @@ class Steps(NamedTuple):
         if accepted is None:
             steps = cls(like.new_empty(number, 0), like.new_empty(number, 0))
         else:
-            counts = torch.bincount(accepted.sample, minlength=number).tolist()
-            columns = (column.split(counts) for column in (accepted.t_next, accepted.ratio))
-            steps = cls(*(pad_sequence(rows, batch_first=True, padding_value=torch.nan) for rows in columns))
+            rows = PaddedRows.of(accepted.sample, number)
+            steps = cls(rows(accepted.t_next), rows(accepted.ratio))
         return steps if batched else cls(steps.t[0], steps.ratio[0])
 
 

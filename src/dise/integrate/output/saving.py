@@ -68,17 +68,12 @@ class SavePoints:
         self._next = self._next.index_fill(0, sample, 0)
         self._started_over = True
 
-    def finish(self, result: Result, *, stopped: bool = False) -> Values:
-        """The values [B, T, ...]; 0 where they are masked, NaN beyond the time that a sample reached.
-
-        Args:
-            result: of the solve.
-            stopped: whether an event may have stopped samples within a step.
-        """
+    def finish(self, result: Result) -> Values:
+        """The values [B, T, ...] after a solve; 0 where they are masked, NaN beyond the time that a sample reached."""
         self._write()
         self._write_starts(result)
         # a candidate before the last one may have reached more points
-        return self._finished(self._beyond(result.t) if self._started_over or stopped else None)
+        return self._finished(self._beyond(result.t) if self._started_over else None)
 
     def apply(self, states: Tensor, t: Tensor) -> Values:
         """The values [B, T, ...] of states [B, T, F] at the save points, of samples that reached t [B]."""
@@ -109,7 +104,8 @@ class SavePoints:
             for column in zip(*((r.sample, r.t_next.detach(), r.accept) for r in records), strict=True)
         )
         rows = accept.nonzero().flatten()
-        rows = rows[sample[rows].argsort(stable=True)]
+        if len(records) > 1:
+            rows = rows[sample[rows].argsort(stable=True)]
         sample = sample[rows]
         passed = self._passed(sample, t_next[rows] * self._sign[sample])
         before = self._next[sample]
@@ -118,8 +114,10 @@ class SavePoints:
         number = passed - before
         due = number.nonzero().flatten()
         if len(due):
-            rows, sample, before, number = rows[due], sample[due], before[due], number[due]
-            pieces = PiecewisePolynomial.of_rows(records, rows, sample, len(self._problem))
+            every = len(records) == 1 and len(due) == len(accept)
+            sample, before, number = sample[due], before[due], number[due]
+            rows_or_all = None if every else rows[due]
+            pieces = PiecewisePolynomial.of_rows(records, rows_or_all, sample, len(self._problem))
             self._write_points(pieces, before, number)
 
     def _passed(self, sample: Tensor, ends: Tensor) -> Tensor:

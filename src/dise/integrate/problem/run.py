@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dise.integrate.problem.field import Field
-from dise.integrate.problem.hooks import Observer, StepRecord, StoppingRule
+from dise.integrate.problem.hooks import EventRule, Observer, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
 from dise.integrate.runge_kutta.step import Step
@@ -24,7 +24,7 @@ class Run:
             evaluations only.
         rounds: makes the loop's `Rounds`; None: `EagerRounds`.
         observers: shown each attempted step.
-        stop: what may stop a sample before t1.
+        events: what may stop a sample before t1, or change its state.
         drop_finished, differentiate_step_sizes, accumulate: see `dise.solve`.
         checkpoint: keep only some states for the backward pass, and recompute the steps between them.
     """
@@ -32,7 +32,7 @@ class Run:
     field: Field | None = None
     rounds: MakeRounds | None = None
     observers: tuple[Observer, ...] = ()
-    stop: StoppingRule | None = None
+    events: EventRule | None = None
     drop_finished: bool = True
     differentiate_step_sizes: bool = False
     accumulate: Callable[[Step], Tensor] | None = None

@@ -1,7 +1,7 @@
 """Stepping rules: where a step ends, whether it is accepted, and how long the next one is."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,9 +15,11 @@ from dise.integrate.problem.state import Layout
 from dise.integrate.runge_kutta.step import Step, finite_rows
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
-from dise.integrate.stepping.grids import Grid
+from dise.integrate.stepping.grids import EqualParts, Fractions, FractionsByTime, Grid
 from dise.integrate.stepping.tolerance import ErrorTest
 from dise.integrate.tracing import known_finite
+
+MAX_RESTARTS = 10_000  # as many as `Adaptive` takes steps: events may happen infinitely often in a finite time
 
 
 class Verdict(NamedTuple):
@@ -53,6 +55,10 @@ class Controller(Protocol):
 
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """[n] signed first step, and the number of evaluations of f that choosing it took; 0 is a step that fails."""
+        ...
+
+    def with_restarts(self) -> "Controller":
+        """The rule for samples that may restart within a step."""
         ...
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
@@ -97,6 +103,12 @@ class FixedSteps:
             _check_finite(problem, run)
         return self.grid.end(0, problem.t0, problem.t0, problem.t1) - problem.t0, 0
         yield  # makes this a generator, like other controllers' first step; it requests nothing
+
+    def with_restarts(self) -> "FixedSteps":
+        """Steps that end where the grid says although a sample restarts between its ends."""
+        if not isinstance(self.grid, EqualParts | Fractions):
+            return self
+        return replace(self, grid=FractionsByTime.of(self.grid), max_steps=self.grid.steps + MAX_RESTARTS)
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """The grid's, which does not depend on dt."""
@@ -156,6 +168,10 @@ class ErrorControl:
         dt = self._limited(dt)
         return torch.where(problem.t0 + dt == problem.t0, 0, dt)
 
+    def with_restarts(self) -> "ErrorControl":
+        """Itself: its steps may start anywhere."""
+        return self
+
     def _limited(self, dt: Tensor) -> Tensor:
         if self.dt_min == 0 and self.dt_max == float("inf"):
             return dt
@@ -182,7 +198,7 @@ class ErrorControl:
         """Samples whose step was rejected, and whose next step would be too short to attempt."""
         # Test dt/10, as Hairer's DOPRI5 does: a slightly shorter step may round to the same one and loop for ever.
         stuck = torch.add(step.t, verdict.dt, alpha=0.1) == step.t
-        if run.stop is not None:
+        if run.events is not None:
             stuck = stuck | verdict.dt.isinf()  # the first step of an infinite span may be infinite
         if self.dt_min > 0:
             stuck = stuck | self._at_dt_min(step)
@@ -202,7 +218,7 @@ class ErrorControl:
 
 def _check_finite(problem: Problem, run: Run) -> None:
     # only a solve with an event may have an infinite span, so the others need no device sync
-    if run.stop is not None and not problem.t1.isfinite().all():
+    if run.events is not None and not problem.t1.isfinite().all():
         raise ValueError(
             "t1: expected finite times, since the first step is a part of the span; for an infinite t1 use an adaptive "
             "integrator with another first_step than 'span'"

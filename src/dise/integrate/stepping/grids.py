@@ -51,6 +51,32 @@ class Fractions:
         return t1 if index + 1 == self.steps else torch.lerp(t0, t1, self.ends[index])
 
 
+@dataclass(frozen=True)
+class FractionsByTime:
+    """Fractions of each sample's span, for samples that restart between the ends: they then go to the next end.
+
+    Args:
+        ends: of the steps, increasing; the last is 1.
+    """
+
+    ends: tuple[float, ...]
+    steps: None = None
+
+    @classmethod
+    def of(cls, grid: EqualParts | Fractions) -> "FractionsByTime":
+        """The ends of another grid."""
+        if isinstance(grid, Fractions):
+            return cls(grid.ends)
+        return cls(tuple((index + 1) / grid.steps for index in range(grid.steps)))
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """The end of the step that t is in; of the next one if t is there but for a millionth of a mean step."""
+        ends = torch.tensor(self.ends, dtype=t.dtype, device=t.device)
+        done = (t - t0) / torch.where(t1 == t0, 1, t1 - t0)
+        number = torch.searchsorted(ends, done.detach() + 1e-6 / len(self.ends)).clamp(max=len(self.ends) - 1)
+        return torch.where(number == len(self.ends) - 1, t1, torch.lerp(t0, t1, ends[number]))
+
+
 @dataclass(frozen=True, eq=False)
 class AbsoluteTimes:
     """Steps from one given time to the next, the same for all samples.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
-from dise.integrate.problem.hooks import StepRecord
+from dise.integrate.problem.hooks import EventMemory, EventRule, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
 from dise.integrate.problem.run import Run
@@ -18,6 +18,7 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
 from dise.integrate.stepping.control import Controller
 from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.restart import restart
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
 from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
 from dise.integrate.tracing import check_readable, known_all, known_finite
@@ -34,13 +35,16 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, ru
     values = (k1, problem.y0, problem.t0, problem.t1)
     if control.rounds is None:
         check_readable("integrator: an adaptive solve", *values)
-    if run.observers or run.stop is not None:
+    if run.observers or run.events is not None:
         check_readable(
             "save_at, dense, record, progress or event", *values, advice="end one solve where the next begins"
         )
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order, run)
-    method = Method(tableau, control)
+    method = Method(tableau, control.with_restarts() if run.events is not None and run.events.changes else control)
     state = _start(problem, k1, dt, measured=control.test is not None)
+    if run.events is not None:
+        samples = torch.arange(len(problem), device=problem.t0.device)
+        state = state._replace(events=run.events.start(problem.samples(samples)))
     advance = partial(_advance, method, problem, run)
     if run.checkpoint and run.field is not None:
         state = in_segments(advance, state, problem, run)
@@ -58,7 +62,7 @@ def _advance(
     show: Callable[[StepRecord], None],
 ) -> Generator[Request, Tensor, LoopState]:
     """The loop's state after `number` more rounds (None: all). `show` is called with each attempted step."""
-    rows, left, index, running, _ = state
+    rows, left, index, running, _, memory = state
     control = method.control
     rounds: Rounds = (run.rounds or EagerRounds)(method, problem, run)
     limits = (control.rounds, control.max_steps, None if number is None else index + number)
@@ -67,7 +71,7 @@ def _advance(
         if running is None and control.rounds is None:
             running = int((rows.status == RUNNING).count_nonzero())  # the only device sync of a round
         if running == 0:
-            return LoopState(rows, left, index, 0, over=True)
+            return LoopState(rows, left, index, 0, over=True, events=memory)
         if running is not None and run.drop_finished:
             size = rounds.size(rows.t.shape[0], running)
             if size < rows.t.shape[0]:
@@ -76,12 +80,15 @@ def _advance(
         subset = rows.sample if left else None
         rows, records, done, running = yield from rounds.attempt(rows, index, subset, running, end - index)
         index += done
-        last = index == control.max_steps
-        if last or run.stop is not None:
-            rows, running = _stopped(rows, records, problem, run, last=last), None
+        if run.events is not None and memory is not None:
+            rows, records, memory = yield from _interrupted(rows, records, memory, method, problem, run.events)
+            running = None
+        if index == control.max_steps:
+            status = rows.status.masked_fill(rows.status == RUNNING, int(Status.MAX_STEPS))
+            rows, running = rows._replace(status=status), 0
         for record in records:
             show(record)
-    return LoopState(rows, left, index, running, over=index in (control.rounds, control.max_steps))
+    return LoopState(rows, left, index, running, index in (control.rounds, control.max_steps), memory)
 
 
 def _split(rows: LoopRows, size: int) -> tuple[LoopRows, LoopRows]:
@@ -90,16 +97,41 @@ def _split(rows: LoopRows, size: int) -> tuple[LoopRows, LoopRows]:
     return rows.take(order[:size]), rows.take(order[size:])
 
 
-def _stopped(rows: LoopRows, records: list[StepRecord], problem: Problem, run: Run, *, last: bool) -> LoopRows:
-    """The rows with the status of those that an event stopped, and of those that still run after the `last` round."""
-    status = rows.status
-    if run.stop is not None and records:
-        step, t_next, accept = records[-1].step, records[-1].t_next, records[-1].accept
-        stop = run.stop.stops(problem.samples(rows.sample), step, t_next, accept)
-        status = status.masked_fill(stop, int(Status.SUCCESS))
-    if last:
-        status = status.masked_fill(status == RUNNING, int(Status.MAX_STEPS))
-    return rows._replace(status=status)
+def _interrupted(
+    rows: LoopRows,
+    records: list[StepRecord],
+    memory: EventMemory,
+    method: Method,
+    problem: Problem,
+    events: EventRule,
+) -> Generator[Request, Tensor, tuple[LoopRows, list[StepRecord], EventMemory]]:
+    """The rows, stopped or restarted where an event interrupted the round; its record; and the events' memory."""
+    (record,) = records  # a round at a time, since its events may change the next one's start
+    own = record._replace(sample=problem.samples(record.sample))
+    memory, happened, cut = events.look(memory, record.sample, own)
+    if happened is None:
+        return rows, records, memory
+    record = record._replace(events=happened)
+    if cut is not None:
+        index, step = (cut.row,), record.step
+        # how far the step came tells how fast the state changes, but an event soon after a step's start tells nothing
+        length = torch.maximum((cut.t - step.t[cut.row]).abs(), 0.1 * step.dt[cut.row].abs()).detach()
+        next_dt = rows.dt[cut.row]
+        step_ends = rows.status.index_put(index, torch.full_like(cut.row, int(Status.SUCCESS)))
+        rows = rows._replace(
+            t=rows.t.index_put(index, cut.t),
+            y=rows.y.index_put(index, cut.y_after),
+            k1=rows.k1.index_put(index, torch.full_like(cut.y, torch.nan)),
+            status=step_ends,
+        )
+        goes_on = (~cut.stop).nonzero().flatten()
+        if len(goes_on):
+            dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)[goes_on]
+            place = cut.row[goes_on], cut.t[goes_on], cut.y_after[goes_on]
+            rows = yield from restart(rows, *place, dt, method, problem)
+        step = step._replace(y_next=step.y_next.index_put(index, cut.y))
+        record = record._replace(step=step, t_next=record.t_next.index_put(index, cut.t))
+    return rows, [record], memory
 
 
 def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopState:
@@ -129,6 +161,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopS
         dt=dt,
         memory=torch.ones_like(zero),
         accumulated=zero,
+        restarts=none,
     )
     return LoopState(rows, (), 0, len(problem) if finite and usable else None)
 

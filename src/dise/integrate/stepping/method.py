@@ -77,6 +77,7 @@ class Method(NamedTuple):
             dt=dt,
             memory=verdict.memory,
             accumulated=accumulated,
+            restarts=rows.restarts,
         )
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
 
@@ -117,7 +118,7 @@ class Method(NamedTuple):
 
     def changing(self, run: Run) -> tuple[str, ...]:
         """The fields of the rows that a step changes."""
-        constant = {"sample", "t0", "t1"}
+        constant = {"sample", "t0", "t1", "restarts"}
         if self.tableau.fsal or self.control.rounds is not None:
             constant.add("known")
         if run.accumulate is None:
@@ -131,7 +132,7 @@ class Method(NamedTuple):
         stage is the next step's first.
         """
         if self.tableau.fsal:
-            return (self.tableau.stages - 1) * rows.n_steps
+            return (self.tableau.stages - 1) * rows.n_steps + rows.restarts
         if self.control.rounds is not None:
             repeated = (rows.n_steps > 0).long()  # a rejected step ends a sample
         else:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact, Int
+from dise.integrate.problem.hooks import EventMemory
 from dise.integrate.status import Status
 
 RUNNING = int(Status.RUNNING)
@@ -30,6 +31,7 @@ class LoopRows(NamedTuple):
     dt: Float[Tensor, " n"]
     memory: Float[Tensor, " n"]  # the controller's
     accumulated: Float[Tensor, " n"]
+    restarts: Int[Tensor, " n"]  # evaluations of f beside those of the steps, at restarts
 
     def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
@@ -44,3 +46,4 @@ class LoopState(NamedTuple):
     done: int  # number of rounds
     running: int | None  # number of rows that run, where it is known without a device sync
     over: bool = False
+    events: EventMemory | None = None  # of all samples of the problem

@@ -61,7 +61,7 @@ class Cascade(Integrator):
         """Try the candidates in turn, each on the samples that are not accepted yet."""
         if not problem.layout.batched:
             raise ValueError("batched: Cascade decides for each sample, batched=False has only one system")
-        if run.stop is not None:
+        if run.events is not None and run.events.stops:
             raise ValueError("event: Cascade judges states at t1, but events stop samples earlier; use one integrator")
         k1 = yield from problem.first_stage()
         check_readable("integrator: a choice for each sample", k1, problem.y0, problem.t0, problem.t1)

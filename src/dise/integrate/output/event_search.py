@@ -1,0 +1,320 @@
+"""The search for events within steps: the signs at a few points of each step, then the exact place of each crossing.
+
+Both look at the dense output, so neither needs an evaluation of f. A crossing is located to rounding by dividing its
+interval again and again into equal parts, all of whose ends are evaluated in one call of the event's function: this
+finds the first crossing of several, and needs no smooth function.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dise.integrate.output.events import AnyEvent, Event, SteadyState
+from dise.integrate.output.functions import FunctionCaller
+from dise.integrate.output.interpolation import PiecewisePolynomial
+from dise.integrate.problem.hooks import EventMemory, Interruption, StepEvents, StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.state import same_structure, shapes
+
+PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
+
+
+class EventSearch:
+    """The events of one solve; see `EventRule`.
+
+    Args:
+        events: E events by name.
+        caller: calls their functions.
+        problem: the whole batch.
+    """
+
+    def __init__(self, events: dict[str, AnyEvent], caller: FunctionCaller, problem: Problem) -> None:
+        self.names, self._events = tuple(events), tuple(events.values())
+        self._caller, self._sloped = caller, any(isinstance(event, SteadyState) for event in self._events)
+        device, t0, y0 = problem.t0.device, problem.t0[None], problem.y0[None]
+        self._last = torch.tensor([event.last for event in self._events], device=device)  # [E]
+        self._changes = torch.tensor([_changes(event) for event in self._events], device=device)  # [E] bool
+        samples = torch.arange(len(problem), device=device)
+        with torch.no_grad():
+            values, is_bool = self._values(samples, t0, y0, torch.full_like(y0, torch.inf))
+        self._is_bool = torch.tensor(is_bool, device=device)  # [E]
+        directions = [_directions(event, yes) for event, yes in zip(self._events, is_bool, strict=True)]
+        self._rising, self._falling = torch.tensor(directions, device=device).unbind(1)  # [E] bool each
+        self._start = values[0].sign()  # [B, E]
+
+    @property
+    def stops(self) -> bool:
+        """Whether an event may stop a sample."""
+        return any(event.last for event in self._events)
+
+    @property
+    def changes(self) -> bool:
+        """Whether an event may change a sample's state."""
+        return any(_changes(event) for event in self._events)
+
+    def start(self, sample: Tensor) -> EventMemory:
+        """The memory of samples [N] before their first step."""
+        side = self._start[sample]
+        return EventMemory(side, torch.zeros_like(side, dtype=torch.int64))
+
+    def look(
+        self, memory: EventMemory, place: Tensor, record: StepRecord
+    ) -> tuple[EventMemory, StepEvents | None, Interruption | None]:
+        """The memory after a step, and the events within it; see `EventRule`."""
+        side = memory.side[place]
+        thetas, signs = self._scan(record)
+        before = torch.cat([side[None], signs[:-1]])
+        before = torch.where(before.isnan(), side, before)  # the dense output may overflow where the step does not
+        crossed = self._crossed(before, signs) & record.accept[:, None]
+        side = torch.where(record.accept[:, None], signs[-1], side)
+        entries = crossed.permute(1, 2, 0).nonzero()  # by row, event, part of the step
+        if len(entries) == 0:
+            return memory._replace(side=memory.side.index_put((place,), side)), None, None
+        row, event, part = entries.unbind(1)
+        bracket = _Bracket(thetas[part], thetas[part + 1], before[part, row, event])
+        crossings = self._judged(self._locate(record, row, event, bracket), memory.happened[place])
+        kept = crossings.kept.nonzero().flatten()
+        found = crossings.take(kept[crossings.theta[kept].argsort(stable=True)])
+        count = memory.happened.index_put((place[found.row], found.event), torch.ones_like(found.row), accumulate=True)
+        happened = StepEvents(record.sample[found.row], found.event, found.t, found.y, found.stop)
+        cut, interruption = found.take(found.cut.nonzero().flatten()), None
+        if len(cut.row):
+            interruption = self._interruption(record, cut)
+            side = side.index_put((cut.row,), self._side_after(record, crossings, cut, interruption.y_after))
+        return EventMemory(memory.side.index_put((place,), side), count), happened, interruption
+
+    def value(self, sample: Tensor, which: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """[K] the values of the events `which` [K] for samples [K] at times [K] and states [K, F]."""
+        values, _ = self._values(sample, t[None], y[None], None)
+        return values[0].gather(1, which[:, None])[:, 0]
+
+    @torch.no_grad()
+    def _scan(self, record: StepRecord) -> tuple[Tensor, Tensor]:
+        """θ at the ends of the parts of a step, from 0 to 1 [M + 1], and the signs at all but the first [M, n, E]."""
+        step = record.step
+        thetas = _parts(torch.finfo(step.y.dtype).eps, step.t.dtype, step.t.device)
+        pieces = PiecewisePolynomial.of_rows([record], None, record.sample, len(record.sample)).detach()
+        t, y, slope = _at(pieces, thetas[1:, None].expand(-1, len(record.sample)), sloped=self._sloped)
+        values, _ = self._values(record.sample, t, y, slope)
+        return thetas, values.sign()
+
+    def _values(self, sample: Tensor, t: Tensor, y: Tensor, slope: Tensor | None) -> tuple[Tensor, list[bool]]:
+        """[M, n, E] the events' values for the samples [n] at M times [M, n], and which of them return bool.
+
+        Args:
+            sample: [n].
+            t: [M, n] times.
+            y: [M, n, F] states.
+            slope: [M, n, F] dy/dt, for events that need it.
+        """
+        repeated, times, states = sample.repeat(len(t)), t.reshape(-1), y.flatten(0, 1)
+        values, is_bool = [], []
+        for event in self._events:
+            if isinstance(event, SteadyState):
+                norm = self._caller.layout.norm
+                speed = torch.zeros_like(states) if slope is None else slope.flatten(0, 1)
+                value = norm(speed.abs()) - (event.atol + event.rtol * norm(states.abs()))
+            else:
+                value = self._function_value(event.function, repeated, times, states)
+            is_bool.append(value.dtype == torch.bool)
+            values.append(torch.where(value, 1.0, -1.0) if value.dtype == torch.bool else value)
+        return torch.stack(values, 1).unflatten(0, t.shape), is_bool
+
+    def _function_value(self, function: Callable[..., Tensor], sample: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """[n] a function's values for samples [n] at times [n] and states [n, F], real numbers or bool.
+
+        Raises:
+            TypeError, ValueError: it returned something else.
+        """
+        values = self._caller(function, sample, t, y)
+        batched = self._caller.layout.batched
+        for value in [values] if batched else values:
+            if not isinstance(value, Tensor) or not (value.is_floating_point() or value.dtype == torch.bool):
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"event: expected a tensor of real numbers or bool, got {got}")
+            shape = tuple(t.shape) if batched else ()
+            if value.shape != shape:
+                raise ValueError(f"event: expected shape {shape}, one number per sample, got {tuple(value.shape)}")
+        return values if batched else torch.stack(values)
+
+    def _crossed(self, before: Tensor, after: Tensor) -> Tensor:
+        """[..., E] bool, whether two signs [..., E] enclose a crossing; reaching 0 is a crossing, leaving 0 is not."""
+        falling, rising = (before > 0) & (after <= 0), (before < 0) & (after >= 0)
+        return (falling & self._falling) | (rising & self._rising)
+
+    def _locate(self, record: StepRecord, row: Tensor, event: Tensor, bracket: "_Bracket") -> "_Crossings":
+        """The crossings of events [X] in the rows [X] of a step, within their brackets."""
+        sample = record.sample[row]
+        pieces = PiecewisePolynomial.of_rows([record], row, sample, len(record.sample))
+        constant = pieces.detach()
+
+        def value(theta: Tensor, pieces: PiecewisePolynomial) -> Tensor:
+            """[M, X] each event's own value at θ [M, X]."""
+            values, _ = self._values(sample, *_at(pieces, theta, sloped=self._sloped))
+            return values.gather(2, event[None, :, None].expand(len(theta), -1, 1))[..., 0]
+
+        with torch.no_grad():
+            bracket = bracket.narrowed(lambda theta: value(theta, constant), constant)
+            low, high = value(torch.stack([bracket.low, bracket.high]), constant)
+            # return the point just before the crossing, or where a bool is True: restarted there, it does not recur
+            theta = torch.where((high == 0) | self._is_bool[event], bracket.high, bracket.low)
+            near = 8 * torch.maximum(low.abs(), high.abs())
+            near = torch.where(self._is_bool[event], 0, near)
+        theta = _refined(theta, lambda theta: value(theta[None], pieces)[0])
+        t, y, _ = _at(pieces, theta[None], sloped=False)
+        no = torch.zeros_like(row, dtype=torch.bool)
+        return _Crossings(row, event, theta.detach(), t[0], y[0], bracket.side, near, no, no, no)
+
+    def _judged(self, found: "_Crossings", before: Tensor) -> "_Crossings":
+        """The crossings, with which of them happen, stop a sample, and interrupt the step: the first that may do so.
+
+        Args:
+            found: X crossings, by row and event.
+            before: [n, E] how often each event has happened before.
+        """
+        row, event, theta = found.row, found.event, found.theta
+        same = row * len(self._events) + event
+        number = torch.arange(len(row), device=row.device) - torch.searchsorted(same, same)  # of an event in this step
+        stop = (self._last[event] > 0) & (before[row, event] + number + 1 >= self._last[event])
+        cut = stop | self._changes[event]
+        first = torch.full_like(before[:, 0], torch.inf, dtype=theta.dtype)
+        first = first.scatter_reduce(0, row, torch.where(cut, theta, torch.inf), "amin")[row]
+        # of several at the same time the first in the user's order
+        candidate = torch.where(cut & (theta == first), event, len(self._events))
+        winner = torch.full_like(before[:, 0], len(self._events)).scatter_reduce(0, row, candidate, "amin")[row]
+        chosen = (candidate == winner) & (candidate < len(self._events))
+        kept = (theta < first) | (~cut & (theta == first)) | chosen
+        return found._replace(kept=kept, cut=chosen, stop=stop & chosen)
+
+    def _interruption(self, record: StepRecord, cut: "_Crossings") -> Interruption:
+        """The interrupted rows, with their states changed where they do not stop."""
+        y, sample = cut.y, record.sample[cut.row]
+        for number, event in enumerate(self._events):
+            if isinstance(event, Event) and event.change is not None:
+                of_event = ((cut.event == number) & ~cut.stop).nonzero().flatten()
+                if len(of_event):
+                    parts = sample[of_event], cut.t[of_event], cut.y[of_event]
+                    y = y.index_put((of_event,), self._changed(event.change, *parts))
+        return Interruption(cut.row, cut.stop, cut.t, cut.y, y)
+
+    def _changed(self, change: Callable[..., object], sample: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """[K, F] the states after a change."""
+        layout = self._caller.layout
+        states, value = layout.unpack(y), self._caller(change, sample, t, y)
+        value = value if layout.batched else value[0]
+        if not same_structure(value, states):
+            raise ValueError(f"change: expected a state of shape {shapes(states)} like y, got {shapes(value)}")
+        return layout.pack(value)
+
+    @torch.no_grad()
+    def _side_after(self, record: StepRecord, crossings: "_Crossings", cut: "_Crossings", y_after: Tensor) -> Tensor:
+        """[R, E] the signs from which interrupted rows continue.
+
+        An event that has just happened is on its surface if its function is still as small as rounding, so that it does
+        not happen again at once. One whose crossing at the same time did not count keeps its side, so that it does.
+        """
+        nowhere = torch.full_like(y_after, torch.inf)[None]
+        values = self._values(record.sample[cut.row], cut.t[None], y_after[None], nowhere)[0][0]
+        shape = len(record.sample), values.shape[1]
+        at_cut = crossings.theta.new_full(shape[:1], torch.nan).index_put((cut.row,), cut.theta)
+        last = crossings.take((crossings.theta == at_cut[crossings.row]).nonzero().flatten())
+        index = last.row, last.event
+        near = values.new_full(shape, -1).index_put(index, last.near.to(values.dtype))[cut.row]
+        side = values.new_zeros(shape).index_put(index, torch.where(last.kept, 0, last.side).to(values.dtype))[cut.row]
+        return torch.where(values.abs() <= near, side, values.sign())
+
+
+class _Crossings(NamedTuple):
+    """X crossings in the rows of a step."""
+
+    row: Tensor  # [X]
+    event: Tensor  # [X]
+    theta: Tensor  # [X]
+    t: Tensor  # [X] with its gradient
+    y: Tensor  # [X, F]
+    side: Tensor  # [X] sign before
+    near: Tensor  # [X] size of the function's values that are 0 up to rounding
+    kept: Tensor  # [X] bool, whether it happens: no other one interrupts the step before
+    cut: Tensor  # [X] bool, whether it interrupts the step
+    stop: Tensor  # [X] bool, whether it stops the sample
+
+    def take(self, rows: Tensor) -> "_Crossings":
+        """Some of the crossings."""
+        return _Crossings(*(column[rows] for column in self))
+
+
+class _Bracket(NamedTuple):
+    """X intervals of θ, each with a crossing."""
+
+    low: Tensor  # [X]
+    high: Tensor  # [X]
+    side: Tensor  # [X] sign at `low`
+
+    def narrowed(self, value: Callable[[Tensor], Tensor], pieces: PiecewisePolynomial) -> "_Bracket":
+        """The first crossing of each, enclosed up to rounding.
+
+        Args:
+            value: [M, X] values at θ [M, X].
+            pieces: the steps [X].
+        """
+        bits = -math.log2(torch.finfo(pieces.y.dtype).eps) + 1
+        power = min(8, max(2, int(math.log2(max(1, PARTS_NUMEL // max(1, pieces.y.numel()))))))
+        low, high = self.low, self.high
+        fractions = torch.arange(1, 2**power, dtype=low.dtype, device=low.device)[:, None] / 2**power
+        for _ in range(math.ceil(bits / power)):
+            inside = low + (high - low) * fractions
+            past = value(inside) * self.side <= 0
+            first = torch.cat([past, torch.ones_like(past[:1])]).int().argmax(0)[None]
+            ends = torch.cat([low[None], inside, high[None]])
+            low, high = ends.gather(0, first)[0], ends.gather(0, first + 1)[0]
+        return _Bracket(low, high, self.side)
+
+
+@lru_cache(maxsize=16)  # every step needs them, and they may have to be copied to a device
+def _parts(eps: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """θ at the ends of the parts of a step in which signs are compared.
+
+    The first part is short: a sample that starts on the surface soon leaves it, and may be back long before θ = 1/4.
+    The others are unequal, since zeros often lie at equal distances, and would all be at the ends of equal parts.
+    """
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        return torch.tensor([0.0, eps**0.25, 0.22, 0.47, 0.73, 1.0], dtype=dtype, device=device)
+
+
+def _at(pieces: PiecewisePolynomial, theta: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Times [M, P], states [M, P, F] and, if asked for, their derivatives [M, P, F] at θ [M, P] of P pieces."""
+    return pieces.time(theta), pieces.within(theta), pieces.slope(theta) if sloped else None
+
+
+def _refined(theta: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """θ [X] with its gradient; the value does not change.
+
+    By the implicit function theorem, g(θ(p), p) = 0 gives θ' = −g_p / g_θ: a Newton step from the constant θ has this
+    derivative. A second Newton step makes second derivatives right too.
+    """
+    if not (torch.is_grad_enabled() and value(theta).requires_grad):
+        return theta
+    theta = theta.clone().requires_grad_()
+    for _ in range(2):
+        g = value(theta)
+        (slope,) = torch.autograd.grad(g.sum(), theta, create_graph=True, materialize_grads=True)
+        # where the slope is 0 the time has no gradient; avoid 0/0, which would make the time itself NaN
+        slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
+        theta = theta - (g - g.detach()) / slope
+    return theta
+
+
+def _changes(event: AnyEvent) -> bool:
+    return isinstance(event, Event) and event.change is not None
+
+
+def _directions(event: AnyEvent, is_bool: bool) -> Sequence[bool]:
+    """Whether rising and falling crossings count."""
+    direction = "falling" if isinstance(event, SteadyState) else event.direction
+    if direction == "any" and is_bool:
+        direction = "rising"
+    return direction != "falling", direction != "rising"

@@ -1,0 +1,41 @@
+"""Restarts: samples that continue from another state, such as after an event that changed it."""
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
+from dise.integrate.status import Status
+from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.rows import RUNNING, LoopRows
+
+
+def restart(
+    rows: LoopRows, which: Tensor, t: Tensor, y: Tensor, dt: Tensor, method: Method, problem: Problem
+) -> Generator[Request, Tensor, LoopRows]:
+    """The rows, with some of them at another time and state, from which they continue.
+
+    Args:
+        rows: n of them.
+        which: [R] the restarted ones.
+        t, y: [R] times and [R, F] states; a sample that is at t1 has ended.
+        dt: [R] signed first steps.
+        method: a method whose last stage is the next step's first needs one evaluation of f for a restart.
+        problem: of the rows.
+    """
+    index, ended = (which,), t == rows.t1[which]
+    status = torch.where(ended, int(Status.SUCCESS), RUNNING)
+    rows = rows._replace(
+        t=rows.t.index_put(index, t),
+        y=rows.y.index_put(index, y),
+        dt=rows.dt.index_put(index, dt),
+        memory=rows.memory.index_put(index, torch.ones_like(rows.memory[which])),
+        status=rows.status.index_put(index, status),
+    )
+    if method.tableau.fsal:
+        k1 = yield Request(rows.sample[which] if problem.layout.batched else None, t, y)
+        restarts = rows.restarts.index_put(index, rows.restarts[which] + 1)
+        return rows._replace(k1=rows.k1.index_put(index, k1), restarts=restarts)
+    return rows._replace(known=rows.known.index_put(index, torch.zeros_like(ended)))
