@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import clock_dtype, given_dtype, is_exact
-from dise.integrate.problem.state import shapes
+from dise.integrate.problem.breaks import Breaks
+from dise.integrate.problem.state import Layout, shapes
 from dise.integrate.tracing import has_values
 from dise.integrate.value import check_whole, is_number
 
@@ -184,16 +185,42 @@ def as_save_points(save_at: object, save_mask: object, span: Span, *, batched: b
         return None
     times = _for_each("save_at", _as_real("save_at", save_at, span.t0), len(span.t0), batched=batched)
     times = span.meant("save_at", times, given_dtype(save_at))
-    mask = torch.ones_like(times, dtype=torch.bool)
-    if save_mask is not None:
-        if not isinstance(save_mask, Tensor) or save_mask.dtype != torch.bool:
-            got = save_mask.dtype if isinstance(save_mask, Tensor) else type(save_mask).__name__
-            raise TypeError(f"save_mask: expected a tensor of bool, got {got}")
-        mask = _for_each("save_mask", save_mask.to(times.device), len(times), batched=batched)
-        if mask.shape != times.shape:
-            raise ValueError(f"save_mask: expected the shape of save_at, got {tuple(save_mask.shape)}")
+    mask = _as_mask("save_mask", save_mask, "save_at", times, batched=batched)
     _check_within("save_at", times, mask, span)
     return times, mask
+
+
+def as_breaks(jumps: tuple[object, object], steps: tuple[object, object], span: Span, layout: Layout) -> Breaks | None:
+    """Break points of the spans; None if there are none.
+
+    Args:
+        jumps, steps: the pairs of arguments (jump_at, jump_mask) and (step_at, step_mask) of `dise.solve`.
+        span: of the samples.
+        layout: of the state.
+
+    Raises:
+        TypeError, ValueError: not times, or jumps between which f's dtype has no number.
+    """
+    parts = []
+    for kind, (given, given_mask) in {"jump": jumps, "step": steps}.items():
+        if given is None:
+            if given_mask is not None:
+                raise ValueError(f"{kind}_mask: it marks padding, but {kind}_at was not given")
+            continue
+        times = _for_each(f"{kind}_at", _as_real(f"{kind}_at", given, span.t0), len(span.t0), batched=layout.batched)
+        mask = _as_mask(f"{kind}_mask", given_mask, f"{kind}_at", times, batched=layout.batched)
+        times = torch.where(mask, span.meant(f"{kind}_at", times, given_dtype(given)), torch.nan)
+        parts.append((times, torch.full_like(mask, kind == "jump")))
+    if not parts:
+        return None
+    times, marks = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
+    breaks = Breaks.of(times, marks, span.t0, span.t1, layout.time_dtype)
+    if has_values(times) and bool(breaks.unresolved.any()):
+        sample = int(breaks.unresolved.nonzero()[0])
+        raise ValueError(
+            f"jump_at: {layout.time_dtype}, in which f receives t, has no number between two jumps of sample {sample}"
+        )
+    return breaks
 
 
 def as_query_times(t: object, span: Span, *, batched: bool) -> tuple[Tensor, bool]:
@@ -221,6 +248,19 @@ def _as_real(name: str, times: object, like: Tensor) -> Tensor:
     if values.is_meta:
         raise TypeError(f"{name}: expected times with data, got device meta")
     return values.to(like)
+
+
+def _as_mask(name: str, mask: object, of: str, times: Tensor, *, batched: bool) -> Tensor:
+    """[n, T] bool, True everywhere if no mask was given for the times [n, T] of the argument `of`."""
+    if mask is None:
+        return torch.ones_like(times, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name}: expected a tensor of bool, got {got}")
+    marks = _for_each(name, mask.to(times.device), len(times), batched=batched)
+    if marks.shape != times.shape:
+        raise ValueError(f"{name}: expected the shape of {of}, got {tuple(mask.shape)}")
+    return marks
 
 
 def _for_each(name: str, values: Tensor, number: int, *, batched: bool) -> Tensor:

@@ -27,7 +27,7 @@ from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout, State, leaves
-from dise.integrate.runge_kutta.step import Attempt
+from dise.integrate.runge_kutta.step import Attempt, within
 from dise.integrate.solution import Solution, SolveError
 from dise.integrate.status import Status
 from dise.integrate.stepping.tolerance import each, rms_norm
@@ -76,13 +76,22 @@ class BackwardSolve:
         for k in reversed(range(stops.t.shape[1])):
             t, y, jump = stops.t[:, k], stops.y[:, k], stops.jump[:, k]
             if times_require_grad:
-                grad_stops[:, k] = self._time_gradient(t, y, jump)
+                grad_stops[:, k] = self._time_gradient(self._side(t0, t, -1), y, jump)
             a = a + jump
             goal = stops.t[:, k - 1] if k > 0 else t0
             goal = torch.where((a == 0).all(1), t, goal)  # without an adjoint there is nothing to integrate
             y, a = self._stretch(y, a, t, goal, t0, quadrature)
-        grad_t0 = -self._time_gradient(t0, y0, a) if times_require_grad else torch.zeros_like(t0)
+        start = self._side(t0, stops.t[:, -1], 0)
+        grad_t0 = -self._time_gradient(start, y0, a) if times_require_grad else torch.zeros_like(t0)
         return a, grad_t0, grad_stops, quadrature.sums
+
+    def _side(self, t0: Tensor, t: Tensor, piece: int) -> Tensor:
+        """[n] the start (piece 0) or the end (piece −1) of spans from t0 to t, on the inner side of a jump there."""
+        end = t0 if piece == 0 else t
+        if self.problem.breaks is None:
+            return end
+        bounds = self.problem.breaks.between(t0, t).bounds[:, piece]
+        return within(end.to(bounds.dtype), bounds)
 
     def _time_gradient(self, t: Tensor, y: Tensor, cotangent: Tensor) -> Tensor:
         """[n] cotangent·f(t, y), the loss's gradient in the time of a state; 0 where the cotangent is 0."""
@@ -95,7 +104,9 @@ class BackwardSolve:
         self, y: Tensor, a: Tensor, start: Tensor, goal: Tensor, t0: Tensor, quadrature: "_ParameterQuadrature"
     ) -> tuple[Tensor, Tensor]:
         """(y, a) [n, F] at `goal`, integrated backwards from `start`; the quadrature adds the stretch's integrals."""
-        pair = Problem(y0=torch.cat([y, a], 1), t0=start, t1=goal, layout=_pair_layout(self.problem.layout))
+        breaks = None if self.problem.breaks is None else self.problem.breaks.between(start, goal)
+        layout = _pair_layout(self.problem.layout)
+        pair = Problem(y0=torch.cat([y, a], 1), t0=start, t1=goal, breaks=breaks, layout=layout)
         run = Run(observers=(quadrature,), drop_finished=self.drop_finished)
         integrator = self.integrator
         if isinstance(integrator, FixedStep):
@@ -205,7 +216,7 @@ class _ParameterQuadrature:
         step, accept = record.step, record.accept
         rows = None if len(record.sample) == len(self.solve.problem) else record.sample
         dt = torch.where(accept, step.dt, 0)[:, None].to(real_dtype(step.y))
-        attempt = Attempt(step.tableau, step.t, record.t_next, step.y)
+        attempt = Attempt(step.tableau, step.t, record.t_next, step.y, bounds=step.bounds)
         for b, stage in zip(step.tableau.b, step.stages, strict=True):
             t, pair = attempt.point()
             attempt.stages.append(stage)

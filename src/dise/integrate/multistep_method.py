@@ -126,6 +126,10 @@ class Multistep(Integrator):
                 "save_at, dense, event, accumulate, record, progress: a Multistep method has no steps to interpolate "
                 "or to measure; use a Runge–Kutta method, e.g. Midpoint(steps=8)"
             )
+        if problem.breaks is not None:
+            raise ValueError(
+                "jump_at, step_at: a Multistep method steps where its table says; use a Runge–Kutta method"
+            )
         if self.table.scaled and len(problem.layout.shapes) > 1:
             raise ValueError(
                 "integrator: this Multistep table scales the state, which is wrong for a tuple or dict state such as "

@@ -11,6 +11,7 @@ from torch import Tensor
 from dise.integrate.adjoint import Adjoint, ForwardAnswers, StoppedSamples
 from dise.integrate.arguments import (
     Span,
+    as_breaks,
     as_save_points,
     as_sequence,
     check_options,
@@ -50,6 +51,10 @@ def solve(
     sample_args: Sequence[Tensor] = (),
     save_at: Tensor | Sequence[float] | None = None,
     save_mask: Tensor | None = None,
+    jump_at: Tensor | Sequence[float] | None = None,
+    jump_mask: Tensor | None = None,
+    step_at: Tensor | Sequence[float] | None = None,
+    step_mask: Tensor | None = None,
     save: Callable[..., Values] | None = None,
     save_every: int | None = None,
     dense: bool = False,
@@ -95,7 +100,15 @@ def solve(
             continues to t1, which may be infinite if the integrator is adaptive. Events are looked for at a few points
             of each step's dense output. `error` and `accumulated` include the whole of an interrupted step.
 
+        jump_at: times at which f may jump, such as doses or switches, [T] for all samples or [B, J] per sample; those
+            outside of a sample's span are ignored. A step ends there. The stages before it receive times before the
+            jump, those after it times after it, in the dtype of f's t, and f is evaluated again to go on. The state is
+            continuous: a save point there has one value. Gradients flow to jump_at.
+        step_at: times at which a step ends, given like jump_at, where f has a kink, for example. They cost no
+            evaluation of f of their own. Neither kind of times makes a method choose a first step again.
+
     Other Args:
+        jump_mask, step_mask: [B, J] or [T] bool; False marks a time as padding.
         save_mask: [B, T] or [T] bool; False marks a save point as padding: its time may be any number, its state is 0.
         dense: keep the steps, so that `Solution.evaluate` returns the state at any time within the span.
         batched: False treats the whole state as one system: one step size, scalar t, norms over all of it.
@@ -152,7 +165,14 @@ def solve(
     packed = layout.pack(y0)
     further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
     span = Span.of(t0, t1, packed, batched=batched, endless=events is not None)
-    wanted = Problem(y0=packed, t0=span.t0, t1=span.t1, nonempty_spans=_nonempty_spans(t0, t1), layout=layout)
+    wanted = Problem(
+        y0=packed,
+        t0=span.t0,
+        t1=span.t1,
+        breaks=as_breaks((jump_at, jump_mask), (step_at, step_mask), span, layout),
+        nonempty_spans=_nonempty_spans(t0, t1),
+        layout=layout,
+    )
     times = as_save_points(save_at, save_mask, span, batched=batched)
     back = options.backsolve(integrator, dense=dense)
     checkpoint = gradient == "checkpoint" and torch.is_grad_enabled()
@@ -160,6 +180,8 @@ def solve(
         check_transforms("checkpoint" if checkpoint else "backsolve")
     if back is not None:
         check_backsolve(events or {}, save_every)
+    if back is not None and wanted.breaks is not None and wanted.breaks.times.requires_grad:
+        raise ValueError("jump_at, step_at: backsolve has no gradients in them; detach them, or use gradient='direct'")
     problem = wanted if back is None else wanted.detach()
     stand_ins = None if drop_finished else (problem.t0, problem.y0)
     plain = Field(f, layout, stand_ins, further, own, packed.shape[0])

@@ -51,6 +51,7 @@ class GraphRounds:
         self._unrolled = {number: field.compiled(_some_rounds, number, *key) for number in (1, ROUNDS_PER_GRAPH)}
         self._looped = field.compiled(_rounds_until, *key)
         self._adaptive = method.control.rounds is None
+        self._interrupted = run.events is not None or problem.breaks is not None  # Python acts between two rounds
         self._while_loop = private.while_loop() if self._loop_allowed() else None
         self._bound = field.bound(problem.sample)
         self._subset: Tensor | None = None  # the rows to which f is bound; None: all
@@ -86,7 +87,7 @@ class GraphRounds:
             raise
 
     def _loop_allowed(self) -> bool:
-        watched = self.run.observers or self.run.events is not None or torch.is_grad_enabled()
+        watched = self.run.observers or self._interrupted or torch.is_grad_enabled()
         return self._adaptive and self.problem.y0.is_cpu and not watched and self._looped not in _LOOP_FAILURES
 
     def _before_call(self, function: Callable[..., Any], rows: LoopRows) -> None:
@@ -94,13 +95,14 @@ class GraphRounds:
         if self._adaptive and self.run.drop_finished and function not in self._called:
             self._called.add(function)
             for x in (*rows, *self._bound.sample_args):
-                private.mark_dynamic(x, 0)
+                if x is not None:
+                    private.mark_dynamic(x, 0)
 
     def _unrolled_rounds(self, rows: LoopRows, index: int, limit: float) -> RoundsDone:
         large = rows.y.numel() > UNROLL_MAX_NUMEL
-        single = large or self.run.events is not None or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
+        single = large or self._interrupted or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
         number = 1 if single else ROUNDS_PER_GRAPH
-        if self._adaptive:
+        if self._adaptive or self.problem.breaks is not None:
             # An index is a constant of the graph: pass only what matters, whether the round is the first.
             index = 0 if self.method.tableau.fsal else min(index, 1)
         function = self._unrolled[number]
@@ -152,7 +154,8 @@ def _rounds_until(
     """
     names = method.changing(run)
     for field in rows:
-        private.assume(field.shape[0] == rows.t.shape[0])
+        if field is not None:
+            private.assume(field.shape[0] == rows.t.shape[0])
 
     def unfinished(running: Tensor, done: Tensor, *_: Tensor) -> Tensor:
         return (running >= bounds[0]) & (done < bounds[1])
@@ -207,7 +210,9 @@ def _normalized(rows: LoopRows) -> LoopRows:
 
     No two tensors share memory, strides are those of a graph's results, and whatever may require a gradient does.
     """
-    rows = _feature_major(LoopRows(*(field.clone(memory_format=torch.contiguous_format) for field in rows)))
+    names = (name for name in LoopRows._fields if getattr(rows, name) is not None)
+    copies = {name: getattr(rows, name).clone(memory_format=torch.contiguous_format) for name in names}
+    rows = _feature_major(rows._replace(**copies))
     if not torch.is_grad_enabled() or not (rows.y.requires_grad or rows.k1.requires_grad):
         return rows
     results = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated")}

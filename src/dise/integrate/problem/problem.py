@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
+from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.state import Layout
+from dise.integrate.runge_kutta.step import within
 from dise.integrate.tracing import has_values
 
 
@@ -22,6 +24,7 @@ class Problem:
     layout: Layout
     k1: Inexact[Tensor, "n F"] | None = None  # f(t0, y0), if it is known
     dt: Float[Tensor, " n"] | None = None  # first step, if it is known; for methods that choose their steps
+    breaks: Breaks | None = None  # times at which steps end and f may jump
     nonempty_spans: bool | None = None  # whether t0 ≠ t1 for every sample; None if telling needs a device sync
     sample: Int[Tensor, " n"] | None = None  # indices in the solve's batch; None: all of it, in order
 
@@ -32,17 +35,22 @@ class Problem:
         """f(t0, y0) [n, F], requested unless it is known."""
         if self.k1 is not None:
             return self.k1
-        return (yield Request(None, self.t0, self.y0))
+        t0 = self.t0
+        if self.breaks is not None:  # after a jump at t0
+            t0 = within(t0.to(self.breaks.bounds.dtype), self.breaks.bounds[:, 0])
+        return (yield Request(None, t0, self.y0))
 
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
         y0, t0, t1 = (x.index_select(0, rows) for x in (self.y0, self.t0, self.t1))
         k1, dt = (None if x is None else x.index_select(0, rows) for x in (k1, self.dt))
-        return replace(self, y0=y0, t0=t0, t1=t1, k1=k1, dt=dt, sample=self.samples(rows))
+        breaks = None if self.breaks is None else self.breaks.take(rows)
+        return replace(self, y0=y0, t0=t0, t1=t1, k1=k1, dt=dt, breaks=breaks, sample=self.samples(rows))
 
     def detach(self) -> "Problem":
         """The problem without gradients."""
-        return replace(self, y0=self.y0.detach(), t0=self.t0.detach(), t1=self.t1.detach())
+        breaks = None if self.breaks is None else self.breaks.detach()
+        return replace(self, y0=self.y0.detach(), t0=self.t0.detach(), t1=self.t1.detach(), breaks=breaks)
 
     def check_span(self, span: tuple[float, float] | None) -> None:
         """Raise a ValueError unless all samples are to be solved over this span; None: any will do."""

@@ -21,6 +21,7 @@ class Step(NamedTuple):
     y_next: Inexact[Tensor, "n F"]  # state at t + dt
     stages: tuple[Inexact[Tensor, "n F"], ...]  # k_i
     tableau: ButcherTableau
+    bounds: Float[Tensor, "n 2"] | None = None  # smallest and largest time that f may receive
 
     def error(self) -> Tensor:
         """[n, F] embedded error estimate: dt Σ_i b_err_i k_i.
@@ -67,14 +68,23 @@ class Attempt:
         t, t_next: [n] start and end of each sample's step in the clock's dtype; f is never evaluated outside.
         y: [n, F] state at t.
         k1: [n, F] first stage, f(t, y), if known.
+        bounds: [n, 2] smallest and largest time that f may receive, beside a jump; None: no limits.
     """
 
-    def __init__(self, tableau: ButcherTableau, t: Tensor, t_next: Tensor, y: Tensor, k1: Tensor | None = None) -> None:
-        self.tableau, self.t, self.t_next, self.y = tableau, t, t_next, y
+    def __init__(
+        self,
+        tableau: ButcherTableau,
+        t: Tensor,
+        t_next: Tensor,
+        y: Tensor,
+        k1: Tensor | None = None,
+        bounds: Tensor | None = None,
+    ) -> None:
+        self.tableau, self.t, self.t_next, self.y, self.bounds = tableau, t, t_next, y, bounds
         self.dt = t_next - t
         dtype = real_dtype(y)
         self._dt_column = self.dt.to(dtype).unsqueeze(1)  # the clock's dtype would turn sums of stages into float64
-        self._times = _stage_times(tableau, t, t_next, dtype)
+        self._times = _stage_times(tableau, t, t_next, dtype, bounds)
         self.stages = [] if k1 is None else [k1]
         self.evaluations = tableau.stages - len(self.stages)
         self._y_stage = y
@@ -96,20 +106,32 @@ class Attempt:
         # first same as last: the last stage was evaluated at the step's end, so its state is y_next
         at_end = self.tableau.fsal and not self.tableau.reuse_last
         y_next = self._y_stage if at_end else self._advance(self.tableau.solution_sum)
-        return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau)
+        return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau, self.bounds)
 
     def _advance(self, weights: WeightedSum) -> Tensor:
         """[n, F] y + dt · the weighted sum of the stages."""
         return torch.addcmul(self.y, self._dt_column, unscaled_sum(weights, self.stages), value=weights.scale)
 
 
-def _stage_times(tableau: ButcherTableau, t: Tensor, t_next: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-    """[n] time of each stage, t + c_i·dt, computed in the clock's dtype and rounded to f's."""
+def _stage_times(
+    tableau: ButcherTableau, t: Tensor, t_next: Tensor, dtype: torch.dtype, bounds: Tensor | None
+) -> Sequence[Tensor]:
+    """[n] time of each stage, t + c_i·dt, computed in the clock's dtype, rounded to f's and moved into the bounds."""
+    times: Sequence[Tensor]
     if tableau.stages == 1:
-        return (t.to(dtype),)
-    if torch.compiler.is_compiling():  # a graph fuses these; a tensor of nodes would be a constant of the graph
-        return [torch.lerp(t, t_next, c).to(dtype) for c in tableau.c]
-    return torch.lerp(t, t_next, _nodes(tableau.c, t.dtype, t.device)).to(dtype).unbind()
+        times = (t.to(dtype),)
+    elif torch.compiler.is_compiling():  # a graph fuses these; a tensor of nodes would be a constant of the graph
+        times = [torch.lerp(t, t_next, c).to(dtype) for c in tableau.c]
+    else:
+        times = torch.lerp(t, t_next, _nodes(tableau.c, t.dtype, t.device)).to(dtype).unbind()
+    return times if bounds is None else [within(time, bounds) for time in times]
+
+
+def within(times: Tensor, bounds: Tensor) -> Tensor:
+    """Times [n] moved into their bounds [n, 2], with the gradient of the times themselves."""
+    low, high = bounds.to(times.dtype).unbind(-1)
+    inside = times.clamp(low, high)
+    return times + (inside - times).detach() if times.requires_grad else inside
 
 
 @lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
+from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
-from dise.integrate.runge_kutta.step import Step, finite_rows
+from dise.integrate.runge_kutta.step import Step, finite_rows, within
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
-from dise.integrate.stepping.grids import EqualParts, Fractions, FractionsByTime, Grid
+from dise.integrate.stepping.grids import EqualParts, Fractions, FractionsByTime, Grid, WholePiece
 from dise.integrate.stepping.tolerance import ErrorTest
 from dise.integrate.tracing import known_finite
 
@@ -59,6 +60,10 @@ class Controller(Protocol):
 
     def with_restarts(self) -> "Controller":
         """The rule for samples that may restart within a step."""
+        ...
+
+    def with_breaks(self, problem: Problem, breaks: Breaks) -> "tuple[Controller, Problem]":
+        """The rule for a problem with break points, and the problem with the break points that the rule adds."""
         ...
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
@@ -106,9 +111,21 @@ class FixedSteps:
 
     def with_restarts(self) -> "FixedSteps":
         """Steps that end where the grid says although a sample restarts between its ends."""
+        if isinstance(self.grid, WholePiece) and self.grid.steps is not None:
+            return replace(self, grid=WholePiece(None), max_steps=self.grid.steps + MAX_RESTARTS)
         if not isinstance(self.grid, EqualParts | Fractions):
             return self
         return replace(self, grid=FractionsByTime.of(self.grid), max_steps=self.grid.steps + MAX_RESTARTS)
+
+    def with_breaks(self, problem: Problem, breaks: Breaks) -> "tuple[FixedSteps, Problem]":
+        """One step per piece, with the grid's ends as further break points."""
+        steps, t0, t1 = self.grid.steps, problem.t0, problem.t1
+        if steps is None:
+            return self, problem
+        points = [self.grid.end(index, t0, t0, t1) for index in range(steps - 1)]
+        if points:
+            breaks = breaks.with_steps(t0, torch.stack(points, 1))
+        return replace(self, grid=WholePiece(breaks.ends.shape[1])), replace(problem, breaks=breaks)
 
     def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
         """The grid's, which does not depend on dt."""
@@ -147,8 +164,14 @@ class ErrorControl:
     order: int  # power of dt with which the error estimate decreases
     rounds: None = None
 
+    def with_breaks(self, problem: Problem, breaks: Breaks) -> "tuple[ErrorControl, Problem]":
+        """The same: steps are cut at the pieces' ends."""
+        return self, problem
+
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """The problem's dt, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
+        if problem.breaks is not None:  # f may jump after the first piece
+            problem = replace(problem, t1=problem.breaks.ends[:, 0])
         span = problem.t1 - problem.t0
         if problem.dt is not None:
             return self._first(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span)), problem), 0
@@ -253,6 +276,8 @@ def _starting_step(
         probe = torch.copysign(h0, span)
         t_probe = torch.where(h0 == span.abs(), problem.t1, problem.t0 + probe)
         y1 = torch.addcmul(y0, probe[:, None].to(real_dtype(y0)), k1)
+        if problem.breaks is not None:
+            t_probe = within(t_probe.to(problem.breaks.bounds.dtype), problem.breaks.bounds[:, 0])
     f1 = yield Request(None, t_probe, y1)
     with torch.set_grad_enabled(run.differentiate_step_sizes and torch.is_grad_enabled()):
         d2 = test.size((f1 - k1) / scale, layout) / h0

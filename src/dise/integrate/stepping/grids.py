@@ -77,6 +77,21 @@ class FractionsByTime:
         return torch.where(number == len(self.ends) - 1, t1, torch.lerp(t0, t1, ends[number]))
 
 
+@dataclass(frozen=True)
+class WholePiece:
+    """One step per piece of the span (see `Breaks`).
+
+    Args:
+        steps: the most pieces of a sample; None if steps may end before.
+    """
+
+    steps: int | None
+
+    def end(self, index: int, t: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+        """The end of the piece."""
+        return t1
+
+
 @dataclass(frozen=True, eq=False)
 class AbsoluteTimes:
     """Steps from one given time to the next, the same for all samples.

@@ -18,6 +18,7 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
 from dise.integrate.stepping.control import Controller
 from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.pieces import first_pieces, in_last_piece, next_pieces
 from dise.integrate.stepping.restart import restart
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
 from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
@@ -39,6 +40,8 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, ru
         check_readable(
             "save_at, dense, record, progress or event", *values, advice="end one solve where the next begins"
         )
+    if problem.breaks is not None:
+        control, problem = control.with_breaks(problem, problem.breaks)
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order, run)
     method = Method(tableau, control.with_restarts() if run.events is not None and run.events.changes else control)
     state = _start(problem, k1, dt, measured=control.test is not None)
@@ -83,6 +86,8 @@ def _advance(
         if run.events is not None and memory is not None:
             rows, records, memory = yield from _interrupted(rows, records, memory, method, problem, run.events)
             running = None
+        if problem.breaks is not None:
+            rows, running = (yield from next_pieces(rows, problem.breaks, method, subset)), None
         if index == control.max_steps:
             status = rows.status.masked_fill(rows.status == RUNNING, int(Status.MAX_STEPS))
             rows, running = rows._replace(status=status), 0
@@ -124,6 +129,8 @@ def _interrupted(
             k1=rows.k1.index_put(index, torch.full_like(cut.y, torch.nan)),
             status=step_ends,
         )
+        if problem.breaks is not None:
+            rows = in_last_piece(rows, problem.breaks, cut.row[cut.stop])
         goes_on = (~cut.stop).nonzero().flatten()
         if len(goes_on):
             dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)[goes_on]
@@ -163,6 +170,8 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopS
         accumulated=zero,
         restarts=none,
     )
+    if problem.breaks is not None:
+        rows = first_pieces(rows, problem.breaks)
     return LoopState(rows, (), 0, len(problem) if finite and usable else None)
 
 
@@ -170,7 +179,8 @@ def _collect(parts: list[LoopRows], method: Method, *, first: int) -> Result:
     """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
     rows = parts[0]
     if len(parts) > 1:
-        rows = LoopRows(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        given = [column for column in zip(*parts, strict=True) if column[0] is not None]
+        rows = LoopRows(*map(torch.cat, given))
         rows = rows.take(rows.sample.argsort())
     columns = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
     if not method.tableau.fsal:

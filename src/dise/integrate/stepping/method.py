@@ -36,7 +36,7 @@ class Method(NamedTuple):
         t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
         if running is not None:
             t_next = torch.where(running, t_next, rows.t)
-        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None)
+        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds)
 
     def end(
         self, rows: LoopRows, attempt: Attempt, layout: Layout, run: Run, running: Tensor | None
@@ -78,6 +78,8 @@ class Method(NamedTuple):
             memory=verdict.memory,
             accumulated=accumulated,
             restarts=rows.restarts,
+            piece=rows.piece,
+            bounds=rows.bounds,
         )
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
 
@@ -118,7 +120,7 @@ class Method(NamedTuple):
 
     def changing(self, run: Run) -> tuple[str, ...]:
         """The fields of the rows that a step changes."""
-        constant = {"sample", "t0", "t1", "restarts"}
+        constant = {"sample", "t0", "t1", "restarts", "piece", "bounds"}
         if self.tableau.fsal or self.control.rounds is not None:
             constant.add("known")
         if run.accumulate is None:

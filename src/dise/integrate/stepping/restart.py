@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
+from dise.integrate.runge_kutta.step import within
 from dise.integrate.status import Status
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rows import RUNNING, LoopRows
@@ -35,7 +36,8 @@ def restart(
         status=rows.status.index_put(index, status),
     )
     if method.tableau.fsal:
-        k1 = yield Request(rows.sample[which] if problem.layout.batched else None, t, y)
+        time = t if rows.bounds is None else within(t.to(rows.bounds.dtype), rows.bounds[which])
+        k1 = yield Request(rows.sample[which] if problem.layout.batched else None, time, y)
         restarts = rows.restarts.index_put(index, rows.restarts[which] + 1)
         return rows._replace(k1=rows.k1.index_put(index, k1), restarts=restarts)
     return rows._replace(known=rows.known.index_put(index, torch.zeros_like(ended)))

@@ -19,7 +19,7 @@ class LoopRows(NamedTuple):
 
     sample: Int[Tensor, " n"]  # which of the problem's samples
     t0: Float[Tensor, " n"]
-    t1: Float[Tensor, " n"]
+    t1: Float[Tensor, " n"]  # end of the span, or of the row's piece of it
     k1: Inexact[Tensor, "n F"]  # f(t, y), where it is known
     known: Bool[Tensor, " n"]  # whether k1 is; after a step only if the method is FSAL
     y: Inexact[Tensor, "n F"]
@@ -32,10 +32,14 @@ class LoopRows(NamedTuple):
     memory: Float[Tensor, " n"]  # the controller's
     accumulated: Float[Tensor, " n"]
     restarts: Int[Tensor, " n"]  # evaluations of f beside those of the steps, at restarts
+    # only if the spans have break points (see `Breaks`)
+    piece: Int[Tensor, " n"] | None = None  # index of the row's piece
+    bounds: Float[Tensor, "n 2"] | None = None  # of the times that f receives in it
 
     def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
-        return LoopRows(*(field.index_select(0, rows) for field in self))
+        columns = {name: x for name, x in self._asdict().items() if x is not None}
+        return self._replace(**{name: x.index_select(0, rows) for name, x in columns.items()})
 
 
 class LoopState(NamedTuple):

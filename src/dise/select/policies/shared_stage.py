@@ -42,7 +42,10 @@ def second_node(candidate: Integrator, problem: Problem) -> float | None:
 
     The second stage of every explicit Runge–Kutta method is of that form, and so is the second step of Euler. The first
     step of an adaptive candidate is the span only if `first_step` says so and the problem has no first step of its own.
+    Steps end at break points, too.
     """
+    if problem.breaks is not None:
+        return None
     if isinstance(candidate, FixedStep):
         first = candidate.grid.fractions[1]
         if candidate.tableau.stages > 1:
