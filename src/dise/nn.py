@@ -139,9 +139,13 @@ class NeuralODE(nn.Module):
             throw=throw and self._throw,
             **self.options.keywords(),
         )
+        return self._recorded(BlockSolve(y0, t0, t1, solution, tuple(args), tuple(sample_args)))
+
+    def _recorded(self, solve: BlockSolve) -> Solution:
+        """The solution of a solve, which is added to the records if they are kept."""
         if self._records is not None:
-            self._records.append(BlockSolve(y0, t0, t1, solution, tuple(args), tuple(sample_args)))
-        return solution
+            self._records.append(solve)
+        return solve.solution
 
     def forward(
         self,
