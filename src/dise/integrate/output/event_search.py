@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dise.integrate.output.events import AnyEvent, Event, SteadyState
 from dise.integrate.output.functions import FunctionCaller
-from dise.integrate.output.interpolation import PiecewisePolynomial
+from dise.integrate.output.interpolation import PiecewisePolynomial, slopes_within, states_within
 from dise.integrate.problem.hooks import EventMemory, Interruption, StepEvents, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import same_structure, shapes
@@ -43,6 +43,7 @@ class EventSearch:
             values, is_bool = self._values(samples, t0, y0, torch.full_like(y0, torch.inf))
         self._is_bool = torch.tensor(is_bool, device=device)  # [E]
         directions = [_directions(event, yes) for event, yes in zip(self._events, is_bool, strict=True)]
+        self._both = all(rising and falling for rising, falling in directions)
         self._rising, self._falling = torch.tensor(directions, device=device).unbind(1)  # [E] bool each
         self._start = values[0].sign()  # [B, E]
 
@@ -96,10 +97,11 @@ class EventSearch:
     def _scan(self, record: StepRecord) -> tuple[Tensor, Tensor]:
         """θ at the ends of the parts of a step, from 0 to 1 [M + 1], and the signs at all but the first [M, n, E]."""
         step = record.step
-        thetas = _parts(torch.finfo(step.y.dtype).eps, step.t.dtype, step.t.device)
-        pieces = PiecewisePolynomial.of_rows([record], None, record.sample, len(record.sample)).detach()
-        t, y, slope = _at(pieces, thetas[1:, None].expand(-1, len(record.sample)), sloped=self._sloped)
-        values, _ = self._values(record.sample, t, y, slope)
+        inside = _inside(torch.finfo(step.y.dtype).eps)
+        thetas = _thetas(inside, step.t.dtype, step.t.device)
+        y = torch.cat([states_within(step, inside), step.y_next[None]])
+        slope = slopes_within(step, (*inside, 1.0)) if self._sloped else None
+        values, _ = self._values(record.sample, torch.addcmul(step.t, thetas[1:, None], step.dt), y, slope)
         return thetas, values.sign()
 
     def _values(self, sample: Tensor, t: Tensor, y: Tensor, slope: Tensor | None) -> tuple[Tensor, list[bool]]:
@@ -122,7 +124,8 @@ class EventSearch:
                 value = self._function_value(event.function, repeated, times, states)
             is_bool.append(value.dtype == torch.bool)
             values.append(torch.where(value, 1.0, -1.0) if value.dtype == torch.bool else value)
-        return torch.stack(values, 1).unflatten(0, t.shape), is_bool
+        columns = values[0][:, None] if len(values) == 1 else torch.stack(values, 1)
+        return columns.unflatten(0, t.shape), is_bool
 
     def _function_value(self, function: Callable[..., Tensor], sample: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """[n] a function's values for samples [n] at times [n] and states [n, F], real numbers or bool.
@@ -143,8 +146,8 @@ class EventSearch:
 
     def _crossed(self, before: Tensor, after: Tensor) -> Tensor:
         """[..., E] bool, whether two signs [..., E] enclose a crossing; reaching 0 is a crossing, leaving 0 is not."""
-        falling, rising = (before > 0) & (after <= 0), (before < 0) & (after >= 0)
-        return (falling & self._falling) | (rising & self._rising)
+        crossed = (before * after <= 0) & (before != 0)
+        return crossed if self._both else crossed & torch.where(before > 0, self._falling, self._rising)
 
     def _locate(self, record: StepRecord, row: Tensor, event: Tensor, bracket: "_Bracket") -> "_Crossings":
         """The crossings of events [X] in the rows [X] of a step, within their brackets."""
@@ -274,15 +277,19 @@ class _Bracket(NamedTuple):
         return _Bracket(low, high, self.side)
 
 
-@lru_cache(maxsize=16)  # every step needs them, and they may have to be copied to a device
-def _parts(eps: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """θ at the ends of the parts of a step in which signs are compared.
+def _inside(eps: float) -> tuple[float, ...]:
+    """θ of the points within a step at which signs are compared.
 
     The first part is short: a sample that starts on the surface soon leaves it, and may be back long before θ = 1/4.
     The others are unequal, since zeros often lie at equal distances, and would all be at the ends of equal parts.
     """
+    return eps**0.25, 0.22, 0.47, 0.73
+
+
+@lru_cache(maxsize=16)  # every step needs them, and they may have to be copied to a device
+def _thetas(inside: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
-        return torch.tensor([0.0, eps**0.25, 0.22, 0.47, 0.73, 1.0], dtype=dtype, device=device)
+        return torch.tensor([0.0, *inside, 1.0], dtype=dtype, device=device)
 
 
 def _at(pieces: PiecewisePolynomial, theta: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor, Tensor | None]:

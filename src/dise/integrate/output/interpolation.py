@@ -191,6 +191,42 @@ def _coefficients(steps: Sequence[Step]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def states_within(step: Step, fractions: tuple[float, ...]) -> Tensor:
+    """[M, n, F] states of a whole step at M fractions θ of its length, the same for all samples."""
+    weights = _weights_at(_interpolant(step), fractions, 0, step.y.dtype, step.y.device)
+    return torch.addcmul(step.y, step.dt.to(real_dtype(step.y))[:, None], _combined(weights, step))
+
+
+def slopes_within(step: Step, fractions: tuple[float, ...]) -> Tensor:
+    """[M, n, F] derivatives in time, as in `states_within`."""
+    return _combined(_weights_at(_interpolant(step), fractions, 1, step.y.dtype, step.y.device), step)
+
+
+def _combined(weights: Tensor, step: Step) -> Tensor:
+    """[M, n, F] sums of the stages with weights [M, S]."""
+    stages = torch.stack(step.stages).flatten(1)
+    with torch.autocast(stages.device.type, enabled=False):  # it is meant for f and would round the stages
+        combined = torch.mm(weights, stages)
+    return combined.view(-1, *step.y.shape)
+
+
+@lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device
+def _weights_at(
+    interpolant: tuple[tuple[float, ...], ...],
+    fractions: tuple[float, ...],
+    derivative: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """[M, S] weights b_i(θ) of the stages, or their derivatives, at M fractions θ."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        theta = torch.tensor(fractions, dtype=torch.float64)[:, None]
+        power = torch.arange(1, len(interpolant[0]) + 1)
+        terms: Tensor = power * theta ** (power - 1) if derivative else theta**power  # [M, D]
+        weights = torch.mm(terms, torch.tensor(interpolant, dtype=torch.float64).T)
+        return weights.to(dtype).to(device)
+
+
 @lru_cache(maxsize=64)  # every lookup needs them, and they may have to be copied to a device
 def _weights(
     interpolant: tuple[tuple[float, ...], ...], degree: int, dtype: torch.dtype, device: torch.device
