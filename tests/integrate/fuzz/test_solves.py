@@ -401,6 +401,45 @@ def test_one_system_is_right_too(case, integrator):
         )
 
 
+@given(
+    case=cases(kinds=("decay",), dtypes=(torch.float64,)),
+    integrator=st.one_of(adaptive(), st.integers(1, 3).map(RK4)),
+    places=st.lists(st.one_of(st.floats(-0.5, 1.5), st.sampled_from([0.0, 1.0])), min_size=5, max_size=5),
+    drop_finished=st.booleans(),
+)
+def test_rates_that_jump_have_the_closed_form(case, integrator, places, drop_finished):
+    """y' = −p y before each sample's own time, in the direction of t, and 2 p y after it."""
+    jump = case.t0 + torch.tensor(places[: len(case)], dtype=torch.float64) * (case.t1 - case.t0)
+    low, high = torch.minimum(case.t0, case.t1), torch.maximum(case.t0, case.t1)
+
+    def f(t, y, p, jump):
+        after = t.reshape(-1) >= jump
+        return mapped(lambda x: like(torch.where(after, 2 * p, -p), x) * x, y)
+
+    inside = (jump > low) & (jump < high)
+    options = {"jump_at": torch.where(inside, jump, 0.0)[:, None], "jump_mask": inside[:, None]}
+    assume(not isinstance(integrator, RK4) or float((case.t1 - case.t0).abs().max()) < 0.3)
+    solution = solve(
+        f,
+        case.y0,
+        case.t0,
+        case.t1,
+        integrator,
+        sample_args=(case.p, jump),
+        throw=False,
+        drop_finished=drop_finished,
+        **options,
+    )
+    before, after = jump.clamp(low, high) - low, high - jump.clamp(low, high)
+    power = case.p * torch.where(case.t1 >= case.t0, 1, -1) * (2 * after - before)
+    right = flat(mapped(lambda x: like(power.exp(), x) * x, case.y0))
+    ok = (solution.status == 0) & ~bad_rows(case) & resolved(case)
+    tolerances = integrator if isinstance(integrator, Adaptive) else Dopri5(rtol=1e-3, atol=1e-3)
+    bound = tolerance(replace(case, p=2 * case.p), tolerances, right.abs().amax(1).maximum(flat(case.y0).abs().amax(1)))
+    off = (flat(solution.y) - right).abs().amax(1)
+    assert bool((off <= bound)[ok].all()), (off, bound)
+
+
 # ---- coupled and nonlinear, against SciPy
 
 
