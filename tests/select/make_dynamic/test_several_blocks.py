@@ -6,8 +6,11 @@ from torch import nn
 
 from dise import (
     RK4,
+    AdequacySelector,
     Cascade,
+    ConfidenceNetwork,
     Dopri5,
+    Dynamic,
     Euler,
     HeunEuler,
     NeuralODE,
@@ -81,6 +84,19 @@ def test_policies_are_loaded_in_any_order(made, x, tmp_path, order):
         load_policy(other, tmp_path / block)
     assert torch.equal(other(x), made(x))
     assert all(str(find_block(other, b).report) == str(find_block(made, b).report) for b in "ab")
+
+
+def test_a_policy_with_a_copy_of_the_other_block(x, tmp_path):
+    """The confidence of the head of a is that of the modules after it, b among them."""
+    model = Two().eval()
+    head = nn.Sequential(model.middle, model.b, model.head)
+    network = ConfidenceNetwork(head, 2, classes=3)
+    model.a.integrator = Dynamic(CANDIDATES, AdequacySelector(network, candidates=2).eval())
+    assert find_block(model, "b") is model.b
+    with pytest.raises(ValueError, match=r"found 2; name one as block=, of \['a', 'b'\]"):
+        find_block(model)
+    save_policy(model, tmp_path, block="a")
+    assert torch.equal(load_policy(Two(), tmp_path)(x), model(x))
 
 
 @pytest.mark.parametrize(

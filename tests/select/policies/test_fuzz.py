@@ -148,12 +148,19 @@ def expected(task, policy):
 @pytest.mark.fuzz
 @given(task=tasks(), policy=policies)
 def test_a_sample_gets_its_candidates_own_answer(record, task, policy):
-    f = record(field)
+    finite = []
+
+    def watched(t, y, rate):
+        value = field(t, y, rate)
+        finite.append(bool(value.isfinite().all()))
+        return value
+
+    f = record(watched)
     together = task.solve(policy, f)
     event(f"{type(policy).__name__} of {len(policy.candidates)}")
     event(f"failures: {bool((together.status != SUCCESS).any())}")
-    failed = bool((together.status != SUCCESS).any())  # evaluations after a failure are made, but not needed
-    assert int(together.nfe.sum()) == f.rows or (failed and int(together.nfe.sum()) < f.rows)
+    # evaluations after a failure, of a candidate that was tried first too, are made but not needed
+    assert int(together.nfe.sum()) == f.rows or (not all(finite) and int(together.nfe.sum()) < f.rows)
     for i in range(len(task.y0)):
         one = task.take([i])
         choice, alone = expected(one, policy)

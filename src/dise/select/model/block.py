@@ -9,8 +9,10 @@ from dise.nn import NeuralODE
 
 
 def named_blocks(model: nn.Module) -> dict[str, NeuralODE]:
-    """The NeuralODEs of a model, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, NeuralODE)}
+    """The NeuralODEs of a model, by name; without those in policies, which may contain copies of later blocks."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, NeuralODE)}
+    policies = tuple(f"{name}.policy." if name else "policy." for name in found)
+    return {name: module for name, module in found.items() if not name.startswith(policies)}
 
 
 def contains_block(model: nn.Module) -> bool:
