@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, Step, solve
+from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, solve
 from dise.integrate.clock import clock_dtype
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
 from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
+from dise.integrate.stepping.statistics import Accumulate
 
 OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))
 
@@ -105,7 +106,7 @@ class NeuralODE(nn.Module):
         save_every: int | None = None,
         dense: bool = False,
         event: EventArgument | None = None,
-        accumulate: Callable[[Step], Tensor] | None = None,
+        accumulate: Accumulate | None = None,
         record: bool = False,
         progress: Callable[[Progress], object] | None = None,
         throw: bool = True,

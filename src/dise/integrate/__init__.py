@@ -39,6 +39,7 @@ from dise.integrate.solution import Solution, SolveError
 from dise.integrate.solve import solve
 from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController, PIController
+from dise.integrate.stepping.statistics import Statistic
 from dise.integrate.stepping.tolerance import max_norm, rms_norm
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "SolveError",
     "SolveOptions",
     "State",
+    "Statistic",
     "Status",
     "SteadyState",
     "Step",

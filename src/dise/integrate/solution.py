@@ -57,7 +57,8 @@ class Solution:
         status: [B] int64, see `Status`.
         dt: [B] signed size of the step that would be attempted next.
         k1: f(t, y) in the structure and dtype of y0, if the method evaluated it ("first same as last"), else NaN.
-        accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or None if none was given.
+        accumulated: [B] Σ over accepted steps of `solve`'s `accumulate`, or [B, ...] of a `Statistic`, in a dict if
+            several were given; None if none was.
         saved: states at the save points, [B, T, ...] in the structure and dtype of y0 ([T, ...] with batched=False), or
             the values of `solve`'s `save` there, in their own structure and dtypes; 0 where they are masked, NaN (0 for
             integers) beyond the time that a sample reached. With `save_every` [B, S, ...] at every n-th step's end,
@@ -81,7 +82,7 @@ class Solution:
     status: Int[Tensor, "*B"]
     dt: Float[Tensor, "*B"]
     k1: State | None = None
-    accumulated: Float[Tensor, "*B"] | None = None
+    accumulated: Any = None
     saved: Any = None  # the structure is that of y0, or of what `save` returns
     saved_t: Float[Tensor, "..."] | None = None
     steps: Steps | None = None

@@ -35,8 +35,8 @@ from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
 from dise.integrate.problem.run import MakeRounds, Run
 from dise.integrate.problem.state import Layout, State
-from dise.integrate.runge_kutta.step import Step
 from dise.integrate.solution import Interpolant, Solution
+from dise.integrate.stepping.statistics import Accumulate, Accumulators
 from dise.integrate.tracing import check_transforms, has_values
 
 
@@ -61,7 +61,7 @@ def solve(
     event: EventArgument | None = None,
     batched: bool = True,
     drop_finished: bool = True,
-    accumulate: Callable[[Step], Tensor] | None = None,
+    accumulate: Accumulate | None = None,
     differentiate_step_sizes: bool = False,
     gradient: Gradient = "direct",
     compile: Compile = False,
@@ -116,7 +116,8 @@ def solve(
             training too. False: f is always called on all samples, for an f that mixes them, such as batch
             normalization in training mode.
         accumulate: function of an attempted `Step` of n samples → [n], summed over each sample's accepted steps
-            into `Solution.accumulated` (what regularizers are made of).
+            into `Solution.accumulated` (what regularizers are made of); or a `Statistic`, whose values have any shape
+            and may be reduced to their maximum or minimum; or a dict of statistics.
         differentiate_step_sizes: include the choice of step sizes in gradients; by default step sizes are constants.
         gradient: "direct" keeps what the backward pass needs of every step; "checkpoint" keeps √steps states and takes
             the steps between them again: less memory, the same gradients, one more forward pass. f is then called
@@ -155,7 +156,7 @@ def solve(
         differentiate_step_sizes=differentiate_step_sizes,
         compile=compile,
     )
-    functions = {"f": f, "save": save, "accumulate": accumulate, "progress": progress}
+    functions = {"f": f, "save": save, "progress": progress}
     check_options({"dense": dense, "record": record, "throw": throw}, functions)
     check_saving(save_at, save_every, save, save_mask)
     check_state("y0", y0, batched=batched)
@@ -193,6 +194,7 @@ def solve(
     points = None if times is None else SavePoints(*times, problem, caller, None if back is not None else save)
     ends = None if save_every is None else SavedSteps(save_every, problem, caller, save)
     log = StepLog(len(packed), packed.device, stages=dense) if dense or record else None
+    statistics = None if accumulate is None else Accumulators(accumulate)
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     run = Run(
         field=field,
@@ -201,7 +203,7 @@ def solve(
         events=search,
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
-        accumulate=accumulate,
+        accumulate=statistics,
         checkpoint=checkpoint,
     )
     answers = None if back is None else ForwardAnswers(field, plain, packed.device.type)
@@ -218,7 +220,8 @@ def solve(
             points = SavePoints(*times, problem, caller, save)
             saved = points.apply(states, result.t)
     solution = replace(
-        _solution(result, layout, field.calls, accumulated=accumulate is not None),
+        _solution(result, layout, field.calls),
+        accumulated=None if statistics is None else statistics.result(result.accumulated, batched=batched),
         saved=saved_ends if points is None or saved is None else points.in_structure(saved),
         saved_t=saved_t,
         which=which if which is None or batched else which[0],
@@ -261,11 +264,9 @@ def _integrated(
     return drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), answer)
 
 
-def _solution(result: Result, layout: Layout, calls: int, *, accumulated: bool) -> Solution:
+def _solution(result: Result, layout: Layout, calls: int) -> Solution:
     """The result in the structure of the user's state."""
-    values = result._asdict()
-    if not accumulated:
-        values["accumulated"] = None
+    values = result._asdict() | {"accumulated": None}
     if not layout.batched:
         values |= {name: x.reshape(()) for name, x in values.items() if name not in ("y", "k1") and x is not None}
     return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.slope), "calls": calls}))

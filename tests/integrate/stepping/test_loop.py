@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dise import RK4, Dopri5, Euler, HeunEuler, SolveError, Status, solve
+from dise import RK4, Dopri5, Euler, HeunEuler, SolveError, Statistic, Status, solve
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 PER_SAMPLE = ("y", "t", "nfe", "n_steps", "n_accepted", "error", "status", "dt", "accumulated")
@@ -353,3 +353,70 @@ def test_a_step_out_of_the_domain_leaves_no_nan_in_gradients(f, y0, t1, expected
         return torch.autograd.grad(y.sum(), (rate, start))
 
     torch.testing.assert_close(gradients("span"), gradients(1e-4), rtol=1e-4, atol=1e-8)
+
+
+# ---- running statistics
+
+
+def trapezoid(step):
+    return step.dt[:, None] * (step.y + step.y_next) / 2
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_statistics_of_any_shape(compile):
+    """Means, maxima and minima of circles, without the states; one sample has no span, one goes backwards."""
+    y0, t1 = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([3.0, -7.0, 0.0]).double()
+    statistics = {
+        "integral": Statistic(trapezoid),
+        "highest": Statistic(lambda step: torch.maximum(step.y, step.y_next), "max"),
+        "lowest": Statistic(lambda step: step.y_next[:, 0], "min"),
+    }
+    solution = solve(Circle(), y0, 0.0, t1, Dopri5(rtol=1e-8, atol=1e-8), accumulate=statistics, compile=compile)
+    end = solution.y
+    exact = torch.stack([y0[:, 1] - end[:, 1], end[:, 0] - y0[:, 0]], 1)  # x' = y, y' = −x
+    torch.testing.assert_close(solution.accumulated["integral"], exact, rtol=0, atol=5e-3)
+    highest, lowest = solution.accumulated["highest"], solution.accumulated["lowest"]
+    torch.testing.assert_close(highest[:2, 0], torch.tensor([1.0, 2.0]).double(), rtol=0, atol=1e-2)
+    assert lowest[1].item() == pytest.approx(-2, abs=1e-2)
+    assert highest[2].tolist() == [-math.inf] * 2
+    assert lowest[2].item() == math.inf
+
+
+class Circle(torch.nn.Module):
+    def forward(self, t, y):
+        return torch.stack([y[:, 1], -y[:, 0]], 1)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+def test_statistics_have_gradients(gradient):
+    y0 = torch.tensor([[0.3, 1.0]]).double().requires_grad_()
+
+    def run(y0):
+        options = {"accumulate": Statistic(trapezoid), "gradient": gradient}
+        return solve(Circle(), y0, 0.0, 1.0, RK4(3), **options).accumulated
+
+    assert torch.autograd.gradcheck(run, (y0,))
+
+
+def test_statistics_of_one_system_and_of_an_empty_span():
+    one = solve(lambda t, y: -y, torch.ones(2, 3), 0.0, 1.0, RK4(4), batched=False, accumulate=Statistic(trapezoid))
+    assert one.accumulated.shape == (6,)
+    empty = solve(lambda t, y: -y, torch.ones(2, 3), 1.0, 1.0, RK4(4), accumulate=Statistic(trapezoid))
+    assert empty.accumulated.tolist() == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Statistic(1.0), TypeError, "accumulate: expected a function of a step, got float"),
+        (lambda: Statistic(trapezoid, "mean"), ValueError, "reduce: expected 'sum', 'max' or 'min', got 'mean'"),
+        (
+            lambda: Statistic(lambda step: step.y.sum()),
+            ValueError,
+            r"accumulate: expected a tensor of shape \(2, ...\)",
+        ),
+    ],
+)
+def test_bad_statistics(make, error, message):
+    with pytest.raises(error, match=message):
+        solve(lambda t, y: -y, torch.ones(2, 1), 0.0, 1.0, Euler(), accumulate=make())

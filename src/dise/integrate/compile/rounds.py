@@ -46,7 +46,8 @@ class GraphRounds:
 
     def __init__(self, field: CompiledField, method: Method, problem: Problem, run: Run) -> None:
         self.method, self.problem, self.run, self.field = method, problem, run, field
-        accumulate = None if run.accumulate is None else function_key(run.accumulate)
+        parts = () if run.accumulate is None else run.accumulate.parts
+        accumulate = tuple((function_key(part.function), part.reduce) for part in parts)
         key = (method, problem.layout, run.differentiate_step_sizes, bool(run.observers), accumulate)
         self._unrolled = {number: field.compiled(_some_rounds, number, *key) for number in (1, ROUNDS_PER_GRAPH)}
         self._looped = field.compiled(_rounds_until, *key)

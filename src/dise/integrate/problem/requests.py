@@ -34,7 +34,7 @@ class Result(NamedTuple):
     error: Float[Tensor, " n"]
     status: Int[Tensor, " n"]
     dt: Float[Tensor, " n"]
-    accumulated: Float[Tensor, " n"]
+    accumulated: Float[Tensor, "n ..."]
     k1: Inexact[Tensor, "n F"] | None = None  # f(t, y); NaN where it is unknown, None if it is unknown for all
     choice: Int[Tensor, " n"] | None = None
 

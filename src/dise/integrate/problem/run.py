@@ -1,8 +1,8 @@
 """How a solve integrates: the settings that all of its problems share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,24 @@ from dise.integrate.problem.hooks import EventRule, Observer, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
 from dise.integrate.runge_kutta.step import Step
+
+
+class Accumulator(Protocol):
+    """Running statistics of the accepted steps, as columns of one tensor [n, ...]."""
+
+    @property
+    def parts(self) -> Sequence[Any]:
+        """The statistics, each with a function and a way to `reduce`."""
+        ...
+
+    def start(self, step: Step) -> Tensor:
+        """The columns before the first step; `step` has length 0 and is there."""
+        ...
+
+    def after(self, columns: Tensor, step: Step) -> Tensor:
+        """The columns after a step, as if it were accepted for all samples."""
+        ...
+
 
 MakeRounds = Callable[[Any, Problem, "Run"], Any]  # (method, problem, run) → the loop's `Rounds`
 
@@ -35,7 +53,7 @@ class Run:
     events: EventRule | None = None
     drop_finished: bool = True
     differentiate_step_sizes: bool = False
-    accumulate: Callable[[Step], Tensor] | None = None
+    accumulate: Accumulator | None = None
     checkpoint: bool = False
 
     def answer(self, problem: Problem, request: Request) -> Tensor:

@@ -12,7 +12,7 @@ from dise.integrate.problem.hooks import EventMemory, EventRule, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
 from dise.integrate.problem.run import Run
-from dise.integrate.runge_kutta.step import finite_rows
+from dise.integrate.runge_kutta.step import Step, finite_rows
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
@@ -44,7 +44,8 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, ru
         control, problem = control.with_breaks(problem, problem.breaks)
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order, run)
     method = Method(tableau, control.with_restarts() if run.events is not None and run.events.changes else control)
-    state = _start(problem, k1, dt, measured=control.test is not None)
+    accumulated = None if run.accumulate is None else run.accumulate.start(empty_step(problem, k1, tableau))
+    state = _start(problem, k1, dt, accumulated, measured=control.test is not None)
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
         state = state._replace(events=run.events.start(problem.samples(samples)))
@@ -141,7 +142,13 @@ def _interrupted(
     return rows, [record], memory
 
 
-def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopState:
+def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau) -> Step:
+    """A step of length 0 at the start."""
+    stages = (k1,) * tableau.stages
+    return Step(problem.t0, torch.zeros_like(problem.t0), problem.y0, problem.y0, stages, tableau)
+
+
+def _start(problem: Problem, k1: Tensor, dt: Tensor, accumulated: Tensor | None, *, measured: bool) -> LoopState:
     """The loop before the first step; `measured` says whether steps have error estimates."""
     zero = torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
@@ -167,7 +174,7 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, *, measured: bool) -> LoopS
         status=status,
         dt=dt,
         memory=torch.ones_like(zero),
-        accumulated=zero,
+        accumulated=zero if accumulated is None else accumulated,
         restarts=none,
     )
     if problem.breaks is not None:

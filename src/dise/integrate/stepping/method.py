@@ -1,12 +1,10 @@
 """A Runge–Kutta method with its stepping rule, on rows of samples: the start and end of a step, and its evaluations."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dise.integrate.clock import real_dtype
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
@@ -58,7 +56,7 @@ class Method(NamedTuple):
         if not self.tableau.fsal and self.control.rounds is None:
             known = ~accept if running is None else torch.where(running, ~accept, known)
         if run.accumulate is not None:
-            accumulated = advanced(accumulated + _share(run.accumulate, step), accumulated)
+            accumulated = advanced(run.accumulate.after(accumulated, step), accumulated)
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
         status, dt = self._outcome(rows, step, t_next, verdict, running, run, every=every)
@@ -140,13 +138,3 @@ class Method(NamedTuple):
         else:
             repeated = rows.n_steps - rows.n_accepted + ~rows.known
         return self.tableau.stages * rows.n_steps - repeated
-
-
-def _share(accumulate: Callable[[Step], Tensor], step: Step) -> Tensor:
-    """The value of `accumulate` for a step, whose times it receives in y's real dtype: [n], in that dtype."""
-    dtype = real_dtype(step.y)
-    value: object = accumulate(step._replace(t=step.t.to(dtype), dt=step.dt.to(dtype)))
-    if isinstance(value, Tensor) and value.shape == step.t.shape:
-        return value.to(dtype)
-    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise ValueError(f"accumulate: expected a tensor of shape {tuple(step.t.shape)}, one value per sample, got {got}")

@@ -30,7 +30,7 @@ class LoopRows(NamedTuple):
     status: Int[Tensor, " n"]
     dt: Float[Tensor, " n"]
     memory: Float[Tensor, " n"]  # the controller's
-    accumulated: Float[Tensor, " n"]
+    accumulated: Float[Tensor, "n ..."]
     restarts: Int[Tensor, " n"]  # evaluations of f beside those of the steps, at restarts
     # only if the spans have break points (see `Breaks`)
     piece: Int[Tensor, " n"] | None = None  # index of the row's piece
