@@ -7,14 +7,22 @@ import torch
 from torch.testing import assert_close
 
 import dise
-from dise import RK4, Dopri5, Euler, Heun, HeunEuler, Midpoint, StepDoubling, Tsit5, solve
+from dise import RK4, Bosh3, Dopri5, Euler, Heun, HeunEuler, Midpoint, StepDoubling, Tsit5, solve
 
 DOUBLE = torch.float64
+
+
+class AdaptiveRK4(dise.Adaptive):
+    """A method whose last stage is not the next step's first."""
+
+    tableau = dise.RK4.tableau.doubled()
+
+
 TIGHT = Dopri5(rtol=1e-9, atol=1e-9)
 EVERY = [
     Dopri5(rtol=1e-7, atol=1e-7),
     Tsit5(rtol=1e-7, atol=1e-7),
-    HeunEuler(rtol=1e-6, atol=1e-6),
+    HeunEuler(rtol=1e-5, atol=1e-5),
     RK4(40),
     Midpoint(400),
 ]
@@ -39,12 +47,18 @@ DOSES = column(2.0, 5.3, 7.7)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"drop_finished": False}, {"compile": True}, {"gradient": "checkpoint"}], ids=str
+    ("integrator", "options"),
+    [
+        *((integrator, {}) for integrator in EVERY),
+        (EVERY[0], {"drop_finished": False}),
+        (EVERY[0], {"gradient": "checkpoint"}),
+        (EVERY[2], {"gradient": "checkpoint"}),
+        (Bosh3(rtol=1e-7, atol=1e-7), {"compile": True}),
+        (RK4(40), {"compile": True}),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("integrator", EVERY, ids=str)
 def test_short_doses_at_each_samples_own_times(integrator, options):
-    if options.get("compile") and integrator not in (EVERY[0], EVERY[2], EVERY[3]):
-        pytest.skip("others compile alike")
     y0, width = column(1.0, 0.5, 2.0).requires_grad_("gradient" in options), 0.01
     args = (DOSES, torch.full_like(DOSES, width))
     jump_at = torch.cat([DOSES, DOSES + width], 1)
@@ -81,7 +95,7 @@ def test_f_receives_times_on_the_steps_own_side(integrator, sign, dtype):
 
 
 @pytest.mark.parametrize(
-    "integrator", [Dopri5(rtol=1e-6, atol=1e-6), Tsit5(rtol=1e-6, atol=1e-6), HeunEuler(rtol=1e-4, atol=1e-4)], ids=str
+    "integrator", [Dopri5(rtol=1e-6, atol=1e-6), Tsit5(rtol=1e-6, atol=1e-6), HeunEuler(rtol=1e-3, atol=1e-3)], ids=str
 )
 @pytest.mark.parametrize("kind", ["jump_at", "step_at"])
 def test_evaluations_are_those_of_the_pieces(integrator, kind):
@@ -99,7 +113,7 @@ def test_evaluations_are_those_of_the_pieces(integrator, kind):
         piece = solve(lambda t, y, factor=factor: torch.sin(3 * y) + torch.cos(5 * t) * factor, y, a, b, integrator)
         y, nfe = piece.y, nfe + piece.nfe
     whole = solve(f, y0, 0.0, 8.0, integrator, **{kind: breaks})
-    assert_close(whole.y, y, rtol=1e-3, atol=1e-3)
+    assert_close(whole.y, y, rtol=2e-2, atol=2e-2)
     assert (whole.nfe <= 1.05 * nfe).all()
 
 
@@ -177,7 +191,7 @@ def test_policies_follow_the_break_points():
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
-@pytest.mark.parametrize("integrator", [TIGHT, HeunEuler(rtol=1e-8, atol=1e-8, max_steps=100_000), RK4(60)], ids=str)
+@pytest.mark.parametrize("integrator", [TIGHT, AdaptiveRK4(rtol=1e-9, atol=1e-9), RK4(60)], ids=str)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_gradients_in_jump_times(integrator, gradient, sign):
     """Against central differences; f depends on t beside its jumps."""
