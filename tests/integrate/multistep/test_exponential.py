@@ -102,7 +102,7 @@ def test_order_by_halving(order, method, path):
     x = torch.linspace(-2, 2, 9, dtype=DOUBLE)[:, None]
     exact = dise.solve(field, x, start, end, dise.Dopri8(rtol=1e-12, atol=1e-12)).y
     errors = []
-    for n in (64, 128):
+    for n in (96, 192):
         grid = grids.of([start + i / n * (end - start) for i in range(n + 1)])
         errors.append(float((dise.solve(field, x, start, end, method(grid, path)).y - exact).abs().max()))
     assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.15)
