@@ -112,7 +112,9 @@ class OdeintCall:
             inside = (self.t - a) * (self.t - b) <= 0
             if saved:
                 inside = inside & (self.t != a)
-            solution = self.solve(y, a, b, first_step=first_step, save_at=self.t[inside])
+            # as the values of a function states in half precision are kept in their own dtype
+            save = (lambda t, y: y) if leaves(self.y0)[0].dtype.itemsize == 2 else None
+            solution = self.solve(y, a, b, first_step=first_step, save_at=self.t[inside], save=save)
             saved.append(cast(State, solution.saved))
             y, first_step = solution.y, abs(float(solution.dt.detach()))
         return _join(saved, torch.cat)
@@ -263,6 +265,8 @@ class OdeintCall:
 
 def _join(states: list[State], how: Callable[..., Tensor]) -> State:
     """States of one structure, joined tensor by tensor."""
+    if how is torch.cat and len(states) == 1:
+        return states[0]
     if isinstance(states[0], tuple):
         return tuple(how(parts) for parts in zip(*states, strict=True))
     return how(states)

@@ -66,7 +66,8 @@ def scipy_odeint(
 
 
 def _numpy(x: Tensor) -> Any:
-    return x.detach().cpu().to(torch.complex128 if x.is_complex() else torch.float64).numpy()
+    x = x.detach().cpu()
+    return (x.float() if x.dtype.itemsize == 2 else x).numpy()  # SciPy itself goes over to double precision
 
 
 def _flat(tolerance: Any, y0: State) -> Any:

@@ -47,7 +47,7 @@ class SavePoints:
         self._keys, self._order = _in_order(times.detach(), mask, self._sign)
         self._next = torch.zeros_like(problem.t0, dtype=torch.int64)  # [B] how many points each sample has passed
         self._waiting: list[StepRecord] = []
-        self._numel, self._started_over = 0, False
+        self._numel, self._started, self._started_over = 0, False, False
         self._structure: Values = problem.y0
         if function is not None:  # called once for the structure of its values, so that errors come at once
             with torch.no_grad():
@@ -57,6 +57,9 @@ class SavePoints:
 
     def see(self, record: StepRecord) -> None:
         """Take note of an attempted step, and write the values at the points that the steps so far have passed."""
+        if not self._started:
+            self._started = True
+            self._pass_starts()
         self._waiting.append(record)
         self._numel += (len(record.step.stages) + 2) * record.step.y.numel()
         if self._numel >= (WAITING_NUMEL if record.step.y.is_cpu else WAITING_NUMEL_GPU):
@@ -115,10 +118,43 @@ class SavePoints:
         due = number.nonzero().flatten()
         if len(due):
             every = len(records) == 1 and len(due) == len(accept)
-            sample, before, number = sample[due], before[due], number[due]
-            rows_or_all = None if every else rows[due]
-            pieces = PiecewisePolynomial.of_rows(records, rows_or_all, sample, len(self._problem))
+            rows, sample, before, number = rows[due], sample[due], before[due], number[due]
+            if self._write_ends(records, rows, sample, before, number):
+                return
+            pieces = PiecewisePolynomial.of_rows(records, None if every else rows, sample, len(self._problem))
             self._write_points(pieces, before, number)
+
+    def _pass_starts(self) -> None:
+        """Write the points at t0, unless gradients in time need the first step's polynomial."""
+        t0 = self._problem.t0
+        if self._times.requires_grad or t0.requires_grad or not self._times.numel():
+            return
+        at_start = self._mask & (self._times == t0[:, None])
+        sample, point = at_start.nonzero().unbind(1)
+        if len(sample):
+            y0 = self._problem.y0
+            each_once = len(sample) == len(y0) and bool((at_start.sum(1) == 1).all())
+            self._put(sample, point, t0[sample], y0 if each_once else y0[sample])
+            self._next = self._next + at_start.sum(1)
+
+    def _write_ends(
+        self, records: list[StepRecord], rows: Tensor, sample: Tensor, first: Tensor, number: Tensor
+    ) -> bool:
+        """Write the points of steps that all end at the one point that they pass: no polynomials, and less memory.
+
+        Times with gradients need the polynomials. Returns whether all was written.
+        """
+        t_next = torch.cat([record.t_next for record in records])[rows]
+        if self._times.requires_grad or t_next.requires_grad or not bool((number == 1).all()):
+            return False
+        point = self._order[first] if self._order.ndim == 1 else self._order[sample, first]
+        times = self._times[sample, point]
+        if not torch.equal(times, t_next):
+            return False
+        states = [record.step.y_next for record in records]
+        whole = len(states) == 1 and len(rows) == len(states[0])
+        self._put(sample, point, times, states[0] if whole else torch.cat(states)[rows])
+        return True
 
     def _passed(self, sample: Tensor, ends: Tensor) -> Tensor:
         """[R] how many points the samples [R] have passed at the signed times [R]."""

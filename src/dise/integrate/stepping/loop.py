@@ -92,8 +92,8 @@ def _advance(
         if index == control.max_steps:
             status = rows.status.masked_fill(rows.status == RUNNING, int(Status.MAX_STEPS))
             rows, running = rows._replace(status=status), 0
-        for record in records:
-            show(record)
+        while records:  # not by a loop variable, which would hold the step's states during the next round
+            show(records.pop(0))
     return LoopState(rows, left, index, running, index in (control.rounds, control.max_steps), memory)
 
 

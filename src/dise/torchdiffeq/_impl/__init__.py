@@ -1,0 +1,1 @@
+"""Where scripts import torchdiffeq's `SOLVERS` from; see `dise.torchdiffeq`."""
