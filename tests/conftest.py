@@ -5,7 +5,7 @@ import os
 import check_shapes
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from torch import nn
 
 check_shapes.install()
@@ -18,9 +18,12 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     database=None,
+    phases=(Phase.explicit, Phase.generate),  # a failure is shown at once, as it was drawn
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("long", settings.get_profile("ci"), max_examples=10_000, derandomize=False, print_blob=True)
+settings.register_profile(
+    "long", settings.get_profile("ci"), max_examples=10_000, derandomize=False, print_blob=True, phases=tuple(Phase)
+)
 settings.load_profile("ci")
 
 os.environ.pop("COLUMNS", None)  # of pytest-xdist; the command line's consoles would keep it, whatever tests set

@@ -31,7 +31,7 @@ def test_success_returns_the_solution_itself():
     ("status", "meaning", "remedy"),
     [
         (Status.NON_FINITE, "NaN or infinite", "check y0 and f"),
-        (Status.STEP_UNDERFLOW, "step size", "loosen rtol/atol, use float64"),
+        (Status.STEP_UNDERFLOW, "step size", "loosen rtol/atol, take fewer steps"),
         (Status.MAX_STEPS, "max_steps steps were not enough", "raise the integrator's max_steps"),
     ],
 )

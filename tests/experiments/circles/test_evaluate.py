@@ -236,7 +236,7 @@ def test_the_threshold_is_a_thousandth(above, flagged):
     output[16:] = 1.0
     outcomes = Outcomes((EULER,), target, target, torch.ones(20, 1, dtype=torch.int64), output, target)
     costs = Costs.of(outcomes, RULE)
-    row = evaluate._Table(outcomes, 16, "set").row(oracle(costs))
+    row = evaluate._Table(outcomes.output, outcomes.target, 16, "set").row(oracle(costs))
     assert (row["small"]["flagged"], row["large"]["flagged"]) == (flagged, True)
 
 

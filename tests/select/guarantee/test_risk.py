@@ -139,3 +139,10 @@ def test_nan_logits_predict_no_label_of_a_cost():
         for label in (0, 1):
             outcomes = Outcomes((Euler(), RK4()), zeros, zeros, torch.tensor([[1, 4]]), output, torch.tensor([label]))
             assert Costs.of(outcomes, rule).adequate.tolist() == [[False, False]]
+
+
+def test_two_outputs_with_nan_do_not_disagree():
+    """Neither predicts a class, wherever the NaN stands."""
+    output, reference = torch.tensor([[0.5, torch.nan, 1.0]]), torch.full((1, 3), torch.nan)
+    assert disagreement(output, reference, None).tolist() == [0.0]
+    assert disagreement(reference[:, :2], torch.tensor([[0.0, 1.0]]), None).tolist() == [1.0]

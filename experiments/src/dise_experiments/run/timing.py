@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,16 +41,17 @@ class TorchdiffeqBlock(NeuralODE):
         first = leaves(y0)[0]
         ends = (self.t0 if t0 is None else t0, self.t1 if t1 is None else t1)
         start, end = (torch.as_tensor(t, dtype=first.dtype, device=first.device) for t in ends)
-
-        def f(t: Tensor, y: Any) -> Any:
-            return self.f(t, y, *args, *sample_args)
-
+        f: Callable[[Tensor, Any], Any] = self.f
+        if args or sample_args:
+            f = partial(_with_arguments, self.f, (*args, *sample_args))
         if start.ndim or end.ndim:
-            part, start, end = _over_parts(f, start, end), start.new_zeros(()), start.new_ones(())
-        else:
-            part = f
-        y = odeint(part, y0, torch.stack([start, end]), rtol=self.rtol, atol=self.atol, method="dopri5")
+            f, start, end = _over_parts(f, start, end), start.new_zeros(()), start.new_ones(())
+        y = odeint(f, y0, torch.stack([start, end]), rtol=self.rtol, atol=self.atol, method="dopri5")
         return tuple(part[-1] for part in y) if isinstance(y, tuple) else y[-1]
+
+
+def _with_arguments(f: nn.Module, arguments: tuple[Any, ...], t: Tensor, y: Any) -> Any:
+    return f(t, y, *arguments)
 
 
 def _over_parts(f: Callable[[Tensor, Any], Any], t0: Tensor, t1: Tensor) -> Callable[[Tensor, Any], Any]:

@@ -64,10 +64,11 @@ def risk_name(risk: Risk) -> str:
 def disagreement(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels.
 
-    NaN predicts no class: if only one of the two has a NaN, they differ.
+    NaN predicts no class: if only one of the two has a NaN, they differ; if both have, they do not.
     """
-    differs = predicted_class(output) != predicted_class(reference)
-    return (differs | non_finite_loss(output, reference) | (has_nan(output) != has_nan(reference))).double()
+    nan, reference_nan = has_nan(output), has_nan(reference)
+    differs = (predicted_class(output) != predicted_class(reference)) & ~(nan & reference_nan)
+    return (differs | non_finite_loss(output, reference) | (nan != reference_nan)).double()
 
 
 def lost_accuracy(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:

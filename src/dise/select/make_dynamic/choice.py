@@ -96,7 +96,7 @@ def choose_family(
 def _lost_samples(outcomes: Outcomes) -> tuple[str, ...]:
     """A note on the samples that candidates lose because they fail or their outputs are not finite; () if none."""
     output, failed = outcomes.output, outcomes.failed
-    lost = non_finite_loss(output, output[:, -1:], leading=2) | output.isnan().flatten(2).any(2)
+    lost = non_finite_loss(output, output[:, -1:], leading=2) | output.isnan().reshape(*output.shape[:2], -1).any(2)
     if failed is not None:
         lost |= failed
     counts = [f"{c}: {n}" for c, n in zip(outcomes.candidates, lost.sum(0).tolist(), strict=True) if n]
