@@ -12,6 +12,8 @@ from dise.integrate import clock
 
 EPOCH, DAY = 1.7e9, 86400.0
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64)
+
 
 def decay(t, y):
     return -0.1 * y
@@ -55,8 +57,14 @@ def test_a_span_of_a_million_in_float32(integrator):
     assert single.y.item() == pytest.approx(double.y.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize(
+    ("dtype", "compile"),
+    [
+        *((dtype, False) for dtype in DTYPES),
+        (torch.float32, True),
+        *(pytest.param(dtype, True, marks=pytest.mark.slow) for dtype in DTYPES if dtype is not torch.float32),
+    ],
+)
 def test_f_receives_times_in_the_states_real_dtype(dtype, compile):
     def f(t, y):
         return -y * torch.cat([y.real, t], 1)[:, 2:]

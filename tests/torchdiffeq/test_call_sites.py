@@ -282,6 +282,7 @@ def test_training_is_as_there(call, monkeypatch):
         torch.testing.assert_close(ours.gradients, direct.gradients, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.host
 @every
 @pytest.mark.filterwarnings("ignore:.*(Unexpected arguments|ignores|min_step)")
 def test_memory_of_inference_is_at_most_torchdiffeqs(call):

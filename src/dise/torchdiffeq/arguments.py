@@ -47,7 +47,7 @@ def _augmented(value: Any, y0: State, params: int) -> Any:
         flat = torch.as_tensor(value, dtype=torch.float64)
     else:
         pairs = zip(_tolerance("adjoint tolerance", value, y0), leaves(y0), strict=True)
-        flat = torch.cat([torch.as_tensor(x, dtype=torch.float64).expand(y.shape).reshape(-1) for x, y in pairs])
+        flat = torch.cat([torch.as_tensor(x, dtype=torch.float64).cpu().expand(y.shape).reshape(-1) for x, y in pairs])
     tightest, loosest = flat.aminmax()
     for_y = flat if bool(loosest > tightest) else float(tightest)
     return (float(tightest), for_y, for_y, *(float(tightest),) * params)

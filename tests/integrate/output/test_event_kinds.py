@@ -236,7 +236,10 @@ class Thrown(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("integrator", "compile"),
-    [(Dynamic((Dopri5(), Bosh3()), lambda h0, k1: torch.cat([h0[:, :1], 2 - h0[:, :1]], 1)), False), (Dopri5(), True)],
+    [
+        (Dynamic((Dopri5(), Bosh3()), lambda h0, k1: torch.cat([h0[:, :1], 2 - h0[:, :1]], 1)), False),
+        pytest.param(Dopri5(), True, marks=pytest.mark.slow),
+    ],
     ids=["dynamic", "compiled"],
 )
 def test_blocks_pass_events_on(integrator, compile):

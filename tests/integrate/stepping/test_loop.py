@@ -362,7 +362,7 @@ def trapezoid(step):
     return step.dt[:, None] * (step.y + step.y_next) / 2
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.host])])
 def test_statistics_of_any_shape(compile):
     """Means, maxima and minima of circles, without the states; one sample has no span, one goes backwards."""
     y0, t1 = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([3.0, -7.0, 0.0]).double()

@@ -126,7 +126,7 @@ def test_nothing_is_certified_where_every_setting_loses(classifier, points):
     assert "Nothing was certified: Euler, the safest setting, lost" in str(block.report)
 
 
-@pytest.mark.parametrize("number", [40, 3000])
+@pytest.mark.parametrize("number", [40, pytest.param(3000, marks=pytest.mark.slow)])
 def test_what_is_learnt_elsewhere_leaves_all_data_for_the_test(classifier, points, fresh, number):
     """Few samples to learn from may choose a dear policy, none that breaks the guarantee."""
     model = make_dynamic(classifier(), points(200), learn_from=points(number, seed=3), **LOOSE)
@@ -139,6 +139,7 @@ def test_what_is_learnt_elsewhere_leaves_all_data_for_the_test(classifier, point
     assert report.families[report.family] == min(report.families.values())
 
 
+@pytest.mark.slow
 def test_a_family_is_judged_on_at_most_2000_samples_that_it_was_not_learnt_from(classifier, points, monkeypatch):
     seen = {}
 

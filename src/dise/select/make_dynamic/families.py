@@ -200,6 +200,7 @@ def _networks(costs: Costs, outcomes: Outcomes, head: nn.Module | None, span: fl
 
 def _selectors(name: str, network: nn.Module, costs: Costs, device: torch.device, seed: int) -> Family:
     """One selector at several dials."""
+    network = network.to(costs.h0.device)  # where outcomes are kept; a copy of the head is part of it
     if int(FitData.of(network, costs, costs.adequate).finite().sum()) < FEWEST:
         return Family(f"selector on {name}", ())
     selector = AdequacySelector.fit(network, costs, max_epochs=80, patience=8, seed=seed).to(device)
