@@ -13,7 +13,23 @@ from dise.integrate.value import Value, check_above, is_number
 
 
 @dataclass(frozen=True)
-class StraightPath(Value):
+class _UnitPath(Value):
+    """A path whose times run between 0 and 1, with the data at either end."""
+
+    data_at: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.data_at) or self.data_at not in (0, 1):
+            raise ValueError(f"data_at: expected 0 or 1, got {self.data_at!r}")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Times of noise and of data."""
+        return 1.0 - self.data_at, float(self.data_at)
+
+
+@dataclass(frozen=True)
+class StraightPath(_UnitPath):
     """x_t = s x + (1 − s) ε with s = t or 1 − t: rectified flow and conditional flow matching.
 
     Args:
@@ -27,15 +43,6 @@ class StraightPath(Value):
     """
 
     data_at: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not is_number(self.data_at) or self.data_at not in (0, 1):
-            raise ValueError(f"data_at: expected 0 or 1, got {self.data_at!r}")
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Times of noise and of data."""
-        return 1.0 - self.data_at, float(self.data_at)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Factor of the data."""
@@ -149,7 +156,7 @@ class VarianceExplodingPath(Value):
 
 
 @dataclass(frozen=True)
-class CosinePath(Value):
+class CosinePath(_UnitPath):
     """α = cos(πt/2), σ = sin(πt/2), or the reverse: the cosine schedule, also called trigonometric flow.
 
     Args:
@@ -162,15 +169,6 @@ class CosinePath(Value):
     """
 
     data_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not is_number(self.data_at) or self.data_at not in (0, 1):
-            raise ValueError(f"data_at: expected 0 or 1, got {self.data_at!r}")
-
-    @property
-    def span(self) -> tuple[float, float]:
-        """Times of noise and of data."""
-        return 1.0 - self.data_at, float(self.data_at)
 
     def alpha(self, t: Tensor) -> Tensor:
         """Factor of the data."""
