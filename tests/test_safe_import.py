@@ -120,14 +120,16 @@ assert not new, new
     assert run.returncode == 0, run.stderr
 
 
-def test_selection_is_imported_when_it_is_used():
-    """`import dise` is quick because it leaves out `dise.select`; all public names are there nevertheless."""
+def test_flows_and_selection_are_imported_when_they_are_used():
+    """`import dise` is quick because it leaves them out; all public names are there nevertheless."""
     script = """
 import sys
 import dise
-assert "dise.select" not in sys.modules
+assert not {"dise.flow", "dise.select"} & set(sys.modules)
 assert all(hasattr(dise, name) for name in dise.__all__)
-assert "dise.select" in sys.modules and {"select", "make_dynamic", "solve"} <= set(dir(dise))
+assert {"dise.flow", "dise.select"} <= set(sys.modules)
+assert {"flow", "select", "Flow", "make_dynamic", "solve"} <= set(dir(dise))
+assert dise.flow.Flow is dise.Flow
 assert dise.select.calibrate is dise.calibrate
 try:
     dise.no_such_name

@@ -3,20 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dise.flow import (
-    CosinePath,
-    DiagonalNormal,
-    ExactDivergence,
-    Flow,
-    Guided,
-    HutchinsonDivergence,
-    PathField,
-    StraightPath,
-    TransportCost,
-    VarianceExplodingPath,
-    VariancePreservingPath,
-    divergence,
-)
 from dise.integrate import (
     RK4,
     RK38,
@@ -66,6 +52,20 @@ from dise.nn import NeuralODE
 from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, Regularizer, UnscaledErrorEstimate
 
 if TYPE_CHECKING:
+    from dise.flow import (
+        CosinePath,
+        DiagonalNormal,
+        ExactDivergence,
+        Flow,
+        Guided,
+        HutchinsonDivergence,
+        PathField,
+        StraightPath,
+        TransportCost,
+        VarianceExplodingPath,
+        VariancePreservingPath,
+        divergence,
+    )
     from dise.select import (
         AdequacySelector,
         BinaryCost,
@@ -187,13 +187,32 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+_FLOW = frozenset(
+    {
+        "CosinePath",
+        "DiagonalNormal",
+        "ExactDivergence",
+        "Flow",
+        "Guided",
+        "HutchinsonDivergence",
+        "PathField",
+        "StraightPath",
+        "TransportCost",
+        "VarianceExplodingPath",
+        "VariancePreservingPath",
+        "divergence",
+    }
+)
+
+
 def __getattr__(name: str) -> Any:
-    """A name of `dise.select`, which is imported when it is first used: solving does not need it."""
-    if name != "select" and name not in __all__:
+    """A name of `dise.flow` or `dise.select`, which are imported when first used: solving needs neither."""
+    if name in ("flow", "select"):
+        return import_module(f"dise.{name}")
+    if name not in __all__:
         raise AttributeError(f"module 'dise' has no attribute {name!r}")
-    select = import_module("dise.select")
-    return select if name == "select" else getattr(select, name)
+    return getattr(import_module("dise.flow" if name in _FLOW else "dise.select"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "select"})
+    return sorted({*globals(), *__all__, "flow", "select"})
