@@ -1,0 +1,1 @@
+"""Conditional flow matching: the trained vector fields of the benchmarks of samplers."""
