@@ -197,12 +197,12 @@ def test_options_of_another_method_are_ignored_with_a_warning(interface, method,
     """As there: one dictionary of options for all methods (twitter-research/graph-neural-pde)."""
     t, options = torch.tensor([0.0, 1.0]).double(), {"step_size": 0.25, "max_iters": 100}
     more = {"adjoint_params": ()} if interface == "odeint_adjoint" else {}
-    call = {"method": method, "rtol": 1e-8, "atol": 1e-8} | more
+    call = {"method": method, "rtol": 1e-6, "atol": 1e-6} | more
     with pytest.warns(UserWarning, match=f"options: {method} ignores {ignored}"):
         ours = getattr(dise.torchdiffeq, interface)(pendulum, start, t, options=options, **call)
     with pytest.warns(UserWarning, match="Unexpected arguments"):
         theirs = getattr(torchdiffeq, interface)(pendulum, start, t, options=options, **call)
-    assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_dtype_of_times_is_accepted(start):
@@ -700,7 +700,8 @@ def test_func_may_change_its_t(method):
         t *= 2
         return -y * torch.cos(t)
 
-    t = torch.linspace(0.5, 1.5, 2 if method == "dopri5" else 2001, dtype=torch.float64)
+    points = {"dopri5": 2, "rk4": 51, "euler": 1001}[method]
+    t = torch.linspace(0.5, 1.5, points, dtype=torch.float64)
     y = odeint(f, torch.ones(1).double(), t, method=method, rtol=1e-8, atol=1e-8)[-1]
     assert_close(y.item(), math.exp((math.sin(1) - math.sin(3)) / 2), rtol=1e-3 if method == "euler" else 1e-6, atol=0)
 
