@@ -1,6 +1,6 @@
 """`Multistep`: methods of a fixed number of evaluations of f, as integrators."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -105,11 +105,10 @@ class Multistep(Integrator):
         column = dt.to(real_dtype(problem.y0)).unsqueeze(1)
         states: dict[int, Tensor] = {0: problem.y0}
         values: list[Tensor] = []
-        for k, update in enumerate(table.updates):
+        for k, (time, update) in enumerate(zip(_times(table, problem), table.updates, strict=True)):
             if k == 0 and table.times[0] == 0:
                 values.append((yield from problem.first_stage()))
             else:
-                time = torch.lerp(problem.t0, problem.t1, table.times[k])
                 values.append((yield from _evaluation(Request(None, time, states[k]), problem, run)))
             states[k + 1] = _state(update, states, column, values)
             for base in table.last_used[k]:
@@ -140,6 +139,15 @@ class Multistep(Integrator):
 
 def _grid(grid: int | TimeGrid) -> TimeGrid:
     return grid if isinstance(grid, TimeGrid) else uniform(grid)
+
+
+def _times(table: MultistepTable, problem: Problem) -> Sequence[Tensor]:
+    """[n] time of each evaluation, computed in the clock's dtype and rounded to y's."""
+    t0, t1, dtype = problem.t0, problem.t1, real_dtype(problem.y0)
+    if torch.compiler.is_compiling():  # a tensor of fractions would be a constant of the graph
+        return [torch.lerp(t0, t1, fraction).to(dtype) for fraction in table.times]
+    fractions = torch.tensor(table.times, dtype=t0.dtype, device=t0.device).unsqueeze(1)
+    return torch.lerp(t0, t1, fractions).to(dtype).unbind()
 
 
 def _evaluation(request: Request, problem: Problem, run: Run) -> Generator[Request, Tensor, Tensor]:

@@ -4,7 +4,8 @@ from torch.testing import assert_close
 
 from dise_experiments.flows.config import FieldConfig
 from dise_experiments.flows.sources import source
-from dise_experiments.flows.training import Batches, load_field, train_field
+from dise_experiments.flows.stored import load_field
+from dise_experiments.flows.training import Batches, train_field
 from dise_experiments.run.config import ExperimentError
 
 TINY = FieldConfig(task="moons", preset="sample", epochs=3, iterations=60, batch_size=64)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
+from torch import Tensor
 
 from dise_experiments.flows.config import FieldConfig
-from dise_experiments.flows.sources import Pair, Source, field, source
-from dise_experiments.run.config import ExperimentError
+from dise_experiments.flows.sources import Pair, Source, source
+from dise_experiments.flows.stored import claim
 from dise_experiments.run.quiet import quiet_lightning
-from dise_experiments.run.rundir import CONFIG, MODEL, TRAINING, load_weights, save_weights, write_json, write_text
+from dise_experiments.run.rundir import MODEL, TRAINING, save_weights, write_json
 
 
 class Matching(L.LightningModule):
@@ -93,7 +93,7 @@ def train_field(config: FieldConfig, path: Path, *, data_dir: Path | None = None
         ExperimentError: the directory belongs to another training.
         DataError: the data are missing or damaged.
     """
-    _claim(path, config)
+    claim(path, config)
     if (path / MODEL).exists():
         return False
     data = source(config.task, simulations=config.simulations, sample=config.preset == "sample", data_dir=data_dir)
@@ -119,30 +119,3 @@ def train_field(config: FieldConfig, path: Path, *, data_dir: Path | None = None
     save_weights(module.field.half() if config.half else module.field, path / MODEL)
     write_json(path / TRAINING, {"loss": float(module.last_loss), "threads": torch.get_num_threads()})
     return True
-
-
-def load_field(path: Path) -> nn.Module:
-    """The trained field of a directory, in evaluation mode and in single precision.
-
-    Raises:
-        ExperimentError: it is not trained yet, or the weights are those of another network.
-    """
-    if not (path / MODEL).is_file():
-        raise ExperimentError(f"{path} has no trained field ({MODEL} is missing); `dise_experiments.flows` trains it")
-    config = _read(path)
-    network = field(config.task)
-    load_weights(network, path / MODEL)
-    return network.eval()
-
-
-def _read(path: Path) -> FieldConfig:
-    return FieldConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
-
-
-def _claim(path: Path, config: FieldConfig) -> None:
-    """Create the directory, or check that an existing one belongs to the same training."""
-    if not (path / CONFIG).exists():
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / CONFIG, config.model_dump_json(indent=2) + "\n")
-    elif _read(path) != config:
-        raise ExperimentError(f"{path} holds a training with other settings; choose another --out, or move it away")

@@ -1,0 +1,1 @@
+"""The rows of `benchmarks/flows.py`, one question a file."""

@@ -1,0 +1,63 @@
+"""Time per step of multistep methods beside a hand-written Euler loop on the same network."""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dise
+from dise import Multistep
+from dise.select.judging.profile import time_side_by_side
+from flow_bars.fields import Draws, digits, points
+from flow_bars.seen import Seen
+
+BAR = 1.05
+STEPS, REPEATS = 16, 15
+
+
+def measure() -> Seen:
+    """Ratios of the medians of whole solves, which take turns; and operators per step."""
+    cases = {"MLP, 1,000": points("two_moons", 1000), "MLP, 4,096": points("two_moons", 4096), "U-Net, 32": digits(32)}
+    numbers = {name: _compare(draws) for name, draws in cases.items()}
+    text = "; ".join(
+        f"{name}: " + ", ".join(f"{x:.3f}" for x in row["ratios"].values()) for name, row in numbers.items()
+    )
+    worst = max(ratio for row in numbers.values() for ratio in row["ratios"].values())
+    return Seen(text, worst <= BAR, numbers)
+
+
+def euler_by_hand(draws: Draws) -> Tensor:
+    """Euler's method as samplers write it."""
+    x, dt = draws.noise, 1 / STEPS
+    for i in range(STEPS):
+        t = torch.full((len(x), *[1] * (x.ndim - 1)), i * dt)
+        x = x + dt * draws.f(t, x, *draws.conditions)
+    return x
+
+
+def _compare(draws: Draws) -> dict[str, dict[str, float]]:
+    methods = {"Euler": dise.Euler(STEPS), "AB1": Multistep.adams(STEPS, 1), "AB2": Multistep.adams(STEPS, 2)}
+    calls = {"by hand": euler_by_hand} | {
+        name: (lambda draws, method=method: draws.solve(method)) for name, method in methods.items()
+    }
+    with torch.no_grad():
+        times = time_side_by_side(calls, [draws] * REPEATS)
+        operators = {name: _operators(call, draws) / STEPS for name, call in calls.items()}
+    return {
+        "milliseconds": times,
+        "operators_per_step": operators,
+        "ratios": {name: times[name] / times["by hand"] for name in methods},
+    }
+
+
+class _Count(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _operators(call, draws: Draws) -> int:
+    with _Count() as counted:
+        call(draws)
+    return counted.count

@@ -1,0 +1,98 @@
+"""Samplers and densities of flows beside other libraries and their own bars.
+
+    python benchmarks/flows.py [--only ROW ...] [--out results/flows.json] [--readme]
+
+One row per bar; `--only` measures some of them, and keeps the others that the file of `--out` has. The fields are those
+in results/flows-cpu, trained by `python -m dise_experiments.flows`. `--readme` writes the table of the file into
+benchmarks/README.md. One thread; "speed" and "density" are times, so nothing else should run.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from flow_bars.seen import Seen
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- table written by: python benchmarks/flows.py --readme -->", "<!-- end -->"
+
+
+class Row(NamedTuple):
+    what: str
+    bar: str
+
+    @staticmethod
+    def measure(name: str) -> Callable[[], Seen]:
+        """The function of a row's module."""
+        return import_module(f"flow_bars.{name}").measure
+
+
+ROWS: Mapping[str, Row] = {
+    "parity": Row(
+        "Euler, DPM++2M and UniPC beside diffusers' schedulers, step by step; sway and EPSS beside F5-TTS's formulas",
+        "1e-5; 1e-12",
+    ),
+    "order": Row("order seen by halving, every method, equal and random grids", "k ± 0.15"),
+    "draws": Row(
+        "NFE for 99 % of 4,096 draws within τ = 0.03, 0.01: own-step Adams / best own-step Runge–Kutta",
+        "mean of eight ratios ≤ 0.6",
+    ),
+    "images": Row("NFE of AB2 against Midpoint at 40 dB, digits", "≤ 0.75"),
+    "alone": Row("a row alone and in its batch, float64", "1e-6, the same NFE"),
+    "guided": Row("guidance beside a hand-written loop; guidance in half of the steps", "1e-6; ≤ 1.5 model calls"),
+    "speed": Row("time per step of Euler, AB1, AB2 beside a hand-written Euler loop", "≤ 1.05 ×"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=[], help="rows to measure")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    if not args.readme or args.only:
+        for name in args.only or ROWS:
+            found[name] = timed(Row.measure(name)) | {"torch": torch.__version__, "threads": args.threads}
+            print(f"{name}: {found[name]['text']} (bar: {ROWS[name].bar}): {verdict(found[name])}", flush=True)
+            if args.out:
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
+    if args.readme:
+        write(README, table(found))
+
+
+def timed(measure: Callable[[], Seen]) -> dict[str, Any]:
+    start = time.perf_counter()
+    seen = measure().as_json()
+    return seen | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "**no**", None: "–"}[row["holds"]]
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The rows as a table in Markdown."""
+    lines = ["| what | bar | seen | holds |", "| --- | --- | --- | --- |"]
+    for name, row in ROWS.items():
+        seen = found.get(name, {"text": "not measured", "holds": None})
+        lines.append(f"| {row.what} (`{name}`) | {row.bar} | {seen['text']} | {verdict(seen)} |")
+    return "\n".join(lines)
+
+
+def write(page: Path, text: str) -> None:
+    """Put the table between its marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
