@@ -34,7 +34,6 @@ class Call:
         sampling: whether it is called under no_grad.
         bound: largest difference of the values, in multiples of 1 and of the value.
         gradients: whether torchdiffeq 0.2.5 can differentiate this call.
-        memory: largest peak, in multiples of torchdiffeq's.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -46,7 +45,6 @@ class Call:
     sampling: bool = False
     bound: float = 1e-4
     gradients: bool = True
-    memory: float = 1.1
 
 
 @dataclass
@@ -133,7 +131,7 @@ SITES = [
     ]),
     Site("SWivid/F5-TTS", "2ae2c9b", "src/f5_tts/model/cfm.py", [
         Call(((1, 50, 16),), SWAY.bfloat16(), {"method": "euler"}, dtype=torch.bfloat16, bound=0.1,
-             memory=1.2, **SAMPLE),  # dise adds half states up in float32
+             **SAMPLE),
         Call(((1, 50, 16),), SWAY, {"method": "midpoint"}, **SAMPLE),
     ]),
     Site("lucidrains/rectified-flow-pytorch", "26fbed9", "rectified_flow_pytorch/rectified_flow.py", [
@@ -295,7 +293,7 @@ def test_memory_of_inference_is_at_most_torchdiffeqs(call):
             _ = [x.view_as(x) for x in as_tuple(y0)]  # count the start, whether it is looked at or not
             getattr(module, call.interface)(func, y0, call.times, **call.keywords)
         peaks.append(memory.peak)
-    assert peaks[0] <= call.memory * peaks[1]
+    assert peaks[0] <= 1.1 * peaks[1]
 
 
 def test_there_are_22_repositories():

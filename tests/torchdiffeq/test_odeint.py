@@ -249,6 +249,31 @@ def test_jump_t(reverse):
     assert len(times) < 80
 
 
+def test_jump_t_in_a_dense_solution():
+    f = lambda t, y: torch.where(t < 1, 1.0, 2.0) + 0 * y  # noqa: E731
+    at = odeint_dense(f, torch.zeros(1).double(), 0.0, 2.0, options={"jump_t": torch.tensor([1.0])})
+    t = torch.tensor([0.0, 0.4, 1.0, 1.7]).double()
+    assert_close(at(t)[:, 0], torch.where(t < 1, t, 2 * t - 1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
+def test_jump_t_costs_no_more_than_torchdiffeqs(method):
+    def solved(solver):
+        calls = []
+
+        def f(t, y):
+            calls.append(t)
+            return torch.stack([y[1], -4 * y[0]]) + (t > 1)
+
+        t, options = torch.tensor([0.0, 3.0]), {"jump_t": torch.tensor([1.0, 2.0])}
+        y = solver(f, torch.tensor([1.0, 0.5]), t, method=method, rtol=1e-5, atol=1e-5, options=options)
+        return y[-1], len(calls)
+
+    (ours, calls), (theirs, other_calls) = solved(odeint), solved(torchdiffeq.odeint)
+    assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert calls <= 1.1 * other_calls
+
+
 def test_step_t_ends_steps_there(start):
     t, stops, ends = torch.tensor([0.0, 2.0]).double(), torch.tensor([0.7, 0.31, 5.0]).double(), []
 

@@ -182,11 +182,9 @@ def odeint_dense(
     """Solve from t0 to t1 and return the solution as a function of time, a number or [T].
 
     Args:
-        func, y0, rtol, atol, method, options: see `odeint`; without the options step_t and jump_t.
+        func, y0, rtol, atol, method, options: see `odeint`.
         t0, t1: start and end.
     """
     ends = torch.stack([torch.as_tensor(x, dtype=torch.float64).reshape(()) for x in (t0, t1)])
     call = OdeintCall(func, y0, ends, method, ErrorTolerances(rtol, atol), dict(options or {}))
-    if (options or {}).keys() & {"step_t", "jump_t"}:
-        raise ValueError("options: odeint_dense takes no step_t and jump_t")
-    return call.solve(call.y0, ends[0], ends[1], dense=True).evaluate
+    return call.solve(call.t[-1], dense=True).evaluate

@@ -4,14 +4,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial, wraps
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from dise.integrate import IController, Integrator, Solution, State, solve
-from dise.integrate.clock import next_after
 from dise.integrate.problem.state import Layout, leaves
 from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
 from dise.integrate.stepping.tolerance import ErrorTest, frozen, max_norm
@@ -106,41 +104,38 @@ class OdeintCall:
 
     def _states(self) -> State:
         """States at all times, in y0's structure."""
-        saved: list[State] = []
-        y, first_step = self.y0, None
-        for a, b in self._pieces(self.t[-1]):
-            inside = (self.t - a) * (self.t - b) <= 0
-            if saved:
-                inside = inside & (self.t != a)
-            # as the values of a function states in half precision are kept in their own dtype
-            save = (lambda t, y: y) if leaves(self.y0)[0].dtype.itemsize == 2 else None
-            solution = self.solve(y, a, b, first_step=first_step, save_at=self.t[inside], save=save)
-            saved.append(cast(State, solution.saved))
-            y, first_step = solution.y, abs(float(solution.dt.detach()))
-        return _join(saved, torch.cat)
+        # as in torchdiffeq, the values of a function: states in half precision are kept in their own dtype
+        save = (lambda t, y: y) if leaves(self.y0)[0].dtype.itemsize == 2 else None
+        return cast(State, self.solve(self.t[-1], save_at=self.t, save=save).saved)
 
     def _until(self, event_fn: Event) -> tuple[Tensor, State]:
         """The time of the first event, and the states at t[0] and there."""
         t0 = self.t[0]
         first_of_all = combined_event(event_fn, t0, self.y0)
         if first_of_all is None:
-            return t0, _join([self.y0, self.y0], torch.stack)
-        y, first_step = self.y0, None
+            return t0, _stack(self.y0, self.y0)
         endless = torch.full_like(t0, torch.inf if self.t[1] > t0 else -torch.inf).detach()
-        for a, b in self._pieces(endless):
-            solution = self.solve(y, a, b, first_step=first_step, event=first_of_all)
-            if bool(solution.event):
-                break
-            y, first_step = solution.y, abs(float(solution.dt.detach()))
-        return solution.t.to(self.t), _join([self.y0, solution.y], torch.stack)
+        solution = self.solve(endless, event=first_of_all)
+        return solution.t.to(self.t), _stack(self.y0, solution.y)
 
-    def solve(self, y: State, a: Tensor, b: Tensor, *, first_step: float | None = None, **options: Any) -> Solution:
-        """dise's solution from state y at time a to time b; `first_step` and further options as in `dise.solve`."""
-        return solve(self._field(a, b), y, a, b, self._integrator(first_step), batched=False, **options)
+    def solve(self, end: Tensor, **options: Any) -> Solution:
+        """dise's solution from y0 at t[0] to `end`; further options as in `dise.solve`."""
+        steps, jumps = self._stops()
+        return solve(
+            self._field,
+            self.y0,
+            self.t[0],
+            end,
+            self._integrator(),
+            batched=False,
+            step_at=steps,
+            jump_at=jumps,
+            **options,
+        )
 
-    def _integrator(self, first_step: float | None) -> Integrator:
+    def _integrator(self) -> Integrator:
         if self.method in ADAPTIVE:
-            return self._adaptive(first_step)
+            return self._adaptive()
         if self.event_fn is None:
             return self._fixed(self._grid, None)
         length = self.options.get("step_size")
@@ -177,10 +172,10 @@ class OdeintCall:
             ends=ends,
         )
 
-    def _adaptive(self, first_step: float | None) -> Integrator:
+    def _adaptive(self) -> Integrator:
         o, endless = self.options, self.event_fn is not None
         limit = int(o.get("max_num_steps", _MAX_ADAPTIVE_STEPS if endless else 2**31 - 1))
-        first_step = first_step if o.get("first_step") is None else float(o["first_step"])
+        first_step = o.get("first_step")
         shortest = float(o.get("min_step", 0))
         norm = o.get("norm")
         norms = {} if norm is None else {"norm": StateNorm(norm)}
@@ -188,7 +183,7 @@ class OdeintCall:
             table=ADAPTIVE[str(self.method)],
             callbacks=self._callbacks(),
             **self.tolerances.for_state(self.y0),
-            first_step="heuristic" if first_step is None else first_step,
+            first_step="heuristic" if first_step is None else float(first_step),
             # torchdiffeq's limit is from each time to the next
             max_steps=limit if endless else limit * max(1, len(self.t) - 1),
             dt_min=shortest,
@@ -229,44 +224,28 @@ class OdeintCall:
         number = int(torch.ceil((t[-1] - t[0]) / step))
         return torch.cat([t[:1] + torch.arange(number, dtype=t.dtype, device=t.device) * step, t[-1:]])
 
-    def _pieces(self, end: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Spans of the solves, from t[0] to `end`, divided at each time in step_t and jump_t."""
-        given = [self.options[name] for name in ("step_t", "jump_t") if self.options.get(name) is not None]
-        start = self.t[0]
-        stops = torch.cat([torch.as_tensor(stop).reshape(-1).to(self.t) for stop in given]) if given else self.t[:0]
-        if len(stops.unique()) < len(stops):
+    def _stops(self) -> list[Tensor | None]:
+        """The times in step_t and in jump_t."""
+        given = [self.options.get(name) for name in ("step_t", "jump_t")]
+        stops = [None if stop is None else torch.as_tensor(stop).reshape(-1).to(self.t) for stop in given]
+        times = [stop for stop in stops if stop is not None]
+        if times and len(torch.cat(times).unique()) < sum(map(len, times)):
             raise ValueError("options: step_t and jump_t must not have a time twice")
-        stops = stops[(stops - start) * (stops - end) < 0].sort(descending=bool(end < start)).values
-        return list(pairwise([start, *stops, end]))
+        return stops
 
-    def _field(self, a: Tensor, b: Tensor) -> Callable[[Tensor, State], State]:
-        """func on the span from a to b, with t in the state's real dtype.
-
-        Where an end of the span is in jump_t, func gets the next time inside the span instead.
-        """
-        jumps = self.options.get("jump_t")
-        jumps = self.t[:0] if jumps is None else torch.as_tensor(jumps).to(self.t)
-        dtype = leaves(self.y0)[0].dtype.to_real()
-        start, end = a.detach().to(dtype), b.detach().to(dtype)
-        low = next_after(start, end) if bool((jumps == a).any()) else None
-        high = next_after(end, start) if bool((jumps == b).any()) else None
+    @property
+    def _field(self) -> Callable[[Tensor, State], State]:
+        """func, whose value may have fewer dimensions than y, and which may change its t, as in torchdiffeq."""
 
         @wraps(self.func, assigned=(), updated=())
         def field(t: Tensor, y: State) -> State:
-            if low is not None:
-                t = torch.where(t == start, t + (low - t).detach(), t)
-            if high is not None:
-                t = torch.where(t == end, t + (high - t).detach(), t)
-            # as in torchdiffeq, func may change its t
             return cast(State, as_slope(self.func(t.clone(), y), y))
 
         return field
 
 
-def _join(states: list[State], how: Callable[..., Tensor]) -> State:
-    """States of one structure, joined tensor by tensor."""
-    if how is torch.cat and len(states) == 1:
-        return states[0]
-    if isinstance(states[0], tuple):
-        return tuple(how(parts) for parts in zip(*states, strict=True))
-    return how(states)
+def _stack(first: State, last: State) -> State:
+    """Two states of one structure, as one."""
+    if isinstance(first, tuple):
+        return tuple(torch.stack(pair) for pair in zip(first, last, strict=True))
+    return torch.stack([cast(Tensor, first), cast(Tensor, last)])

@@ -53,7 +53,9 @@ class SavePoints:
             with torch.no_grad():
                 samples = torch.arange(len(problem), device=times.device)
                 self._structure = caller.values("save", function, samples, problem.t0, problem.y0)
-        self._tables = [_Table(mask, part) for part in leaves(self._structure)]
+        parts = [part.new_empty((0, *part.shape[1:])) for part in leaves(self._structure)]
+        self._structure = rebuilt(self._structure, parts)
+        self._tables = [_Table(mask, part) for part in parts]
 
     def see(self, record: StepRecord) -> None:
         """Take note of an attempted step, and write the values at the points that the steps so far have passed."""
@@ -200,11 +202,11 @@ class _Table:
 
     Args:
         mask: [B, T] bool; rows that stay unwritten are NaN where it is True and 0 elsewhere.
-        like: [n, ...] shape and dtype of the values.
+        like: [0, ...] shape and dtype of the values.
     """
 
     def __init__(self, mask: Tensor, like: Tensor) -> None:
-        self._mask, self._like = mask, like[:0].detach()
+        self._mask, self._like = mask, like
         self._written: Tensor | None = None
         self._parts: list[tuple[Tensor, Tensor]] = []
 

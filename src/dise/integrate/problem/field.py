@@ -150,5 +150,7 @@ class Field:
                 raise RuntimeError(f"f: changed {name} in place; work on a copy")
         if self._last is not None and times_changed(self._last[0]) != self._last[1]:
             raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
+        if self.layout.working_dtype is not self.layout.dtype:
+            return  # the solver has a copy
         # with its graph the value would lead back to this object where a backward pass calls f again
         self._last = (value.detach() if value.requires_grad else value), times_changed(value)

@@ -96,4 +96,5 @@ def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], 
             request = next(coroutine) if value is None else coroutine.send(value)
         except StopIteration as stop:
             return cast(T, stop.value)
+        value = None  # the last value is not held while f is called
         value = answer(request)

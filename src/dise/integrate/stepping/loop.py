@@ -45,15 +45,17 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, ru
     dt, evaluations = yield from control.first_step(problem, k1, tableau.order, run)
     method = Method(tableau, control.with_restarts() if run.events is not None and run.events.changes else control)
     accumulated = None if run.accumulate is None else run.accumulate.start(empty_step(problem, k1, tableau))
-    state = _start(problem, k1, dt, accumulated, measured=control.test is not None)
+    # popped, not named, and k1 too: this frame would hold the first stage until the end
+    start = [_start(problem, k1, dt, accumulated, measured=control.test is not None)]
+    del k1, values
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
-        state = state._replace(events=run.events.start(problem.samples(samples)))
+        start.append(start.pop()._replace(events=run.events.start(problem.samples(samples))))
     advance = partial(_advance, method, problem, run)
     if run.checkpoint and run.field is not None:
-        state = in_segments(advance, state, problem, run)
+        state = in_segments(advance, start.pop(), problem, run)
     else:
-        state = yield from advance(state, None, partial(run.show, problem))
+        state = yield from advance(start.pop(), None, partial(run.show, problem))
     return _collect([*state.left, state.rows], method, first=1 + evaluations)
 
 
@@ -67,6 +69,7 @@ def _advance(
 ) -> Generator[Request, Tensor, LoopState]:
     """The loop's state after `number` more rounds (None: all). `show` is called with each attempted step."""
     rows, left, index, running, _, memory = state
+    del state  # it would hold the start's first stage
     control = method.control
     rounds: Rounds = (run.rounds or EagerRounds)(method, problem, run)
     limits = (control.rounds, control.max_steps, None if number is None else index + number)

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from dise.integrate.problem.hooks import StepRecord
@@ -70,6 +71,8 @@ class EagerRounds:
         while attempt.pending:
             attempt.stages.append((yield Request(subset, *attempt.point())))
         after, record = method.end(rows, attempt, self._layout, self._run, mask)
+        if not method.tableau.fsal and method.control.rounds is not None:  # the next step begins with a k1 of its own
+            after = after._replace(k1=after.k1.new_full((), torch.nan).expand_as(after.k1))
         # `end` returns the status itself only if all rows ran and none ended
         return RoundsDone(after, [record], 1, number if after.status is rows.status else None)
 
