@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dise
 from dise_experiments.flows.simulators.reference import observation
-from dise_experiments.flows.sources import SIMULATORS
+from dise_experiments.flows.simulators.tasks import SIMULATORS
 from dise_experiments.flows.stored import load_field
 
 RESULTS = Path(__file__).parents[2] / "results" / "flows-cpu"

@@ -30,6 +30,7 @@ def test_fields_take_what_their_sources_draw(name):
     loaded.load_state_dict(trained.state_dict())
     t = torch.full((3, *[1] * (x.ndim - 1)), 0.3)
     assert trained(t, x, *condition).shape == x.shape
+    assert trained(t, x, *condition).isfinite().all()
     assert torch.equal(loaded(t, x, *condition), trained(t, x, *condition))
 
 

@@ -8,7 +8,7 @@ from dise_experiments.flows.stored import load_field
 from dise_experiments.flows.training import Batches, train_field
 from dise_experiments.run.config import ExperimentError
 
-TINY = FieldConfig(task="moons", preset="sample", epochs=3, iterations=60, batch_size=64)
+TINY = FieldConfig(task="moons", preset="sample", epochs=3, iterations=40, batch_size=64, learning_rate=5e-3)
 
 
 def test_training_learns_resumes_and_is_reused(tmp_path):

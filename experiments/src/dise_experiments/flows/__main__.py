@@ -7,11 +7,12 @@ import torch
 import typer
 
 from dise_experiments.flows.config import FieldConfig
+from dise_experiments.flows.sources import NAMES
 from dise_experiments.flows.training import train_field
 
 
 def main(
-    tasks: Annotated[list[str], typer.Argument(help="checkerboard, moons, two_moons, slcp or digits.")],
+    tasks: Annotated[list[str], typer.Argument(help=f"Among {', '.join(NAMES)}.")],
     preset: Annotated[str, typer.Option(help="sample or cpu.")] = "sample",
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and random draws.")] = 0,
     data_dir: Annotated[Path | None, typer.Option(envvar="DISE_DATA", help="Folder with mnist/*.gz.")] = None,

@@ -40,6 +40,10 @@ class FieldNetwork(nn.Module):
 
     @torch.no_grad()
     def standardize(self, condition: Tensor) -> None:
-        """Take the mean and standard deviation of conditions [N, C], by which later ones are standardized."""
+        """Take the mean and standard deviation of conditions [N, C], by which later ones are standardized.
+
+        Coordinates that do not vary are only centred.
+        """
+        deviation = condition.std(0)
         self.location.copy_(condition.mean(0))
-        self.scale.copy_(condition.std(0))
+        self.scale.copy_(torch.where(deviation > 0, deviation, 1.0))

@@ -1,7 +1,6 @@
 """What each field is trained on: data x with conditions, drawn from a generator, and the field's network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 
 from dise_experiments.flows.networks import FieldNetwork
 from dise_experiments.flows.simulators.simulator import Simulator
-from dise_experiments.flows.simulators.slcp import SLCP
-from dise_experiments.flows.simulators.two_moons import TWO_MOONS
+from dise_experiments.flows.simulators.tasks import SIMULATORS
 from dise_experiments.flows.targets import TARGETS
 from dise_experiments.flows.unet import NULL_LABEL, UNet
 from dise_experiments.mnist.data import Images, load_mnist, load_mnist_sample, to_input
@@ -87,7 +85,6 @@ class DigitsSource(Source):
         return 2 * to_input(batch.images) - 1, (torch.where(unlabelled, NULL_LABEL, batch.labels),)
 
 
-SIMULATORS: Mapping[str, Simulator] = {simulator.name: simulator for simulator in (TWO_MOONS, SLCP)}
 NAMES = (*TARGETS, *SIMULATORS, "digits")
 
 
@@ -97,8 +94,7 @@ def field(name: str) -> nn.Module:
         return FieldNetwork(2)
     if name in SIMULATORS:
         simulator = SIMULATORS[name]
-        theta, x = simulator.joint(1, torch.Generator())
-        return FieldNetwork(theta.shape[1], x.shape[1])
+        return FieldNetwork(len(simulator.prior.location), simulator.data)
     return UNet()
 
 

@@ -30,11 +30,13 @@ class Simulator:
     Attributes:
         name: of the benchmark's task, and of its folder.
         prior: of the parameters.
+        data: number of coordinates of x, C.
         simulate: (θ [n, D], generator) → x float32 [n, C], each row from its own θ.
     """
 
     name: str
     prior: Prior
+    data: int
     simulate: Simulate
 
     def joint(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -54,3 +56,22 @@ def uniform_prior(low: float, high: float, size: int) -> Prior:
         return low + (high - low) * torch.rand((n, size), generator=generator)
 
     return Prior(draw, torch.full((size,), (low + high) / 2), torch.full((size,), (high - low) / 12**0.5))
+
+
+def normal_prior(mean: Tensor, factor: Tensor) -> Prior:
+    """A normal prior with a mean [D] and a covariance `factor` · `factor`ᵀ of factor [D, D]."""
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        return mean + torch.randn((n, len(mean)), generator=generator) @ factor.T
+
+    return Prior(draw, mean, factor.norm(dim=1))
+
+
+def log_normal_prior(mean: Tensor, deviation: Tensor) -> Prior:
+    """Independent parameters whose logarithms are normal with these means and standard deviations [D]."""
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        return (mean + deviation * torch.randn((n, len(mean)), generator=generator)).exp()
+
+    location = (mean + deviation.square() / 2).exp()
+    return Prior(draw, location, location * deviation.square().expm1().sqrt())

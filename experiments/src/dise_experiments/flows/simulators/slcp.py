@@ -24,4 +24,4 @@ def simulate(theta: Tensor, generator: torch.Generator) -> Tensor:
     return (mean + points).flatten(1)
 
 
-SLCP = Simulator("slcp", uniform_prior(-3.0, 3.0, 5), simulate)
+SLCP = Simulator("slcp", uniform_prior(-3.0, 3.0, 5), 8, simulate)

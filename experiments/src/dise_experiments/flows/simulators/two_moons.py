@@ -18,4 +18,4 @@ def simulate(theta: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([x, y], dim=1)
 
 
-TWO_MOONS = Simulator("two_moons", uniform_prior(-1.0, 1.0, 2), simulate)
+TWO_MOONS = Simulator("two_moons", uniform_prior(-1.0, 1.0, 2), 2, simulate)
