@@ -274,6 +274,27 @@ def test_jump_t_costs_no_more_than_torchdiffeqs(method):
     assert calls <= 1.1 * other_calls
 
 
+def test_numbers_keep_their_digits(start):
+    """Python's numbers are float64, whatever torch's default dtype is."""
+    at = odeint_dense(pendulum, start, 0.1, 0.7, rtol=1e-9, atol=1e-9)
+    exact = odeint(pendulum, start, torch.tensor([0.1, 0.7]).double(), rtol=1e-9, atol=1e-9)
+    again = odeint(pendulum, start, torch.tensor([0.1, 0.7], dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    assert_close(at(0.7), again[1], rtol=1e-12, atol=0)
+    assert not torch.equal(exact, again)
+    ends = []
+
+    class Field(nn.Module):
+        def forward(self, t, y):
+            return pendulum(t, y)
+
+        def callback_accept_step(self, t, y, dt):
+            ends.append(float(t + dt))
+
+    odeint(Field(), start, torch.tensor([0.0, 1.0]).double(), options={"step_t": [0.3], "jump_t": 0.1})
+    assert min(abs(end - 0.3) for end in ends) < 1e-15
+    assert min(abs(end - 0.1) for end in ends) < 1e-15
+
+
 def test_step_t_ends_steps_there(start):
     t, stops, ends = torch.tensor([0.0, 2.0]).double(), torch.tensor([0.7, 0.31, 5.0]).double(), []
 
@@ -525,8 +546,16 @@ def test_scipys_solvers_are_those_there(solver, reverse, start):
     t = 1 - t if reverse else t
     call = {"method": "scipy_solver", "rtol": 1e-6, "atol": 1e-8, "options": {"solver": solver} if solver else None}
     ours, theirs = (module.odeint(pendulum, start, t, **call) for module in (dise.torchdiffeq, torchdiffeq))
-    # there backwards is forwards in −t, of which not every rounding is the same
-    assert_close(ours, theirs, rtol=1e-5 if reverse else 1e-12, atol=1e-6 if reverse else 1e-12)
+    # there backwards is forwards in −t, of which not every rounding is the same, and func gets LSODA's times in float32
+    same = solver is not None and not reverse
+    assert_close(ours, theirs, rtol=1e-12 if same else 1e-5, atol=1e-12 if same else 1e-6)
+
+
+def test_scipys_solvers_get_times_in_double_precision():
+    f = lambda t, y: torch.cos(10 * (t - 1e8)) + 0 * y  # noqa: E731
+    t = 1e8 + torch.tensor([0.0, 1.0], dtype=torch.float64)
+    y = odeint(f, torch.zeros(1).double(), t, method="scipy_solver", rtol=1e-8, atol=1e-10)
+    assert y[1].item() == pytest.approx(math.sin(10) / 10, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64])
@@ -780,9 +809,18 @@ def test_no_warnings(start):
         ({"options": {"norm": "rms"}}, ValueError, "options: expected a function as norm, got 'rms'"),
         ({"options": {"norm": lambda y: y}}, ValueError, "options: expected a norm that returns one number"),
         ({"options": {"step_t": torch.tensor([0.5, 0.5])}}, ValueError, "step_t and jump_t must not have a time twice"),
-        ({"options": {"safety": 2.0}}, ValueError, "safety: expected"),
-        ({"options": {"first_step": -1.0}}, ValueError, "first_step: expected"),
-        ({"options": {"max_num_steps": 0}}, ValueError, "max_steps: expected"),
+        ({"options": {"safety": 2.0}}, ValueError, "options: safety: expected"),
+        ({"options": {"first_step": -1.0}}, ValueError, "options: first_step: expected"),
+        ({"options": {"dfactor": 2.0}}, ValueError, "options: dfactor: expected a number between 0 and 1"),
+        ({"options": {"ifactor": "fast"}}, TypeError, "options: ifactor: expected a number, got 'fast'"),
+        ({"options": {"jump_t": ["a"]}}, TypeError, "options: jump_t: expected real numbers, got list"),
+        ({"options": ["max_num_steps"]}, TypeError, "options: expected a dict from names of options, got list"),
+        ({"method": "rk4", "options": {"step_size": 1e-30}}, ValueError, "options: step_size: 1e-30 makes too many"),
+        ({"method": "scipy_solver", "options": {"solver": "RK46"}}, ValueError, "options: solver: expected one of"),
+        ({"method": ["dopri5"]}, ValueError, "method: expected one of"),
+        ({"event_fn": 1.0}, TypeError, "event_fn: expected a function"),
+        ({"event_fn": lambda t, y: t.long()}, TypeError, "event_fn: expected real numbers, got torch.int64"),
+        ({"options": {"max_num_steps": 0}}, ValueError, "options: max_num_steps: expected"),
         ({"t": [0.0, 1.0]}, TypeError, "t: expected a tensor of real times, got list"),
         ({"t": torch.tensor([0, 1])}, TypeError, "t: expected a tensor of real times, got torch.int64"),
         ({"t": torch.tensor(1.0)}, ValueError, r"t: expected shape \[T\], got \(\)"),

@@ -21,9 +21,16 @@ from torch import Tensor, nn
 
 from dise.integrate import State
 from dise.torchdiffeq.adjoint import OdeintArguments, adjoint_values
-from dise.torchdiffeq.arguments import ErrorTolerances
+from dise.torchdiffeq.arguments import (
+    ErrorTolerances,
+    as_one_time,
+    as_real_tensor,
+    check_function,
+    method_name,
+)
 from dise.torchdiffeq.call import OdeintCall, odeint_values
 from dise.torchdiffeq.methods import SOLVERS
+from dise.torchdiffeq.options import as_mapping
 
 __all__ = ["SOLVERS", "odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
@@ -110,6 +117,10 @@ def odeint_adjoint(
             from method and adjoint_options is missing, or if func uses a tensor that requires a gradient but did not at
             the start.
     """
+    check_function("func", func)
+    for name, value in {"method": method, "adjoint_method": adjoint_method}.items():
+        method_name(value, name)
+    given = as_mapping("options", options)
     if adjoint_params is None and not isinstance(func, nn.Module):
         raise ValueError(
             "adjoint_params: expected the tensors that get gradients, or () if there are none, since func is no "
@@ -117,9 +128,10 @@ def odeint_adjoint(
         )
     if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
         raise ValueError("adjoint_options: expected the options of adjoint_method, which differs from method")
-    params, chosen = None if adjoint_params is None else tuple(adjoint_params), adjoint_options
-    if chosen is None:
-        chosen = {name: value for name, value in (options or {}).items() if name != "norm"}
+    params = None if adjoint_params is None else _tensors("adjoint_params", adjoint_params)
+    chosen = as_mapping("adjoint_options", adjoint_options)
+    if adjoint_options is None:
+        chosen = {name: value for name, value in given.items() if name != "norm"}
     elif callable(chosen.get("norm")) and not all(x.requires_grad for x in _parameters(func, params)):
         warnings.warn("adjoint_params: the norm does not see those that require no gradient", stacklevel=2)
     tolerances = ErrorTolerances(
@@ -130,10 +142,18 @@ def odeint_adjoint(
         y0,
         t,
         event_fn,
-        OdeintArguments(method, ErrorTolerances(rtol, atol), options or {}),
+        OdeintArguments(method, ErrorTolerances(rtol, atol), given),
         OdeintArguments(adjoint_method or method, tolerances, chosen),
         params,
     )
+
+
+def _tensors(name: str, values: object) -> tuple[Tensor, ...]:
+    """Tensors, from an iterable of them."""
+    found = tuple(values) if isinstance(values, Iterable) and not isinstance(values, Tensor | str | bytes) else None
+    if found is None or not all(isinstance(x, Tensor) for x in found):
+        raise TypeError(f"{name}: expected an iterable of tensors, got {type(values).__name__}")
+    return found
 
 
 def _parameters(func: Any, params: tuple[Tensor, ...] | None) -> Iterable[Tensor]:
@@ -162,7 +182,10 @@ def odeint_event(
         raise ValueError(
             f"t0: expected a tensor of one time, got {tuple(t0.shape) if isinstance(t0, Tensor) else t0!r}"
         )
-    start = t0.reshape(1)
+    check_function("odeint_interface", odeint_interface)
+    if not isinstance(reverse_time, bool | int):
+        raise TypeError(f"reverse_time: expected True or False, got {reverse_time!r}")
+    start = as_real_tensor("t0", t0).reshape(1)
     t = torch.cat([start, start.detach() + (-1 if reverse_time else 1)])
     time, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     return time, states
@@ -185,6 +208,6 @@ def odeint_dense(
         func, y0, rtol, atol, method, options: see `odeint`.
         t0, t1: start and end.
     """
-    ends = torch.stack([torch.as_tensor(x, dtype=torch.float64).reshape(()) for x in (t0, t1)])
-    call = OdeintCall(func, y0, ends, method, ErrorTolerances(rtol, atol), dict(options or {}))
+    ends = torch.stack([as_one_time(name, t) for name, t in {"t0": t0, "t1": t1}.items()])
+    call = OdeintCall(func, y0, ends, method, ErrorTolerances(rtol, atol), as_mapping("options", options))
     return call.solve(call.t[-1], dense=True).evaluate

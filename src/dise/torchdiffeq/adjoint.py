@@ -166,6 +166,8 @@ def augmented_norm(norm: Any, state_norm: Norm | None, flattening: Flattening) -
     Raises:
         ValueError: another norm.
     """
+    if state_norm is not None and not callable(state_norm):
+        raise ValueError(f"options: expected a function as norm, got {state_norm!r}")
     of_state = state_norm or (lambda state: rms_norm(_rows(state)))
 
     def default(parts: tuple[Tensor, ...]) -> Tensor:
@@ -180,7 +182,7 @@ def augmented_norm(norm: Any, state_norm: Norm | None, flattening: Flattening) -
         states = (flattening.state(part) for part in (y, adjoint))
         return norm((t, *(leaf for state in states for leaf in leaves(state)), *params))  # type: ignore[no-any-return]
 
-    if norm is None or norm == "seminorm":
+    if norm is None or (isinstance(norm, str) and norm == "seminorm"):
         return default
     if not callable(norm):
         raise ValueError(f"adjoint_options: expected 'seminorm' or a function as norm, got {norm!r}")

@@ -1,7 +1,7 @@
 """Arguments of torchdiffeq's functions, checked: errors name the argument, what came and what was expected."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -12,8 +12,7 @@ from torch import Tensor
 from dise.integrate import State
 from dise.integrate.clock import clock_dtype
 from dise.integrate.problem.state import leaves
-from dise.integrate.value import check_whole
-from dise.torchdiffeq.methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_MIN_ORDER, SCIPY_NAMES, SOLVERS, options_of
+from dise.torchdiffeq.methods import SCIPY_NAMES, SOLVERS
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,20 @@ class ErrorTolerances:
         Those given for y apply to the adjoint too, and the tightest of them to the other parts. As in torchdiffeq they
         may also be given for all parts.
         """
-        return ErrorTolerances(*(_augmented(value, y0, params) for value in (self.rtol, self.atol)))
+        names = ("adjoint_rtol", "adjoint_atol")
+        return ErrorTolerances(*map(_augmented, names, (self.rtol, self.atol), (y0,) * 2, (params,) * 2))
 
 
-def _augmented(value: Any, y0: State, params: int) -> Any:
+def _augmented(name: str, value: Any, y0: State, params: int) -> Any:
     if not _is_several(value) or len(value) == 3 + params:
         return value
     if isinstance(y0, Tensor):
-        flat = torch.as_tensor(value, dtype=torch.float64)
+        flat = as_real_tensor(name, value).double()
     else:
-        pairs = zip(_tolerance("adjoint tolerance", value, y0), leaves(y0), strict=True)
-        flat = torch.cat([torch.as_tensor(x, dtype=torch.float64).cpu().expand(y.shape).reshape(-1) for x, y in pairs])
+        pairs = zip(_tolerance(name, value, y0), leaves(y0), strict=True)
+        flat = torch.cat([as_real_tensor(name, x).double().cpu().expand(y.shape).reshape(-1) for x, y in pairs])
+    if flat.numel() == 0:
+        raise ValueError(f"{name}: expected tolerances, got none")
     tightest, loosest = flat.aminmax()
     for_y = flat if bool(loosest > tightest) else float(tightest)
     return (float(tightest), for_y, for_y, *(float(tightest),) * params)
@@ -75,13 +77,19 @@ def as_state(y0: object) -> State:
     Raises:
         TypeError: y0 is neither a tensor nor a tuple of tensors.
     """
+    if any(isinstance(part, Tensor) and part.layout is not torch.strided for part in (y0, *_items(y0))):
+        raise TypeError("y0: expected dense tensors, got a sparse one")
     if isinstance(y0, Tensor):
         return y0
-    parts = y0 if isinstance(y0, tuple) else ()
+    parts = _items(y0)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"y0: expected a tensor or a tuple of tensors, got {type(y0).__name__}")
     dtype = reduce(torch.promote_types, (part.dtype for part in parts))
     return tuple(part.to(dtype) for part in parts)
+
+
+def _items(y0: object) -> tuple[Any, ...]:
+    return y0 if isinstance(y0, tuple) else ()
 
 
 def as_slope(value: Any, y: State) -> Any:
@@ -105,7 +113,13 @@ def _wide(shape: Sequence[int]) -> list[int]:
     return [size for size in shape if size != 1]
 
 
-def method_name(method: object) -> str:
+def check_function(name: str, value: object) -> None:
+    """Raise a TypeError unless it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function of (t, y), got {type(value).__name__}")
+
+
+def method_name(method: object, argument: str = "method") -> str:
     """The name of a method in `SOLVERS`; "dopri5" for None.
 
     Raises:
@@ -114,46 +128,32 @@ def method_name(method: object) -> str:
     name = "dopri5" if method is None else method
     name = SCIPY_NAMES.get(name, name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in SOLVERS:
-        raise ValueError(f"method: expected one of {', '.join((*SOLVERS, *SCIPY_NAMES))}, got {method!r}")
+        raise ValueError(f"{argument}: expected one of {', '.join((*SOLVERS, *SCIPY_NAMES))}, got {method!r}")
     return name
 
 
-def as_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the method has. Others are ignored with a warning, as in torchdiffeq.
+def as_one_time(name: str, t: object) -> Tensor:
+    """[] a time in float64, from a number or a tensor of one."""
+    times = as_real_tensor(name, t)
+    if times.numel() != 1:
+        raise ValueError(f"{name}: expected one time, got shape {tuple(times.shape)}")
+    return times.double().reshape(())
+
+
+def as_real_tensor(name: str, value: object) -> Tensor:
+    """A tensor of real numbers, from one or from (sequences of) numbers.
 
     Raises:
-        ValueError: a value that the method's option cannot have.
+        TypeError: it is something else, or has no values.
     """
-    known = options_of(method)
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        message = f"options: {method} ignores {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
-        warnings.warn(message, stacklevel=5)  # the caller of `odeint`
-    options = {name: value for name, value in options.items() if name in known}
-    if options.get("interp") not in (None, "linear", "cubic"):
-        raise ValueError(f"options: interp is 'linear' or 'cubic', got {options['interp']!r}")
-    step = options.get("step_size")
-    if step is not None and not float(step) > 0:
-        raise ValueError(f"options: step_size: expected a positive number, got {float(step):g}")
-    if step is not None and options.get("grid_constructor") is not None:
-        raise ValueError("options: step_size and grid_constructor both define the time grid; give one")
-    norm = options.get("norm")
-    if norm is not None and not callable(norm):
-        raise ValueError(f"options: expected a function as norm, got {norm!r}")
-    if method in ADAMS:
-        _check_adams(options)
-    return options
-
-
-def _check_adams(options: Mapping[str, Any]) -> None:
-    order = options.get("max_order", ADAMS_MAX_ORDER)
-    check_whole("options: max_order", order)
-    check_whole("options: max_iters", options.get("max_iters", 1))
-    if order > ADAMS_MAX_ORDER:
-        raise ValueError(f"options: max_order: expected at most {ADAMS_MAX_ORDER}, got {order}")
-    if order < ADAMS_MIN_ORDER:
-        message = f"options: max_order is {order}, below {ADAMS_MIN_ORDER}, so the Adams method takes the steps of rk4"
-        warnings.warn(message, stacklevel=6)
+    try:
+        # not in the default dtype, which is float32
+        tensor = torch.as_tensor(value, dtype=None if hasattr(value, "dtype") else torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}: expected real numbers, got {type(value).__name__}") from None
+    if tensor.dtype is torch.bool or tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected real numbers, got {tensor.dtype} on {tensor.device}, {tensor.layout}")
+    return tensor
 
 
 def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:
@@ -166,6 +166,7 @@ def as_times(t: object, y0: Tensor, *, pair: bool) -> Tensor:
         raise TypeError(
             f"t: expected a tensor of real times, got {t.dtype if isinstance(t, Tensor) else type(t).__name__}"
         )
+    t = as_real_tensor("t", t)
     if t.ndim != 1 or len(t) == 0:
         raise ValueError(f"t: expected shape [T], got {tuple(t.shape)}")
     steps = t.diff()

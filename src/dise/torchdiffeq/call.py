@@ -1,5 +1,6 @@
 """One call of torchdiffeq's functions, as one or more calls of `dise.solve`."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from dise.integrate import IController, Integrator, Solution, State, solve
 from dise.integrate.problem.state import Layout, leaves
 from dise.integrate.stepping.grids import AbsoluteTimes, EqualLengths, Grid
 from dise.integrate.stepping.tolerance import ErrorTest, frozen, max_norm
-from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_slope, as_state, as_times, method_name
+from dise.torchdiffeq.arguments import ErrorTolerances, as_slope, as_state, as_times, check_function, method_name
 from dise.torchdiffeq.integrators import CALLBACKS, AdaptiveMethod, Callback, FixedMethod, StateNorm
 from dise.torchdiffeq.methods import ADAMS, ADAMS_MAX_ORDER, ADAPTIVE, FIXED, has_fixed_steps, interpolated
+from dise.torchdiffeq.options import TIMES, as_mapping, as_options, named_as_option
 from dise.torchdiffeq.scipy_solver import scipy_odeint
 from dise.torchdiffeq.slopes import (
     SLOPE,
@@ -43,24 +45,28 @@ def odeint_values(
     event_fn: Event | None = None,
 ) -> Any:
     """The return value of `odeint`; gradients by backpropagation through the steps, none with SciPy's methods."""
-    options = dict(options or {})
-    if method == "scipy_solver":
+    if event_fn is not None:
+        check_function("event_fn", event_fn)
+    given = as_mapping("options", options)
+    if method_name(method) == "scipy_solver":
         if event_fn is not None:
             raise ValueError("event_fn: scipy_solver looks for none; use another method")
-        return scipy_odeint(func, y0, t, tolerances, options)
-    return OdeintCall(func, y0, t, method, tolerances, options, event_fn).run()
+        return scipy_odeint(func, y0, t, tolerances, given)
+    return OdeintCall(func, y0, t, method, tolerances, given, event_fn).run()
 
 
 def combined_event(event_fn: Event, t0: Tensor, y0: State) -> Event | None:
     """One function of several: positive at the start, zero where the first of them is; None: one is zero at the start.
 
     Raises:
-        TypeError: event_fn returned something else than a tensor.
+        TypeError: event_fn returned something else than a tensor of real numbers.
     """
     with torch.no_grad():
         value = event_fn(t0, y0)
     if not isinstance(value, Tensor):
         raise TypeError(f"event_fn: expected a tensor, got {type(value).__name__}")
+    if not value.is_floating_point() or value.is_meta or value.numel() == 0:
+        raise TypeError(f"event_fn: expected real numbers, got {value.dtype} of shape {tuple(value.shape)}")
     signs = value.sign()
     return None if bool((signs == 0).any()) else lambda t, y: (event_fn(t, y) * signs).min()
 
@@ -90,8 +96,7 @@ class OdeintCall:
         if name == "scipy_solver":
             raise ValueError("method: scipy_solver has no dense output")
         object.__setattr__(self, "method", name)
-        if not callable(self.func):
-            raise TypeError(f"func: expected a function of (t, y), got {type(self.func).__name__}")
+        check_function("func", self.func)
         object.__setattr__(self, "y0", as_state(self.y0))
         object.__setattr__(self, "options", as_options(name, self.options))
         object.__setattr__(self, "t", as_times(self.t, leaves(self.y0)[0], pair=self.event_fn is not None))
@@ -141,7 +146,7 @@ class OdeintCall:
         length = self.options.get("step_size")
         if length is None:
             raise ValueError("options: to look for an event, a fixed-step method needs the option step_size")
-        grid = EqualLengths(float(length))
+        grid = EqualLengths(length)
         return self._fixed(lambda ends: grid, _MAX_FIXED_STEPS)
 
     def _fixed(self, grid: Callable[[Tensor], Grid], max_steps: int | None) -> Integrator:
@@ -166,36 +171,34 @@ class OdeintCall:
         tolerances = {name: frozen(name, value) for name, value in self.tolerances.for_state(self.y0).items()}
         return AdamsSlope(
             implicit=ADAMS[method].implicit,
-            max_order=int(self.options.get("max_order", ADAMS_MAX_ORDER)),
-            max_iters=int(self.options.get("max_iters", 4)),
+            max_order=self.options.get("max_order", ADAMS_MAX_ORDER),
+            max_iters=self.options.get("max_iters", 4),
             agree=partial(increments_agree, ErrorTest(**tolerances, norm=max_norm), layout),
             ends=ends,
         )
 
     def _adaptive(self) -> Integrator:
         o, endless = self.options, self.event_fn is not None
-        limit = int(o.get("max_num_steps", _MAX_ADAPTIVE_STEPS if endless else 2**31 - 1))
-        first_step = o.get("first_step")
-        shortest = float(o.get("min_step", 0))
-        norm = o.get("norm")
-        norms = {} if norm is None else {"norm": StateNorm(norm)}
-        return AdaptiveMethod(
-            table=ADAPTIVE[str(self.method)],
-            callbacks=self._callbacks(),
-            **self.tolerances.for_state(self.y0),
-            first_step="heuristic" if first_step is None else float(first_step),
-            # torchdiffeq's limit is from each time to the next
-            max_steps=limit if endless else limit * max(1, len(self.t) - 1),
-            dt_min=shortest,
-            dt_max=float(o.get("max_step", torch.inf)),
-            accept_at_dt_min=shortest > 0,
-            controller=IController(
-                safety=float(o.get("safety", 0.9)),
-                grow=float(o.get("ifactor", 10.0)),
-                shrink=float(o.get("dfactor", 0.2)),
-            ),
-            **norms,
-        )
+        limit = o.get("max_num_steps", _MAX_ADAPTIVE_STEPS if endless else 2**31 - 1)
+        norms = {"norm": StateNorm(o["norm"])} if "norm" in o else {}
+        try:
+            return AdaptiveMethod(
+                table=ADAPTIVE[str(self.method)],
+                callbacks=self._callbacks(),
+                **self.tolerances.for_state(self.y0),
+                first_step=o.get("first_step", "heuristic"),
+                # torchdiffeq's limit is from each time to the next
+                max_steps=limit if endless else limit * max(1, len(self.t) - 1),
+                dt_min=o.get("min_step", 0.0),
+                dt_max=o.get("max_step", torch.inf),
+                accept_at_dt_min=o.get("min_step", 0.0) > 0,
+                controller=IController(
+                    safety=o.get("safety", 0.9), grow=o.get("ifactor", 10.0), shrink=o.get("dfactor", 0.2)
+                ),
+                **norms,
+            )
+        except (TypeError, ValueError) as error:
+            raise named_as_option(error) from None
 
     def _callbacks(self) -> dict[str, Callback]:
         """func's callbacks by their names."""
@@ -221,13 +224,16 @@ class OdeintCall:
         if step is None:
             return t
         step = torch.as_tensor(step, dtype=t.dtype, device=t.device).copysign(t[-1] - t[0])
-        number = int(torch.ceil((t[-1] - t[0]) / step))
+        parts = float(((t[-1] - t[0]) / step).detach())
+        if not parts < 2**31:
+            raise ValueError(f"options: step_size: {float(step):g} makes too many steps of the span from t[0] to t[-1]")
+        number = math.ceil(parts)
         return torch.cat([t[:1] + torch.arange(number, dtype=t.dtype, device=t.device) * step, t[-1:]])
 
     def _stops(self) -> list[Tensor | None]:
         """The times in step_t and in jump_t."""
-        given = [self.options.get(name) for name in ("step_t", "jump_t")]
-        stops = [None if stop is None else torch.as_tensor(stop).reshape(-1).to(self.t) for stop in given]
+        given = [self.options.get(name) for name in TIMES]
+        stops = [None if stop is None else stop.to(self.t) for stop in given]
         times = [stop for stop in stops if stop is not None]
         if times and len(torch.cat(times).unique()) < sum(map(len, times)):
             raise ValueError("options: step_t and jump_t must not have a time twice")

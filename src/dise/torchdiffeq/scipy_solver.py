@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from dise.integrate import State
+from dise.integrate.arguments import check_state
+from dise.integrate.problem.field import BoundField, call
 from dise.integrate.problem.state import Layout, leaves
-from dise.torchdiffeq.arguments import ErrorTolerances, as_options, as_slope, as_state, as_times
+from dise.torchdiffeq.arguments import ErrorTolerances, as_real_tensor, as_slope, as_state, as_times, check_function
 from dise.torchdiffeq.integrators import CALLBACKS
+from dise.torchdiffeq.options import as_options
+
+SOLVER_NAMES = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 
 
 def scipy_odeint(
@@ -28,27 +33,39 @@ def scipy_odeint(
         RuntimeError: SciPy's solver failed.
     """
     try:
-        from scipy.integrate import solve_ivp
+        from scipy.integrate import OdeSolver, solve_ivp
     except ImportError as error:
         raise ImportError("method: scipy_solver needs SciPy; install it, e.g. by `pip install scipy`") from error
+    check_function("func", func)
     y0 = as_state(y0)
+    check_state("y0", y0, batched=False)
     times = as_times(t, leaves(y0)[0], pair=False).detach()
     options = as_options("scipy_solver", options)
+    method = options.get("solver", "LSODA")
+    is_solver = isinstance(method, type) and issubclass(method, OdeSolver)
+    if not is_solver and not (isinstance(method, str) and method in SOLVER_NAMES):
+        raise ValueError(f"options: solver: expected one of {', '.join(SOLVER_NAMES)}, got {method!r}")
     if any(hasattr(func, name) for name in CALLBACKS):
         warnings.warn("scipy_solver calls none of func's callbacks", stacklevel=3)
     layout = Layout.of(y0, batched=False)
     start = layout.pack(y0).detach()[0]
+    if not start.isfinite().all():
+        raise ValueError("y0: expected finite numbers")
     if len(times) == 1:
         return layout.unpack_saved(start[None, None])
 
-    def numpy_func(time: float, y: Any) -> Any:
-        state = layout.unpack(torch.as_tensor(y).to(start)[None])
-        with torch.no_grad():
-            value = func(torch.as_tensor(time).to(start.device, layout.dtype.to_real()), state)
-        return _numpy(layout.pack(as_slope(value, state))[0])
+    field = BoundField(lambda t, y: as_slope(func(t.clone(), y), y), layout, (), ())
 
-    method = options.get("solver", "LSODA")
-    least = {"min_step": float(options.get("min_step", 0.0))} if method == "LSODA" else {}
+    def numpy_func(time: float, y: Any) -> Any:
+        with torch.no_grad():
+            value = call(
+                field,
+                torch.tensor([time], dtype=layout.dtype.to_real(), device=start.device),
+                torch.as_tensor(y).to(start)[None],
+            )
+        return _numpy(value[0])
+
+    least = {"min_step": options.get("min_step", 0.0)} if method == "LSODA" else {}
     at = times.double().cpu().numpy()
     solution = solve_ivp(
         numpy_func,
@@ -56,8 +73,8 @@ def scipy_odeint(
         _numpy(start),
         method=method,
         t_eval=at,
-        max_step=float(options.get("max_step", torch.inf)),
-        **{name: _flat(value, y0) for name, value in tolerances.for_state(y0).items()},
+        max_step=options.get("max_step", torch.inf),
+        **{name: _flat(name, value, y0) for name, value in tolerances.for_state(y0).items()},
         **least,
     )
     if not solution.success:
@@ -70,11 +87,17 @@ def _numpy(x: Tensor) -> Any:
     return (x.float() if x.dtype.itemsize == 2 else x).numpy()  # SciPy itself goes over to double precision
 
 
-def _flat(tolerance: Any, y0: State) -> Any:
+def _flat(name: str, tolerance: Any, y0: State) -> Any:
     """A tolerance as a number, or as an array with an entry per component of the state."""
-    if isinstance(tolerance, int | float):
-        return tolerance
     parts = leaves(y0)
     each = tolerance if isinstance(tolerance, tuple) and not isinstance(y0, Tensor) else (tolerance,) * len(parts)
-    columns = [torch.as_tensor(x).cpu().double().expand(part.shape) for x, part in zip(each, parts, strict=True)]
+    values = [as_real_tensor(name, x).cpu().double() for x in each]
+    if not all(bool((value >= 0).all()) for value in values):
+        raise ValueError(f"{name}: expected numbers of at least 0, got {tolerance!r}")
+    if not isinstance(tolerance, tuple) and values[0].ndim == 0:
+        return float(values[0])
+    try:
+        columns = [x.expand(part.shape) for x, part in zip(values, parts, strict=True)]
+    except RuntimeError:
+        raise ValueError(f"{name}: expected values that broadcast to the state, got {tolerance!r}") from None
     return torch.cat([column.reshape(-1) for column in columns]).numpy()

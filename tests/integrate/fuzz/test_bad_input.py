@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dise import RK4, Backsolve, Dopri5, Event, SolveError, StepDoubling, resume, solve, step
+from dise.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 pytestmark = pytest.mark.fuzz
 
@@ -121,7 +122,41 @@ def _done():
     return solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 0.5, Dopri5())
 
 
+def _with_options(function, **fixed):
+    """The function; arguments "options.x" are items of its options, and a method's name is likely."""
+
+    def call(f, y0, t0, t1, integrator, **given):
+        options = {name[8:]: given.pop(name) for name in list(given) if name.startswith("options.")}
+        arguments = {"func": f, "y0": y0, "options": {"max_num_steps": 50, **options}, **fixed, **given}
+        return function(arguments.pop("func"), arguments.pop("y0"), **arguments)
+
+    return call
+
+
+METHODS = ("dopri5", "rk4", "implicit_adams", "scipy_solver", "bosh3")
+OPTIONS = (
+    *("options.first_step", "options.min_step", "options.max_step", "options.safety", "options.ifactor"),
+    *("options.dfactor", "options.max_num_steps", "options.step_t", "options.jump_t", "options.norm", "options.dtype"),
+    *("options.step_size", "options.grid_constructor", "options.interp", "options.perturb", "options.max_order"),
+    *("options.max_iters", "options.solver", "options.other"),
+)
+ODEINT = ("func", "y0", "t", "rtol", "atol", "method", "options", "event_fn", *OPTIONS)
+ADJOINT = ("adjoint_rtol", "adjoint_atol", "adjoint_method", "adjoint_options", "adjoint_params")
+
 CALLS = {
+    "odeint": (_with_options(odeint, t=torch.tensor([0.0, 0.5, 1.0])), ODEINT),
+    "odeint_adjoint": (
+        _with_options(odeint_adjoint, t=torch.tensor([0.0, 0.5, 1.0]), adjoint_params=()),
+        (*ODEINT, *ADJOINT),
+    ),
+    "odeint_event": (
+        _with_options(odeint_event, t0=torch.tensor(0.0), event_fn=lambda t, y: t - 0.4),
+        ("func", "y0", "t0", "event_fn", "reverse_time", *OPTIONS),
+    ),
+    "odeint_dense": (
+        _with_options(odeint_dense, t0=0.0, t1=1.0),
+        ("func", "y0", "t0", "t1", "rtol", "atol", "method", "options", *OPTIONS),
+    ),
     "solve": (
         lambda f, y0, t0, t1, integrator, **o: solve(f, y0, t0, t1, integrator, **o),
         (
@@ -176,8 +211,11 @@ def names_an_argument(error):
     return start is not None and start[1] in NAMES
 
 
-@given(name=st.sampled_from(sorted(CALLS)), data=st.data())
-def test_an_answer_or_an_error_that_names_the_argument(name, data):
+@pytest.mark.filterwarnings("ignore:options.*ignores")
+@pytest.mark.parametrize("odeint_like", [False, True])
+@given(data=st.data())
+def test_an_answer_or_an_error_that_names_the_argument(odeint_like, data):
+    name = data.draw(st.sampled_from([name for name in CALLS if name.startswith("odeint") == odeint_like]))
     call, arguments = CALLS[name]
     given_values = {
         "f": lambda t, y, *more: -y,
@@ -189,6 +227,9 @@ def test_an_answer_or_an_error_that_names_the_argument(name, data):
     for argument in data.draw(
         st.lists(st.sampled_from(arguments), min_size=1, max_size=2, unique=True), label="arguments"
     ):
+        if argument == "method" and data.draw(st.booleans(), label="known"):
+            given_values[argument] = data.draw(st.sampled_from(METHODS), label=argument)
+            continue
         given_values[argument] = made(VALUES[data.draw(st.integers(0, len(VALUES) - 1), label=argument)])
     callables = {name for name, value in given_values.items() if callable(value)} - {"integrator"}
     try:

@@ -207,7 +207,7 @@ def _combined(weights: Tensor, step: Step) -> Tensor:
     stages = torch.stack(step.stages).flatten(1)
     with torch.autocast(stages.device.type, enabled=False):  # it is meant for f and would round the stages
         combined = torch.mm(weights, stages)
-    return combined.view(-1, *step.y.shape)
+    return combined.view(len(weights), *step.y.shape)
 
 
 @lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device
