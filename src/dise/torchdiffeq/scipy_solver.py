@@ -41,10 +41,7 @@ def scipy_odeint(
     check_state("y0", y0, batched=False)
     times = as_times(t, leaves(y0)[0], pair=False).detach()
     options = as_options("scipy_solver", options)
-    method = options.get("solver", "LSODA")
-    is_solver = isinstance(method, type) and issubclass(method, OdeSolver)
-    if not is_solver and not (isinstance(method, str) and method in SOLVER_NAMES):
-        raise ValueError(f"options: solver: expected one of {', '.join(SOLVER_NAMES)}, got {method!r}")
+    method = _checked_solver(options.get("solver", "LSODA"), OdeSolver)
     if any(hasattr(func, name) for name in CALLBACKS):
         warnings.warn("scipy_solver calls none of func's callbacks", stacklevel=3)
     layout = Layout.of(y0, batched=False)
@@ -80,6 +77,14 @@ def scipy_odeint(
     if not solution.success:
         raise RuntimeError(f"scipy_solver: {method} failed: {solution.message}")
     return layout.unpack_saved(torch.as_tensor(solution.y.T).to(start)[None])
+
+
+def _checked_solver(solver: Any, base: type) -> Any:
+    """A solver's name, or a subclass of SciPy's base class of solvers."""
+    named = isinstance(solver, str) and solver in SOLVER_NAMES
+    if not named and not (isinstance(solver, type) and issubclass(solver, base)):
+        raise ValueError(f"options: solver: expected one of {', '.join(SOLVER_NAMES)}, got {solver!r}")
+    return solver
 
 
 def _numpy(x: Tensor) -> Any:
