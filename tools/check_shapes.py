@@ -3,7 +3,7 @@
 Functions of dise whose parameters or results are annotated by jaxtyping's types, or by records with such fields
 (NamedTuples and dataclasses), are wrapped as their module is imported. The same letter is the same size within a call.
 What torch compiles or exports is not checked: a graph is to be that of the function alone. Checks are made at the calls
-1, 2, 4, 8, … of each function in a test, so that long loops are not slowed down.
+1, 4, 16, … of each function in a test, so that long loops are not slowed down.
 """
 
 import functools
@@ -74,12 +74,13 @@ def _check_methods(cls: type) -> None:
 
 def _checked(function: FunctionType) -> Callable[..., Any]:
     """The function, with its annotated tensors and records checked before and after."""
-    if not function.__annotations__ or inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(function) or not _hints(function):
         return function
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # its compiler follows this branch alone
+        # torch's compiler follows this branch alone
+        if torch.compiler.is_compiling() or not _is_due(function):
             return function(*args, **kwargs)
         call = _uncompiled() if "torch._dynamo" in sys.modules else _call_checked
         return call(function, args, kwargs)
@@ -95,8 +96,6 @@ def _uncompiled() -> Callable[..., Any]:
 
 def _call_checked(function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     hints = _hints(function)
-    if not hints or not _is_due(function):
-        return function(*args, **kwargs)
     given = inspect.signature(function).bind(*args, **kwargs).arguments
     with jaxtyping.jaxtyped("context"):
         for name, hint in hints.items():
@@ -110,7 +109,7 @@ def _call_checked(function: FunctionType, args: tuple[Any, ...], kwargs: dict[st
 
 def _is_due(function: FunctionType) -> bool:
     count = _counts[function] = _counts.get(function, 0) + 1
-    return count & (count - 1) == 0
+    return count & (count - 1) == 0 and count.bit_length() % 2 == 1  # a power of four
 
 
 @functools.cache
