@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 import dise
-from dise import RK4, Bosh3, Dopri5, Euler, Heun, HeunEuler, Midpoint, StepDoubling, Tsit5, solve
+from dise import RK4, Adams, Bosh3, Dopri5, Euler, Heun, HeunEuler, Midpoint, StepDoubling, Tsit5, solve
 
 DOUBLE = torch.float64
 
@@ -23,6 +23,7 @@ EVERY = [
     Dopri5(rtol=1e-7, atol=1e-7),
     Tsit5(rtol=1e-7, atol=1e-7),
     HeunEuler(rtol=1e-5, atol=1e-5),
+    Adams(rtol=1e-6, atol=1e-6),
     RK4(40),
     Midpoint(400),
 ]
@@ -70,7 +71,9 @@ def test_short_doses_at_each_samples_own_times(integrator, options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize(
-    "integrator", [Dopri5(rtol=1e-2, atol=1e-2), HeunEuler(rtol=1e-2, atol=1e-2), RK4(7), StepDoubling(RK4(5))], ids=str
+    "integrator",
+    [Dopri5(rtol=1e-2, atol=1e-2), HeunEuler(rtol=1e-2, atol=1e-2), Adams(), RK4(7), StepDoubling(RK4(5))],
+    ids=str,
 )
 def test_f_receives_times_on_the_steps_own_side(integrator, sign, dtype):
     """Each call of f lies strictly on one side of each jump; the last before and the first after are neighbours."""
@@ -95,7 +98,7 @@ def test_f_receives_times_on_the_steps_own_side(integrator, sign, dtype):
 
 
 @pytest.mark.parametrize(
-    "integrator", [Dopri5(rtol=1e-6, atol=1e-6), Tsit5(rtol=1e-6, atol=1e-6), HeunEuler(rtol=1e-3, atol=1e-3)], ids=str
+    "integrator", [*(m(rtol=1e-6, atol=1e-6) for m in (Dopri5, Tsit5, Adams)), HeunEuler(rtol=1e-3, atol=1e-3)], ids=str
 )
 @pytest.mark.parametrize("kind", ["jump_at", "step_at"])
 def test_evaluations_are_those_of_the_pieces(integrator, kind):
@@ -124,7 +127,7 @@ def test_every_evaluation_is_counted():
         calls.append(len(y))
         return -y
 
-    for integrator in EVERY[:3]:
+    for integrator in EVERY[:4]:
         calls.clear()
         whole = solve(
             f, column(1.0, 2.0), 0.0, torch.tensor([1.0, 0.6]).double(), integrator, jump_at=[0.5, 0.7], step_at=[0.2]
@@ -166,7 +169,7 @@ def test_masks_and_spans_in_both_directions():
         assert not (solution.steps.t == 0.1).any() or isinstance(integrator, Heun)
 
 
-@pytest.mark.parametrize("integrator", [TIGHT, HeunEuler(rtol=1e-7, atol=1e-7)], ids=str)
+@pytest.mark.parametrize("integrator", [TIGHT, HeunEuler(rtol=1e-7, atol=1e-7), Adams(rtol=1e-7, atol=1e-7)], ids=str)
 def test_save_points_dense_output_and_events(integrator):
     f = lambda t, y: torch.where(t > 0.5, 2.0, 1.0).to(y.dtype).expand_as(y)  # noqa: E731
     times = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=DOUBLE)

@@ -10,6 +10,7 @@ from dise import (
     RK4,
     RK38,
     RKC1,
+    Adams,
     Adaptive,
     Bosh3,
     ButcherTableau,
@@ -129,7 +130,7 @@ class AdaptiveKutta3(Adaptive):
         RKC1(20_000, 2),
         *(method(rtol=1e-5, atol=1e-5) for method in (HeunEuler, AdaptiveKutta3)),
         Fehlberg2(rtol=1e-6, atol=1e-6),  # its estimate is that of a much better method of order 1
-        *(method(rtol=1e-6, atol=1e-6) for method in (Bosh3, Dopri5, Tsit5, Dopri8)),
+        *(method(rtol=1e-6, atol=1e-6) for method in (Bosh3, Dopri5, Tsit5, Dopri8, Adams)),
     ],
     ids=str,
 )
@@ -141,7 +142,15 @@ def test_a_method_solves_and_counts(integrator, record):
     assert solution.n_steps >= (3 if isinstance(integrator, Dopri8) else 5)
 
 
-NFE = {HeunEuler: (0, 2), Fehlberg2: (0, 3), Bosh3: (1, 3), Dopri5: (1, 6), Tsit5: (1, 6), Dopri8: (1, 13)}
+NFE = {
+    HeunEuler: (0, 2),
+    Fehlberg2: (0, 3),
+    Bosh3: (1, 3),
+    Dopri5: (1, 6),
+    Tsit5: (1, 6),
+    Dopri8: (1, 13),
+    Adams: (1, 1),
+}
 
 
 @pytest.mark.parametrize(("method", "nfe"), NFE.items())

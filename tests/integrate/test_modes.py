@@ -8,13 +8,28 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from dise import RK4, RKC1, Bosh3, Cascade, Dopri5, Dopri8, Dynamic, Euler, NeuralODE, StepDoubling, max_norm, solve
+from dise import (
+    RK4,
+    RKC1,
+    Adams,
+    Bosh3,
+    Cascade,
+    Dopri5,
+    Dopri8,
+    Dynamic,
+    Euler,
+    NeuralODE,
+    StepDoubling,
+    max_norm,
+    solve,
+)
 from dise.torchdiffeq import odeint, odeint_adjoint
 
 INTEGRATORS = [
     Dopri5(rtol=1e-5, atol=1e-5),
     Dopri8(rtol=(1e-4, 1e-5), atol=1e-6),
     Bosh3(norm=max_norm, first_step="span"),
+    Adams(rtol=1e-4, atol=1e-4),
     RK4(2),
     RKC1(2, 3),
     StepDoubling(Euler(2)),

@@ -1,5 +1,6 @@
 """Solving initial value problems."""
 
+from dise.integrate.adams_method import Adams
 from dise.integrate.adjoint import Backsolve
 from dise.integrate.integrators import (
     RK4,
@@ -46,6 +47,7 @@ __all__ = [
     "RK4",
     "RK38",
     "RKC1",
+    "Adams",
     "Adaptive",
     "Backsolve",
     "Bosh3",

@@ -11,7 +11,7 @@ ODE", 2021, for leaving the integrals out of the error test.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,14 +20,16 @@ from torch import Tensor
 from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
 from dise.integrate.empty_spans import integrate_nonempty
-from dise.integrate.integrators import Adaptive, FixedStep, Integrator
+from dise.integrate.integrators import ErrorControlled, FixedStep, Integrator
+from dise.integrate.output.interpolation import states_within
 from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout, State, leaves
-from dise.integrate.runge_kutta.step import Attempt, within
+from dise.integrate.runge_kutta.step import Attempt, Step, within
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.solution import Solution, SolveError
 from dise.integrate.status import Status
 from dise.integrate.stepping.tolerance import each, rms_norm
@@ -216,10 +218,7 @@ class _ParameterQuadrature:
         step, accept = record.step, record.accept
         rows = None if len(record.sample) == len(self.solve.problem) else record.sample
         dt = torch.where(accept, step.dt, 0)[:, None].to(real_dtype(step.y))
-        attempt = Attempt(step.tableau, step.t, record.t_next, step.y, bounds=step.bounds)
-        for b, stage in zip(step.tableau.b, step.stages, strict=True):
-            t, pair = attempt.point()
-            attempt.stages.append(stage)
+        for b, (t, pair) in zip(step.tableau.b, _stage_points(step, record.t_next), strict=True):
             if b == 0:
                 continue
             y, adjoint = torch.where(accept[:, None], pair, step.y).chunk(2, 1)
@@ -231,6 +230,20 @@ class _ParameterQuadrature:
     def start_over(self, sample: Tensor) -> None:
         """Raise: the backward solve has one integrator."""
         raise RuntimeError("the backward solve does not start over")
+
+
+def _stage_points(step: Step, t_next: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """[n] time and [n, F] state of each stage of a step."""
+    if not isinstance(step.tableau, ButcherTableau):  # stages at points of the dense output
+        dtype = real_dtype(step.y)
+        for c, state in zip(step.tableau.c, states_within(step, step.tableau.c), strict=True):
+            time = torch.lerp(step.t, t_next, c).to(dtype)
+            yield (time if step.bounds is None else within(time, step.bounds)), state
+        return
+    attempt = Attempt(step.tableau, step.t, t_next, step.y, bounds=step.bounds)
+    for stage in step.stages:
+        yield attempt.point()
+        attempt.stages.append(stage)
 
 
 def _vjp(value: Tensor, inputs: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
@@ -248,7 +261,7 @@ def _pair_layout(layout: Layout) -> Layout:
 
 def _pair_integrator(integrator: Integrator, layout: Layout) -> Integrator:
     """The integrator for (y, a): tolerances as for y, and the larger of the norms of y and a."""
-    if not isinstance(integrator, Adaptive):
+    if not isinstance(integrator, ErrorControlled):
         return integrator
     norm = integrator.norm
 

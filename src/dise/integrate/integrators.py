@@ -144,15 +144,15 @@ class StepDoubling(Value, Integrator):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(RungeKutta):
-    """A Runge–Kutta method that controls each sample's step sizes by its embedded error estimate.
+class ErrorControlled(Value, Integrator):
+    """A method that controls each sample's step sizes by an error estimate: `Adaptive` Runge–Kutta methods, `Adams`.
 
     Args:
         rtol, atol: a step is accepted if norm(err / (atol + rtol·max(|y|, |y_next|))) ≤ 1. Numbers, or tensors that
             broadcast to a sample's state; for a tuple or dict state, a tuple or dict of these. Tensors are stored as
             tuples of numbers, so that integrators can be compared, hashed and printed.
-        first_step: "heuristic" (Hairer, Nørsett, Wanner, II.4; one evaluation of f), "span" (try the whole span in one
-            step) or a positive number (units of t).
+        first_step: "heuristic" (Hairer, Nørsett, Wanner, II.4; one evaluation of f), "scale" (from the sizes of y0 and
+            f(t0, y0); no evaluation), "span" (try the whole span in one step) or a positive number (units of t).
         max_steps: number of attempted steps after which a sample fails (`Status.MAX_STEPS`).
         dt_min: shortest step (units of t), except for the last one. A sample that needs a shorter step fails
             (`Status.DT_MIN`).
@@ -180,14 +180,11 @@ class Adaptive(RungeKutta):
     norm: Norm = rms_norm
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tableau.b_err is None:
-            raise ValueError("tableau: an adaptive method needs an error estimate, b_err; tableau.doubled() makes one")
         _check_error_test(self)
         step = self.first_step
         number = isinstance(step, int | float) and is_number(step) and 0 < step < math.inf
-        if not number and not (isinstance(step, str) and step in ("heuristic", "span")):
-            raise ValueError(f"first_step: expected 'heuristic', 'span' or a positive number, got {step!r}")
+        if not number and not (isinstance(step, str) and step in ("heuristic", "scale", "span")):
+            raise ValueError(f"first_step: expected 'heuristic', 'scale', 'span' or a positive number, got {step!r}")
         check_whole("max_steps", self.max_steps)
         check_from_zero("dt_min", self.dt_min)
         if not (is_number(self.dt_max) and self.dt_min <= self.dt_max and self.dt_max > 0):
@@ -199,7 +196,12 @@ class Adaptive(RungeKutta):
             raise ValueError(f"controller: expected one such as dise.PIController(), got {self.controller!r}")
 
     @property
-    def control(self) -> Controller:
+    @abstractmethod
+    def error_order(self) -> int:
+        """Power of dt with which the error estimate decreases."""
+
+    @property
+    def control(self) -> ErrorControl:
         """Error control."""
         return ErrorControl(
             test=ErrorTest(self.rtol, self.atol, self.norm),
@@ -209,11 +211,30 @@ class Adaptive(RungeKutta):
             dt_max=self.dt_max,
             accept_at_dt_min=self.accept_at_dt_min,
             max_steps=self.max_steps,
-            order=self.tableau.error_order or self.tableau.order,
+            order=self.error_order,
         )
 
 
-def _check_error_test(integrator: Adaptive | StepDoubling) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(ErrorControlled, RungeKutta):
+    """A Runge–Kutta method that controls each sample's step sizes by its embedded error estimate.
+
+    See `ErrorControlled` for the arguments.
+    """
+
+    def __post_init__(self) -> None:
+        RungeKutta.__post_init__(self)
+        if self.tableau.b_err is None:
+            raise ValueError("tableau: an adaptive method needs an error estimate, b_err; tableau.doubled() makes one")
+        ErrorControlled.__post_init__(self)
+
+    @property
+    def error_order(self) -> int:
+        """That of the tableau's estimate."""
+        return self.tableau.error_order or self.tableau.order
+
+
+def _check_error_test(integrator: ErrorControlled | StepDoubling) -> None:
     """Check rtol, atol and norm, and replace tolerances by hashable ones."""
     for name in ("rtol", "atol"):
         object.__setattr__(integrator, name, frozen(name, getattr(integrator, name)))

@@ -226,7 +226,7 @@ class SlopeRounds:
         # f at the last step's end is known with cubic interpolation, but not on this side of a discontinuity
         if index > 0 and (self._ends.perturb is not None or not method.tableau.fsal):
             rows = rows._replace(k1=(yield Request(None, self._ends.first(rows.t, t_next), rows.y)))
-        attempt = Attempt(method.tableau, rows.t, t_next, rows.y, rows.k1)
+        attempt = method.begin(rows, index, mask, known=True)
         attempt.stages.append((yield from self._rule.slope(FixedStepStart(rows.t, t_next, rows.y, rows.k1))))
         while attempt.pending:
             attempt.stages.append((yield Request(None, *attempt.point())))

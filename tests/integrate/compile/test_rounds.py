@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from dise import (
     RK4,
     RKC1,
+    Adams,
     Bosh3,
     Cascade,
     Dynamic,
@@ -31,6 +32,7 @@ DIFFERENTIATED = {"backend": "aot_eager"}  # and differentiates
 BOSH = Bosh3(rtol=1e-5, atol=1e-5)
 PI = Bosh3(rtol=1e-5, atol=1e-5, controller=PIController())
 HEUN = HeunEuler(rtol=1e-3, atol=1e-3, first_step="span")
+ADAMS = Adams(rtol=1e-3, atol=1e-3)
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 PER_SAMPLE = ("t", "nfe", "n_steps", "n_accepted", "error", "status", "dt")
 
@@ -78,7 +80,7 @@ def assert_equal(compiled, eager, close=CLOSE):
 # ---- values
 
 
-@pytest.mark.parametrize("integrator", [BOSH, StepDoubling(RKC1(2, 2, 0.3))], ids=str)
+@pytest.mark.parametrize("integrator", [BOSH, StepDoubling(RKC1(2, 2, 0.3)), ADAMS], ids=str)
 def test_compiled_is_eager(y0, two_rounds_per_graph, integrator):
     eager, compiled = both(field, y0, 3.0, integrator)
     assert_equal(compiled, eager)
@@ -99,8 +101,8 @@ def test_nfe_is_what_samples_need(y0, two_rounds_per_graph, grad):
 
 @pytest.mark.parametrize(
     ("mode", "integrator"),
-    [(torch.no_grad, RK4(3)), (torch.inference_mode, PI)],
-    ids=["no_grad", "inference"],
+    [(torch.no_grad, RK4(3)), (torch.inference_mode, PI), (torch.no_grad, ADAMS)],
+    ids=["no_grad", "inference", "Adams"],
 )
 def test_without_gradients(y0, mode, integrator):
     with mode():

@@ -9,10 +9,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from dise import RK4, RKC1, Bosh3, Cascade, Dopri5, Dynamic, Euler, Event, NeuralODE, SolveError, Status, solve
+from dise import RK4, RKC1, Adams, Bosh3, Cascade, Dopri5, Dynamic, Euler, Event, NeuralODE, SolveError, Status, solve
 
 TIGHT = Dopri5(rtol=1e-11, atol=1e-11)
-ALL = [Euler(3), RK4(3), RKC1(3), Bosh3(rtol=1e-3, atol=1e-3), Dopri5(rtol=1e-4, atol=1e-4)]
+ALL = [Euler(3), RK4(3), RKC1(3), Bosh3(rtol=1e-3, atol=1e-3), Dopri5(rtol=1e-4, atol=1e-4), Adams()]
 every = pytest.mark.parametrize("integrator", ALL, ids=str)
 
 

@@ -15,6 +15,7 @@ from dise import (
     RK4,
     RK38,
     RKC1,
+    Adams,
     Bosh3,
     ButcherTableau,
     Cascade,
@@ -37,7 +38,7 @@ from dise.integrate import FixedStep
 ALL = [
     *(method(3) for method in (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1)),
     *(method(rtol=1e-3, atol=1e-3) for method in (HeunEuler, Fehlberg2, Bosh3)),
-    *(method(rtol=1e-4, atol=1e-4) for method in (Dopri5, Tsit5, Dopri8)),
+    *(method(rtol=1e-4, atol=1e-4) for method in (Dopri5, Tsit5, Dopri8, Adams)),
 ]
 every = pytest.mark.parametrize("integrator", ALL, ids=str)
 
@@ -81,6 +82,7 @@ def problem():
         (Dopri5(rtol=1e-9, atol=1e-9), 1e-7),
         (Tsit5(rtol=1e-9, atol=1e-9), 1e-7),
         (Dopri8(rtol=1e-9, atol=1e-9), 5e-5),
+        *((Adams(order, rtol=1e-7, atol=1e-7), 2e-6) for order in (3, 4, 5)),
     ],
     ids=str,
 )
@@ -106,7 +108,7 @@ def test_save_points_are_of_the_methods_order(method, order):
 
 
 @pytest.mark.parametrize(
-    ("method", "order"), [(HeunEuler, 2), (Fehlberg2, 2), (Bosh3, 3), (Dopri5, 4), (Tsit5, 4), (Dopri8, 5)]
+    ("method", "order"), [(HeunEuler, 2), (Fehlberg2, 2), (Bosh3, 3), (Dopri5, 4), (Tsit5, 4), (Dopri8, 5), (Adams, 2)]
 )
 def test_order_of_the_dense_output_of_one_step(method, order):
     """A loose tolerance accepts every step; the first step is then the only one, of the span's length."""

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from dise import (
     RK4,
+    Adams,
     Bosh3,
     Cascade,
     Dopri5,
@@ -31,7 +32,7 @@ from dise import (
 INTEGRATORS = [
     Euler(3),
     StepDoubling(RK4(2)),
-    *(method(rtol=1e-4, atol=1e-4) for method in (HeunEuler, Bosh3, Dopri5, Tsit5, Dopri8)),
+    *(method(rtol=1e-4, atol=1e-4) for method in (HeunEuler, Bosh3, Dopri5, Tsit5, Dopri8, Adams)),
     Dopri5(rtol=1e-4, atol=1e-4, controller=PIController(), norm=max_norm),
 ]
 every = pytest.mark.parametrize("integrator", INTEGRATORS, ids=str)

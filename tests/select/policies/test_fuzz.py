@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dise import (
     RK4,
     RK38,
+    Adams,
     Bosh3,
     Cascade,
     Dopri5,
@@ -35,7 +36,7 @@ fixed = st.builds(
 )
 adaptive = st.builds(
     lambda method, tolerance, **options: method(rtol=tolerance, atol=tolerance, **options),
-    st.sampled_from([HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5]),
+    st.sampled_from([HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Adams]),
     st.sampled_from([1e-1, 1e-2, 1e-4]),
     first_step=st.sampled_from(["heuristic", "span", 0.1]),
     max_steps=st.sampled_from([1, 3, 40]),

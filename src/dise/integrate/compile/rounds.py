@@ -171,7 +171,7 @@ def _rounds_until(
 
     start = (rows.status == RUNNING).sum(), torch.zeros_like(bounds[0]), *(getattr(rows, name) for name in names)
     running, done, *columns = while_loop(unfinished, body, start)
-    calls = method.tableau.stages - method.tableau.fsal
+    calls = method.tableau.evaluations + (not method.tableau.fsal)
     return _updated(rows, dict(zip(names, columns, strict=True))), torch.stack([running, done]), calls
 
 
@@ -216,5 +216,6 @@ def _normalized(rows: LoopRows) -> LoopRows:
     rows = _feature_major(rows._replace(**copies))
     if not torch.is_grad_enabled() or not (rows.y.requires_grad or rows.k1.requires_grad):
         return rows
-    results = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated")}
+    named = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated", "past")}
+    results = {name: x for name, x in named.items() if x is not None}
     return rows._replace(**{name: x if x.requires_grad else x.requires_grad_() for name, x in results.items()})

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact
 from dise.integrate.clock import real_dtype
-from dise.integrate.runge_kutta.tableau import ButcherTableau, WeightedSum
+from dise.integrate.runge_kutta.tableau import ButcherTableau, StageWeights, WeightedSum
+
+
+class StepError(NamedTuple):
+    """The error estimate of a step whose method has other weights in each step."""
+
+    value: Inexact[Tensor, "n F"]
+    order: Float[Tensor, " n"]  # power of dt with which it decreases
 
 
 class Step(NamedTuple):
@@ -20,15 +27,18 @@ class Step(NamedTuple):
     y: Inexact[Tensor, "n F"]  # state at t
     y_next: Inexact[Tensor, "n F"]  # state at t + dt
     stages: tuple[Inexact[Tensor, "n F"], ...]  # k_i
-    tableau: ButcherTableau
+    tableau: StageWeights
     bounds: Float[Tensor, "n 2"] | None = None  # smallest and largest time that f may receive
+    estimate: StepError | None = None  # where it is not the tableau's
 
     def error(self) -> Tensor:
-        """[n, F] embedded error estimate: dt Σ_i b_err_i k_i.
+        """[n, F] embedded error estimate: dt Σ_i b_err_i k_i, or the difference of corrector and predictor.
 
         Raises:
             ValueError: the method has no embedded error estimate.
         """
+        if self.estimate is not None:
+            return self.estimate.value
         weights = self.tableau.error_sum
         if weights is None:
             raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
@@ -38,7 +48,10 @@ class Step(NamedTuple):
     def take(self, rows: Tensor) -> "Step":
         """The step of some of the samples."""
         t, dt, y, y_next = (x.index_select(0, rows) for x in self[:4])
-        return Step(t, dt, y, y_next, tuple(stage.index_select(0, rows) for stage in self.stages), self.tableau)
+        stages = tuple(stage.index_select(0, rows) for stage in self.stages)
+        bounds = None if self.bounds is None else self.bounds.index_select(0, rows)
+        estimate = None if self.estimate is None else StepError(*(x.index_select(0, rows) for x in self.estimate))
+        return Step(t, dt, y, y_next, stages, self.tableau, bounds, estimate)
 
 
 def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:

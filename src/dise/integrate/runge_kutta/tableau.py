@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _ROUNDING = 1e-12  # tolerance of the checks: coefficients are quotients of small integers in double precision
 
@@ -25,6 +25,30 @@ class WeightedSum(NamedTuple):
         used = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
         first, scale = max(used, key=lambda term: abs(term[1]))
         return cls(scale, first, tuple((i, w / scale) for i, w in used if i != first))
+
+
+class StageWeights(Protocol):
+    """Fixed weights of a step's stages, the values of y' at its nodes: a quadrature and an interpolant."""
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """Nodes, as fractions of the step."""
+        ...
+
+    @property
+    def b(self) -> tuple[float, ...]:
+        """Weights of the quadrature."""
+        ...
+
+    @property
+    def interpolant(self) -> tuple[tuple[float, ...], ...] | None:
+        """Weights of the continuous extension (see `ButcherTableau`); None: there is none."""
+        ...
+
+    @property
+    def error_sum(self) -> WeightedSum | None:
+        """Weights of the error estimate; None if the stages have none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -112,6 +136,16 @@ class ButcherTableau:
     def stages(self) -> int:
         """Number of stages."""
         return len(self.c)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of f per step where the first stage is known."""
+        return self.stages - 1
+
+    @property
+    def first_order(self) -> int:
+        """Order of the first step."""
+        return self.order
 
     def doubled(self) -> "ButcherTableau":
         """The step-doubling method: two half steps, with an error estimate from one whole step.

@@ -169,7 +169,7 @@ class ErrorControl:
         return self, problem
 
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
-        """The problem's dt, the span, a number, or Hairer, Nørsett and Wanner's heuristic (one evaluation of f)."""
+        """The problem's dt, the span, a number, or one of the rules (see `ErrorControlled`)."""
         if problem.breaks is not None:  # f may jump after the first piece
             problem = replace(problem, t1=problem.breaks.ends[:, 0])
         span = problem.t1 - problem.t0
@@ -178,6 +178,8 @@ class ErrorControl:
         if self.initial == "span":
             _check_finite(problem, run)
             return self._first(span, problem), 0
+        if self.initial == "scale":
+            return self._first(_resolved(_step_by_scale(problem, k1, self.test, run), problem), problem), 0
         if self.initial == "heuristic":
             step = yield from _starting_step(problem, k1, order, self.test, run)
             return self._first(_resolved(step, problem), problem), 1
@@ -214,7 +216,8 @@ class ErrorControl:
         accept = ratio <= 1
         if self.accept_at_dt_min:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
-        factor, memory = self.controller.factor(ratio, memory, accept, self.order)
+        order = self.order if step.estimate is None else step.estimate.order
+        factor, memory = self.controller.factor(ratio, memory, accept, order)
         return Verdict(accept, error, self._limited(dt * factor), memory)
 
     def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
@@ -253,6 +256,25 @@ def _resolved(step: Tensor, problem: Problem) -> Tensor:
     ends = torch.maximum(problem.t0.abs(), torch.where(problem.t1.isinf(), 0, problem.t1).abs())
     shortest = (4 * torch.finfo(step.dtype).eps * ends).minimum((problem.t1 - problem.t0).abs())
     return torch.copysign(step.abs().maximum(shortest), step)
+
+
+def _step_by_scale(problem: Problem, k1: Tensor, test: ErrorTest, run: Run) -> Tensor:
+    """[n] first step of which half would have an Euler error as large as the tolerance, if y'' were about y'/T.
+
+    The time scale T is that in which y' changes y0 by its own size, at most the span. The error test corrects a wrong
+    guess, so none is made with an evaluation of f.
+    """
+    span = problem.t1 - problem.t0
+    with torch.set_grad_enabled(run.differentiate_step_sizes and torch.is_grad_enabled()):
+        scale = test.scale(problem.y0.abs(), problem.layout)
+        d0, d1 = (test.size(x / scale, problem.layout).to(span.dtype) for x in (problem.y0, k1))
+        longest = torch.where(span.isinf(), 1, span.abs())
+        usable = (d0 > 1e-5) & (d1 > 1e-5)
+        time_scale = torch.where(usable, d0 / torch.where(usable, d1, 1), longest).minimum(longest)
+        moving = d1 > 1e-5
+        step = torch.where(moving, 0.5 * (2 * time_scale / torch.where(moving, d1, 1)).sqrt(), longest)
+        # a NaN step would make t NaN; take a finite one, whose failure has its own status
+        return torch.copysign(torch.where(step.isfinite(), step, longest).minimum(span.abs()), span)
 
 
 def _starting_step(

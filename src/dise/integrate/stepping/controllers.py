@@ -38,14 +38,14 @@ class IController(Value):
             check_above(name, getattr(self, name), 0, 1)
         check_above("grow", self.grow, 1)
 
-    def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int | Tensor) -> tuple[Tensor, Tensor]:
         """The factor from this step's length to the next one's, and the memory for the next call.
 
         Args:
             ratio: [n] scaled error of this step; NaN or infinite where f was not finite.
             before: [n] memory of the last call; 1 at the start.
             accept: [n] bool.
-            order: power of dt with which the ratio decreases.
+            order: power of dt with which the ratio decreases; [n] if samples differ.
 
         Returns:
             [n] factor and [n] memory.
@@ -87,7 +87,7 @@ class PIController(IController):
         check_from_zero("proportional", self.proportional)
         check_above("integral", self.integral, 0)
 
-    def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int | Tensor) -> tuple[Tensor, Tensor]:
         """See `IController`."""
         size = ratio.clamp(min=_SMALLEST)
         both = size ** (-(self.integral + self.proportional) / order) * before ** (self.proportional / order)

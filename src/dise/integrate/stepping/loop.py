@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
+from dise.integrate.multistep.own_steps import AdamsFormula, History
 from dise.integrate.problem.hooks import EventMemory, EventRule, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
 from dise.integrate.problem.run import Run
-from dise.integrate.runge_kutta.step import Step, finite_rows
+from dise.integrate.runge_kutta.step import Step, StepError, finite_rows
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
@@ -25,7 +26,7 @@ from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
 from dise.integrate.tracing import check_readable, known_all, known_finite
 
 
-def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, run: Run) -> Integration:
+def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, problem: Problem, run: Run) -> Integration:
     """Integrate every sample of the problem with its own steps, as a coroutine (see `dise.integrate.problem.requests`).
 
     A sample that has reached t1, or failed, is frozen: it keeps its state while the others continue, and with
@@ -42,11 +43,11 @@ def integrate(tableau: ButcherTableau, control: Controller, problem: Problem, ru
         )
     if problem.breaks is not None:
         control, problem = control.with_breaks(problem, problem.breaks)
-    dt, evaluations = yield from control.first_step(problem, k1, tableau.order, run)
+    dt, evaluations = yield from control.first_step(problem, k1, tableau.first_order, run)
     method = Method(tableau, control.with_restarts() if run.events is not None and run.events.changes else control)
     accumulated = None if run.accumulate is None else run.accumulate.start(empty_step(problem, k1, tableau))
     # popped, not named, and k1 too: this frame would hold the first stage until the end
-    start = [_start(problem, k1, dt, accumulated, measured=control.test is not None)]
+    start = [_start(tableau, problem, k1, dt, accumulated, measured=control.test is not None)]
     del k1, values
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
@@ -145,13 +146,25 @@ def _interrupted(
     return rows, [record], memory
 
 
-def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau) -> Step:
+def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau | AdamsFormula) -> Step:
     """A step of length 0 at the start."""
-    stages = (k1,) * tableau.stages
-    return Step(problem.t0, torch.zeros_like(problem.t0), problem.y0, problem.y0, stages, tableau)
+    stages, zero = (k1,) * tableau.stages, torch.zeros_like(problem.t0)
+    estimate = None
+    if isinstance(tableau, AdamsFormula):
+        order = torch.full_like(zero, tableau.first_order, dtype=real_dtype(problem.y0))
+        estimate = StepError(torch.zeros_like(problem.y0), order)
+    return Step(problem.t0, zero, problem.y0, problem.y0, stages, tableau, estimate=estimate)
 
 
-def _start(problem: Problem, k1: Tensor, dt: Tensor, accumulated: Tensor | None, *, measured: bool) -> LoopState:
+def _start(
+    tableau: ButcherTableau | AdamsFormula,
+    problem: Problem,
+    k1: Tensor,
+    dt: Tensor,
+    accumulated: Tensor | None,
+    *,
+    measured: bool,
+) -> LoopState:
     """The loop before the first step; `measured` says whether steps have error estimates."""
     zero = torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
@@ -180,6 +193,8 @@ def _start(problem: Problem, k1: Tensor, dt: Tensor, accumulated: Tensor | None,
         accumulated=zero if accumulated is None else accumulated,
         restarts=none,
     )
+    if isinstance(tableau, AdamsFormula):
+        rows = rows.with_history(History.none(tableau, problem.t0, problem.y0))
     if problem.breaks is not None:
         rows = first_pieces(rows, problem.breaks)
     return LoopState(rows, (), 0, len(problem) if finite and usable else None)
@@ -189,12 +204,12 @@ def _collect(parts: list[LoopRows], method: Method, *, first: int) -> Result:
     """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
     rows = parts[0]
     if len(parts) > 1:
-        given = [column for column in zip(*parts, strict=True) if column[0] is not None]
-        rows = LoopRows(*map(torch.cat, given))
+        columns = zip(LoopRows._fields, zip(*parts, strict=True), strict=True)
+        rows = LoopRows(**{name: torch.cat(column) for name, column in columns if column[0] is not None})
         rows = rows.take(rows.sample.argsort())
-    columns = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
+    fields = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
     if not method.tableau.fsal:
         # With fixed steps k1 is known only after a failed step, and failed samples are not resumed.
         adaptive = method.control.rounds is None
-        columns["k1"] = torch.where(rows.known[:, None], rows.k1, torch.nan) if adaptive else None
-    return Result(nfe=first + method.evaluations(rows), **columns)
+        fields["k1"] = torch.where(rows.known[:, None], rows.k1, torch.nan) if adaptive else None
+    return Result(nfe=first + method.evaluations(rows), **fields)

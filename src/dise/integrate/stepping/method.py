@@ -1,10 +1,11 @@
-"""A Runge–Kutta method with its stepping rule, on rows of samples: the start and end of a step, and its evaluations."""
+"""A method with its stepping rule, on rows of samples: the start and end of a step, and its evaluations of f."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dise.integrate.multistep.own_steps import AdamsAttempt, AdamsFormula, History
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
@@ -15,14 +16,16 @@ from dise.integrate.stepping.control import Controller, Verdict
 from dise.integrate.stepping.rows import LoopRows
 from dise.integrate.tracing import known_all, known_none
 
+SHORT_STEP = 0.01  # of the next step: f at points so close tells little of it, and differences of f are rounding
+
 
 class Method(NamedTuple):
-    """A Runge–Kutta method with its stepping rule."""
+    """A Runge–Kutta or Adams method with its stepping rule."""
 
-    tableau: ButcherTableau
+    tableau: ButcherTableau | AdamsFormula
     control: Controller
 
-    def begin(self, rows: LoopRows, index: int, running: Tensor | None, *, known: bool) -> Attempt:
+    def begin(self, rows: LoopRows, index: int, running: Tensor | None, *, known: bool) -> Attempt | AdamsAttempt:
         """The rows' step number `index`.
 
         Args:
@@ -34,10 +37,13 @@ class Method(NamedTuple):
         t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
         if running is not None:
             t_next = torch.where(running, t_next, rows.t)
+        if isinstance(self.tableau, AdamsFormula):
+            history = rows.history or History.none(self.tableau, rows.t, rows.y)
+            return AdamsAttempt(self.tableau, rows.t, t_next, rows.y, rows.k1, history, rows.bounds)
         return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds)
 
     def end(
-        self, rows: LoopRows, attempt: Attempt, layout: Layout, run: Run, running: Tensor | None
+        self, rows: LoopRows, attempt: Attempt | AdamsAttempt, layout: Layout, run: Run, running: Tensor | None
     ) -> tuple[LoopRows, StepRecord]:
         """The rows after the step, and its record: accepted rows advance, rejected ones and those not running stay.
 
@@ -60,6 +66,9 @@ class Method(NamedTuple):
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
         status, dt = self._outcome(rows, step, t_next, verdict, running, run, every=every)
+        history = rows.history
+        if history is not None:
+            history = history.after(rows.t, rows.k1, accept & (step.dt.abs() >= SHORT_STEP * dt.abs()))
         after = LoopRows(
             sample=rows.sample,
             t0=rows.t0,
@@ -78,6 +87,9 @@ class Method(NamedTuple):
             restarts=rows.restarts,
             piece=rows.piece,
             bounds=rows.bounds,
+            past=None if history is None else history.values,
+            past_t=None if history is None else history.t,
+            n_past=None if history is None else history.number,
         )
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
 
@@ -123,6 +135,8 @@ class Method(NamedTuple):
             constant.add("known")
         if run.accumulate is None:
             constant.add("accumulated")
+        if not isinstance(self.tableau, AdamsFormula):
+            constant |= {"past", "past_t", "n_past"}
         return tuple(name for name in LoopRows._fields if name not in constant)
 
     def evaluations(self, rows: LoopRows) -> Tensor:
@@ -132,7 +146,7 @@ class Method(NamedTuple):
         stage is the next step's first.
         """
         if self.tableau.fsal:
-            return (self.tableau.stages - 1) * rows.n_steps + rows.restarts
+            return self.tableau.evaluations * rows.n_steps + rows.restarts
         if self.control.rounds is not None:
             repeated = (rows.n_steps > 0).long()  # a rejected step ends a sample
         else:

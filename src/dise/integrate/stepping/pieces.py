@@ -31,8 +31,8 @@ def next_pieces(
 ) -> Generator[Request, Tensor, LoopRows]:
     """The rows, of which those that came to the end of a piece continue with the next one.
 
-    Their step size stays. After a jump a method whose last stage is the next step's first needs one evaluation of f,
-    which is requested.
+    Their step size stays. After a jump earlier values of f no longer count, and a method whose last stage is the next
+    step's first needs one evaluation of f, which is requested.
 
     Args:
         rows: n of them, after a round.
@@ -62,6 +62,7 @@ def next_pieces(
     t, y, bounds = (x if index is None else x[index] for x in (rows.t, rows.y, breaks.bounds[sample, piece]))
     k1 = yield Request(_of(subset, index), within(t.to(bounds.dtype), bounds), y)
     k1 = k1 if index is None else rows.k1.index_put((index,), k1)
+    rows = rows.forget(jumped)
     return rows._replace(k1=k1, restarts=rows.restarts.index_add(0, jumped, torch.ones_like(jumped)))
 
 

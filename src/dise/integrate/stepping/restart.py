@@ -34,7 +34,7 @@ def restart(
         dt=rows.dt.index_put(index, dt),
         memory=rows.memory.index_put(index, torch.ones_like(rows.memory[which])),
         status=rows.status.index_put(index, status),
-    )
+    ).forget(which)
     if method.tableau.fsal:
         time = t if rows.bounds is None else within(t.to(rows.bounds.dtype), rows.bounds[which])
         k1 = yield Request(rows.sample[which] if problem.layout.batched else None, time, y)

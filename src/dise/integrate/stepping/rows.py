@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact, Int
+from dise.integrate.multistep.own_steps import History
 from dise.integrate.problem.hooks import EventMemory
 from dise.integrate.status import Status
 
@@ -35,11 +36,30 @@ class LoopRows(NamedTuple):
     # only if the spans have break points (see `Breaks`)
     piece: Int[Tensor, " n"] | None = None  # index of the row's piece
     bounds: Float[Tensor, "n 2"] | None = None  # of the times that f receives in it
+    # only of multistep methods (see `History`)
+    past: Inexact[Tensor, "n P F"] | None = None  # f at the points before t
+    past_t: Float[Tensor, "n P"] | None = None
+    n_past: Int[Tensor, " n"] | None = None
 
     def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
         columns = {name: x for name, x in self._asdict().items() if x is not None}
         return self._replace(**{name: x.index_select(0, rows) for name, x in columns.items()})
+
+    @property
+    def history(self) -> History | None:
+        """The points before t; None: a one-step method's."""
+        if self.past is None or self.past_t is None or self.n_past is None:
+            return None
+        return History(self.past, self.past_t, self.n_past)
+
+    def with_history(self, history: History) -> "LoopRows":
+        """The rows with other points before t."""
+        return self._replace(past=history.values, past_t=history.t, n_past=history.number)
+
+    def forget(self, which: Tensor) -> "LoopRows":
+        """The rows, of which some [R] start again without points before t."""
+        return self if self.n_past is None else self._replace(n_past=self.n_past.index_fill(0, which, 0))
 
 
 class LoopState(NamedTuple):

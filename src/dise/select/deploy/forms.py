@@ -6,6 +6,7 @@ from dise.integrate import (
     RK4,
     RK38,
     RKC1,
+    Adams,
     Bosh3,
     Dopri5,
     Dopri8,
@@ -37,7 +38,7 @@ from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
 
 FIXED_STEPS = (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1, StepDoubling, Multistep, MultistepTable, TimeGrid)
-ADAPTIVE_STEPS = (HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Dopri8, IController, PIController)
+ADAPTIVE_STEPS = (HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Dopri8, Adams, IController, PIController)
 
 
 def _forecast(rule: Forecast) -> dict[str, Any]:

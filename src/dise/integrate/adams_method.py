@@ -1,0 +1,65 @@
+"""`Adams`: an Adams method with each sample's own steps, as an integrator."""
+
+from dataclasses import KW_ONLY, dataclass
+
+from dise.integrate.integrators import ErrorControlled
+from dise.integrate.multistep.own_steps import NODES, AdamsFormula
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Integration
+from dise.integrate.problem.run import Run
+from dise.integrate.stepping.controllers import IController, PIController
+from dise.integrate.stepping.loop import integrate
+
+STEADY = PIController(proportional=0.1, integral=0.9, safety=0.65)
+"""Steps that are seldom rejected: a rejected one costs as much as an accepted one, and steps may shrink in between."""
+
+
+@dataclass(frozen=True)
+class Adams(ErrorControlled):
+    """The Adams–Bashforth–Moulton method with each sample's own steps: adaptive, one evaluation of f per step.
+
+    A step predicts, evaluates f at the predicted end, and corrects (PEC mode); the difference of corrector and
+    predictor is the error estimate. A sample starts with order 2 and raises it by one with each step, up to `order`;
+    it starts again after an event that changed its state, and after a jump of f. Dense output has the method's order.
+
+    For smooth fields, such as those of flow-matching samplers, it needs about half the evaluations of adaptive
+    Runge–Kutta methods at equal error. Not for stiff fields: its stability region is smaller than theirs.
+
+    NFE is 1 + steps, rejected steps included, 1 more with first_step="heuristic", and 1 more for each new start.
+
+    Args:
+        order: of the method, 2 to 5.
+        first_step: "scale" by default, which needs no evaluation.
+        controller: by default one that makes rejected steps rare.
+        rtol, atol, max_steps, dt_min, dt_max, accept_at_dt_min, norm: see `ErrorControlled`. The estimate is that of
+            the predictor, whose order is lower by one, so it exceeds the error of smooth solutions.
+
+    Raises:
+        ValueError: an argument (named in the message) is out of its range.
+
+    Source: Hairer, Nørsett, Wanner, III.1 and III.5.
+    """
+
+    order: int = 4
+    _: KW_ONLY
+    first_step: str | float = "scale"
+    controller: IController = STEADY
+
+    def __post_init__(self) -> None:
+        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order not in NODES:
+            raise ValueError(f"order: expected 2, 3, 4 or 5, got {self.order!r}")
+        super().__post_init__()
+
+    @property
+    def error_order(self) -> int:
+        """That of the corrector, reached after the first steps."""
+        return self.order
+
+    @property
+    def tableau(self) -> AdamsFormula:
+        """The method's formula."""
+        return AdamsFormula(self.order)
+
+    def integrate(self, problem: Problem, run: Run) -> Integration:
+        """Step every sample from t0 to t1."""
+        return integrate(self.tableau, self.control, problem, run)

@@ -1,0 +1,99 @@
+"""One step of an Adams method from points at any times: exact for polynomials, and the textbook's for equal steps."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.polynomial import Polynomial
+from torch.testing import assert_close
+
+from dise.integrate.multistep.adams_weights import bashforth_weights, moulton_weights
+from dise.integrate.multistep.own_steps import AdamsAttempt, AdamsFormula, History
+
+ORDERS = (2, 3, 4, 5)
+
+
+def double(values):
+    return torch.as_tensor(np.asarray(values), dtype=torch.float64)
+
+
+def attempt_of(order, slope, t, t_next, past_t, number=None):
+    """The step from t to t_next of one sample with y = 0, where f is a function of time; f at its end is given."""
+    values = double([slope(s) for s in past_t]).reshape(1, -1, 1)
+    count = torch.tensor([len(past_t) if number is None else number])
+    history = History(values, double(past_t).reshape(1, -1), count)
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    attempt = AdamsAttempt(AdamsFormula(order), double([t]), double([t_next]), zero, double([[slope(t)]]), history)
+    assert attempt.point()[0].item() == t_next
+    attempt.stages.append(double([[slope(t_next)]]))
+    assert not attempt.pending
+    return attempt
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seed", range(3))
+def test_polynomials_of_lower_degree_are_exact(order, sign, seed):
+    draw = np.random.default_rng(seed)
+    polynomial = Polynomial(draw.normal(size=order))
+    back = sign * np.cumsum(draw.uniform(0.05, 1.5, order - 2))
+    t, dt = draw.normal(), sign * draw.uniform(0.1, 2)
+    attempt = attempt_of(order, polynomial, t, t + dt, t - back)
+    step, integral = attempt.finish(), polynomial.integ()
+    assert step.y_next.item() == pytest.approx(integral(t + dt) - integral(t), rel=1e-9, abs=1e-9)
+    stages = [stage.item() for stage in step.stages]
+    assert stages == pytest.approx([polynomial(t + c * dt) for c in step.tableau.c], rel=1e-8, abs=1e-8)
+    # the predictor interpolates one point less: the estimate is what it misses
+    nodes = np.array([t, *(t - back)])
+    predictor = Polynomial.fit(nodes, polynomial(nodes), order - 2).integ() if order > 2 else None
+    value = polynomial(t) * dt if predictor is None else predictor(t + dt) - predictor(t)
+    assert step.error().item() == pytest.approx(integral(t + dt) - integral(t) - value, rel=1e-6, abs=1e-8)
+    assert step.estimate.order.item() == order
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_equal_steps_have_the_textbooks_weights(order):
+    """The weights of Hairer, Nørsett, Wanner, III.1, which `adams_weights` computes as fractions."""
+    for i in range(order):  # f is 1 at one of the points, the newest first, and 0 at the others
+        unit = lambda t, i=i: float(round(1 - t) == i)  # noqa: E731
+        attempt = attempt_of(order, unit, 0.0, 1.0, [-1.0 * j for j in range(1, order - 1)])
+        assert attempt.finish().y_next.item() == pytest.approx(float(moulton_weights(order)[i]), abs=1e-14)
+        predicted = attempt.point()[1].item()
+        expected = 0.0 if i == 0 else float(bashforth_weights(order - 1)[i - 1])
+        assert predicted == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_points_that_do_not_count_are_not_read(number):
+    past_t = [-1.0, -2.5, -4.0]
+    slope = lambda t: np.exp(t)  # noqa: E731
+    some = attempt_of(5, slope, 0.0, 1.5, past_t, number).finish()
+    fewer = attempt_of(number + 2, slope, 0.0, 1.5, past_t[:number]).finish()
+    assert_close(some.y_next, fewer.y_next)
+    assert_close(some.error(), fewer.error())
+    assert some.estimate.order.item() == number + 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_lobattos_weights_are_a_quadrature_of_the_nodes(order):
+    formula = AdamsFormula(order)
+    for degree in range(2 * order - 2):
+        value = sum(b * c**degree for b, c in zip(formula.b, formula.c, strict=True))
+        assert value == pytest.approx(1 / (degree + 1), abs=1e-14)
+
+
+def test_a_step_of_no_length_changes_nothing():
+    step = attempt_of(4, np.exp, 0.5, 0.5, [0.2, 0.1]).finish()
+    assert step.y_next.item() == 0
+    assert all(stage.isfinite().all() for stage in step.stages)
+
+
+def test_history_keeps_the_latest_points_of_rows_that_accept():
+    t, y = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    history = History.none(AdamsFormula(4), t, y)
+    for k in range(3):
+        history = history.after(t + k, y + 10 * k, torch.tensor([True, k == 1]))
+    assert history.number.tolist() == [2, 1]
+    assert history.t[0].tolist() == [2, 1]
+    assert history.values[0, :, 0].tolist() == [20, 10]
+    assert history.t[1, 0] == 1
+    assert history.values[1, 0, 0] == 10
