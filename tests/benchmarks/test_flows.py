@@ -108,3 +108,28 @@ def test_rows_are_measured_kept_and_written(tmp_path, monkeypatch, capsys):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "\nold\n" not in text
+
+
+@pytest.mark.parametrize(("dim", "components"), [(1, 1), (2, 5)])
+def test_closed_form_fields_carry_the_base_to_their_density(dim, components):
+    f = module("density").MixtureField(dim, components)
+    x = f.draw(5)
+    ones = torch.ones(dim, dtype=torch.float64)
+    flow = dise.Flow(f, dise.DiagonalNormal(0 * ones, ones), dise.Dopri5(rtol=1e-6, atol=1e-6))
+    with torch.no_grad():
+        torch.testing.assert_close(flow.log_prob(x), f.log_prob(x), rtol=0, atol=1e-4)
+
+
+def test_a_gaussian_fields_density_is_torchs():
+    f = module("density").MixtureField(3, 1)
+    expected = torch.distributions.Normal(f.centres[0], f.variances.sqrt())
+    x = f.draw(10)
+    torch.testing.assert_close(f.log_prob(x), expected.log_prob(x).sum(1))
+
+
+def test_the_loosest_adequate_tolerance():
+    density = module("density")
+    exact = torch.zeros(3)
+    found = density._loosest(lambda tol: exact + tol, exact)
+    assert found["tolerance"] == pytest.approx(1e-5)
+    assert density._loosest(lambda tol: exact + 1, exact) is None
