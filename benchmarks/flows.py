@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    if args.readme and not (args.out and (args.out.exists() or args.only)):
+        parser.error("--readme: give the file with the measurements as --out")
     torch.set_num_threads(args.threads)
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     if not args.readme or args.only:

@@ -110,6 +110,14 @@ def test_rows_are_measured_kept_and_written(tmp_path, monkeypatch, capsys):
     assert "\nold\n" not in text
 
 
+def test_a_table_needs_measurements(monkeypatch, capsys):
+    script = runpy.run_path(str(FOLDER / "flows.py"))
+    monkeypatch.setattr(sys, "argv", ["flows.py", "--readme"])
+    with pytest.raises(SystemExit):
+        script["main"]()
+    assert "--out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("dim", "components"), [(1, 1), (2, 5)])
 def test_closed_form_fields_carry_the_base_to_their_density(dim, components):
     f = module("density").MixtureField(dim, components)

@@ -42,3 +42,10 @@ def test_a_coordinate_that_does_not_vary_is_harmless():
 def test_what_cannot_be_compared_is_refused(x, y):
     with pytest.raises(ValueError, match="x, y: expected samples"):
         c2st(torch.zeros(x), torch.zeros(y))
+
+
+def test_samples_that_are_not_finite_are_refused():
+    y = normal(10)
+    y[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        c2st(normal(10), y)

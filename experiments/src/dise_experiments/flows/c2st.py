@@ -24,12 +24,14 @@ def c2st(x: Tensor, y: Tensor, *, seed: int = 0, epochs: int = EPOCHS) -> float:
         epochs: at most.
 
     Raises:
-        ValueError: x and y are not two sets of at least five points [N, D] with the same D.
+        ValueError: x and y are not two sets of at least five finite points [N, D] with the same D.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < FOLDS:
         raise ValueError(f"x, y: expected samples [N, D], at least {FOLDS}, got {list(x.shape)} and {list(y.shape)}")
     generator = torch.Generator().manual_seed(seed)
     points = torch.cat([x, y]).float()
+    if not points.isfinite().all():
+        raise ValueError("x, y: expected finite samples, got NaN or infinity")
     deviation = x.float().std(0)
     points = (points - x.float().mean(0)) / torch.where(deviation > 0, deviation, 1.0)
     labels = torch.cat([torch.zeros(len(x)), torch.ones(len(y))])
