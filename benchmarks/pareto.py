@@ -40,6 +40,7 @@ from dise.select import (
 )
 from dise.select.guarantee.calibrate import run_policy
 from dise.select.make_dynamic.families import families, forecast_cascades
+from dise.select.model.data import as_batches
 from dise_experiments.common.statistics import mcnemar
 from dise_experiments.mnist.selector import PaperNetwork
 from dise_experiments.run.timing import TorchdiffeqBlock
@@ -109,7 +110,8 @@ def not_inferior(trained: Trained, tolerance: float = 1e-3) -> dise.Integrator:
 
 def _affordable(trained: Trained, setting: dise.Integrator) -> bool:
     """Whether it needs at most 8 evaluations, twice RK4's, on some held-out images."""
-    return run_policy(trained.part, setting, trained.held_out.take(slice(200)).batches())[1] <= 8
+    some = as_batches("data", trained.held_out.take(slice(200)).batches(), trained.part)
+    return run_policy(trained.part, setting, list(some)).nfe <= 8
 
 
 def certified(trained: Trained, epsilon: float, candidates: tuple[dise.Integrator, ...] = FIXED) -> dise.Integrator:

@@ -15,6 +15,7 @@ from dise.flow.flow import ConditionedFlow, Flow
 from dise.flow.guidance import Guided, ModelCalls
 from dise.flow.paths import CosinePath, StraightPath, VarianceExplodingPath, VariancePreservingPath
 from dise.flow.prediction import PathField
+from dise.flow.sampler import FlowSampler
 from dise.flow.transport_cost import TransportCost
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Divergence",
     "ExactDivergence",
     "Flow",
+    "FlowSampler",
     "Guided",
     "HutchinsonDivergence",
     "ModelCalls",

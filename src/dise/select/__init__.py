@@ -50,8 +50,8 @@ from dise.select.make_dynamic.make import make_dynamic
 from dise.select.make_dynamic.report import Report
 from dise.select.model.adapt import AdaptedBlock, adapt
 from dise.select.model.block import contains_block, find_block
-from dise.select.model.data import Input
 from dise.select.model.head import find_head
+from dise.select.model.inputs import Input
 from dise.select.model.outcomes import Outcomes, run_candidates
 from dise.select.model.states import channel_means, concatenate_state
 from dise.select.policies.baselines import AssignedSelector, RandomSelector

@@ -66,6 +66,10 @@ class Run:
             raise RuntimeError("this run has no field to call; its integrations request evaluations")
         return self.field(request._replace(rows=problem.requested(request.rows)))
 
+    def sample_args(self, problem: Problem) -> tuple[Tensor, ...]:
+        """f's arguments with a row per sample, for a problem's samples; none if the run has no field."""
+        return () if self.field is None else self.field.bound(problem.sample).sample_args
+
     def show(self, problem: Problem, record: StepRecord) -> None:
         """Show the observers an attempted step of some of the problem's samples."""
         if self.observers:

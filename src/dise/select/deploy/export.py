@@ -1,12 +1,13 @@
 """A model with its policy as graphs that torch alone runs."""
 
+import inspect
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,19 @@ from dise.select.deploy.atomic import atomic_write
 from dise.select.deploy.graphs import Candidate, Rule, Scores, Start
 from dise.select.model.block import find_block, named_blocks
 from dise.select.model.head import find_head
+from dise.select.model.inputs import Inputs
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.dynamic import Dynamic
 
 SERVE = "serve.json"
-Inputs = tuple[Tensor, ...]
-Graphs = dict[str, tuple[nn.Module, Inputs]]  # by name, each with inputs to trace it with
+Tensors = tuple[Tensor, ...]
+Graphs = dict[str, tuple[nn.Module, Tensors]]  # by name, each with inputs to trace it with
 
 
 @torch.no_grad()
 def export_policy(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Tensors,
     folder: str | os.PathLike[str],
     *,
     head: nn.Module | None = None,
@@ -36,8 +38,9 @@ def export_policy(
 ) -> None:
     """Write a model with its policy as `torch.export` graphs, and the routing between them as JSON.
 
-    A single integrator is one graph, `model.pt2`, of inputs → outputs. Otherwise `start.pt2` maps inputs to h(t0) and
-    k1 = f(t0, h(t0)); `candidate-0.pt2`, … map those of some of the samples to the model's output and its score;
+    A single integrator is one graph, `model.pt2`, of inputs → outputs. Otherwise `start.pt2` maps inputs to h(t0),
+    k1 = f(t0, h(t0)) and the conditions, which are the block's `sample_args`; `candidate-0.pt2`, … map those of some of
+    the samples to the model's output and its score;
     `scores.pt2` gives a selector's scores. `serve.json` says how a cascade accepts or a selector chooses;
     `examples/serve.py` follows it and needs torch alone. The graphs take batches of any size, and solve as
     `dise.solve` does. Candidates share k1; those of a cascade do not share the evaluation after it, as they do in dise.
@@ -46,7 +49,7 @@ def export_policy(
         model: contains a NeuralODE with what `make_dynamic` gave it: an integrator with a fixed number of steps; or,
             with such candidates, a `Cascade` on `Confidence` or `Forecast`, or a `Dynamic` for samples. Its other
             blocks have single integrators with a fixed number of steps. Put it in evaluation mode before.
-        x: inputs [B, ...] like those to come, B ≥ 2.
+        x: inputs [B, ...] like those to come, B ≥ 2; a tuple for a model of several inputs.
         folder: is made if it does not exist; files of the same names are replaced.
         head: what the model does with h(t1); default: the modules after the block, if those are all. A single
             integrator needs none.
@@ -64,32 +67,36 @@ def export_policy(
                 f"model: its other block {name!r} needs a single method with a fixed number of steps, got "
                 f"{other.integrator}"
             )
-    if len(x) < 2:
-        raise ValueError(f"x: expected at least 2 inputs, so that a batch's size is seen to vary, got {len(x)}")
+    given = Inputs.of(x)
+    if given.named:
+        raise ValueError("x: expected a tensor or a tuple, in the order of the model's forward, got a dict")
+    if len(given) < 2:
+        raise ValueError(f"x: expected at least 2 inputs, so that a batch's size is seen to vary, got {len(given)}")
+    inputs = cast(Tensors, given.positional)
     path.mkdir(parents=True, exist_ok=True)
     with _plain_solves(model):
         if isinstance(policy, Cascade | Dynamic):
-            graphs, routing = _routed(model, own, policy, x, head)
+            graphs, routing = _routed(model, own, policy, inputs, head)
         else:
-            graphs, routing = {"model": (model, (x,))}, {"kind": "single", "candidates": [str(policy)]}
-        for name, (module, inputs) in graphs.items():
-            _export(module, inputs, path / f"{name}.pt2")
+            graphs, routing = {"model": (model, inputs)}, {"kind": "single", "candidates": [str(policy)]}
+        for name, (module, example) in graphs.items():
+            _export(module, example, path / f"{name}.pt2")
     with atomic_write(path / SERVE) as file:
         file.write_text(json.dumps(routing, indent=2) + "\n", encoding="utf-8")
 
 
 def _routed(
-    model: nn.Module, block: NeuralODE, policy: Cascade | Dynamic, x: Tensor, head: nn.Module | None
+    model: nn.Module, block: NeuralODE, policy: Cascade | Dynamic, inputs: Tensors, head: nn.Module | None
 ) -> tuple[Graphs, dict[str, Any]]:
     """Graphs of a policy that gives each sample an integrator of its own, and the routing between them."""
-    head = head or find_head(model, block, x)
+    head = head or find_head(model, block, inputs)
     if head is None:
         raise ValueError("head: the model's answer is not made of h(t1) by the modules after the block alone; give it")
     if any(isinstance(t, Tensor) and t.ndim > 0 for t in (block.t0, block.t1)):
         raise ValueError("model: expected a block whose samples share t0 and t1, got one time per sample")
     start, rules = Start(model, block), _rules(policy)
-    states = start(x)
-    graphs: Graphs = {"start": (start, (x,))}
+    states = start(*inputs)
+    graphs: Graphs = {"start": (start, inputs)}
     for index, candidate in enumerate(policy.candidates):
         rule = rules[index] if index < len(rules) else None
         graphs[f"candidate-{index}"] = Candidate(block, candidate, head, rule), states
@@ -147,10 +154,11 @@ def _rules(policy: Integrator) -> list[Rule]:
     return rules if len(rules) == number else []
 
 
-def _export(module: nn.Module, inputs: Inputs, file: Path) -> None:
+def _export(module: nn.Module, inputs: Tensors, file: Path) -> None:
     # The example's batch is not 1, so that a batch of 1 stays possible; torch 2.6 needs a largest size.
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)
-    shapes = tuple({0: batch} for _ in inputs)
+    given = inspect.signature(module.forward).bind(*inputs).arguments
+    shapes = {name: tuple({0: batch} for _ in x) if isinstance(x, tuple) else {0: batch} for name, x in given.items()}
     program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
     # torch keeps operations that no output depends on: step counts, and in the start what follows the block
     program.graph.eliminate_dead_code()

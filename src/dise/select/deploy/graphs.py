@@ -1,7 +1,8 @@
 """The parts of a dynamic model as modules that `torch.export` traces."""
 
 import copy
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,14 @@ from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
 from dise.nn import NeuralODE
 from dise.select.policies.confidence import Confidence
-from dise.select.policies.dynamic import Dynamic, without_nan
+from dise.select.policies.dynamic import Dynamic, selector_inputs, without_nan
 from dise.select.policies.forecast import Forecast
 
 Rule = Confidence | Forecast  # has a score and a threshold
 
 
 class Start(nn.Module):
-    """Inputs [n, ...] → h(t0), k1: a copy of the model, called with a capture in place of the block.
+    """Inputs [n, ...] → h(t0), k1, conditions: a copy of the model, called with a capture in place of the block.
 
     Modules after the block are called too, but `torch.export` leaves out what h(t0) does not depend on.
 
@@ -41,27 +42,31 @@ class Start(nn.Module):
             model.set_submodule(name, self.capture)
         self.model = model if name else self.capture
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, ...] → [n, ...] twice."""
-        self.model(x)
-        h0 = self.capture.states.pop()
-        return h0, cast(Tensor, self.block.first_stage(h0))
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """[n, ...] each → [n, ...] each: the state, its derivative, and the block's `sample_args`."""
+        self.model(*inputs)
+        h0, *conditions = self.capture.calls.pop()
+        return h0, cast(Tensor, self.block.first_stage(h0, sample_args=conditions)), *conditions
 
 
 class _Capture(nn.Module):
-    """Returns its input and keeps it."""
+    """Returns the state that it is called with, and keeps it with its conditions."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.states: list[Tensor] = []
+        self.calls: list[tuple[Tensor, ...]] = []
 
-    def forward(self, h0: Tensor) -> Tensor:
-        self.states.append(h0)
+    def forward(self, h0: Tensor, *, sample_args: Sequence[Tensor] = (), **others: Any) -> Tensor:
+        if any(value is not None and value != () for value in others.values()):
+            raise ValueError(
+                f"model: expected a block that is called with a state and sample_args alone, got {sorted(others)}"
+            )
+        self.calls.append((h0, *sample_args))
         return h0.clone()  # later modules may change it in place
 
 
 class Candidate(nn.Module):
-    """h(t0), k1 → the model's output, and the score of the candidate's rule (0 without one).
+    """h(t0), k1, conditions → the model's output, and the score of the candidate's rule (0 without one).
 
     Args:
         block: the vector field and the span, which all samples share.
@@ -75,30 +80,30 @@ class Candidate(nn.Module):
         self.f, self.t0, self.t1 = block.f, float(block.t0), float(block.t1)
         self.integrator, self.head, self.rule = integrator, head, rule
 
-    def forward(self, h0: Tensor, k1: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, ...] twice → output [n, ...], score [n]."""
-        h1 = self.integrate(h0, k1)
+    def forward(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, ...] each → output [n, ...], score [n]."""
+        h1 = self.integrate(h0, k1, conditions)
         # a copy, since a head may change its input in place
         score = self.rule.score(h1.clone()) if self.rule is not None else torch.zeros_like(h1.flatten(1)[:, 0])
         return self.head(h1), score
 
-    def integrate(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """h(t1) [n, ...], as `dise.solve` finds it when f(t0, h0) is known."""
+    def integrate(self, h0: Tensor, k1: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+        """h(t1) [n, ...], as `dise.solve` finds it when f(t0, h0, *conditions) is known."""
         layout = Layout.of(h0, batched=True)
         y0 = layout.pack(h0)
         t0, t1 = (as_times(name, getattr(self, name), y0, batched=True) for name in ("t0", "t1"))
         problem = Problem(y0=y0, t0=t0, t1=t1, layout=layout, k1=layout.pack(k1))
-        result = drive(self.integrator.integrate(problem, Run()), Field(self.f, layout))
+        result = drive(self.integrator.integrate(problem, Run()), Field(self.f, layout, sample_args=conditions))
         return cast(Tensor, layout.unpack(result.y))
 
 
 class Scores(nn.Module):
-    """h(t0), k1 → scores [n, K] without NaN, of which the smallest decides."""
+    """h(t0), k1, conditions → scores [n, K] without NaN, of which the smallest decides."""
 
     def __init__(self, policy: Dynamic) -> None:
         super().__init__()
         self.selector = policy.selector
 
-    def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, ...] twice → [n, K]."""
-        return without_nan(self.selector(h0, k1))
+    def forward(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
+        """[n, ...] each → [n, K]."""
+        return without_nan(self.selector(*selector_inputs(self.selector, h0, k1, conditions)))

@@ -7,7 +7,7 @@ p-values of Bates et al., Distribution-free, risk-controlling prediction sets, 2
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from dise.nn import BlockSolve, NeuralODE
 from dise.select.guarantee.kind import is_state, score_of, suitable_risk
 from dise.select.guarantee.risk import Risk, losses
 from dise.select.model.block import device_of, find_block
-from dise.select.model.data import Data, Input, as_batches
+from dise.select.model.data import Batch, Data, as_batches
 from dise.select.model.finite import has_nan
 from dise.select.model.rows import check_rows
 from dise.select.model.run import run_model
@@ -114,8 +114,8 @@ def calibrate(
     Args:
         model: contains a NeuralODE; it is put in evaluation mode.
         settings: integrators, the safest first, e.g. `Cascade`s with falling thresholds.
-        data: batches x or (x, target), see `dise.select.model.data.as_batches`; the target may be anything if `risk`
-            does not use it.
+        data: batches of inputs or (inputs, target), of one input or several (see `dise.select.model.data.as_batches`);
+            the target may be anything if `risk` does not use it.
         reference: integrator that the settings are compared with.
         epsilon: ε, in (0, 1).
         delta: δ, in (0, 1).
@@ -134,8 +134,8 @@ def calibrate(
     if not settings:
         raise ValueError("settings: expected at least one integrator, got none")
     needed, own = samples_needed(epsilon, delta), find_block(model, block)
-    batches = list(as_batches("data", data))
-    number = sum(len(x) for x, _ in batches)
+    batches = list(as_batches("data", data, model))
+    number = sum(len(inputs) for inputs, _ in batches)
     if number < needed:
         raise ValueError(
             f"data: at least {needed} samples are needed to certify epsilon={epsilon:g} with delta={delta:g}, "
@@ -174,7 +174,7 @@ def _test(
     model: nn.Module,
     block: NeuralODE,
     setting: Integrator,
-    batches: list[tuple[Input, Any]],
+    batches: list[Batch],
     reference: PolicyRun,
     risk: Risk,
     p_value: PValue,
@@ -192,7 +192,7 @@ def _test(
     return SettingTest(setting, mean, run.nfe, p, p <= delta, _count(run.failed), None if score is None else score[1])
 
 
-def policy_losses(risk: Risk, run: PolicyRun, reference: PolicyRun, batches: Sequence[tuple[Input, Any]]) -> Tensor:
+def policy_losses(risk: Risk, run: PolicyRun, reference: PolicyRun, batches: Sequence[Batch]) -> Tensor:
     """[N] losses of a policy's run against the reference's; 1 for samples that the policy alone could not integrate."""
     lost = []
     for i, (_, target) in enumerate(batches):
@@ -204,17 +204,17 @@ def policy_losses(risk: Risk, run: PolicyRun, reference: PolicyRun, batches: Seq
 def run_policy(
     model: nn.Module,
     integrator: Integrator,
-    batches: Sequence[tuple[Input, Any]],
+    batches: Sequence[Batch],
     *,
     block: NeuralODE | str | None = None,
 ) -> PolicyRun:
     """Run a model with one policy on all batches; samples that it cannot integrate do not stop the run."""
     own, device = find_block(model, block), device_of(model)
     outputs, failed, solves = [], [], []
-    for x, _ in batches:
-        run = run_model(model, own, integrator, x.to(device))
-        outputs.append(run.output.to(x.device))
-        failed.append(run.failed.to(x.device))
+    for inputs, _ in batches:
+        run = run_model(model, own, integrator, inputs.to(device))
+        outputs.append(run.output.to(inputs.device))
+        failed.append(run.failed.to(inputs.device))
         solves += run.solves
     with own.using(integrator):
         nfe = float(nfe_with_overhead(own, integrator, solves).mean())
@@ -225,7 +225,7 @@ def _count(failed: list[Tensor]) -> int:
     return sum(int(part.sum()) for part in failed)
 
 
-def _all_targets(batches: Sequence[tuple[Input, Any]]) -> Tensor | None:
+def _all_targets(batches: Sequence[Batch]) -> Tensor | None:
     """The targets of all batches, if they are tensors that can be one."""
     targets = [target for _, target in batches]
     if not all(isinstance(target, Tensor) for target in targets) or len({t.shape[1:] for t in targets}) > 1:

@@ -15,6 +15,7 @@ from dise.select.judging.rules import ClassificationCost, CostRule
 from dise.select.model.data import Data
 from dise.select.model.finite import non_finite_loss
 from dise.select.model.outcomes import Outcomes, run_candidates
+from dise.select.policies.dynamic import selector_inputs
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Costs:
             another has none, or fails.
         rule: cost rule, which computes `cost` and `adequate` from `delta` and `error`.
         milliseconds: [N, K] measured time. If given, it is Δ; otherwise the NFE is.
+        conditions: [N, ...] each, the block's `sample_args`, for selectors that ask for them.
     """
 
     candidates: tuple[Integrator, ...]
@@ -38,6 +40,7 @@ class Costs:
     error: Num[Tensor, "N K"]
     rule: CostRule
     milliseconds: Float[Tensor, "N K"] | None = None
+    conditions: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, outcomes: Outcomes, rule: CostRule) -> "Costs":
@@ -51,7 +54,8 @@ class Costs:
         if failed is not None:
             lost |= failed & ~failed[:, -1:]
         error = rule.error(output, outcomes.target).masked_fill(lost, torch.nan)
-        return cls(outcomes.candidates, outcomes.h0, outcomes.k1, outcomes.nfe, error, rule)
+        states = (outcomes.h0, outcomes.k1)
+        return cls(outcomes.candidates, *states, outcomes.nfe, error, rule, conditions=outcomes.conditions)
 
     @property
     def delta(self) -> Tensor:
@@ -77,7 +81,8 @@ class Costs:
     def take(self, rows: Tensor) -> "Costs":
         """Costs of some of the samples, given by their indices or a mask."""
         tables = {name: table[rows] for name, table in self._tables.items()}
-        return replace(self, h0=self.h0[rows], k1=self.k1[rows], **tables)
+        conditions = tuple(condition[rows] for condition in self.conditions)
+        return replace(self, h0=self.h0[rows], k1=self.k1[rows], conditions=conditions, **tables)
 
     @property
     def _tables(self) -> dict[str, Any]:
@@ -85,9 +90,13 @@ class Costs:
         tables = {"nfe": self.nfe, "error": self.error, "milliseconds": self.milliseconds}
         return {name: table for name, table in tables.items() if table is not None}
 
-    def states(self, size: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of h0 and k1 with `size` samples each: the inputs of a selector."""
-        return zip(self.h0.split(size), self.k1.split(size), strict=True)
+    def inputs(self, selector: object) -> tuple[Tensor, ...]:
+        """The inputs of a selector or of its network (see `Dynamic`), for all samples."""
+        return selector_inputs(selector, self.h0, self.k1, self.conditions)
+
+    def input_batches(self, selector: object, size: int = 512) -> Iterator[tuple[Tensor, ...]]:
+        """The inputs of a selector or of its network, `size` samples at a time."""
+        return zip(*(x.split(size) for x in self.inputs(selector)), strict=True)
 
     def with_penalty(self, M: float, alpha: float | None = None) -> "Costs":
         """Costs with another penalty M and, if given, another exponent α."""

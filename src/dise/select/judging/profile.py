@@ -70,12 +70,14 @@ class Profile:
 
 
 class _InitialStates(NamedTuple):
-    """Initial states and spans of n samples of a block."""
+    """Initial states, spans and further arguments of f, of n samples of a block."""
 
     layout: Layout
+    args: tuple[Any, ...]  # that all samples share
     y0: Tensor  # [n, F]
     t0: Tensor  # [n]
     t1: Tensor  # [n]
+    sample_args: tuple[Tensor, ...]  # [n, ...] each
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +86,8 @@ class _InitialStates(NamedTuple):
     def rows(self, start: int, size: int) -> "_InitialStates":
         """`size` samples from `start` on, beginning again after the last."""
         index = (torch.arange(start, start + size) % len(self.t0)).to(self.device)
-        return _InitialStates(self.layout, self.y0[index], self.t0[index], self.t1[index])
+        y0, t0, t1, *sample_args = (x[index] for x in (self.y0, self.t0, self.t1, *self.sample_args))
+        return _InitialStates(self.layout, self.args, y0, t0, t1, tuple(sample_args))
 
 
 @torch.no_grad()
@@ -103,7 +106,7 @@ def profile_candidates(
 
     Args:
         model: contains a NeuralODE; put it in evaluation mode first.
-        data: batches x or (x, target) with at least as many samples in total as the largest batch size.
+        data: batches of inputs or (inputs, target), with at least as many samples as the largest batch size.
         candidates: the K integrators.
         batches: batch sizes to measure.
         repeats: number of measurements, of which the median is used.
@@ -134,16 +137,17 @@ def _initial_states(model: nn.Module, block: NeuralODE, data: Data, number: int)
     """Initial states and spans of the model's block for at least `number` samples."""
     count, device = 0, device_of(model)
     with block.using(Euler()), block.recording(throw=False) as records:
-        for x, _ in as_batches("data", data):
-            model(x.to(device))
-            count += len(x)
+        for inputs, _ in as_batches("data", data, model):
+            inputs.to(device).call(model)
+            count += len(inputs)
             if count >= number:
                 break
     if count < number:
         raise ValueError(f"data: expected at least {number} samples for the largest batch, got {count}")
     layout = Layout.of(records[0].y0, batched=True)
-    columns = (lambda record: layout.pack(record.y0), _begin, _end)
-    return _InitialStates(layout, *(torch.cat([column(record) for record in records]) for column in columns))
+    rows = ((layout.pack(record.y0), _begin(record), _end(record), *record.sample_args) for record in records)
+    y0, t0, t1, *sample_args = (torch.cat(column) for column in zip(*rows, strict=True))
+    return _InitialStates(layout, records[0].args, y0, t0, t1, tuple(sample_args))
 
 
 def _begin(record: BlockSolve) -> Tensor:
@@ -159,7 +163,15 @@ def _solver(block: NeuralODE, candidate: Integrator, nfe: list[Tensor]) -> Calla
 
     def run(start: _InitialStates) -> None:
         with block.using(candidate):
-            nfe.append(block.solve(start.layout.unpack(start.y0), t0=start.t0, t1=start.t1, throw=False).nfe)
+            solution = block.solve(
+                start.layout.unpack(start.y0),
+                t0=start.t0,
+                t1=start.t1,
+                args=start.args,
+                sample_args=start.sample_args,
+                throw=False,
+            )
+            nfe.append(solution.nfe)
 
     return run
 

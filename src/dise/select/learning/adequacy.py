@@ -43,9 +43,9 @@ class AdequacySelector(CostSelector):
         self.register_buffer("slope", torch.ones(candidates))
         self.register_buffer("offset", torch.zeros(candidates))
 
-    def probability(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """[n, K] probabilities p from states h0 and derivatives k1 [n, ...] at t0."""
-        return self._probability(self.network(h0, k1))
+    def probability(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
+        """[n, K] probabilities p from states h0 and derivatives k1 [n, ...] at t0, and conditions if asked for."""
+        return self._probability(self.network(h0, k1, *conditions))
 
     def _probability(self, logits: Tensor) -> Tensor:
         return (logits * self.slope + self.offset).sigmoid()

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.annotations import Float, Inexact
+from dise.integrate.annotations import Float, Inexact, Shaped
 from dise.select.judging.costs import Costs
 from dise.select.learning.networks import FeatureNetwork
 from dise.select.learning.selector import CostSelector
@@ -21,7 +21,7 @@ class Committee(nn.Module):
     member computes them once for all.
 
     Args:
-        members: at least one selector.
+        members: at least one selector; all of them are `conditional` (see `Dynamic`), or none is.
 
     Raises:
         ValueError: no members.
@@ -33,15 +33,22 @@ class Committee(nn.Module):
         if not self.members:
             raise ValueError("members: expected at least one selector, got none")
 
-    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
-        """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0."""
+    @property
+    def conditional(self) -> bool:
+        """Whether the members are given conditions."""
+        return cast(CostSelector, self.members[0]).conditional
+
+    def forward(
+        self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."], *conditions: Shaped[Tensor, "n ..."]
+    ) -> Float[Tensor, "n K"]:
+        """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0, and conditions if asked for."""
         members = cast(Iterable[CostSelector], self.members)
         network = self.members[0].network
         if isinstance(network, FeatureNetwork):
-            features = network.features(h0, k1)
+            features = network.features(h0, k1, *conditions)
             predictions = [member.score_features(features) for member in members]
         else:
-            predictions = [member(h0, k1) for member in members]
+            predictions = [member(h0, k1, *conditions) for member in members]
         return torch.stack(predictions).mean(0)
 
 
@@ -87,5 +94,5 @@ def cross_fit(
 @torch.no_grad()
 def selector_choice(selector: nn.Module, costs: Costs) -> Tensor:
     """[N] index of the candidate that the selector chooses for each sample."""
-    scores = [selector(h0, k1) for h0, k1 in costs.states()]
+    scores = [selector(*inputs) for inputs in costs.input_batches(selector)]
     return cheapest_candidate(torch.cat(scores))

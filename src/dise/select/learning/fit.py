@@ -22,10 +22,12 @@ class FitData(NamedTuple):
     def of(cls, network: nn.Module, costs: Costs, target: Tensor) -> Self:
         """Data of a network; the features of a `FeatureNetwork` are computed once, here."""
         if not isinstance(network, FeatureNetwork):
-            return cls(network, (costs.h0, costs.k1), target)
+            return cls(network, costs.inputs(network), target)
         network.eval()
         with torch.no_grad():
-            return cls(network.score, (torch.cat([network.features(*pair) for pair in costs.states()]),), target)
+            return cls(
+                network.score, (torch.cat([network.features(*x) for x in costs.input_batches(network)]),), target
+            )
 
     def finite(self) -> Tensor:
         """[N] bool, whether all inputs and targets of a sample are finite; only those can be fitted to."""

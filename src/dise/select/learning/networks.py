@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.annotations import Float, Inexact
+from dise.integrate.annotations import Float, Inexact, Shaped
 from dise.select.model.logits import log_probabilities
+from dise.select.model.states import by_channel
 
 
 class FeatureNetwork(nn.Module):
@@ -23,16 +24,18 @@ class FeatureNetwork(nn.Module):
     mean: Tensor
     scale: Tensor
     settings: dict[str, Any]  # arguments that construct an equal network, except a head
+    conditional: bool  # whether conditions are among the arguments
 
     def __init__(self, size: int, candidates: int, *, hidden: int = 32) -> None:
         super().__init__()
+        self.conditional = False
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.layers = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, candidates))
 
     @abstractmethod
-    def features(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """h0, k1 [n, ...] → features [n, size]."""
+    def features(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
+        """h0, k1 and conditions (if `conditional`) [n, ...] → features [n, size]."""
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
@@ -42,32 +45,46 @@ class FeatureNetwork(nn.Module):
 
     def score(self, features: Tensor) -> Tensor:
         """Features [n, size] → scores [n, K]."""
-        scores: Tensor = self.layers((features - self.mean) / self.scale)
+        scores: Tensor = self.layers((features.to(self.mean.dtype) - self.mean) / self.scale)
         return scores
 
-    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
-        """h0, k1 [n, ...] → scores [n, K]."""
-        return self.score(self.features(h0, k1))
+    def forward(
+        self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."], *conditions: Shaped[Tensor, "n ..."]
+    ) -> Float[Tensor, "n K"]:
+        """h0, k1 and conditions (if `conditional`) [n, ...] → scores [n, K]."""
+        return self.score(self.features(h0, k1, *conditions))
 
 
 class PooledNetwork(FeatureNetwork):
-    """Network whose features are the spatial mean and root mean square of every channel of h(0) and k1.
+    """Network whose features are the spatial mean and root mean square of every channel of h(0), k1 and conditions.
 
     Args:
-        channels: C of states [n, C, ...]; states [n, C] are not pooled.
+        channels: C of states [n, C, ...], twice that of complex ones; states [n, C] are not pooled.
         candidates: K, number of scores.
         hidden: width of the hidden layer.
         derivative: False leaves k1 out, as the paper's networks do. k1 costs no extra evaluation of f.
+        condition_channels: P, channels of all conditions together; 0: the network is not given any. Conditions
+            [n, P_i, ...] are pooled like states, conditions [n] have one channel.
     """
 
-    def __init__(self, channels: int, candidates: int, *, hidden: int = 32, derivative: bool = True) -> None:
-        super().__init__((4 if derivative else 2) * channels, candidates, hidden=hidden)
-        self.derivative = derivative
-        self.settings = {"channels": channels, "candidates": candidates, "hidden": hidden, "derivative": derivative}
+    def __init__(
+        self, channels: int, candidates: int, *, hidden: int = 32, derivative: bool = True, condition_channels: int = 0
+    ) -> None:
+        number = (2 if derivative else 1) * channels + condition_channels
+        super().__init__(2 * number, candidates, hidden=hidden)
+        self.derivative, self.conditional = derivative, condition_channels > 0
+        self.settings = {
+            "channels": channels,
+            "candidates": candidates,
+            "hidden": hidden,
+            "derivative": derivative,
+            "condition_channels": condition_channels,
+        }
 
-    def features(self, h0: Tensor, k1: Tensor) -> Tensor:
-        """h0, k1 [n, C, ...] → features [n, 4·C], or [n, 2·C] without the derivative."""
-        flat = [x.reshape(*x.shape[:2], -1) for x in ((h0, k1) if self.derivative else (h0,))]
+    def features(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
+        """h0, k1 [n, C, ...] and conditions → features [n, 4·C + 2·P], or [n, 2·C + 2·P] without the derivative."""
+        given = (h0, k1, *conditions) if self.derivative else (h0, *conditions)
+        flat = [by_channel(x).to(self.mean.dtype) for x in given]
         return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
 
 
@@ -100,7 +117,7 @@ class ConfidenceNetwork(FeatureNetwork):
         """The original head."""
         return self._original[0]
 
-    def features(self, h0: Tensor, k1: Tensor) -> Tensor:
+    def features(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
         """h0, k1 [n, ...] → features [n, 4], or [n, 3] for two classes."""
         log_p = log_probabilities(self.head(torch.add(h0, k1, alpha=self.span)))
         entropy = -(log_p.exp() * log_p).sum(1, keepdim=True)

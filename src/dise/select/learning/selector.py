@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dise.integrate.annotations import Float, Inexact
+from dise.integrate.annotations import Float, Inexact, Shaped
 from dise.select.judging.baselines import closed_gap_fraction
 from dise.select.judging.costs import Costs
 from dise.select.learning.fit import FitData, FitHistory
@@ -33,9 +33,16 @@ class CostSelector(nn.Module):
         self.register_buffer("mean", torch.zeros(candidates))
         self.register_buffer("scale", torch.ones(candidates))
 
-    def forward(self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."]) -> Float[Tensor, "n K"]:
-        """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0."""
-        return self._scores(self.network(h0, k1))
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is given conditions, as its own attribute `conditional` says."""
+        return bool(getattr(self.network, "conditional", False))
+
+    def forward(
+        self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."], *conditions: Shaped[Tensor, "n ..."]
+    ) -> Float[Tensor, "n K"]:
+        """Predicted costs [n, K] from states h0 and derivatives k1 [n, ...] at t0, and conditions if asked for."""
+        return self._scores(self.network(h0, k1, *conditions))
 
     def score_features(self, features: Tensor) -> Tensor:
         """Predicted costs [n, K] from features [n, F] of the network, which is a `FeatureNetwork`."""
@@ -66,9 +73,9 @@ class CostSelector(nn.Module):
         Samples whose features or costs are not finite are left out: `selector.history.left_out` is their number.
 
         Args:
-            network: called as network(h0, k1) → [n, K]; trained in place. Its method
-                `standardise(h0, k1)`, if it has one, is called with the training part first. Features of a
-                `FeatureNetwork` are computed only once.
+            network: called as network(h0, k1) → [n, K], or as network(h0, k1, *conditions) if it has an attribute
+                `conditional = True`; trained in place. Its method `standardise`, if it has one, is called with the same
+                arguments of the training part first. Features of a `FeatureNetwork` are computed only once.
             costs: targets, on N samples.
             validation: share of the samples that are set apart to choose the epoch whose weights are kept.
             max_epochs, patience: stop after `max_epochs`, or after `patience` epochs without a lower validation loss.

@@ -1,6 +1,7 @@
 """The block to make dynamic: found in the model, or put in the place of one written on torchdiffeq."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from dise.integrate import Dopri5, Integrator
 from dise.nn import NeuralODE
 from dise.select.model.adapt import adapt, check_equivalence
 from dise.select.model.block import contains_block, device_of, find_block
+from dise.select.model.inputs import Inputs
 
 
 @torch.no_grad()
@@ -19,7 +21,7 @@ def place_block(
     f: str | None,
     span: Sequence[float] | None,
     reference: Integrator | None,
-    x: Tensor,
+    inputs: Inputs,
 ) -> NeuralODE:
     """The model's NeuralODE; it takes the place of a block on torchdiffeq after a check that both end alike.
 
@@ -27,7 +29,7 @@ def place_block(
         model: it is changed if the block is replaced.
         name: of the block; None: the model's one NeuralODE.
         f, span, reference: of a block on torchdiffeq, see `make_dynamic`.
-        x: [B, ...] inputs, to compare both blocks on.
+        inputs: of the model, to compare both blocks on.
 
     Raises:
         ValueError: no such block, or one that cannot be replaced.
@@ -46,17 +48,28 @@ def place_block(
     if isinstance(module, NeuralODE):
         return module
     block = adapt(module, reference or Dopri5(rtol=1e-3, atol=1e-3), f=f, span=span).eval()
-    check_equivalence(module, block, _first_input(model, module, x))
+    check_equivalence(module, block, _initial_state(model, module, inputs))
     model.set_submodule(name, block)
     return block
 
 
-def _first_input(model: nn.Module, module: nn.Module, x: Tensor) -> Tensor:
-    """The first argument that a submodule is called with when the model is called with x."""
-    inputs: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+def _initial_state(model: nn.Module, module: nn.Module, inputs: Inputs) -> Tensor:
+    """The state that a block on torchdiffeq is called with when the model is called with the inputs."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = module.register_forward_pre_hook(
+        lambda module, arguments, named: calls.append((arguments, named)), with_kwargs=True
+    )
     try:
-        model(x.to(device_of(model)))
+        inputs.to(device_of(model)).call(model)
     finally:
         hook.remove()
-    return inputs[0]
+    if not calls:
+        raise ValueError("block: the model does not call it")
+    arguments, named = calls[0]
+    if len(arguments) != 1 or named or not isinstance(arguments[0], Tensor):
+        got = [type(value).__name__ for value in (*arguments, *named.values())]
+        raise ValueError(
+            f"block: a block on torchdiffeq can be replaced if it is called with a state alone, got {got}; write it as "
+            "a dise.NeuralODE, which takes conditions as sample_args="
+        )
+    return arguments[0]

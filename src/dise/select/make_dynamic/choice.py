@@ -13,8 +13,8 @@ from dise.select.guarantee.calibrate import PolicyRun, policy_losses, run_policy
 from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.costs import Costs
 from dise.select.make_dynamic.families import ONE_FOR_ALL, Family, families
-from dise.select.make_dynamic.samples import Batch
 from dise.select.model.block import device_of
+from dise.select.model.data import Batch
 from dise.select.model.finite import non_finite_loss
 from dise.select.model.outcomes import Outcomes, run_candidates
 
@@ -65,10 +65,10 @@ def choose_family(
     Raises:
         ValueError: no candidate is cheaper than the reference.
     """
-    most = math.ceil(MOST_JUDGED / len(batches[0][0]))
+    most = math.ceil(MOST_JUDGED / len(batches[0].inputs))
     unseen = min(len(batches) // 2, most)
     learn, judged = batches[: len(batches) - unseen], batches[-most:]
-    log(f"running {len(candidates)} candidates on {sum(len(x) for x, _ in learn)} samples")
+    log(f"running {len(candidates)} candidates on {sum(len(inputs) for inputs, _ in learn)} samples")
     outcomes = _by_price(run_candidates(model, learn, candidates, block=block))
     tried = families(
         Costs.of(outcomes, RiskCost(risk=risk)),

@@ -15,7 +15,8 @@ from dise.select.learning.fit import FitData
 from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
 from dise.select.model.finite import difference
 from dise.select.model.logits import class_logits, predicted_class
-from dise.select.model.outcomes import Outcomes
+from dise.select.model.outcomes import MAX_CHANNELS, Outcomes
+from dise.select.model.states import by_channel
 from dise.select.policies.cascade import Cascade
 from dise.select.policies.confidence import Confidence, confidence
 from dise.select.policies.dynamic import Dynamic
@@ -191,8 +192,11 @@ def _probes(method: type[Adaptive], reference: ErrorControlled) -> Iterator[Inte
 
 def _networks(costs: Costs, outcomes: Outcomes, head: nn.Module | None, span: float) -> dict[str, nn.Module]:
     """Networks for selectors, by what they are given."""
-    number = len(costs.candidates)
-    networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(costs.h0.shape[1], number)}
+    number, channels = len(costs.candidates), by_channel(costs.h0).shape[1]
+    networks: dict[str, nn.Module] = {"the state's channels": PooledNetwork(channels, number)}
+    given = sum(by_channel(condition).shape[1] for condition in costs.conditions)
+    if 0 < given <= MAX_CHANNELS:
+        networks["the state's channels and the condition"] = PooledNetwork(channels, number, condition_channels=given)
     if head is not None:
         classes = class_logits(outcomes.output[:, 0]).shape[1]
         networks["the head's confidence"] = ConfidenceNetwork(head, number, classes=classes, span=span)

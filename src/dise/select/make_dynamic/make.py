@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
 from dise.nn import NeuralODE
@@ -21,6 +21,7 @@ from dise.select.make_dynamic.timing import time_policy
 from dise.select.model.block import device_of
 from dise.select.model.data import Data
 from dise.select.model.head import find_head
+from dise.select.model.inputs import Inputs
 from dise.select.model.run import run_model
 
 CANDIDATES = (Euler(1), Euler(2), Midpoint(1), RK4(1), RK4(2), RK4(4))
@@ -60,8 +61,9 @@ def make_dynamic(
     Args:
         model: trained; it is put in evaluation mode. It contains a `dise.NeuralODE` and calls it once, or a block
             written on torchdiffeq, to be named.
-        data: held-out batches x or (x, target), independent draws of the inputs to come, not used for anything before;
-            or one tensor x, or pair (x, target), of all samples. They are kept in memory.
+        data: held-out batches of inputs or (inputs, target), independent draws of the inputs to come, not used for
+            anything before; or all samples in the form of one batch. Inputs are a tensor, or a tuple or dict of tensors
+            for a model of several inputs (see `dise.select.model.data.as_batches`). They are kept in memory.
         epsilon, delta: ε and δ, in (0, 1).
         risk: the loss per sample, 0 or 1: `disagreement` (in the predicted class; needs no labels), `lost_accuracy`,
             `ProbabilityShift(τ)` (a probability changes), `OutputDeviation(tolerance)` (an output of any kind changes);
@@ -91,10 +93,10 @@ def make_dynamic(
             or too few data (the message says how many are needed).
     """
     needed = samples_needed(epsilon, delta)
-    given, fit_part = _collect(data, learn_from, settings, needed)
+    given, fit_part = _collect(model, data, learn_from, settings, needed)
     model.eval()
-    inputs = given[0].x.split(given[0].size)
-    own = place_block(model, block, f=f, span=span, reference=reference, x=inputs[0])
+    inputs = given[0].inputs.split(given[0].size)
+    own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
     reference = reference or own.integrator
     _check_reference(reference, own)
     risk = _suitable_risk(risk, model, own, reference, given[0])
@@ -125,13 +127,13 @@ def _suitable_risk(
     risk: Risk | None, model: nn.Module, block: NeuralODE, reference: Integrator, samples: Samples
 ) -> Risk:
     """The risk as given, or as the outputs of a first batch and all targets suggest; see `suitable_risk`."""
-    size = samples.size
-    run = run_model(model, block, reference, samples.x[:size].to(device_of(model)))
-    target = None if samples.target is None else samples.target[:size]
-    return suitable_risk(risk, run.output.to(samples.x.device), target, is_state=is_state(run.output, run.solves[0]))
+    inputs, target = samples.batches(torch.arange(len(samples.inputs)), samples.size)[0]
+    run = run_model(model, block, reference, inputs.to(device_of(model)))
+    return suitable_risk(risk, run.output.to(inputs.device), target, is_state=is_state(run.output, run.solves[0]))
 
 
 def _collect(
+    model: nn.Module,
     data: Data,
     learn_from: Data | None,
     settings: Sequence[Integrator] | None,
@@ -140,11 +142,11 @@ def _collect(
     """The data, with the samples to learn from if they are given, and the part of the data that is for fitting."""
     if settings and learn_from is not None:
         raise ValueError("learn_from: the settings are given, there is nothing to learn")
-    given = [collect_samples("data", data)]
+    given = [collect_samples("data", data, model)]
     fit_part = 0.0 if settings or learn_from is not None else FIT_PART
-    check_number(len(given[0].x), needed, fit_part)
+    check_number(len(given[0].inputs), needed, fit_part)
     if learn_from is not None:
-        given.append(collect_samples("learn_from", learn_from))
+        given.append(collect_samples("learn_from", learn_from, model))
     return given, fit_part
 
 
@@ -156,11 +158,11 @@ def _check_reference(reference: Integrator, block: NeuralODE) -> None:
 
 @torch.no_grad()
 def _find_head(
-    model: nn.Module, block: NeuralODE, reference: Integrator, x: Tensor, notes: list[str]
+    model: nn.Module, block: NeuralODE, reference: Integrator, inputs: Inputs, notes: list[str]
 ) -> nn.Module | None:
     """The modules after the block, if those are all that follows; else a note says so."""
     with block.using(reference):
-        head = find_head(model, block, x.to(device_of(model)))
+        head = find_head(model, block, inputs.to(device_of(model)))
     if head is None:
         notes.append(
             "The model's answer is not made of h(t1) by the modules after the block alone, so no cascade on its "

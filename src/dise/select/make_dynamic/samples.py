@@ -4,49 +4,36 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dise.select.model.data import Data, as_batches
-
-Batch = tuple[Tensor, Tensor | None]
+from dise.select.model.data import Batch, Data, as_batches
+from dise.select.model.inputs import Inputs, concatenate_batches
 
 
 class Samples(NamedTuple):
-    """Inputs [N, ...], targets [N, ...] (None without any), and the size of a batch."""
+    """Inputs of N samples, targets [N, ...] (None without any), and the size of a batch."""
 
-    x: Tensor
+    inputs: Inputs
     target: Tensor | None
     size: int
 
     def batches(self, rows: Tensor, size: int) -> list[Batch]:
         """Some of the samples, `size` at a time."""
         parts = torch.split(rows, size)
-        return [(self.x[some], None if self.target is None else self.target[some]) for some in parts]
+        return [Batch(self.inputs.take(some), None if self.target is None else self.target[some]) for some in parts]
 
 
-def collect_samples(name: str, data: Data) -> Samples:
-    """The samples of batches x or (x, target) (see `as_batches`); `name` is the argument's, for the error.
+def collect_samples(name: str, data: Data, model: nn.Module) -> Samples:
+    """The samples of batches for a model (see `as_batches`); `name` is the argument's, for the error.
 
     Raises:
-        ValueError: no batches, inputs that are not tensors of one shape, or targets that are not.
+        ValueError: no batches, inputs that are not tensors of the same shapes in all batches, or targets that are not.
     """
-    batches = list(as_batches(name, data))
-    x = _concatenate(f"{name}: expected inputs x", [x for x, _ in batches])
-    targets = [target for _, target in batches]
-    whole = None if all(t is None for t in targets) else _concatenate(f"{name}: expected targets", targets)
-    return Samples(x, whole, len(batches[0][0]))
-
-
-def _concatenate(expected: str, parts: list[object]) -> Tensor:
-    """Tensors of all batches as one; an error says what was expected."""
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    shapes = {tuple(part.shape[1:]) for part in tensors}
-    if len(tensors) < len(parts):
-        other = next(part for part in parts if not isinstance(part, Tensor))
-        raise ValueError(f"{expected} that are tensors in all batches, got {type(other).__name__}")
-    if len(shapes) > 1:
-        raise ValueError(f"{expected} of one shape in all batches, got samples of {sorted(shapes)}")
-    return torch.cat(tensors)
+    batches = list(as_batches(name, data, model))
+    inputs = Inputs.concatenate([batch.inputs for batch in batches], name)
+    targets = [batch.target for batch in batches]
+    whole = None if all(t is None for t in targets) else concatenate_batches(f"{name}: expected targets", targets)
+    return Samples(inputs, whole, len(batches[0].inputs))
 
 
 def check_number(number: int, needed: int, fit_part: float) -> None:
@@ -70,9 +57,9 @@ def split_samples(given: list[Samples], needed: int, *, fit_part: float, seed: i
     """
     generator = torch.Generator().manual_seed(seed)
     data, to_fit = given[0], given[-1]
-    order = torch.randperm(len(data.x), generator=generator)
+    order = torch.randperm(len(data.inputs), generator=generator)
     if len(given) > 1:
-        rows = torch.randperm(len(to_fit.x), generator=generator)
+        rows = torch.randperm(len(to_fit.inputs), generator=generator)
     else:
         cut = len(order) - max(needed, round((1 - fit_part) * len(order)))
         rows, order = order[:cut], order[cut:]

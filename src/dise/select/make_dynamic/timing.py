@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dise.integrate import Integrator
 from dise.nn import NeuralODE
 from dise.select.judging.profile import time_side_by_side
 from dise.select.model.block import device_of
+from dise.select.model.inputs import Inputs
 
 TIMED = 5  # batches, of whose times the median is taken
 NOISE = 1.05  # times that differ by less are alike
@@ -54,7 +55,7 @@ def time_policy(
     *,
     reference: Integrator,
     single: Integrator | None,
-    batches: Sequence[Tensor],
+    batches: Sequence[Inputs],
 ) -> Timing | None:
     """Time the model on some batches with each integrator, in one run; None if the policy is the reference.
 
@@ -79,6 +80,6 @@ def time_policy(
 
 
 @torch.no_grad()
-def _run(model: nn.Module, block: NeuralODE, integrator: Integrator, x: Tensor) -> None:
+def _run(model: nn.Module, block: NeuralODE, integrator: Integrator, inputs: Inputs) -> None:
     with block.using(integrator), block.recording(throw=False):
-        model(x)
+        inputs.call(model)

@@ -1,13 +1,16 @@
 """Finding the head of a model: the modules that it calls after its block."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dise.nn import NeuralODE
+from dise.select.model.inputs import Inputs
 
 
 @torch.no_grad()
-def find_head(model: nn.Module, block: NeuralODE, x: Tensor) -> nn.Module | None:
+def find_head(model: nn.Module, block: NeuralODE, x: Any) -> nn.Module | None:
     """The head of a model with model(x) = head(h(t1)): the modules after the block, called in their registered order.
 
     The head is checked on x before it is returned.
@@ -15,16 +18,16 @@ def find_head(model: nn.Module, block: NeuralODE, x: Tensor) -> nn.Module | None
     Args:
         model: contains `block` and calls it once.
         block: integrates a tensor, not a tuple.
-        x: input of the model, [B, ...] with B ≥ 1.
+        x: inputs of the model, a tensor [B, ...] or a tuple or dict of several, with B ≥ 1.
 
     Returns:
         a module made of the model's own modules; None if the model computes its output from h(t1) in another way.
     """
-    states: list[object] = []
+    inputs, states = Inputs.of(x), list[object]()
     hook = block.register_forward_hook(lambda module, inputs, state: states.append(state))
     try:
         with block.recording(throw=False):
-            output = model(x)
+            output = inputs.call(model)
     finally:
         hook.remove()
     if len(states) != 1 or not isinstance(states[0], Tensor) or not isinstance(output, Tensor):

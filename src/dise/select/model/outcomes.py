@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from dise.integrate import Integrator
 from dise.integrate.annotations import Bool, Float, Inexact, Int, Shaped
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.block import device_of, find_block
-from dise.select.model.data import Data, Input, as_batches
+from dise.select.model.data import Data, as_batches
+from dise.select.model.inputs import Inputs
 from dise.select.model.rows import check_rows
 from dise.select.model.run import run_model
 from dise.select.model.states import channel_means, concatenate_state
 
+TABLES = ("h0", "k1", "nfe", "output", "means", "failed")
 MAX_CHANNELS = 256  # states with more channels have no channel means: they would need much memory
 
 
@@ -32,6 +35,7 @@ class Outcomes:
         means: [N, K, D] channel means of the states at t1 (`dise.select.channel_means`); D is 0 if a state has more
             than MAX_CHANNELS channels.
         failed: [N, K] whether the candidate could not integrate the sample; None: no.
+        conditions: [N, ...] each, the block's `sample_args`; left out if batches have them in different shapes.
     """
 
     candidates: tuple[Integrator, ...]
@@ -42,6 +46,7 @@ class Outcomes:
     target: Shaped[Tensor, "N ..."] | None
     means: Float[Tensor, "N K D"] | None = None
     failed: Bool[Tensor, "N K"] | None = None
+    conditions: tuple[Tensor, ...] = ()
 
     def take_candidates(self, candidates: Sequence[int]) -> "Outcomes":
         """Outcomes of some of the candidates, given by their indices."""
@@ -69,7 +74,7 @@ def run_candidates(
 
     Args:
         model: contains a NeuralODE and calls it once; put it in evaluation mode first.
-        data: batches (x, target), or x alone (see `dise.select.model.data.as_batches`).
+        data: batches of inputs or (inputs, target), of one input or several (see `dise.select.model.data.as_batches`).
         candidates: the K integrators.
         block: the NeuralODE or its name; default: the model's only one.
 
@@ -79,28 +84,22 @@ def run_candidates(
     if not candidates:
         raise ValueError("candidates: expected at least one integrator, got none")
     own, device = find_block(model, block), device_of(model)
-    batches: list[tuple[tuple[Tensor, ...], Tensor | None]] = []
-    for x, target in as_batches("data", data):
-        x = x.to(device)
+    batches: list[Outcomes] = []
+    for inputs, target in as_batches("data", data, model):
+        inputs = inputs.to(device)
         if not batches:
-            check_rows(model, own, x)
-        batches.append((_run_batch(model, own, candidates, x), target))
-    targets = [target.cpu() for _, target in batches if target is not None]
-    if len(targets) not in (0, len(batches)):
+            check_rows(model, own, inputs)
+        batches.append(_run_batch(model, own, candidates, inputs, target))
+    if len({batch.target is None for batch in batches}) > 1:
         raise ValueError("data: expected targets for all batches or for none")
-    h0, k1, nfe, output, means, failed = (
-        torch.cat([part.cpu() for part in column]) for column in zip(*(parts for parts, _ in batches), strict=True)
-    )
-    return Outcomes(
-        tuple(candidates), h0, k1, nfe, output, torch.cat(targets) if targets else None, means=means, failed=failed
-    )
+    return _concatenate(batches)
 
 
 def _run_batch(
-    model: nn.Module, block: NeuralODE, candidates: Sequence[Integrator], x: Input
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """h0, k1, nfe, output, means and failed of one batch; see `Outcomes`."""
-    runs = [run_model(model, block, candidate, x) for candidate in candidates]
+    model: nn.Module, block: NeuralODE, candidates: Sequence[Integrator], inputs: Inputs, target: Tensor | None
+) -> Outcomes:
+    """Outcomes of one batch."""
+    runs = [run_model(model, block, candidate, inputs) for candidate in candidates]
     solves = [_only(run.solves) for run in runs]
     first = solves[0]
     k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
@@ -109,7 +108,21 @@ def _run_batch(
     failed = torch.stack([run.failed for run in runs], 1)
     means = torch.stack([channel_means(solve.solution.y) for solve in solves], 1)
     means = means if means.shape[2] <= MAX_CHANNELS else means.new_zeros(*means.shape[:2], 0)
-    return concatenate_state(first.y0), concatenate_state(k1), nfe, output, means, failed
+    h0, k1 = concatenate_state(first.y0), concatenate_state(k1)
+    return Outcomes(tuple(candidates), h0, k1, nfe, output, target, means, failed, first.sample_args)
+
+
+def _concatenate(batches: list[Outcomes]) -> Outcomes:
+    """The outcomes of all batches, on the CPU."""
+
+    def whole(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.cpu() for part in parts])
+
+    tables: dict[str, Any] = {name: whole([getattr(batch, name) for batch in batches]) for name in TABLES}
+    shapes = {tuple(condition.shape[1:] for condition in batch.conditions) for batch in batches}
+    columns = zip(*(batch.conditions for batch in batches), strict=True) if len(shapes) == 1 else ()
+    target = None if batches[0].target is None else whole([cast(Tensor, batch.target) for batch in batches])
+    return replace(batches[0], **tables, target=target, conditions=tuple(whole(column) for column in columns))
 
 
 def _only(solves: list[BlockSolve]) -> BlockSolve:

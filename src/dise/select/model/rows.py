@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dise.integrate import Euler
 from dise.integrate.problem.state import Layout
 from dise.nn import BlockSolve, NeuralODE
+from dise.select.model.inputs import Inputs
 from dise.select.model.states import concatenate_state
 
 WHAT_TO_DO = (
@@ -17,7 +18,7 @@ WHAT_TO_DO = (
 
 
 @torch.no_grad()
-def check_rows(model: nn.Module, block: NeuralODE, x: object) -> None:
+def check_rows(model: nn.Module, block: NeuralODE, inputs: Inputs) -> None:
     """Raise an error if f gives samples of a batch other values when it gets half of the batch.
 
     Blocks with batched=False or drop_finished=False, which never call f on a part of the batch, are not checked, nor
@@ -26,7 +27,7 @@ def check_rows(model: nn.Module, block: NeuralODE, x: object) -> None:
     Args:
         model: contains the block.
         block: to check, at t0.
-        x: batch of inputs of the model.
+        inputs: a batch, on the model's device.
 
     Raises:
         ValueError: f mixes the samples of a batch, or draws random numbers.
@@ -36,7 +37,7 @@ def check_rows(model: nn.Module, block: NeuralODE, x: object) -> None:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.random.fork_rng(devices=[]):
         with block.using(Euler()), block.recording(throw=False) as solves:
-            model(x)
+            inputs.call(model)
         if not solves:
             return
         first = solves[0]

@@ -1,6 +1,6 @@
 """One run of a model with a given integrator, in which samples that cannot be integrated are lost, not the batch."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dise.integrate import Integrator
 from dise.integrate.status import Status
 from dise.nn import BlockSolve, NeuralODE
+from dise.select.model.inputs import Inputs
 
 
 class ModelRun(NamedTuple):
@@ -19,7 +20,7 @@ class ModelRun(NamedTuple):
 
 
 @torch.no_grad()
-def run_model(model: nn.Module, block: NeuralODE, integrator: Integrator, x: Any) -> ModelRun:
+def run_model(model: nn.Module, block: NeuralODE, integrator: Integrator, inputs: Inputs) -> ModelRun:
     """Run a model on one batch, with one integrator in its block.
 
     Raises:
@@ -27,7 +28,7 @@ def run_model(model: nn.Module, block: NeuralODE, integrator: Integrator, x: Any
         SolveError: samples failed, and which outputs are theirs is unknown, since the block solves another number.
     """
     with block.using(integrator), block.recording(throw=False) as solves:
-        output = model(x)
+        output = inputs.call(model)
     if not isinstance(output, Tensor) or output.ndim == 0:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"model: expected a tensor [n, ...] of outputs, a row per sample, got {got}")

@@ -25,8 +25,14 @@ def channel_means(state: State) -> Tensor:
 
     A complex state has 2·D: first the means of the real parts, then those of the imaginary parts.
     """
-    h = concatenate_state(state)
-    h = h[:, None] if h.ndim == 1 else h
-    if h.is_complex():
-        h = torch.cat([h.real, h.imag], dim=1)
-    return h.flatten(2).mean(2) if h.ndim > 2 else h
+    return by_channel(concatenate_state(state)).mean(2)
+
+
+def by_channel(x: Tensor) -> Tensor:
+    """[n, D, S] values of D channels at S places, for a tensor [n, D, ...]; [n] has one channel, [n, D] one place.
+
+    A complex tensor has 2·D channels: first the real parts, then the imaginary parts.
+    """
+    if x.is_complex():
+        return torch.cat([by_channel(x.real), by_channel(x.imag)], dim=1)
+    return x.reshape(len(x), 1, 1) if x.ndim == 1 else x[..., None] if x.ndim == 2 else x.flatten(2)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dise.integrate.annotations import Float, Int
+from dise.integrate.annotations import Float, Inexact, Int
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
@@ -15,7 +15,14 @@ from dise.integrate.problem.run import Run
 from dise.integrate.tracing import check_readable
 from dise.select.model.states import concatenate_state
 
-Selector = Callable[[Tensor, Tensor], Tensor]
+Selector = Callable[..., Tensor]
+
+
+def selector_inputs(
+    selector: object, h0: Tensor, k1: Tensor, conditions: Sequence[Tensor]
+) -> tuple[Inexact[Tensor, "n ..."], ...]:
+    """The arguments of a selector, or of its network: h0 and k1, and the conditions if it has `conditional = True`."""
+    return (h0, k1, *conditions) if getattr(selector, "conditional", False) else (h0, k1)
 
 
 def cheapest_candidate(scores: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
@@ -44,9 +51,10 @@ class Dynamic(Integrator):
     Args:
         candidates: integrators to choose from.
         selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; states of several tensors are
-            passed as one (`concatenate_state`). It costs no evaluation of f, because every candidate needs k1. If it is
-            a module, it becomes part of the block that the policy is assigned to: it moves with the model and is in its
-            `state_dict`.
+            passed as one (`concatenate_state`). It costs no evaluation of f, because every candidate needs k1. If it
+            has an attribute `conditional = True`, the conditions follow, which are the rows of the solve's
+            `sample_args`: selector(h0, k1, *conditions). If it is a module, it becomes part of the block that the
+            policy is assigned to: it moves with the model and is in its `state_dict`.
         granularity: "sample", or "batch": the smallest mean score decides for all samples together. With batched=False
             only "batch" is possible; the selector then gets the state as it is, and may return [1, K].
 
@@ -75,14 +83,14 @@ class Dynamic(Integrator):
             )
         k1 = yield from problem.first_stage()
         check_readable("integrator: a choice for each sample", k1, problem.y0)
-        choice = self.choose(problem, k1)
+        choice = self.choose(problem, k1, run)
         return (yield from integrate_assigned(self.candidates, choice, problem, k1, run))
 
     @torch.no_grad()
-    def choose(self, problem: Problem, k1: Tensor) -> Tensor:
+    def choose(self, problem: Problem, k1: Tensor, run: Run) -> Tensor:
         """[n] index of each sample's candidate."""
-        unpack = problem.layout.unpack
-        scores = self.selector(concatenate_state(unpack(problem.y0)), concatenate_state(unpack(k1)))
+        h0, slope = (concatenate_state(problem.layout.unpack(x)) for x in (problem.y0, k1))
+        scores = self.selector(*selector_inputs(self.selector, h0, slope, run.sample_args(problem)))
         # with batched=False the selector may return a row for each part of the system
         rows = len(problem) if problem.layout.batched else len(scores)
         if scores.shape != (rows, len(self.candidates)):

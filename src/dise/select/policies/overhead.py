@@ -12,8 +12,8 @@ from dise.integrate import Integrator, State
 from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.states import concatenate_state
-from dise.select.policies.cascade import Cascade
-from dise.select.policies.dynamic import Dynamic
+from dise.select.policies.cascade import AcceptanceRule, Cascade
+from dise.select.policies.dynamic import Dynamic, Selector, selector_inputs
 
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::conv2d")  # of torch's profiler
 
@@ -53,23 +53,38 @@ def nfe_with_overhead(block: NeuralODE, integrator: Integrator, records: Sequenc
     start = next(record for record in records if record.solution.nfe.numel())
     one = _first_sample(start.y0) if block.options.batched else start.y0
     t0 = start.t0[:1] if isinstance(start.t0, Tensor) and start.t0.ndim else start.t0
-    rows = tuple(arg[:1] for arg in start.sample_args)
+    rows = tuple(arg[:1] if block.options.batched else arg for arg in start.sample_args)
     of_f = count_macs(lambda: block.first_stage(one, t0=t0, args=start.args, sample_args=rows))
     for call, least in calls:
         if of_f > 0:
-            total += (choice >= least) * (count_macs(partial(call, one)) / of_f)
+            total += (choice >= least) * (count_macs(partial(call, one, rows)) / of_f)
     return total
 
 
-def _decisions(integrator: Integrator) -> list[tuple[Callable[[State], Any], int]]:
-    """Functions of a state by which a policy decides, each with the smallest choice of the samples it is called on."""
+Decision = Callable[[State, tuple[Tensor, ...]], Any]
+
+
+def _decisions(integrator: Integrator) -> list[tuple[Decision, int]]:
+    """Functions of a state and of conditions by which a policy decides.
+
+    Each comes with the smallest choice of the samples that it is called on.
+    """
     if isinstance(integrator, Dynamic):
-        return [(lambda h: integrator.selector(concatenate_state(h), concatenate_state(h)), 0)]
+        return [(partial(_score, integrator.selector), 0)]
     if isinstance(integrator, Cascade) and integrator.accept is not None:
         accept, number = integrator.accept, len(integrator.candidates) - 1
         rules = list(accept) if isinstance(accept, Sequence) else [accept] * number
-        return [(rule, index) for index, rule in enumerate(rules)]
+        return [(partial(_judge, rule), index) for index, rule in enumerate(rules)]
     return []
+
+
+def _score(selector: Selector, h: State, conditions: tuple[Tensor, ...]) -> Tensor:
+    h0 = concatenate_state(h)
+    return selector(*selector_inputs(selector, h0, h0, conditions))
+
+
+def _judge(rule: AcceptanceRule, h: State, conditions: tuple[Tensor, ...]) -> Tensor:
+    return rule(h)
 
 
 def _first_sample(state: State) -> State:

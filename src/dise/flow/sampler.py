@@ -1,0 +1,48 @@
+"""A flow's map from noise to data as a module, which can be given a policy."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from dise.flow.conditions import Condition, as_conditions
+from dise.flow.flow import Flow
+from dise.integrate.annotations import Float
+from dise.nn import NeuralODE
+
+
+class FlowSampler(nn.Module):
+    """The map from a flow's noise to its data: a model that `make_dynamic`, `calibrate` and `save_policy` take.
+
+    Its inputs are the noise and each condition of the field. Noise is drawn, so calibration data cost nothing:
+
+        sampler = dise.FlowSampler(flow)
+        data = (flow.base.sample((1000,)), conditions), None  # 1000 rows, no target
+        dise.make_dynamic(sampler, data, risk=dise.select.OutputDeviation(0.05), epsilon=0.05)
+        sampler.sample(100, conditions[:100])
+
+    Args:
+        flow: its field, base, span, integrator and options are the sampler's, too. `sampler.block` is a `NeuralODE` of
+            its own, so a policy for samples does not change the flow's densities.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.base = flow.base
+        options = flow.block.options.keywords()
+        self.block = NeuralODE(flow.f, flow.block.integrator, t0=flow.t0, t1=flow.t1, **options)
+
+    def forward(self, z: Float[Tensor, "*B"], *conditions: Tensor) -> Float[Tensor, "*B"]:
+        """Noise z [B, ..., D] at the flow's t0, and conditions as in `Flow` → points in z's shape at its t1.
+
+        Raises:
+            TypeError, ValueError: conditions that are not tensors with a row per row of points, or one row for all.
+        """
+        rows = as_conditions(conditions, len(z), batched=self.block.options.batched)
+        return cast(Tensor, self.block(z, sample_args=rows))
+
+    @torch.no_grad()
+    def sample(self, number: int, condition: Condition = None) -> Float[Tensor, "B ..."]:
+        """[number, *event_shape] points, without gradients, from noise of torch's global generator."""
+        conditions = as_conditions(condition, number, batched=self.block.options.batched)
+        return cast(Tensor, self(self.base.sample(torch.Size([number])), *conditions))
