@@ -27,6 +27,7 @@ from dise import (
     Heun,
     Midpoint,
     NeuralODE,
+    PooledNetwork,
     StepDoubling,
     export_policy,
     make_dynamic,
@@ -240,3 +241,59 @@ def test_inputs_and_heads_that_do_not_do(classifier, points, tmp_path, decay):
     odd.block.integrator = Cascade((Euler(), RK4()), Confidence(odd.last, 0.9))
     with pytest.raises(ValueError, match="head: the model's answer is not made of h"):
         export_policy(odd, torch.rand(3, 2), tmp_path)
+
+
+class Turned(nn.Module):
+    """(x, speed) → logits of a point that turns with the speed of its sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = NeuralODE(Turn(), Euler()), nn.Linear(2, 3)
+
+    def forward(self, x, speed):
+        return self.head(self.block(torch.tanh(x), sample_args=(speed,)))
+
+
+class Turn(nn.Module):
+    def forward(self, t, y, speed):
+        return speed * torch.stack([-y[:, 1], y[:, 0]], 1)
+
+
+def turned_selector(head):
+    network = PooledNetwork(2, 3, condition_channels=1)
+    return Dynamic((Euler(1), Heun(2), RK4(3)), AdequacySelector(network, candidates=3, dial=100).eval())
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        lambda head: RK4(2),
+        lambda head: Cascade((Euler(1), RK4(3)), Confidence(head, 0.5)),
+        turned_selector,
+    ],
+    ids=["single", "cascade", "dynamic"],
+)
+def test_graphs_of_a_model_of_several_inputs_take_them_by_position(tmp_path, served, policy):
+    torch.manual_seed(2)
+    model, x, speed = Turned().eval(), torch.randn(60, 2), 3 * torch.rand(60, 1)
+    model.block.integrator = policy(model.head)
+    with torch.no_grad():
+        expected = model(x, speed)
+    export_policy(model, (x[:5], speed[:5]), tmp_path)
+    serve = served(tmp_path)
+    for size in (60, 7, 1):
+        parts = zip(x.split(size), speed.split(size), strict=True)
+        assert_close(torch.cat([serve(*part) for part in parts]), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="x: expected a tensor or a tuple, in the order of the model's forward, got a"):
+        export_policy(model, {"x": x, "speed": speed}, tmp_path)
+
+
+def test_a_block_that_is_given_spans_is_not_exported_with_those_of_its_own(tmp_path):
+    class Spans(Turned):
+        def forward(self, x, speed):
+            return self.head(self.block(x, t1=0.5, sample_args=(speed,)))
+
+    model = Spans().eval()
+    model.block.integrator = Cascade((Euler(1), RK4(3)), Confidence(model.head, 0.5))
+    with pytest.raises(ValueError, match=r"a block that is called with a state and sample_args alone, got \['t1'\]"):
+        export_policy(model, (torch.randn(4, 2), torch.rand(4, 1)), tmp_path)

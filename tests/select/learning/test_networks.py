@@ -54,6 +54,27 @@ def test_a_constant_feature_stays_finite():
     assert pooled(h0, h0).isfinite().all()
 
 
+def test_conditions_are_pooled_like_states():
+    pooled = PooledNetwork(1, 1, derivative=False, condition_channels=3)
+    pooled.layers = nn.Identity()
+    h0 = torch.tensor([[2.0], [4.0]])
+    label, image = torch.tensor([7, 0]), torch.tensor([[[3.0, -3.0], [1.0, 7.0]], [[0.0, 0.0], [1.0, 1.0]]])
+    expected = torch.tensor([[2.0, 7, 0, 4, 2, 7, 3, 5], [4.0, 0, 0, 1, 4, 0, 0, 1]])
+    assert pooled.conditional
+    assert_close(pooled(h0, h0, label, image), expected)
+    assert pooled(h0[:0], h0[:0], label[:0], image[:0]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.complex64])
+def test_states_of_any_dtype_are_scored(dtype):
+    h0 = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pooled = PooledNetwork(4 if dtype.is_complex else 2, 3)
+    pooled.standardise(pooled.features(h0, 1j * h0 if dtype.is_complex else h0))
+    scores = pooled(h0, 1j * h0 if dtype.is_complex else h0)
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+
+
 # ---- ConfidenceNetwork
 
 
