@@ -110,7 +110,7 @@ def test_given_settings_are_tested_and_nothing_else(classifier, points):
     ("options", "message"),
     [
         ({"learn_from": [], "settings": [Euler(1)]}, "learn_from: the settings are given, there is nothing to learn"),
-        ({"learn_from": []}, r"learn_from: expected batches x or \(x, target\), got none"),
+        ({"learn_from": []}, r"learn_from: expected batches of inputs or \(inputs, target\), got none"),
     ],
 )
 def test_what_there_is_to_learn_from_is_checked(classifier, points, options, message):
@@ -324,7 +324,7 @@ def test_one_system_has_no_samples_to_choose_for(classifier, points):
 
 
 def test_no_data(classifier):
-    with pytest.raises(ValueError, match="data: expected batches x or"):
+    with pytest.raises(ValueError, match="data: expected batches of inputs or"):
         make_dynamic(classifier(), [], **LOOSE)
 
 

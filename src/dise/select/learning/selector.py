@@ -14,7 +14,7 @@ from dise.select.judging.baselines import closed_gap_fraction
 from dise.select.judging.costs import Costs
 from dise.select.learning.fit import FitData, FitHistory
 from dise.select.learning.networks import FeatureNetwork
-from dise.select.policies.dynamic import cheapest_candidate
+from dise.select.policies.dynamic import cheapest_candidate, is_conditional
 
 
 class CostSelector(nn.Module):
@@ -36,7 +36,7 @@ class CostSelector(nn.Module):
     @property
     def conditional(self) -> bool:
         """Whether the network is given conditions, as its own attribute `conditional` says."""
-        return bool(getattr(self.network, "conditional", False))
+        return is_conditional(self.network)
 
     def forward(
         self, h0: Inexact[Tensor, "n ..."], k1: Inexact[Tensor, "n ..."], *conditions: Shaped[Tensor, "n ..."]

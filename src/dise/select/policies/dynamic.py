@@ -18,11 +18,16 @@ from dise.select.model.states import concatenate_state
 Selector = Callable[..., Tensor]
 
 
+def is_conditional(selector: object) -> bool:
+    """Whether a selector, or its network, is given conditions after h0 and k1: its attribute `conditional`."""
+    return bool(getattr(selector, "conditional", False))
+
+
 def selector_inputs(
     selector: object, h0: Tensor, k1: Tensor, conditions: Sequence[Tensor]
 ) -> tuple[Inexact[Tensor, "n ..."], ...]:
-    """The arguments of a selector, or of its network: h0 and k1, and the conditions if it has `conditional = True`."""
-    return (h0, k1, *conditions) if getattr(selector, "conditional", False) else (h0, k1)
+    """The arguments of a selector or of its network: h0 and k1, and the conditions if it is conditional."""
+    return (h0, k1, *conditions) if is_conditional(selector) else (h0, k1)
 
 
 def cheapest_candidate(scores: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
@@ -90,7 +95,8 @@ class Dynamic(Integrator):
     def choose(self, problem: Problem, k1: Tensor, run: Run) -> Tensor:
         """[n] index of each sample's candidate."""
         h0, slope = (concatenate_state(problem.layout.unpack(x)) for x in (problem.y0, k1))
-        scores = self.selector(*selector_inputs(self.selector, h0, slope, run.sample_args(problem)))
+        conditions = run.sample_args(problem) if is_conditional(self.selector) else ()
+        scores = self.selector(h0, slope, *conditions)
         # with batched=False the selector may return a row for each part of the system
         rows = len(problem) if problem.layout.batched else len(scores)
         if scores.shape != (rows, len(self.candidates)):
