@@ -46,7 +46,8 @@ CANDIDATES = (
 @torch.no_grad()
 def differences(model: nn.Module, x: Tensor, candidates: tuple[Integrator, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """NLL minus the reference's [N, K], NFE [N, K], and the reference's NLL [N] of sets [N, 32, 2]."""
-    outcomes = run_candidates(model, batches(model, x, "set"), candidates)
+    pairs = [((sets,), target) for sets, target in batches(model, x, "set")]
+    outcomes = run_candidates(model, pairs, candidates)
     reference = -outcomes.target.double().mean(-1)
     return -outcomes.output.double().mean(-1) - reference[:, None], outcomes.nfe.double(), reference
 

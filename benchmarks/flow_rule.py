@@ -28,7 +28,7 @@ def score(path: Path, resolutions: list[float]) -> list[dict[str, Any]]:
     task, settings = CirclesTask(), config.found[1]
     model, spec = load_model(path, config), task.selectors["set"]
     data = task.selection_batches(model, task.load(settings, None), on="held-out", unit="set")
-    outcomes = run_candidates(model, data, task.candidates)
+    outcomes = run_candidates(model, [((x,), target) for x, target in data], task.candidates)
     rows = []
     for resolution in resolutions:
         rule = TaskErrorCost(ALPHA, PENALTY, task_error=likelihood_gap, beta=BETA, resolution=resolution)

@@ -132,6 +132,7 @@ def test_eq_5_by_hand(task):
 def test_overstating_the_likelihood_is_not_cheap(task, linear_flow):
     """Euler says of dz/dt = z/2 what the model does not have, and is not adequate."""
     data = task.selection_batches(linear_flow(0.5), SMALL, on="held-out", unit="set")
+    data = [((x,), target) for x, target in data]
     costs = collect_costs(linear_flow(0.5), data, (Euler(3), task.reference), task.rule(None, None, 5))
     assert costs.adequate.tolist() == [[False, True]] * 6
     assert costs.cost[:, 0].tolist() == pytest.approx([1000**0.03] * 6)

@@ -74,7 +74,7 @@ def policy_rows(
         unit: "set" or "point".
     """
     data = list(batches(model, sets, unit))
-    outcomes = run_candidates(model, data, candidates)
+    outcomes = run_candidates(model, [((x,), target) for x, target in data], candidates)
     target, small = torch.cat([y.cpu() for _, y in data]), SMALL * (1 if unit == "set" else sets.shape[1])
     costs, table = Costs.of(outcomes, rule), _Table(outcomes.output, target, small, unit)
     rows = [table.row(single_candidate(costs, i)) for i in range(len(candidates))]

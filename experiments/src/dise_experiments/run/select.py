@@ -83,7 +83,7 @@ def select_run(
         log(f"running all candidates, unit: {unit}")
         try:
             data = task.selection_batches(model, splits, on=on, unit=unit)
-            outcomes = run_candidates(model, data, task.candidates)
+            outcomes = run_candidates(model, [((x,), target) for x, target in data], task.candidates)
             for name, spec in task.selectors.items():
                 if spec.unit == unit:
                     costs = Costs.of(outcomes, rules[spec.equation])
