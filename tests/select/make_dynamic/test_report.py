@@ -11,6 +11,7 @@ from dise import RK4, Cascade, Euler, NeuralODE, make_dynamic
 from dise.select import Report, lost_accuracy
 from dise.select.make_dynamic.report import Score
 from dise.select.make_dynamic.timing import Timing, time_policy
+from dise.select.model.inputs import Inputs
 
 
 class Turn(nn.Module):
@@ -47,7 +48,7 @@ def test_the_report_has_the_risk_the_accuracy_and_the_times():
 
 def test_a_policy_that_chooses_is_timed_beside_the_best_single_candidate():
     model, x, _ = made(settings=[RK4(1)])
-    options = {"reference": RK4(8), "single": RK4(1), "batches": x.split(7)}
+    options = {"reference": RK4(8), "single": RK4(1), "batches": Inputs.of(x).split(7)}
     assert time_policy(model, model[0], **options).candidate is None  # it is the policy itself
     model[0].integrator = Cascade((Euler(1), RK4(1)))
     timing = time_policy(model, model[0], **options)
