@@ -65,6 +65,17 @@ def test_conditions_are_pooled_like_states():
     assert pooled(h0[:0], h0[:0], label[:0], image[:0]).shape == (0, 8)
 
 
+def test_conditions_that_are_not_there_are_missed():
+    h0 = torch.ones(3, 2)
+    pooled = PooledNetwork(2, 1, condition_channels=3)
+    with pytest.raises(
+        ValueError, match=r"expected 2 channels in each of h0 and k1, and 3 in all conditions, got \[2, 2"
+    ):
+        pooled(h0, h0)
+    with pytest.raises(ValueError, match=r"got \[2, 2, 1, 1\]"):
+        pooled(h0, h0, h0[:, 0], h0[:, 0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.complex64])
 def test_states_of_any_dtype_are_scored(dtype):
     h0 = torch.randn(6, 2, 5, generator=torch.Generator().manual_seed(0)).to(dtype)

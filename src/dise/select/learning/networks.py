@@ -82,9 +82,20 @@ class PooledNetwork(FeatureNetwork):
         }
 
     def features(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
-        """h0, k1 [n, C, ...] and conditions → features [n, 4·C + 2·P], or [n, 2·C + 2·P] without the derivative."""
+        """h0, k1 [n, C, ...] and conditions → features [n, 4·C + 2·P], or [n, 2·C + 2·P] without the derivative.
+
+        Raises:
+            ValueError: another number of channels, e.g. since a solve has no `sample_args`.
+        """
         given = (h0, k1, *conditions) if self.derivative else (h0, *conditions)
         flat = [by_channel(x).to(self.mean.dtype) for x in given]
+        found = [x.shape[1] for x in flat]
+        if 2 * sum(found) != len(self.mean):
+            names = ("h0", "k1") if self.derivative else ("h0",)
+            raise ValueError(
+                f"{', '.join(names)}, conditions: expected {self.settings['channels']} channels in each of "
+                f"{' and '.join(names)}, and {self.settings['condition_channels']} in all conditions, got {found}"
+            )
         return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
 
 
