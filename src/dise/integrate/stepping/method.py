@@ -38,7 +38,7 @@ class Method(NamedTuple):
         if running is not None:
             t_next = torch.where(running, t_next, rows.t)
         if isinstance(self.tableau, AdamsFormula):
-            history = rows.history or History.none(self.tableau, rows.t, rows.y)
+            history = rows.history() or History.none(self.tableau, rows.t, rows.y)
             return AdamsAttempt(self.tableau, rows.t, t_next, rows.y, rows.k1, history, rows.bounds)
         return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds)
 
@@ -66,7 +66,7 @@ class Method(NamedTuple):
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
         status, dt = self._outcome(rows, step, t_next, verdict, running, run, every=every)
-        history = rows.history
+        history = rows.history()
         if history is not None:
             history = history.after(rows.t, rows.k1, accept & (step.dt.abs() >= SHORT_STEP * dt.abs()))
         after = LoopRows(

@@ -46,7 +46,6 @@ class LoopRows(NamedTuple):
         columns = {name: x for name, x in self._asdict().items() if x is not None}
         return self._replace(**{name: x.index_select(0, rows) for name, x in columns.items()})
 
-    @property
     def history(self) -> History | None:
         """The points before t; None: a one-step method's."""
         if self.past is None or self.past_t is None or self.n_past is None:
