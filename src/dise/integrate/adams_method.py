@@ -22,7 +22,7 @@ class Adams(ErrorControlled):
     predictor is the error estimate. A sample starts with order 2 and raises it by one with each step, up to `order`;
     it starts again after an event that changed its state, and after a jump of f. Dense output has the method's order.
 
-    For smooth fields, such as those of flow-matching samplers, it needs about half the evaluations of adaptive
+    For smooth fields, such as those of flow-matching samplers, it needs 0.5 to 0.8 times the evaluations of adaptive
     Runge–Kutta methods at equal error. Not for stiff fields: its stability region is smaller than theirs.
 
     NFE is 1 + steps, rejected steps included, 1 more with first_step="heuristic", and 1 more for each new start.
