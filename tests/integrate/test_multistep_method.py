@@ -158,6 +158,13 @@ def test_what_needs_steps_is_refused(asked):
         dise.solve(lambda t, y: y, Y0, 0.0, 1.0, Multistep.adams(4), **asked)
 
 
+@pytest.mark.parametrize("name", ["jump_at", "step_at"])
+@pytest.mark.parametrize("times", [[0.5], torch.full((3, 1), 0.5, dtype=DOUBLE), [5.0]], ids=["T", "BJ", "outside"])
+def test_break_points_are_refused(name, times):
+    with pytest.raises(ValueError, match="jump_at, step_at: a Multistep method steps where its table says"):
+        dise.solve(lambda t, y: y, Y0, 0.0, 1.0, Multistep.adams(4), **{name: times})
+
+
 def test_backsolve_is_refused():
     y0 = Y0.clone().requires_grad_()
     for integrator in (Multistep.adams(4), Euler(grids.sway(4))):
