@@ -62,11 +62,13 @@ if TYPE_CHECKING:
         Guided,
         HutchinsonDivergence,
         PathField,
+        SolverFit,
         StraightPath,
         TransportCost,
         VarianceExplodingPath,
         VariancePreservingPath,
         divergence,
+        fit_solver,
     )
     from dise.select import (
         AdequacySelector,
@@ -153,6 +155,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "SolveOptions",
+    "SolverFit",
     "Statistic",
     "Status",
     "SteadyState",
@@ -174,6 +177,7 @@ __all__ = [
     "diagnose",
     "divergence",
     "export_policy",
+    "fit_solver",
     "grids",
     "load_policy",
     "make_dynamic",
@@ -201,11 +205,13 @@ _FLOW = frozenset(
         "Guided",
         "HutchinsonDivergence",
         "PathField",
+        "SolverFit",
         "StraightPath",
         "TransportCost",
         "VarianceExplodingPath",
         "VariancePreservingPath",
         "divergence",
+        "fit_solver",
     }
 )
 

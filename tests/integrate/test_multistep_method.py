@@ -180,6 +180,25 @@ def test_a_table_that_scales_the_state_is_refused_for_structures():
         dise.solve(lambda t, y: y, (Y0, Y0), 0.9, 0.1, table)
 
 
+@pytest.mark.parametrize("names", [None, "abc"])
+def test_further_parts_of_a_state_have_weights_of_their_own(names):
+    """∫ t dt and ∫ t² dt over [1, 3] by Gauss's nodes, beside a state that Euler's method moves to t = 3."""
+    nodes = [(1 - 3**-0.5) / 2, (1 + 3**-0.5) / 2]
+    table = MultistepTable(tuple(nodes), (1.0, 1.0, 0.5), ((), (0.0,), (1.0, 0.0)), quadrature=(0.5, 0.5))
+
+    def f(t, state):
+        values = torch.ones_like(Y0), t.expand(3, 1), t**2 * torch.ones(3, 4, dtype=DOUBLE)
+        return values if names is None else dict(zip(names, values, strict=True))
+
+    start = Y0, Y0[:, :1], torch.zeros(3, 4, dtype=DOUBLE)
+    start = start if names is None else dict(zip(names, start, strict=True))
+    end = dise.solve(f, start, 1.0, 3.0, Multistep(table)).y
+    x, first, second = end if names is None else end.values()
+    torch.testing.assert_close(x, Y0 / 2 + 2)
+    torch.testing.assert_close(first, Y0[:, :1] + 4)
+    torch.testing.assert_close(second, torch.full((3, 4), 26 / 3, dtype=DOUBLE))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -187,6 +206,8 @@ def test_a_table_that_scales_the_state_is_refused_for_structures():
         (((0.0,), (1.0,), ((), (1.0,))), "scales: expected 2 numbers, the first 1"),
         (((0.0,), (1.0, 1.0), ((), ())), "weights: expected rows of 0 to 1 numbers"),
         (((0.0,), (1.0, 1.0), ((), (float("nan"),))), "expected finite numbers"),
+        (((0.0,), (1.0, 1.0), ((), (1.0,)), None, (1.0, 0.0)), "quadrature: expected 1 numbers"),
+        (((0.0,), (1.0, 1.0), ((), (1.0,)), None, (float("inf"),)), "expected finite numbers"),
     ],
 )
 def test_bad_tables_are_refused(arguments, message):

@@ -11,6 +11,9 @@ Grathwohl et al., FFJORD, 2019; conventions as in torchdiffeq's `examples/cnf.py
 
 from dise.flow.base import BaseDistribution, DiagonalNormal
 from dise.flow.divergences import AugmentedField, Divergence, ExactDivergence, HutchinsonDivergence, divergence
+from dise.flow.fitting.errors import SolverErrors
+from dise.flow.fitting.fit_solver import fit_solver
+from dise.flow.fitting.report import SolverFit
 from dise.flow.flow import ConditionedFlow, Flow
 from dise.flow.guidance import Guided, ModelCalls
 from dise.flow.paths import CosinePath, StraightPath, VarianceExplodingPath, VariancePreservingPath
@@ -32,9 +35,12 @@ __all__ = [
     "HutchinsonDivergence",
     "ModelCalls",
     "PathField",
+    "SolverErrors",
+    "SolverFit",
     "StraightPath",
     "TransportCost",
     "VarianceExplodingPath",
     "VariancePreservingPath",
     "divergence",
+    "fit_solver",
 ]

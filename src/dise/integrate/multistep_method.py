@@ -113,7 +113,10 @@ class Multistep(Integrator):
             states[k + 1] = _state(update, states, column, values)
             for base in table.last_used[k]:
                 del states[base]
-        return _result(problem, states[table.evaluations], dt, table.evaluations)
+        end = states[table.evaluations]
+        if table.quadrature is not None and len(problem.layout.sizes) > 1:
+            end = _with_integrals(end, problem, column, values, table.quadrature)
+        return _result(problem, end, dt, table.evaluations)
 
     def __str__(self) -> str:
         return self.name if self.name != "Multistep" else f"Multistep({self.table.evaluations} evaluations)"
@@ -129,7 +132,7 @@ class Multistep(Integrator):
             raise ValueError(
                 "jump_at, step_at: a Multistep method steps where its table says; use a Runge–Kutta method"
             )
-        if self.table.scaled and len(problem.layout.shapes) > 1:
+        if self.table.scaled and self.table.quadrature is None and len(problem.layout.shapes) > 1:
             raise ValueError(
                 "integrator: this Multistep table scales the state, which is wrong for a tuple or dict state such as "
                 "points with their log-density; use Multistep.adams"
@@ -170,6 +173,15 @@ def _state(update: Update, states: dict[int, Tensor], dt: Tensor, values: list[T
     if update.sum is None:
         return base
     return torch.addcmul(base, dt, unscaled_sum(update.sum, values), value=update.sum.scale)
+
+
+def _with_integrals(
+    end: Tensor, problem: Problem, dt: Tensor, values: list[Tensor], quadrature: tuple[float, ...]
+) -> Tensor:
+    """The end, with the parts of the state after the first integrated by weights of their own."""
+    points = problem.layout.sizes[0]
+    total = sum(weight * value[:, points:] for weight, value in zip(quadrature, values, strict=True))
+    return torch.cat([end[:, :points], problem.y0[:, points:] + dt * total], dim=1)
 
 
 def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result:

@@ -26,6 +26,7 @@ from dise import (
     Forecast,
     Heun,
     Midpoint,
+    Multistep,
     NeuralODE,
     PooledNetwork,
     StepDoubling,
@@ -89,7 +90,7 @@ def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, po
         assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-METHODS = (Euler(3), Midpoint(2), Heun(7), RK38(3), RKC1(2, 3), StepDoubling(RK4(3)))
+METHODS = (Euler(3), Midpoint(2), Heun(7), RK38(3), RKC1(2, 3), StepDoubling(RK4(3)), Multistep.adams(5, 3))
 
 
 def test_graphs_make_the_very_steps_of_the_solver(tanh_field, tmp_path):

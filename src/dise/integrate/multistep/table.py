@@ -66,6 +66,9 @@ class MultistepTable:
         scales: a_j, n + 1 numbers, the first 1.
         weights: B, n + 1 rows; row j holds j numbers.
         span: start and end of the only solves that the table is for; None: any.
+        quadrature: n weights, in units of the span, for the end of a state's further parts, such as the log-density in
+            (points, log-density), whose derivative does not depend on them; None: those of the last row, which are
+            right only where all a_j are 1.
 
     Raises:
         ValueError: numbers of entries other than described, or numbers that are not finite.
@@ -77,6 +80,7 @@ class MultistepTable:
     scales: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
     span: tuple[float, float] | None = None
+    quadrature: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.times)
@@ -86,9 +90,11 @@ class MultistepTable:
             raise ValueError(f"scales: expected {n + 1} numbers, the first 1, got {self.scales}")
         if [len(row) for row in self.weights] != list(range(n + 1)):
             raise ValueError(f"weights: expected rows of 0 to {n} numbers, got {[len(row) for row in self.weights]}")
+        if self.quadrature is not None and len(self.quadrature) != n:
+            raise ValueError(f"quadrature: expected {n} numbers, got {self.quadrature}")
         numbers = [*self.times, *self.scales, *(weight for row in self.weights for weight in row)]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError("times, scales, weights: expected finite numbers")
+        if not all(map(math.isfinite, [*numbers, *(self.quadrature or ())])):
+            raise ValueError("times, scales, weights, quadrature: expected finite numbers")
 
     @classmethod
     def of(
@@ -106,7 +112,7 @@ class MultistepTable:
 
     @property
     def scaled(self) -> bool:
-        """Whether a state scales the start: such a table is no quadrature, so it cannot add up a log-density."""
+        """Whether a state scales the start: its weights are then no quadrature, so they cannot add up a log-density."""
         return any(scale != 1 for scale in self.scales)
 
     @cached_property

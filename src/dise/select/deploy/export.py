@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Integrator
+from dise.integrate import Integrator, Multistep
 from dise.nn import NeuralODE
 from dise.select.deploy.atomic import atomic_write
 from dise.select.deploy.graphs import Candidate, Rule, Scores, Start
@@ -140,6 +140,8 @@ def _check_policy(policy: Integrator) -> None:
 
 
 def _has_fixed_steps(integrator: Integrator) -> bool:
+    if isinstance(integrator, Multistep):
+        return True
     control = getattr(integrator, "control", None)  # only methods have one, policies do not
     return control is not None and control.rounds is not None
 

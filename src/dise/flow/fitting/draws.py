@@ -1,0 +1,104 @@
+"""What a solver is fitted to: draws of a flow and what a tight solve makes of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from dise.flow.conditions import Condition, as_conditions
+from dise.flow.divergences import AugmentedField
+from dise.flow.flow import Flow
+from dise.integrate import Integrator, solve
+
+DrawConditions = Callable[[int], Condition]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Starts of solves with their conditions, and the ends that a tight solve gives.
+
+    Attributes:
+        starts: [N, ...] noise; data for densities.
+        conditions: each [N, ...].
+        ends: [N, ...] data; noise for densities.
+        log_prob: [N] log-density of the starts, in nats; None for samples.
+    """
+
+    starts: Tensor
+    conditions: tuple[Tensor, ...]
+    ends: Tensor
+    log_prob: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, rows: slice) -> "Draws":
+        log_prob = None if self.log_prob is None else self.log_prob[rows]
+        return Draws(self.starts[rows], tuple(part[rows] for part in self.conditions), self.ends[rows], log_prob)
+
+    def batches(self, size: int) -> Iterator["Draws"]:
+        """The draws in batches of at most this size."""
+        return (self[i : i + size] for i in range(0, len(self), size))
+
+
+def known_log_prob(draws: Draws) -> Tensor:
+    """The log-density of the starts, which draws for densities have."""
+    if draws.log_prob is None:
+        raise ValueError("draws: expected draws for densities")
+    return draws.log_prob
+
+
+def exact_field(flow: Flow) -> AugmentedField:
+    """The field of points and log-density with the exact divergence, whatever the flow's own is."""
+    return AugmentedField(flow.f, None, len(flow.base.event_shape))
+
+
+@torch.no_grad()
+def draw(
+    flow: Flow,
+    number: int,
+    condition: DrawConditions | None,
+    reference: Integrator,
+    *,
+    density: bool,
+    batch: int,
+    seed: int,
+) -> Draws:
+    """Noise, conditions and ends by the reference; for densities the way back, with the log-density.
+
+    Raises:
+        TypeError: the base's points are not float32 or float64.
+        TypeError, ValueError: `condition` returned something else than described in `fit_solver`.
+        SolveError: a draw could not be integrated.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        noise = flow.base.sample(torch.Size([number]))
+        conditions = as_conditions(None if condition is None else condition(number), number, batched=True)
+    if noise.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"flow: expected a base of float32 or float64 points, got {noise.dtype}")
+    solved = [
+        _solved(flow, noise[i : i + batch], tuple(part[i : i + batch] for part in conditions), reference, density)
+        for i in range(0, number, batch)
+    ]
+    data = torch.cat([x for x, _ in solved])
+    if not density:
+        return Draws(noise, conditions, data)
+    return Draws(data, conditions, noise, torch.cat([log_prob for _, log_prob in solved]))
+
+
+def _solved(
+    flow: Flow, noise: Tensor, conditions: tuple[Tensor, ...], reference: Integrator, density: bool
+) -> tuple[Tensor, Tensor]:
+    """Data [n, ...] and their log-density [n] (0 unless asked for)."""
+    if not density:
+        x = cast(Tensor, solve(flow.f, noise, flow.t0, flow.t1, reference, sample_args=conditions).y)
+        return x, x.new_zeros(len(x))
+    state = noise, noise.new_zeros(len(noise), 1)
+    x, change = cast(
+        tuple[Tensor, Tensor],
+        solve(exact_field(flow), state, flow.t0, flow.t1, reference, sample_args=conditions).y,
+    )
+    return x, flow.base.log_prob(noise) + change.squeeze(-1)

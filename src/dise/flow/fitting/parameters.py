@@ -1,0 +1,77 @@
+"""The free parameters of a multistep table, from which its times, scales and weights are computed differentiably."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dise.integrate import MultistepTable
+
+Rows = Literal["consistent", "free"]
+_NARROW = 1e-6  # of a gap between evaluation times that differ
+
+
+class Coefficients(NamedTuple):
+    """A table as tensors, float64 on the CPU.
+
+    Attributes:
+        times: [n] fractions of the span.
+        scales: [n + 1] factors of the start; None: all are 1.
+        increments: [n, n] lower triangular; row j holds what x_{j+1} adds to x_j, in units of the span.
+    """
+
+    times: Tensor
+    scales: Tensor | None
+    increments: Tensor
+
+
+class TableParameters(nn.Module):
+    """A table of n evaluations in free parameters, at first those of a given table, up to rounding.
+
+    Evaluation times keep their order: their gaps are a softmax of logits. The first time stays as it is, and times that
+    coincide in the given table still do. Weights are those of the differences x_{j+1} − x_j. With consistent rows the
+    weights of every state add up to the fraction of the span at which it is evaluated, those of the end to 1, so that
+    a constant f is integrated exactly; the newest value's weight follows from the others.
+
+    Args:
+        table: where the parameters start.
+        rows: "consistent", for a table that has such rows, or "free": weights and scales are all free.
+
+    Source: Shaul et al., Bespoke Non-Stationary Solvers, 2024 (arXiv:2403.01329), section 3, for free rows; Wang et
+    al., Differentiable Solver Search, 2025 (arXiv:2505.21114), for consistent ones and softmax times.
+    """
+
+    def __init__(self, table: MultistepTable, rows: Rows = "consistent") -> None:
+        super().__init__()
+        n = table.evaluations
+        times = torch.tensor(table.times, dtype=torch.float64)
+        weights = torch.zeros(n + 1, n, dtype=torch.float64)
+        for j, row in enumerate(table.weights):
+            weights[j, :j] = torch.tensor(row, dtype=torch.float64)
+        distinct, self._place = torch.unique(times, return_inverse=True)
+        gaps = torch.cat([distinct, distinct.new_ones(1)]).diff().clamp(min=_NARROW)
+        self._first = float(distinct[0])
+        self.gap_logits = nn.Parameter(gaps.log())
+        self.increments = nn.Parameter(weights.diff(dim=0))
+        self.scales = nn.Parameter(torch.tensor(table.scales[1:], dtype=torch.float64)) if rows == "free" else None
+        self.rows = rows
+
+    def forward(self) -> Coefficients:
+        """The table's times, scales and increments."""
+        gaps = (1 - self._first) * self.gap_logits.softmax(0)
+        distinct = self._first + torch.cat([gaps.new_zeros(1), gaps[:-1].cumsum(0)])
+        times, increments = distinct[self._place], self.increments.tril()
+        if self.scales is not None:
+            return Coefficients(times, torch.cat([self.scales.new_ones(1), self.scales]), increments)
+        covered = torch.cat([times, times.new_ones(1)]).diff()
+        lacking = covered - increments.sum(1)
+        return Coefficients(times, None, increments + torch.diag(lacking))
+
+    @torch.no_grad()
+    def table(self, span: tuple[float, float] | None) -> MultistepTable:
+        """The table, for solves over one span."""
+        times, scales, increments = self()
+        factors = torch.ones(len(times) + 1) if scales is None else scales
+        weights = increments.cumsum(0)
+        rows = [(), *(tuple(row[: j + 1].tolist()) for j, row in enumerate(weights))]
+        return MultistepTable(tuple(times.tolist()), tuple(factors.tolist()), tuple(rows), span)
