@@ -24,7 +24,7 @@ def classical(n: int, *, backwards: bool = False) -> list[Multistep]:
         backwards: for a solve from data to noise: the same times, reversed.
     """
     candidates = list(_on_grids(n, backwards))
-    return list({candidate.table: candidate for candidate in candidates}.values())
+    return list({candidate.table: candidate for candidate in reversed(candidates)}.values())[::-1]
 
 
 def _on_grids(n: int, backwards: bool) -> Iterator[Multistep]:
