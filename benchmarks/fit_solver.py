@@ -26,8 +26,8 @@ from dise.flow.conditions import Condition
 from dise.flow.fitting.draws import draw
 from dise.flow.fitting.errors import SolverErrors, solver_errors
 from dise_experiments.flows.simulators.simulator import Simulator
-from dise_experiments.flows.sources import SIMULATORS
-from dise_experiments.flows.training import load_field
+from dise_experiments.flows.simulators.tasks import SIMULATORS
+from dise_experiments.flows.stored import load_field
 from dise_experiments.flows.unet import LABELS
 
 FIELDS = Path(__file__).parents[1] / "results" / "flows-cpu"
