@@ -110,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
         shown.add_column(column, justify="left" if column in ("task", "start") else "right")
     for row in rows:
         pairs = [f"{row['before'][q]:.2g} → {row['after'][q]:.2g}" for q in ("rms", "median", "q99")]
-        gain = f"{row['gain dB']:.1f} dB" if "gain dB" in row else f"−{row['reduction']:.0%}"
+        gain = f"{row['gain dB']:.1f} dB" if "gain dB" in row else f"{-row['reduction']:+.0%}"
         start = row["start"].split("(")[0]
         holds = "yes" if row["holds"] else "no"
         shown.add_row(row["task"], str(row["n"]), start, *pairs, gain, f"{row['cpu seconds']:.0f}", holds)
