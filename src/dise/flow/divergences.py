@@ -33,10 +33,10 @@ class ExactDivergence(Value):
     """Σ_i ∂f_i/∂z_i by derivatives in the D coordinate directions, several at once.
 
     Args:
-        chunk: number of directions at once, which bounds the memory; None: all D.
-        mode: "forward" propagates directions along with the values (`torch.func.jvp`); "reverse" takes a backward pass
-            per coordinate, for an f whose operations have no forward derivative or cannot be mapped over, and ignores
-            `chunk`.
+        chunk: number of directions at once, which bounds the memory; None: as many as are fast, those of 2¹⁷
+            coordinates in all on the CPU, of 2²³ on other devices.
+        mode: "reverse" evaluates f once and takes backward passes, one by one where they cannot be mapped over;
+            "forward" propagates directions along with the values (`torch.func.jvp`), for an f without a backward pass.
 
     Raises:
         ValueError: an argument (named in the message) is not as described.
@@ -44,13 +44,13 @@ class ExactDivergence(Value):
 
     draws: ClassVar[bool] = False
     chunk: int | None = None
-    mode: Literal["forward", "reverse"] = "forward"
+    mode: Literal["reverse", "forward"] = "reverse"
 
     def __post_init__(self) -> None:
         if self.chunk is not None:
             check_whole("chunk", self.chunk)
-        if self.mode not in ("forward", "reverse"):
-            raise ValueError(f"mode: expected 'forward' or 'reverse', got {self.mode!r}")
+        if self.mode not in ("reverse", "forward"):
+            raise ValueError(f"mode: expected 'reverse' or 'forward', got {self.mode!r}")
 
     def probes(self, x: Tensor, event_dims: int) -> tuple[Tensor, ...]:
         """None."""
@@ -60,14 +60,19 @@ class ExactDivergence(Value):
         self, f: VectorField, t: Tensor, z: Tensor, probes: tuple[Tensor, ...], event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """f(t, z) and its divergence [..., 1]."""
-        if self.mode == "forward":
-            return _with_gradients(f, t, z, lambda dz_of, z, _: _forward_trace(dz_of, z, event_dims, self.chunk))
-        return _with_gradients(f, t, z, lambda dz_of, z, graph: _reverse_trace(dz_of, z, event_dims, graph))
+        chunk = self.chunk or _fast_chunk(z)
+        event = z.shape[z.ndim - event_dims :]
+        number = event.numel()
+        # points are independent, so one direction serves all points
+        directions = torch.eye(number, dtype=z.dtype, device=z.device)
+        directions = directions.reshape(number, *(1,) * (z.ndim - event_dims), *event)
+        trace = _reverse_trace if self.mode == "reverse" else _forward_trace
+        return _with_gradients(f, t, z, lambda dz_of, z, graph: trace(dz_of, z, directions, chunk, event_dims, graph))
 
 
 @dataclass(frozen=True)
 class HutchinsonDivergence(Value):
-    """Hutchinson's estimate, the mean of εᵀ (∂f/∂z) ε over random directions ε: one backward pass per direction.
+    """Hutchinson's estimate, the mean of εᵀ (∂f/∂z) ε over random directions ε, by backward passes through f.
 
     Directions are drawn once per solve and kept, so that a solve integrates one smooth function. The estimate is
     unbiased; its standard deviation over draws decreases with 1/√number.
@@ -104,10 +109,13 @@ class HutchinsonDivergence(Value):
         self, f: VectorField, t: Tensor, z: Tensor, probes: tuple[Tensor, ...], event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """f(t, z) and its divergence [..., 1]."""
-        directions = probes[0].unbind(1)
-        return _with_gradients(
-            f, t, z, lambda dz_of, z, graph: _hutchinson_trace(dz_of, z, directions, event_dims, graph)
-        )
+        directions, chunk = probes[0].movedim(1, 0), _fast_chunk(z)
+
+        def trace(dz_of: Callable[[Tensor], Tensor], z: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
+            dz, total = _reverse_trace(dz_of, z, directions, chunk, event_dims, graph)
+            return dz, total / len(directions)
+
+        return _with_gradients(f, t, z, trace)
 
 
 def divergence(f: VectorField, t: Tensor, z: Tensor) -> Tensor:
@@ -189,61 +197,65 @@ def _with_gradients(f: VectorField, t: Tensor, z: Tensor, trace: Trace) -> tuple
     return (dz, div) if differentiable else (dz.detach(), div.detach())
 
 
-def _forward_trace(
-    dz_of: Callable[[Tensor], Tensor], z: Tensor, event_dims: int, chunk: int | None
-) -> tuple[Tensor, Tensor]:
-    """f and its trace by forward derivatives in coordinate directions, the same at all points: they are independent."""
-    first = z.ndim - event_dims
-    event = z.shape[first:]
-    number = event.numel()
-    basis = torch.eye(number, dtype=z.dtype, device=z.device).reshape(number, *(1,) * first, *event)
+def _fast_chunk(z: Tensor) -> int:
+    """Number of directions at once whose derivatives, of z's size each, stay in the processor's cache."""
+    number = (2**17 if z.device.type == "cpu" else 2**23) // max(z.numel(), 1)
+    return number if number >= 4 else 1  # mapping over two or three costs more than it saves
 
-    def diagonal(direction: Tensor) -> tuple[Tensor, Tensor]:
+
+def _forward_trace(
+    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int, event_dims: int, graph: bool
+) -> tuple[Tensor, Tensor]:
+    """f and Σ εᵀ (∂f/∂z) ε over directions ε [K, ...], which broadcast to z, by forward derivatives."""
+    first = z.ndim - event_dims
+
+    def product(direction: Tensor) -> tuple[Tensor, Tensor]:
         dz, derivative, *_ = torch.func.jvp(dz_of, (z,), (direction.expand_as(z),))
         return dz, (derivative * direction).flatten(first).sum(-1)
 
     total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
-    for directions in basis.split(chunk or number):
-        dz, parts = torch.func.vmap(diagonal, out_dims=(None, 0))(directions)  # type: ignore[arg-type]
-        total = total + parts.sum(0)
+    for some in directions.split(chunk):
+        dz, products = torch.func.vmap(product, out_dims=(None, 0))(some)  # type: ignore[arg-type]
+        total = total + products.sum(0)
     return dz, total.unsqueeze(-1)
 
 
-def _reverse_trace(dz_of: Callable[[Tensor], Tensor], z: Tensor, event_dims: int, graph: bool) -> tuple[Tensor, Tensor]:
-    """f and its trace by a backward pass per coordinate: points are independent, so one serves all points."""
-    first = z.ndim - event_dims
-
-    def product(i: int, dz: Tensor, z: Tensor) -> Tensor:
-        coordinate = dz.flatten(first)[..., i].sum()
-        (gradient,) = torch.autograd.grad(coordinate, z, retain_graph=True, create_graph=graph, materialize_grads=True)
-        return gradient.flatten(first)[..., i : i + 1]
-
-    number = z.shape[first:].numel()
-    return _by_backward_passes(dz_of, z, first, lambda dz, z: sum(product(i, dz, z) for i in range(number)))
-
-
-def _hutchinson_trace(
-    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: tuple[Tensor, ...], event_dims: int, graph: bool
+def _reverse_trace(
+    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int, event_dims: int, graph: bool
 ) -> tuple[Tensor, Tensor]:
-    """f and the mean of εᵀ (∂f/∂z) ε over directions ε in z's shape."""
+    """As `_forward_trace`, by one evaluation of f and backward passes from it; 0 if f is constant."""
     first = z.ndim - event_dims
-
-    def product(direction: Tensor, dz: Tensor, z: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(
-            dz, z, direction, retain_graph=True, create_graph=graph, materialize_grads=True
-        )
-        return (gradient * direction).flatten(first).sum(-1, keepdim=True)
-
-    return _by_backward_passes(
-        dz_of, z, first, lambda dz, z: sum(product(direction, dz, z) for direction in directions) / len(directions)
-    )
-
-
-def _by_backward_passes(
-    dz_of: Callable[[Tensor], Tensor], z: Tensor, first: int, trace: Callable[[Tensor, Tensor], Any]
-) -> tuple[Tensor, Tensor]:
-    """f, and what backward passes from it to z make of it; 0 if f is constant."""
     with torch.enable_grad():
         z = z if z.requires_grad else z.detach().requires_grad_()
         dz = dz_of(z)
-        return dz, trace(dz, z) if dz.requires_grad else torch.zeros_like(dz.flatten(first)[..., :1])
+        total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
+        if dz.requires_grad:
+            for some in directions.split(chunk):
+                products = _gradients(dz, z, some.expand(len(some), *z.shape), graph) * some
+                total = total + products.flatten(first + 1).sum((0, -1))
+    return dz, total.unsqueeze(-1)
+
+
+def _gradients(dz: Tensor, z: Tensor, directions: Tensor, graph: bool) -> Tensor:
+    """εᵀ (∂f/∂z) for directions ε [K, ...] in z's shape: at once, or one by one where that is not possible."""
+    options: dict[str, Any] = {"retain_graph": True, "create_graph": graph, "materialize_grads": True}
+    if len(directions) > 1 and not (graph and _has_group_norm(dz, z)):
+        try:
+            return torch.autograd.grad(dz, z, directions, is_grads_batched=True, **options)[0]
+        except RuntimeError:
+            pass  # not every backward pass can be mapped over; one that fails by itself raises below
+    return torch.stack([torch.autograd.grad(dz, z, direction, **options)[0] for direction in directions])
+
+
+def _has_group_norm(dz: Tensor, z: Tensor) -> bool:
+    """Whether f uses group normalization, whose backward pass torch (2.13) maps over wrongly if it makes a graph."""
+    seen, nodes = {z.grad_fn}, [dz.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if "GroupNorm" in node.name():
+            return True
+        seen.add(node)
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
