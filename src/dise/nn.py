@@ -121,7 +121,7 @@ class NeuralODE(nn.Module):
             y0,
             t0,
             t1,
-            self.integrator,
+            self._integrator_for(t0, t1),
             args=args,
             sample_args=sample_args,
             save_at=save_at,
@@ -141,6 +141,10 @@ class NeuralODE(nn.Module):
             **self.options.keywords(),
         )
         return self._recorded(BlockSolve(y0, t0, t1, solution, tuple(args), tuple(sample_args)))
+
+    def _integrator_for(self, t0: float | Tensor, t1: float | Tensor) -> Integrator:
+        """The integrator that solves from t0 to t1; a flow's depends on the direction."""
+        return self.integrator
 
     def _recorded(self, solve: BlockSolve) -> Solution:
         """The solution of a solve, which is added to the records if they are kept."""

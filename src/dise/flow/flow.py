@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dise.flow.base import BaseDistribution, check_base
+from dise.flow.block import FlowBlock
 from dise.flow.conditions import Condition, as_conditions
 from dise.flow.divergences import AugmentedField, Divergence
 from dise.integrate import Integrator, Solution, State, Step, solve
 from dise.integrate.annotations import Float
 from dise.integrate.options import SolveKeywords
-from dise.nn import NeuralODE
 
 
 class Flow(nn.Module):
@@ -28,7 +28,8 @@ class Flow(nn.Module):
 
     `flow.block` is the `dise.NeuralODE` that takes data at t1 to the base at t0 (so its t0 and t1 are the flow's,
     swapped), with the state (z [B, ..., D], change of the log-density [B, ..., 1]). Its integrator and options apply to
-    densities *and* to samples; `block.recording()` records the evaluations of densities.
+    densities *and* to samples; `block.recording()` records the evaluations of densities. A time grid counts from the
+    base to the data; solves in the other direction, such as densities, use the same times, reversed.
 
     A conditional flow has a field f(t, z, *conditions). Its conditions are given to each method, one tensor or a tuple
     of tensors with a row per row of points, or with one row for all; `flow.at(condition)` is the flow under one.
@@ -39,9 +40,15 @@ class Flow(nn.Module):
             a method `with_divergence(t, z, *conditions) → (dz/dt, divergence [n, ..., 1])`, densities call it.
         base: distribution at t0; its event_shape is the shape of a point. A module such as `DiagonalNormal` moves with
             the flow to another device; a `torch.distributions.Distribution` stays on the device it was made on.
-        integrator: how to solve; assign to `flow.block.integrator` to change it.
+        integrator: how to solve; assign to `flow.block.integrator` to change it. Its tolerances are those of points
+            and of log-densities.
         t0, t1: times at which the points follow the base distribution and the data distribution.
         divergence: `ExactDivergence()`, the default where f has no `with_divergence`, or `HutchinsonDivergence()`.
+        log_prob_tolerance: tolerance of the log-density in nats, an absolute one, in place of the integrator's: rows
+            take the steps that the points and the log-density need, each by its own error test. Kept as
+            `flow.block.log_prob_tolerance`. Samples without log-densities do not use it.
+        jump_at, step_at: times at which f jumps, such as the ends of a guidance interval, and at which steps end; see
+            `dise.solve`.
         options: how solves run, as in `dise.NeuralODE`; kept as `flow.block.options`, for densities and for samples.
             With `compile`, densities need `f.with_divergence`, since derivatives cannot be compiled into a step.
 
@@ -61,13 +68,17 @@ class Flow(nn.Module):
         t0: float | Tensor = 0.0,
         t1: float | Tensor = 1.0,
         divergence: Divergence | None = None,
+        log_prob_tolerance: float | None = None,
+        jump_at: Tensor | Sequence[float] | None = None,
+        step_at: Tensor | Sequence[float] | None = None,
         **options: Unpack[SolveKeywords],
     ) -> None:
         super().__init__()
         check_base(base)
         self.base = base
         augmented = AugmentedField(f, divergence, len(base.event_shape))
-        self.block = NeuralODE(augmented, integrator, t0=t1, t1=t0, **options)
+        self.block = FlowBlock(augmented, integrator, t0=t1, t1=t0, log_prob_tolerance=log_prob_tolerance, **options)
+        self.jump_at, self.step_at = jump_at, step_at
 
     @property
     def f(self) -> nn.Module:
@@ -110,14 +121,20 @@ class Flow(nn.Module):
             SolveError: a row could not be integrated.
         """
         self._check_points("x", x)
-        return self._log_density(self.block(self._with_zero(x), sample_args=self._further(x, condition)))
+        return self.solve(x, condition)[0]
 
     def solve(
         self, x: Tensor, condition: Condition = None, *, accumulate: Callable[[Step], Tensor] | None = None
     ) -> tuple[Tensor, Solution]:
         """log p(x) [B, ...] and the `Solution` of its integration; arguments as in `dise.NeuralODE.solve`."""
         self._check_points("x", x)
-        solution = self.block.solve(self._with_zero(x), sample_args=self._further(x, condition), accumulate=accumulate)
+        solution = self.block.solve(
+            self._with_zero(x),
+            sample_args=self._further(x, condition),
+            jump_at=self.jump_at,
+            step_at=self.step_at,
+            accumulate=accumulate,
+        )
         return self._log_density(solution.y), solution
 
     @overload
@@ -167,14 +184,33 @@ class Flow(nn.Module):
         self._check_points("z", z)
         conditions = as_conditions(condition, len(z), batched=self.block.options.batched)
         solution = solve(
-            self.f, z, t0, t1, self.block.integrator, sample_args=conditions, **self.block.options.keywords()
+            self.f,
+            z,
+            t0,
+            t1,
+            self.block.integrator_of_points(t0, t1),
+            sample_args=conditions,
+            jump_at=self.jump_at,
+            step_at=self.step_at,
+            **self.block.options.keywords(),
         )
         return cast(Tensor, solution.y)
 
     def until(self, t1: float | Tensor) -> "Flow":
         """The flow up to time t1: densities and samples at that time, with the same f, base, integrator and options."""
         options = self.block.options.keywords()
-        return Flow(self.f, self.base, self.block.integrator, t0=self.t0, t1=t1, divergence=self.divergence, **options)
+        return Flow(
+            self.f,
+            self.base,
+            self.block.integrator,
+            t0=self.t0,
+            t1=t1,
+            divergence=self.divergence,
+            log_prob_tolerance=self.block.log_prob_tolerance,
+            jump_at=self.jump_at,
+            step_at=self.step_at,
+            **options,
+        )
 
     def at(self, condition: Condition) -> "ConditionedFlow":
         """The flow under a condition: the same methods without that argument."""
@@ -194,7 +230,14 @@ class Flow(nn.Module):
             return self.transport(z, self.t0, self.t1, condition)
         self._check_points("shape", z)
         further = self._further(z, condition)
-        solution = self.block.solve(self._with_zero(z), t0=self.t0, t1=self.t1, sample_args=further)
+        solution = self.block.solve(
+            self._with_zero(z),
+            t0=self.t0,
+            t1=self.t1,
+            sample_args=further,
+            jump_at=self.jump_at,
+            step_at=self.step_at,
+        )
         x, change = cast(tuple[Tensor, Tensor], solution.y)
         return x, self.base.log_prob(z) + change.squeeze(-1)
 

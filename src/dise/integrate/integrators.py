@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
@@ -29,6 +30,18 @@ class Integrator(ABC):
     @abstractmethod
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Solve the problem, as a coroutine that requests evaluations of f (see `dise.integrate.problem.problem`)."""
+
+    def reversed(self) -> "Integrator":
+        """The integrator of a solve from the end to the start, with steps at the same times.
+
+        Raises:
+            ValueError: it has no counterpart for the way back.
+        """
+        return self
+
+    def mapped(self, change: "Callable[[Integrator], Integrator]") -> "Integrator":
+        """The integrator, changed by a function; if it chooses among candidates, with each of them changed."""
+        return change(self)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,10 @@ class FixedStep(RungeKutta):
             return FixedSteps(Fractions(self.steps.fractions[1:]))
         return FixedSteps(EqualParts(self.steps))
 
+    def reversed(self) -> "FixedStep":
+        """The method on the reversed grid; itself, if its steps are equal."""
+        return replace(self, steps=self.steps.reversed()) if isinstance(self.steps, TimeGrid) else self
+
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""
         problem.check_span(self.grid.span)
@@ -136,6 +153,10 @@ class StepDoubling(Value, Integrator):
         """The method's steps, with an error estimate."""
         test = ErrorTest(self.rtol, self.atol, self.norm)
         return replace(self.integrator.control, test=test)
+
+    def reversed(self) -> "StepDoubling":
+        """The method on the reversed grid; itself, if its steps are equal."""
+        return replace(self, integrator=self.integrator.reversed())
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""

@@ -1,7 +1,7 @@
 """`Multistep`: methods of a fixed number of evaluations of f, as integrators."""
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -40,14 +40,19 @@ class Multistep(Integrator):
     Args:
         table: evaluation times and weights.
         name: for printing.
+        reverse: table of the solve from the end to the start, for a flow's densities; None if there is none. The
+            methods of class that know their grid make it.
     """
 
     table: MultistepTable
     name: str = field(default="Multistep", compare=False)
+    reverse: MultistepTable | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.table, MultistepTable):
             raise TypeError(f"table: expected a MultistepTable, got {type(self.table).__name__}")
+        if self.reverse is not None and not isinstance(self.reverse, MultistepTable):
+            raise TypeError(f"reverse: expected a MultistepTable, got {type(self.reverse).__name__}")
 
     @classmethod
     def adams(cls, grid: int | TimeGrid, order: int = 2) -> "Multistep":
@@ -59,12 +64,12 @@ class Multistep(Integrator):
             grid: number of equal steps, or their ends.
             order: 1 (Euler's method) to 4.
         """
-        return cls(adams.adams_bashforth(_grid(grid), order), f"AB{order}({grid})")
+        return cls._both_ways(lambda grid: adams.adams_bashforth(grid, order), grid, f"AB{order}({grid})")
 
     @classmethod
     def ipndm(cls, grid: int | TimeGrid, order: int = 4) -> "Multistep":
         """Adams–Bashforth weights of equal steps on any grid, with lower orders in the first steps (iPNDM)."""
-        return cls(adams.ipndm(_grid(grid), order), f"iPNDM{order}({grid})")
+        return cls._both_ways(lambda grid: adams.ipndm(grid, order), grid, f"iPNDM{order}({grid})")
 
     @classmethod
     def dpmpp2m(cls, grid: int | TimeGrid, path: Path) -> "Multistep":
@@ -96,7 +101,23 @@ class Multistep(Integrator):
         """A fixed-step Runge–Kutta method as a table: the same states up to rounding."""
         if not isinstance(integrator, FixedStep):
             raise TypeError(f"integrator: expected a fixed-step method such as RK4(steps=4), got {integrator!r}")
-        return cls(adams.runge_kutta(integrator.tableau, integrator.grid), f"Multistep.of({integrator})")
+        tableau, name = integrator.tableau, f"Multistep.of({integrator})"
+        return cls._both_ways(lambda grid: adams.runge_kutta(tableau, grid), integrator.steps, name)
+
+    @classmethod
+    def _both_ways(cls, table: Callable[[TimeGrid], MultistepTable], grid: int | TimeGrid, name: str) -> "Multistep":
+        """The method with its tables on a grid and on the reversed grid."""
+        there = table(_grid(grid))
+        return cls(there, name, table(grid.reversed()) if isinstance(grid, TimeGrid) else there)
+
+    def reversed(self) -> "Multistep":
+        """The method with the table of the way back."""
+        if self.reverse is None:
+            raise ValueError(
+                f"integrator: {self} is for solves from noise to data only, and a density goes back; use "
+                "Multistep.adams, or give the table of the way back as reverse="
+            )
+        return self if self.reverse is self.table else replace(self, table=self.reverse, reverse=self.table)
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Compute the table's states one after the other."""

@@ -13,6 +13,7 @@ from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.status import Status
 from dise.integrate.tracing import check_readable
+from dise.select.policies.dynamic import with_candidates
 from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
 
 AcceptanceRule = Callable[[State], Tensor]
@@ -56,6 +57,10 @@ class Cascade(Integrator):
                 f"accept: expected a rule for each candidate but the last, {len(self.candidates) - 1}, got "
                 f"{len(self.accept)}"
             )
+
+    def mapped(self, change: Callable[[Integrator], Integrator]) -> "Cascade":
+        """The policy with each candidate changed."""
+        return with_candidates(self, change)
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Try the candidates in turn, each on the samples that are not accepted yet."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -108,8 +108,23 @@ class Dynamic(Integrator):
             scores = scores.mean(0, keepdim=True)
         return cheapest_candidate(scores).expand(len(problem))
 
+    def mapped(self, change: Callable[[Integrator], Integrator]) -> "Dynamic":
+        """The policy with each candidate changed."""
+        return with_candidates(self, change)
+
     def __str__(self) -> str:
         return f"Dynamic({', '.join(str(candidate) for candidate in self.candidates)})"
+
+
+P = TypeVar("P")
+
+
+def with_candidates(policy: P, change: Callable[[Integrator], Integrator]) -> P:
+    """A policy with each of its candidates changed; the policy itself, if none of them is."""
+    before = cast(Any, policy).candidates
+    after = tuple(candidate.mapped(change) for candidate in before)
+    same = all(new is old for new, old in zip(after, before, strict=True))
+    return policy if same else cast(P, replace(cast(Any, policy), candidates=after))
 
 
 def integrate_assigned(
