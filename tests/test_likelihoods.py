@@ -395,3 +395,22 @@ def test_the_density_of_a_row_alone_is_that_in_a_batch():
     for i in range(5):
         alone = flow.transport(z[i : i + 1], 0.0, 1.0, tuple(part[i : i + 1] for part in conditions))
         assert_close(alone[0], drawn[i], rtol=0, atol=1e-6)
+
+
+# ---- gradients
+
+
+@pytest.mark.parametrize("how", [ExactDivergence(), ExactDivergence(mode="forward"), HutchinsonDivergence()], ids=str)
+def test_backsolve_has_the_gradients_of_backpropagation(how):
+    """Derivatives within f make leaves of their own, which are no parameters."""
+    x, conditions = noise(3, 2), (torch.arange(3), noise(3, 2, seed=1))
+    found = {}
+    for gradient in ("direct", "checkpoint", "backsolve"):
+        field = Conditional()
+        tight = Dopri5(rtol=1e-7, atol=1e-7)
+        flow = Flow(field, standard(2), tight, divergence=how, gradient=gradient, log_prob_tolerance=1e-6)
+        torch.manual_seed(0)
+        flow.log_prob(x, conditions).sum().backward()
+        found[gradient] = field.weights.grad
+    assert_close(found["checkpoint"], found["direct"])
+    assert_close(found["backsolve"], found["direct"], rtol=1e-4, atol=1e-5)

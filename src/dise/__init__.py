@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         VariancePreservingPath,
         divergence,
         fit_solver,
+        sharp_grid,
     )
     from dise.select import (
         AdequacySelector,
@@ -189,6 +190,7 @@ __all__ = [
     "rms_norm",
     "run_candidates",
     "save_policy",
+    "sharp_grid",
     "solve",
     "step",
 ]
@@ -212,6 +214,7 @@ _FLOW = frozenset(
         "VariancePreservingPath",
         "divergence",
         "fit_solver",
+        "sharp_grid",
     }
 )
 

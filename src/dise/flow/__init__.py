@@ -19,6 +19,7 @@ from dise.flow.guidance import Guided, ModelCalls
 from dise.flow.paths import CosinePath, StraightPath, VarianceExplodingPath, VariancePreservingPath
 from dise.flow.prediction import PathField
 from dise.flow.sampler import FlowSampler
+from dise.flow.sharp_grid import sharp_grid
 from dise.flow.transport_cost import TransportCost
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "VariancePreservingPath",
     "divergence",
     "fit_solver",
+    "sharp_grid",
 ]

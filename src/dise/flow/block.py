@@ -81,7 +81,7 @@ def _with_tolerance(tolerance: float) -> Callable[[Integrator], Integrator]:
     """A function that gives a method with error control an absolute tolerance for the second tensor of a state."""
 
     def change(method: Integrator) -> Integrator:
-        names = {field.name for field in fields(method)} if is_dataclass(method) else set()
+        names: set[str] = {field.name for field in fields(method)} if is_dataclass(method) else set()
         if not {"rtol", "atol"} <= names:
             return method
         values: Any = method

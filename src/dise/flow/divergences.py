@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.dependencies import auxiliary_leaf
 from dise.integrate.value import Value, check_whole
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
@@ -226,7 +227,7 @@ def _reverse_trace(
     """As `_forward_trace`, by one evaluation of f and backward passes from it; 0 if f is constant."""
     first = z.ndim - event_dims
     with torch.enable_grad():
-        z = z if z.requires_grad else z.detach().requires_grad_()
+        z = z if z.requires_grad else auxiliary_leaf(z)
         dz = dz_of(z)
         total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
         if dz.requires_grad:

@@ -6,6 +6,13 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 
+def auxiliary_leaf(x: Tensor) -> Tensor:
+    """The values of x as a leaf for derivatives within f, which is no dependency of what is computed from it."""
+    leaf = x.detach().requires_grad_()
+    leaf._dise_auxiliary = True  # type: ignore[attr-defined]
+    return leaf
+
+
 def dependencies(value: Tensor, known: Iterable[Tensor]) -> dict[int, Tensor]:
     """The tensors on which a value depends, by their ids: `known` ones, and leaves that are not behind a known one.
 
@@ -29,6 +36,6 @@ def dependencies(value: Tensor, known: Iterable[Tensor]) -> dict[int, Tensor]:
         if tensor is None:
             tensor = getattr(node, "variable", None)  # of a leaf's node
             stack.extend(node.next_functions)
-        if tensor is not None:
+        if tensor is not None and not getattr(tensor, "_dise_auxiliary", False):
             found[id(tensor)] = tensor
     return found

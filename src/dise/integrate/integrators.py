@@ -156,7 +156,8 @@ class StepDoubling(Value, Integrator):
 
     def reversed(self) -> "StepDoubling":
         """The method on the reversed grid; itself, if its steps are equal."""
-        return replace(self, integrator=self.integrator.reversed())
+        back = self.integrator.reversed()
+        return self if back is self.integrator else replace(self, integrator=back)
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""

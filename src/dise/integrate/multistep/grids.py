@@ -2,7 +2,8 @@
 
 A fraction of 0 is the start of the solve and 1 its end. The grids of generative models are written for noise at the
 start and data at the end; in terms of the noise level σ, which falls from 1 to 0 along a straight path, a fraction is
-1 − σ. `TimeGrid.reversed` is the same grid for a solve from data to noise.
+1 − σ. `TimeGrid.reversed` is the same grid for a solve from data to noise; `dise.Flow` takes it by
+itself. `dise.sharp_grid` fits a grid to a flow.
 """
 
 import math
