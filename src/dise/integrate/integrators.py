@@ -32,11 +32,7 @@ class Integrator(ABC):
         """Solve the problem, as a coroutine that requests evaluations of f (see `dise.integrate.problem.problem`)."""
 
     def reversed(self) -> "Integrator":
-        """The integrator of a solve from the end to the start, with steps at the same times.
-
-        Raises:
-            ValueError: it has no counterpart for the way back.
-        """
+        """The integrator from the end to the start, with steps at the same times; a ValueError if there is none."""
         return self
 
     def mapped(self, change: "Callable[[Integrator], Integrator]") -> "Integrator":
