@@ -289,9 +289,15 @@ def test_transport_goes_both_ways():
 def test_tables_without_a_way_back_are_refused():
     path = StraightPath()
     own = Multistep(MultistepTable((0.0,), (1.0, 1.0), ((), (1.0,))))
-    for table in (own, Multistep.dpmpp2m(4, path), Multistep.unipc(4, path)):
-        with pytest.raises(ValueError, match=r"integrator: .* is for solves from noise to data only"):
-            times_of(log_prob, table)
+    with pytest.raises(ValueError, match=r"integrator: .* is for solves from noise to data only"):
+        times_of(log_prob, own)
+    for sampler in (Multistep.dpmpp2m(4, path), Multistep.unipc(4, path)):
+        with pytest.raises(ValueError, match=r"scales the state|for solves from 0 to 1 only"):
+            times_of(log_prob, sampler)
+    back = Multistep(MultistepTable((0.0,), (1.0, 1.0), ((), (1.0,)), span=(1.0, 0.0)))
+    assert times_of(log_prob, back) == [1.0]  # for densities alone
+    with pytest.raises(ValueError, match="for solves from 1 to 0 only"):
+        times_of(sample, back)
     assert times_of(log_prob, Multistep(own.table, reverse=own.table)) == [1.0]
     with pytest.raises(TypeError, match="reverse: expected a MultistepTable, got int"):
         Multistep(own.table, reverse=1)
