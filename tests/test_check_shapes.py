@@ -23,7 +23,7 @@ def test_a_record_whose_letters_disagree():
     y = torch.ones(3, 2)
     step = Step(torch.zeros(3), torch.ones(4), y, y, (y, y), HEUN)
     with pytest.raises(TypeError, match=r"Step.dt: expected .*, got torch.float32 of shape \(4,\)"):
-        ErrorTest(1e-3, 1e-3, max_norm).ratio(step, Layout.of(y, batched=True))
+        ErrorTest(1e-3, 1e-3, max_norm).ratio(step, y, Layout.of(y, batched=True))
 
 
 def test_nothing_while_torch_compiles():

@@ -90,7 +90,8 @@ def step(
         attempt.stages.append(field(Request(None, *attempt.point())))
     taken = attempt.finish()
     before = as_times("memory", 1.0 if memory is None else memory, packed, batched=batched).to(real_dtype(packed))
-    verdict = integrator.control.judge(taken, before, layout, Run())
+    error = None if integrator.control.test is None else attempt.error()
+    verdict = integrator.control.judge(taken, error, before, layout, Run())
 
     def each(x: Tensor) -> Tensor:
         return x if batched else x.reshape(())
@@ -104,7 +105,7 @@ def step(
         accept=each(verdict.accept),
         dt=each(verdict.dt),
         k1=layout.unpack(taken.stages[-1]) if tableau.fsal else None,
-        memory=each(verdict.memory),
+        memory=each(before if verdict.memory is None else verdict.memory),
     )
 
 

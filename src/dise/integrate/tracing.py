@@ -17,6 +17,11 @@ _unwrapped = getattr(_functorch, "get_unwrapped", None)
 _interpreters = getattr(_functorch, "get_interpreter_stack", None)
 
 
+def _dual_level() -> int:
+    """The level of forward-mode differentiation; -1 outside of it, or if torch does not say (it is private)."""
+    return getattr(torch.autograd.forward_ad, "_current_level", -1)
+
+
 def has_values(x: Tensor) -> bool:
     """Whether a tensor has values to read: False while torch exports a graph, or maps over it (`torch.vmap`)."""
     return not (_is_exporting() if torch.compiler.is_compiling() else _is_mapped(x))
@@ -60,6 +65,12 @@ def on_host(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling() and not _is_mapped(x)
 
 
+def untracked(x: Tensor) -> bool:
+    """Whether nothing tracks operations on a tensor: no gradient, transform or graph; results may be overwritten."""
+    tracked = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _dual_level() >= 0
+    return not tracked and type(x) is Tensor and not (_is_wrapped is not None and _is_wrapped(x))
+
+
 def known_all(mask: Tensor) -> bool:
     """Whether a mask is known to be True everywhere, without a device sync."""
     return on_host(mask) and bool(mask.all())
@@ -78,10 +89,10 @@ def known_finite(x: Tensor) -> bool:
     return on_host(x) and cmath.isfinite(x.sum().item())
 
 
-def times_changed(x: Tensor) -> int:
-    """How often a tensor was changed in place; 0 where torch does not count (inference mode)."""
+def times_changed(*tensors: Tensor) -> list[int]:
+    """How often each tensor was changed in place; 0 where torch does not count (inference mode)."""
     # a private attribute, tried with torch 2.6 and 2.13
-    return 0 if x.is_inference() else getattr(x, "_version", 0)
+    return [0 if x.is_inference() else x._version for x in tensors]
 
 
 def stops_recomputation(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from dise.integrate.problem.requests import Request
 from dise.integrate.problem.run import Run
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds, RoundsDone
-from dise.integrate.stepping.rows import RUNNING, LoopRows
+from dise.integrate.stepping.rows import RUNNING, LoopRows, changing
 
 ROUNDS_PER_GRAPH = 4  # in a graph without a loop, between two device syncs
 UNROLL_MAX_NUMEL = 2**14  # largest state for which calling a graph costs more than a round in it
@@ -153,7 +153,7 @@ def _rounds_until(
     Returns:
         the rows, [2] number of rows that run and of rounds, and the number of calls of f per round.
     """
-    names = method.changing(run)
+    names = changing(rows)
     for field in rows:
         if field is not None:
             private.assume(field.shape[0] == rows.t.shape[0])

@@ -19,6 +19,7 @@ from dise.integrate.output.interpolation import PiecewisePolynomial, slopes_with
 from dise.integrate.problem.hooks import EventMemory, Interruption, StepEvents, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import same_structure, shapes
+from dise.integrate.tracing import known_none
 
 PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
 
@@ -66,8 +67,10 @@ class EventSearch:
         self, memory: EventMemory, place: Tensor, record: StepRecord
     ) -> tuple[EventMemory, StepEvents | None, Interruption | None]:
         """The memory after a step, and the events within it; see `EventRule`."""
-        side = memory.side[place]
+        side = memory.side.index_select(0, place)
         thetas, signs = self._scan(record)
+        if known_none(signs != side):
+            return memory, None, None
         before = torch.cat([side[None], signs[:-1]])
         before = torch.where(before.isnan(), side, before)  # the dense output may overflow where the step does not
         crossed = self._crossed(before, signs) & record.accept[:, None]

@@ -160,13 +160,15 @@ class PiecewisePolynomial(NamedTuple):
 
     def time(self, theta: Tensor) -> Tensor:
         """[..., P] time at each piece's own θ [..., P]."""
-        t = torch.addcmul(self.t, theta, self.dt)
-        return t + torch.where(theta == 1, self.t_next - t, 0).detach()
+        t, at_end = torch.addcmul(self.t, theta, self.dt), theta == 1
+        return t if known_none(at_end) else t + torch.where(at_end, self.t_next - t, 0).detach()
 
     def within(self, theta: Tensor) -> Tensor:
         """[..., P, F] state of each piece at its own θ [..., P], from 0 at its start to 1 at its end."""
-        values = _horner(self.y, self.coefficients.unbind(1), theta[..., None], self.dt[:, None])
-        return values + torch.where((theta == 1)[..., None], self.y_next - values, 0).detach()
+        values, at_end = _horner(self.y, self.coefficients.unbind(1), theta[..., None], self.dt[:, None]), theta == 1
+        if known_none(at_end):
+            return values
+        return values + torch.where(at_end[..., None], self.y_next - values, 0).detach()
 
     def slope(self, theta: Tensor) -> Tensor:
         """[..., P, F] derivative in time of each piece at its own θ [..., P]."""

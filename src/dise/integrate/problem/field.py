@@ -1,7 +1,7 @@
 """The user's vector field, as the solver calls it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -31,14 +31,28 @@ def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or t.is_inference():
         time = time.clone()  # torch does not count changes there, so give f a copy that it may change
     value = f.f(time, state, *f.args, *f.sample_args)
+    if layout.plain and _is_like(value, y):
+        return cast("Tensor", value)
+    _check(value, state, layout, y.device)
+    return layout.pack(value)
+
+
+def _is_like(value: object, y: Tensor) -> bool:
+    """Whether f's value has y's shape, dtype and device: it then needs no closer look."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.dtype is y.dtype and value.shape == y.shape and value.device == y.device
+
+
+def _check(value: object, state: State, layout: Layout, device: torch.device) -> None:
+    """Raise an error unless f's value is a derivative of the state."""
     if not same_structure(value, state):
         raise ValueError(f"f: expected dy/dt of shape {shapes(state)} like y, got {shapes(value)}.")
-    for part in leaves(value):
+    for part in leaves(cast("State", value)):
         if part.is_complex() and not layout.dtype.is_complex:
             raise TypeError(f"f: expected a real dy/dt like y, of {layout.dtype}, got a complex one")
-        if part.device != y.device:
-            raise TypeError(f"f: expected dy/dt on {y.device} like y, got it on {part.device}")
-    return layout.pack(value)
+        if part.device != device:
+            raise TypeError(f"f: expected dy/dt on {device} like y, got it on {part.device}")
 
 
 def note_call(error: Exception, name: str, t: Tensor, y: Tensor, layout: Layout, samples: str) -> None:
@@ -132,25 +146,34 @@ class Field:
     def _checked(self, request: Request) -> Tensor:
         self.calls += 1
         try:
-            t, y = request.t.to(self.layout.time_dtype).contiguous(), request.y
-            versions, marked = (times_changed(t), times_changed(y)), y.requires_grad
+            t, y = request.t, request.y
+            if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
+                t = t.to(self.layout.time_dtype).contiguous()
+            before, marked = times_changed(t, y), y.requires_grad
             value = self.evaluate(self.bound(request.rows), t, y)
-            self._check_memory(t, y, versions, value)
+            # with its graph the value would lead back to this object where a backward pass calls f again
+            constant = value.detach() if value.requires_grad else value
+            self._check_memory(before, t, y, constant)
             if y.requires_grad is not marked:
                 y.requires_grad_(marked)  # f takes derivatives in y for itself
-            return value.detach() if value.requires_grad and not torch.is_grad_enabled() else value
+            return value if torch.is_grad_enabled() else constant
         except Exception as error:
             self.explain(error, request)
             raise
 
-    def _check_memory(self, t: Tensor, y: Tensor, versions: tuple[int, int], value: Tensor) -> None:
-        """Raise if f overwrote memory that the solver still reads: t, y, or the value that f returned before."""
-        for name, x, version in zip(("t", "y"), (t, y), versions, strict=True):
-            if times_changed(x) != version:
-                raise RuntimeError(f"f: changed {name} in place; work on a copy")
-        if self._last is not None and times_changed(self._last[0]) != self._last[1]:
+    def _check_memory(self, before: list[int], t: Tensor, y: Tensor, value: Tensor) -> None:
+        """Raise if f overwrote memory that the solver still reads: t, y, or the value that f returned before.
+
+        Args:
+            before: how often t and y had been changed before the call.
+            t, y, value: f's arguments and its value.
+        """
+        last, last_version = self._last or (value, None)
+        *after, last_now, version = times_changed(t, y, last, value)
+        if after != before:
+            name = "t" if after[0] != before[0] else "y"
+            raise RuntimeError(f"f: changed {name} in place; work on a copy")
+        if last_version is not None and last_now != last_version:
             raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
-        if self.layout.working_dtype is not self.layout.dtype:
-            return  # the solver has a copy
-        # with its graph the value would lead back to this object where a backward pass calls f again
-        self._last = (value.detach() if value.requires_grad else value), times_changed(value)
+        if self.layout.working_dtype is self.layout.dtype:  # otherwise the solver has a copy
+            self._last = value, version

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact
 from dise.integrate.clock import real_dtype
+from dise.integrate.runge_kutta.running_sums import RunningSums
 from dise.integrate.runge_kutta.tableau import ButcherTableau, StageWeights, WeightedSum
 
 
@@ -39,11 +40,7 @@ class Step(NamedTuple):
         """
         if self.estimate is not None:
             return self.estimate.value
-        weights = self.tableau.error_sum
-        if weights is None:
-            raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
-        dt = (self.dt * weights.scale).to(real_dtype(self.y))
-        return dt.unsqueeze(1) * unscaled_sum(weights, self.stages)
+        return _error(self.tableau, self.dt.to(real_dtype(self.y)).unsqueeze(1), self.stages)
 
     def take(self, rows: Tensor) -> "Step":
         """The step of some of the samples."""
@@ -60,6 +57,14 @@ def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
     for i, factor in weights.others:
         total = torch.add(total, stages[i], alpha=factor)
     return total
+
+
+def _error(tableau: StageWeights, dt: Tensor, stages: Sequence[Tensor]) -> Tensor:
+    """[n, F] error estimate of steps of lengths dt [n, 1]."""
+    weights = tableau.error_sum
+    if weights is None:
+        raise ValueError("this Runge–Kutta method has no embedded error estimate; use one that has, e.g. Dopri5")
+    return dt * weights.scale * unscaled_sum(weights, stages)
 
 
 def finite_rows(x: Inexact[Tensor, "n F"]) -> Bool[Tensor, " n"]:
@@ -82,6 +87,7 @@ class Attempt:
         y: [n, F] state at t.
         k1: [n, F] first stage, f(t, y), if known.
         bounds: [n, 2] smallest and largest time that f may receive, beside a jump; None: no limits.
+        sums: of the stages, which belong to this attempt until the next one begins; None: sums are added up one by one.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Attempt:
         y: Tensor,
         k1: Tensor | None = None,
         bounds: Tensor | None = None,
+        sums: RunningSums | None = None,
     ) -> None:
         self.tableau, self.t, self.t_next, self.y, self.bounds = tableau, t, t_next, y, bounds
         self.dt = t_next - t
@@ -100,7 +107,9 @@ class Attempt:
         self._times = _stage_times(tableau, t, t_next, dtype, bounds)
         self.stages = [] if k1 is None else [k1]
         self.evaluations = tableau.stages - len(self.stages)
-        self._y_stage = y
+        self._y_stage, self._sums = y, sums
+        if sums is not None:
+            sums.clear()
 
     @property
     def pending(self) -> bool:
@@ -111,18 +120,27 @@ class Attempt:
         """[n] time and [n, F] state of the next stage, both in y's real dtype."""
         i = len(self.stages)
         if i > 0:
-            self._y_stage = self._advance(self.tableau.stage_sums[i])
+            self._y_stage = self._advance(i)
         return self._times[i], self._y_stage
 
     def finish(self) -> Step:
         """The completed step; all stages must be present."""
         # first same as last: the last stage was evaluated at the step's end, so its state is y_next
-        at_end = self.tableau.fsal and not self.tableau.reuse_last
-        y_next = self._y_stage if at_end else self._advance(self.tableau.solution_sum)
+        y_next = self._y_stage if self.tableau.last_at_end else self._advance(self.tableau.stages)
         return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau, self.bounds)
 
-    def _advance(self, weights: WeightedSum) -> Tensor:
-        """[n, F] y + dt · the weighted sum of the stages."""
+    def error(self) -> Tensor:
+        """[n, F] the completed step's embedded error estimate; see `Step.error`."""
+        if self._sums is None or self.tableau.error_sum is None:
+            return _error(self.tableau, self._dt_column, self.stages)
+        return self._dt_column * self._sums.error(self.stages)
+
+    def _advance(self, i: int) -> Tensor:
+        """[n, F] state of stage i, or the step's end if there is none: y + dt · a weighted sum of the stages."""
+        if self._sums is not None:
+            return torch.addcmul(self.y, self._dt_column, self._sums.stage(i, self.stages))
+        tableau = self.tableau
+        weights = tableau.stage_sums[i] if i < tableau.stages else tableau.solution_sum
         return torch.addcmul(self.y, self._dt_column, unscaled_sum(weights, self.stages), value=weights.scale)
 
 

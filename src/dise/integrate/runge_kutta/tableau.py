@@ -96,6 +96,7 @@ class ButcherTableau:
     error_sum: WeightedSum | None = field(init=False, repr=False, compare=False)
     # first same as last: the last stage is f at the end of the step, or stands for it, and starts the next step
     fsal: bool = field(init=False, repr=False, compare=False)
+    last_at_end: bool = field(init=False, repr=False, compare=False)  # the last stage's state is the step's end
 
     def __post_init__(self) -> None:
         rows = {"a": self.a, "b": self.b, "b_err": self.b_err, "interpolant": self.interpolant}
@@ -120,6 +121,7 @@ class ButcherTableau:
         if self.reuse_last and (self.stages == 1 or self.c[-1] != 1):
             raise ValueError(f"reuse_last: needs a last stage at the end of the step, got the nodes c = {self.c}")
         object.__setattr__(self, "fsal", fsal or self.reuse_last)
+        object.__setattr__(self, "last_at_end", fsal and not self.reuse_last)
 
     def _check_interpolant(self, interpolant: tuple[tuple[float, ...], ...]) -> None:
         """Raise a ValueError unless b_i(1) = b_i and Σ_i b_i(θ) = θ."""

@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
     accept: Tensor  # [n] bool
     error: Tensor  # [n] scaled error estimate; NaN if it is not measured
     dt: Tensor  # [n] length of the next attempt
-    memory: Tensor  # [n] passed to the next step's `judge`
+    memory: Tensor | None  # [n] passed to the next step's `judge`
     all_accepted: bool = False  # whether `accept` is known to be True everywhere
 
 
@@ -54,6 +54,16 @@ class Controller(Protocol):
         """Attempted steps after which a sample fails; None: no limit."""
         ...
 
+    @property
+    def on_grid(self) -> bool:
+        """Whether `end` reads t0."""
+        ...
+
+    @property
+    def remembers(self) -> bool:
+        """Whether `judge` reads its memory."""
+        ...
+
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """[n] signed first step, and the number of evaluations of f that choosing it took; 0 is a step that fails."""
         ...
@@ -66,16 +76,24 @@ class Controller(Protocol):
         """The rule for a problem with break points, and the problem with the break points that the rule adds."""
         ...
 
-    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> Tensor:
         """[n] end of step number `index`, which starts at t [n]; of the last step t1 itself."""
         ...
 
-    def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
-        """Accept or reject each sample's step; `memory` [n] is that of the last verdict, 1 at the start."""
+    def judge(self, step: Step, error: Tensor | None, memory: Tensor | None, layout: Layout, run: Run) -> Verdict:
+        """Accept or reject each sample's step.
+
+        Args:
+            step: the attempted step.
+            error: [n, F] its error estimate; None if there is no `test`.
+            memory: [n] that of the last verdict, 1 at the start; None if the rule does not remember.
+            layout: of the state.
+            run: the solve's settings.
+        """
         ...
 
-    def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
-        """[n] bool, whether a sample cannot continue after this verdict."""
+    def stuck(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
+        """[n] bool, whether a sample cannot continue after this verdict, unless its step was accepted."""
         ...
 
     def reason(self, verdict: Verdict) -> Tensor:
@@ -96,6 +114,8 @@ class FixedSteps:
     grid: Grid
     test: ErrorTest | None = None
     max_steps: int | None = None
+    on_grid = True
+    remembers = False
 
     @property
     def rounds(self) -> int | None:
@@ -127,21 +147,21 @@ class FixedSteps:
             breaks = breaks.with_steps(t0, torch.stack(points, 1))
         return replace(self, grid=WholePiece(breaks.ends.shape[1])), replace(problem, breaks=breaks)
 
-    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> Tensor:
         """The grid's, which does not depend on dt."""
-        return self.grid.end(index, t, t0, t1)
+        return self.grid.end(index, t, t if t0 is None else t0, t1)
 
-    def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
+    def judge(self, step: Step, error: Tensor | None, memory: Tensor | None, layout: Layout, run: Run) -> Verdict:
         """Accept every finite step."""
-        if self.test is None:
-            error = torch.full_like(step.t, torch.nan, dtype=real_dtype(step.y))
+        if self.test is None or error is None:
+            ratio = torch.full_like(step.t, torch.nan, dtype=real_dtype(step.y))
         else:
-            error = self.test.ratio(step, layout)
+            ratio = self.test.ratio(step, error, layout)
         finite = known_finite(step.y_next.detach())
         accept = torch.ones_like(step.t, dtype=torch.bool) if finite else finite_rows(step.y_next)
-        return Verdict(accept, error, step.dt, memory, finite)
+        return Verdict(accept, ratio, step.dt, memory, finite)
 
-    def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
+    def stuck(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
         """Samples whose step is not finite."""
         return ~verdict.accept
 
@@ -163,6 +183,12 @@ class ErrorControl:
     max_steps: int | None
     order: int  # power of dt with which the error estimate decreases
     rounds: None = None
+    on_grid = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the controller may have a memory."""
+        return type(self.controller) is not IController
 
     def with_breaks(self, problem: Problem, breaks: Breaks) -> "tuple[ErrorControl, Problem]":
         """The same: steps are cut at the pieces' ends."""
@@ -202,33 +228,33 @@ class ErrorControl:
             return dt
         return torch.copysign(dt.abs().clamp(self.dt_min, self.dt_max), dt)
 
-    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor, t1: Tensor) -> Tensor:
+    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> Tensor:
         """t + dt, or t1 if t + dt reaches it up to a few roundings, so that no tiny last step is left."""
         slack = 1 + 100 * torch.finfo(t.dtype).eps
         return torch.where((t1 - t) / dt <= slack, t1, t + dt)
 
-    def judge(self, step: Step, memory: Tensor, layout: Layout, run: Run) -> Verdict:
+    def judge(self, step: Step, error: Tensor | None, memory: Tensor | None, layout: Layout, run: Run) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
-        error = self.test.ratio(step, layout)
-        ratio, dt = error, step.dt
-        if error.requires_grad and not run.differentiate_step_sizes:
-            ratio, dt = error.detach(), step.dt.detach()
+        scaled = self.test.ratio(step, step.error() if error is None else error, layout)
+        ratio, dt = scaled, step.dt
+        if scaled.requires_grad and not run.differentiate_step_sizes:
+            ratio, dt = scaled.detach(), step.dt.detach()
         accept = ratio <= 1
         if self.accept_at_dt_min:
             accept = accept | (self._at_dt_min(step) & ratio.isfinite())
         order = self.order if step.estimate is None else step.estimate.order
         factor, memory = self.controller.factor(ratio, memory, accept, order)
-        return Verdict(accept, error, self._limited(dt * factor), memory)
+        return Verdict(accept, scaled, self._limited(dt * factor), memory)
 
-    def failed(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
-        """Samples whose step was rejected, and whose next step would be too short to attempt."""
+    def stuck(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
+        """Samples whose next step would be too short to attempt."""
         # Test dt/10, as Hairer's DOPRI5 does: a slightly shorter step may round to the same one and loop for ever.
         stuck = torch.add(step.t, verdict.dt, alpha=0.1) == step.t
         if run.events is not None:
             stuck = stuck | verdict.dt.isinf()  # the first step of an infinite span may be infinite
         if self.dt_min > 0:
             stuck = stuck | self._at_dt_min(step)
-        return stuck > verdict.accept
+        return stuck
 
     def reason(self, verdict: Verdict) -> Tensor:
         """Why no shorter step was tried: step underflow, dt_min, or f not finite."""

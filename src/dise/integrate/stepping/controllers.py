@@ -38,20 +38,22 @@ class IController(Value):
             check_above(name, getattr(self, name), 0, 1)
         check_above("grow", self.grow, 1)
 
-    def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int | Tensor) -> tuple[Tensor, Tensor]:
+    def factor(
+        self, ratio: Tensor, before: Tensor | None, accept: Tensor, order: int | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """The factor from this step's length to the next one's, and the memory for the next call.
 
         Args:
             ratio: [n] scaled error of this step; NaN or infinite where f was not finite.
-            before: [n] memory of the last call; 1 at the start.
+            before: [n] memory of the last call, 1 at the start; None for this class itself, which has none.
             accept: [n] bool.
             order: power of dt with which the ratio decreases; [n] if samples differ.
 
         Returns:
-            [n] factor and [n] memory.
+            [n] factor, and [n] memory or None.
         """
         factor = self._limited(ratio.clamp(min=_SMALLEST) ** (-1 / order))
-        return torch.where(accept, factor.clamp(min=1), factor), before
+        return torch.maximum(factor, accept), before  # a bool is 1 or 0: at least 1 after an accepted step
 
     def _limited(self, factor: Tensor) -> Tensor:
         """The factor times `safety`, within the limits; `shrink` where f was NaN."""
@@ -87,8 +89,11 @@ class PIController(IController):
         check_from_zero("proportional", self.proportional)
         check_above("integral", self.integral, 0)
 
-    def factor(self, ratio: Tensor, before: Tensor, accept: Tensor, order: int | Tensor) -> tuple[Tensor, Tensor]:
+    def factor(
+        self, ratio: Tensor, before: Tensor | None, accept: Tensor, order: int | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """See `IController`."""
+        before = torch.ones_like(ratio) if before is None else before
         size = ratio.clamp(min=_SMALLEST)
         both = size ** (-(self.integral + self.proportional) / order) * before ** (self.proportional / order)
         factor = torch.where(accept, both, size ** (-1 / order))

@@ -45,9 +45,8 @@ def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, probl
         control, problem = control.with_breaks(problem, problem.breaks)
     dt, evaluations = yield from control.first_step(problem, k1, tableau.first_order, run)
     method = Method(tableau, control.with_restarts() if run.events is not None and run.events.changes else control)
-    accumulated = None if run.accumulate is None else run.accumulate.start(empty_step(problem, k1, tableau))
     # popped, not named, and k1 too: this frame would hold the first stage until the end
-    start = [_start(tableau, problem, k1, dt, accumulated, measured=control.test is not None)]
+    start = [_start(method, problem, run, k1, dt)]
     del k1, values
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
@@ -76,21 +75,24 @@ def _advance(
     limits = (control.rounds, control.max_steps, None if number is None else index + number)
     end = min((limit for limit in limits if limit is not None), default=math.inf)
     while index < end:
+        mask = None
         if running is None and control.rounds is None:
-            running = int((rows.status == RUNNING).count_nonzero())  # the only device sync of a round
+            mask = rows.status == RUNNING
+            running = int(mask.count_nonzero())  # the only device sync of a round
         if running == 0:
             return LoopState(rows, left, index, 0, over=True, events=memory)
         if running is not None and run.drop_finished:
             size = rounds.size(rows.t.shape[0], running)
             if size < rows.t.shape[0]:
-                rows, finished = _split(rows, size)
+                rows, finished = _split(rows, size, rows.status == RUNNING if mask is None else mask)
                 left = (*left, finished)
         subset = rows.sample if left else None
         rows, records, done, running = yield from rounds.attempt(rows, index, subset, running, end - index)
         index += done
         if run.events is not None and memory is not None:
+            before = rows
             rows, records, memory = yield from _interrupted(rows, records, memory, method, problem, run.events)
-            running = None
+            running = running if rows is before else None
         if problem.breaks is not None:
             rows, running = (yield from next_pieces(rows, problem.breaks, method, subset)), None
         if index == control.max_steps:
@@ -101,10 +103,10 @@ def _advance(
     return LoopState(rows, left, index, running, index in (control.rounds, control.max_steps), memory)
 
 
-def _split(rows: LoopRows, size: int) -> tuple[LoopRows, LoopRows]:
-    """The first `size` rows and the others, ordered such that those that run come first."""
-    order = (rows.status == RUNNING).argsort(descending=True, stable=True)
-    return rows.take(order[:size]), rows.take(order[size:])
+def _split(rows: LoopRows, size: int, running: Tensor) -> tuple[LoopRows, LoopRows]:
+    """The first `size` rows and the others, ordered such that those that run [n] come first."""
+    order = running.argsort(descending=True, stable=True)
+    return rows.take(order[:size]), rows.finished(order[size:])
 
 
 def _interrupted(
@@ -156,16 +158,9 @@ def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau | AdamsForm
     return Step(problem.t0, zero, problem.y0, problem.y0, stages, tableau, estimate=estimate)
 
 
-def _start(
-    tableau: ButcherTableau | AdamsFormula,
-    problem: Problem,
-    k1: Tensor,
-    dt: Tensor,
-    accumulated: Tensor | None,
-    *,
-    measured: bool,
-) -> LoopState:
-    """The loop before the first step; `measured` says whether steps have error estimates."""
+def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -> LoopState:
+    """The loop before the first step."""
+    control, accumulate = method.control, run.accumulate
     zero = torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     status = torch.full_like(none, RUNNING)
@@ -178,23 +173,23 @@ def _start(
         status = status.masked_fill(~(finite_rows(k1) & finite_rows(problem.y0)), int(Status.NON_FINITE))
     rows = LoopRows(
         sample=torch.arange(problem.y0.shape[0], device=zero.device),
-        t0=problem.t0,
         t1=problem.t1,
         k1=k1,
-        known=torch.ones_like(none, dtype=torch.bool),
         y=problem.y0,
         t=problem.t0,
         n_steps=none,
         n_accepted=none,
-        error=zero if measured else torch.full_like(zero, torch.nan),
+        error=torch.full_like(zero, torch.nan) if control.test is None else zero,
         status=status,
         dt=dt,
-        memory=torch.ones_like(zero),
-        accumulated=zero if accumulated is None else accumulated,
-        restarts=none,
+        t0=problem.t0 if control.on_grid else None,
+        known=None if method.always_known else torch.ones_like(none, dtype=torch.bool),
+        memory=torch.ones_like(zero) if control.remembers else None,
+        accumulated=None if accumulate is None else accumulate.start(empty_step(problem, k1, method.tableau)),
+        restarts=None if run.events is None and problem.breaks is None else none,
     )
-    if isinstance(tableau, AdamsFormula):
-        rows = rows.with_history(History.none(tableau, problem.t0, problem.y0))
+    if isinstance(method.tableau, AdamsFormula):
+        rows = rows.with_history(History.none(method.tableau, problem.t0, problem.y0))
     if problem.breaks is not None:
         rows = first_pieces(rows, problem.breaks)
     return LoopState(rows, (), 0, len(problem) if finite and usable else None)
@@ -204,12 +199,12 @@ def _collect(parts: list[LoopRows], method: Method, *, first: int) -> Result:
     """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
     rows = parts[0]
     if len(parts) > 1:
-        columns = zip(LoopRows._fields, zip(*parts, strict=True), strict=True)
-        rows = LoopRows(**{name: torch.cat(column) for name, column in columns if column[0] is not None})
+        rows = LoopRows.joined(parts)
         rows = rows.take(rows.sample.argsort())
-    fields = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
+    results = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
+    if rows.accumulated is None:
+        results["accumulated"] = torch.zeros_like(rows.error)
     if not method.tableau.fsal:
         # With fixed steps k1 is known only after a failed step, and failed samples are not resumed.
-        adaptive = method.control.rounds is None
-        fields["k1"] = torch.where(rows.known[:, None], rows.k1, torch.nan) if adaptive else None
-    return Result(nfe=first + method.evaluations(rows), **fields)
+        results["k1"] = None if rows.known is None else torch.where(rows.known[:, None], rows.k1, torch.nan)
+    return Result(nfe=first + method.evaluations(rows), **results)

@@ -9,6 +9,7 @@ from dise.integrate.multistep.own_steps import AdamsAttempt, AdamsFormula, Histo
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
+from dise.integrate.runge_kutta.running_sums import RunningSums
 from dise.integrate.runge_kutta.step import Attempt, Step
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
@@ -25,13 +26,21 @@ class Method(NamedTuple):
     tableau: ButcherTableau | AdamsFormula
     control: Controller
 
-    def begin(self, rows: LoopRows, index: int, running: Tensor | None, *, known: bool) -> Attempt | AdamsAttempt:
+    @property
+    def always_known(self) -> bool:
+        """Whether the rows need no mark where k1 is known: each step, or the number of steps, tells."""
+        return self.tableau.fsal or self.control.rounds is not None
+
+    def begin(
+        self, rows: LoopRows, index: int, running: Tensor | None, sums: RunningSums | None = None, *, known: bool
+    ) -> Attempt | AdamsAttempt:
         """The rows' step number `index`.
 
         Args:
             rows: n of them.
             index: from 0.
             running: [n] bool; rows where it is False take a step of length 0. None: all rows run.
+            sums: for the step's stages, if it may have some.
             known: whether `rows.k1` is f(t, y) for all rows.
         """
         t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
@@ -40,7 +49,7 @@ class Method(NamedTuple):
         if isinstance(self.tableau, AdamsFormula):
             history = rows.history() or History.none(self.tableau, rows.t, rows.y)
             return AdamsAttempt(self.tableau, rows.t, t_next, rows.y, rows.k1, history, rows.bounds)
-        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds)
+        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds, sums)
 
     def end(
         self, rows: LoopRows, attempt: Attempt | AdamsAttempt, layout: Layout, run: Run, running: Tensor | None
@@ -50,7 +59,10 @@ class Method(NamedTuple):
         If all rows run and all are known to be accepted, new values replace old ones without a `torch.where`.
         """
         step, t_next = attempt.finish(), attempt.t_next
-        verdict = self.control.judge(step, rows.memory, layout, run)
+        error = None
+        if self.control.test is not None:
+            error = attempt.error() if isinstance(attempt, Attempt) else step.error()
+        verdict = self.control.judge(step, error, rows.memory, layout, run)
         every = running is None and (verdict.all_accepted or known_all(verdict.accept))
         accept = verdict.accept if running is None else verdict.accept & running
         column = accept if every else accept.unsqueeze(1)
@@ -59,22 +71,20 @@ class Method(NamedTuple):
             return new if every else torch.where(accept if new.ndim == 1 else column, new, old)
 
         known, accumulated, error = rows.known, rows.accumulated, rows.error
-        if not self.tableau.fsal and self.control.rounds is None:
+        if known is not None:
             known = ~accept if running is None else torch.where(running, ~accept, known)
-        if run.accumulate is not None:
+        if run.accumulate is not None and accumulated is not None:
             accumulated = advanced(run.accumulate.after(accumulated, step), accumulated)
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
-        status, dt = self._outcome(rows, step, t_next, verdict, running, run, every=every)
+        status, dt = self._outcome(rows, step, t_next, verdict, accept, running, run, every=every)
         history = rows.history()
         if history is not None:
             history = history.after(rows.t, rows.k1, accept & (step.dt.abs() >= SHORT_STEP * dt.abs()))
         after = LoopRows(
             sample=rows.sample,
-            t0=rows.t0,
             t1=rows.t1,
             k1=advanced(step.stages[-1], rows.k1) if self.tableau.fsal else attempt.stages[0],
-            known=known,
             y=advanced(step.y_next, rows.y),
             t=advanced(t_next, rows.t),
             n_steps=rows.n_steps + (1 if running is None else running),
@@ -82,6 +92,8 @@ class Method(NamedTuple):
             error=error,
             status=status,
             dt=dt,
+            t0=rows.t0,
+            known=known,
             memory=verdict.memory,
             accumulated=accumulated,
             restarts=rows.restarts,
@@ -99,6 +111,7 @@ class Method(NamedTuple):
         step: Step,
         t_next: Tensor,
         verdict: Verdict,
+        accept: Tensor,
         running: Tensor | None,
         run: Run,
         *,
@@ -110,34 +123,23 @@ class Method(NamedTuple):
         if every and not adaptive:  # only the last one of a fixed number of steps ends at t1, and it is t1 itself
             return (torch.full_like(rows.status, int(Status.SUCCESS)) if t_next is rows.t1 else rows.status), dt
         arrived = t_next == rows.t1
-        failed = None
-        if not every:
-            arrived = arrived & verdict.accept
-            failed = self.control.failed(step, verdict, run)
-        if running is None and known_none(*([arrived] if failed is None else [arrived, failed])):
-            return rows.status, dt
-        if running is not None and failed is not None:
-            arrived, failed = arrived & running, failed & running
+        stuck = None if every else self.control.stuck(step, verdict, run)
+        if running is None:
+            stuck = None if stuck is None or known_none(stuck) else stuck
+            if stuck is None and known_none(arrived):
+                return rows.status, dt
         status = rows.status
-        if failed is not None:
+        if stuck is not None:
+            failed = stuck > accept
+            failed = failed if running is None else failed & running
             status = torch.where(failed, self.control.reason(verdict), status)
+        arrived = arrived if every else arrived & accept
         status = status.masked_fill(arrived, int(Status.SUCCESS))
         if adaptive:
             # the last step was truncated at t1; keep the untruncated size for `resume`
             dt = torch.where(arrived, rows.dt, dt)
             dt = dt if running is None else torch.where(running, dt, rows.dt)
         return status, dt
-
-    def changing(self, run: Run) -> tuple[str, ...]:
-        """The fields of the rows that a step changes."""
-        constant = {"sample", "t0", "t1", "restarts", "piece", "bounds"}
-        if self.tableau.fsal or self.control.rounds is not None:
-            constant.add("known")
-        if run.accumulate is None:
-            constant.add("accumulated")
-        if not isinstance(self.tableau, AdamsFormula):
-            constant |= {"past", "past_t", "n_past"}
-        return tuple(name for name in LoopRows._fields if name not in constant)
 
     def evaluations(self, rows: LoopRows) -> Tensor:
         """[n] evaluations of f that the rows' steps needed.
@@ -146,9 +148,9 @@ class Method(NamedTuple):
         stage is the next step's first.
         """
         if self.tableau.fsal:
-            return self.tableau.evaluations * rows.n_steps + rows.restarts
-        if self.control.rounds is not None:
-            repeated = (rows.n_steps > 0).long()  # a rejected step ends a sample
-        else:
-            repeated = rows.n_steps - rows.n_accepted + ~rows.known
+            evaluations = self.tableau.evaluations * rows.n_steps
+            return evaluations if rows.restarts is None else evaluations + rows.restarts
+        if rows.known is None:  # a rejected step ends a sample
+            return self.tableau.stages * rows.n_steps - (rows.n_steps > 0).long()
+        repeated = rows.n_steps - rows.n_accepted + ~rows.known
         return self.tableau.stages * rows.n_steps - repeated

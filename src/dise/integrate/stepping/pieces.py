@@ -56,14 +56,14 @@ def next_pieces(
         piece=piece,
         bounds=breaks.bounds[sample, piece],
     )
-    if not method.tableau.fsal or len(jumped) == 0:
+    if not method.tableau.fsal or rows.restarts is None or len(jumped) == 0:
         return rows
     index = None if len(jumped) == len(sample) else jumped
     t, y, bounds = (x if index is None else x[index] for x in (rows.t, rows.y, breaks.bounds[sample, piece]))
     k1 = yield Request(_of(subset, index), within(t.to(bounds.dtype), bounds), y)
     k1 = k1 if index is None else rows.k1.index_put((index,), k1)
-    rows = rows.forget(jumped)
-    return rows._replace(k1=k1, restarts=rows.restarts.index_add(0, jumped, torch.ones_like(jumped)))
+    restarts = rows.restarts.index_add(0, jumped, torch.ones_like(jumped))
+    return rows.forget(jumped)._replace(k1=k1, restarts=restarts)
 
 
 def _of(subset: Tensor | None, index: Tensor | None) -> Tensor | None:

@@ -32,12 +32,14 @@ def restart(
         t=rows.t.index_put(index, t),
         y=rows.y.index_put(index, y),
         dt=rows.dt.index_put(index, dt),
-        memory=rows.memory.index_put(index, torch.ones_like(rows.memory[which])),
+        memory=None if rows.memory is None else rows.memory.index_put(index, torch.ones_like(rows.memory[which])),
         status=rows.status.index_put(index, status),
     ).forget(which)
-    if method.tableau.fsal:
+    if method.tableau.fsal and rows.restarts is not None:
         time = t if rows.bounds is None else within(t.to(rows.bounds.dtype), rows.bounds[which])
         k1 = yield Request(rows.sample[which] if problem.layout.batched else None, time, y)
         restarts = rows.restarts.index_put(index, rows.restarts[which] + 1)
         return rows._replace(k1=rows.k1.index_put(index, k1), restarts=restarts)
+    if rows.known is None:
+        return rows
     return rows._replace(known=rows.known.index_put(index, torch.zeros_like(ended)))

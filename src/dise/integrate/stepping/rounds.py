@@ -10,6 +10,8 @@ from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.run import Run
+from dise.integrate.runge_kutta.running_sums import RunningSums
+from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rows import RUNNING, LoopRows
 from dise.integrate.tracing import known_all
@@ -51,6 +53,7 @@ class EagerRounds:
 
     def __init__(self, method: Method, problem: Problem, run: Run) -> None:
         self._method, self._layout, self._run = method, problem.layout, run
+        self._sums: RunningSums | None = None
 
     def size(self, rows: int, running: int) -> int:
         """The number that still run."""
@@ -65,16 +68,25 @@ class EagerRounds:
         if mask is not None and running is None and known_all(mask):
             mask = None
         known = index == 0 or method.tableau.fsal
-        if not known and method.control.rounds is None:
+        if not known:
             rows, known = yield from _first_stages(rows, mask, subset)
-        attempt = method.begin(rows, index, mask, known=known)
+        attempt = method.begin(rows, index, mask, self._sums_for(rows.y), known=known)
         while attempt.pending:
             attempt.stages.append((yield Request(subset, *attempt.point())))
         after, record = method.end(rows, attempt, self._layout, self._run, mask)
         if not method.tableau.fsal and method.control.rounds is not None:  # the next step begins with a k1 of its own
-            after = after._replace(k1=after.k1.new_full((), torch.nan).expand_as(after.k1))
+            unknown = after.k1.new_full((), torch.nan).expand_as(after.k1) if index == 0 else rows.k1
+            after = after._replace(k1=unknown)
         # `end` returns the status itself only if all rows ran and none ended
         return RoundsDone(after, [record], 1, number if after.status is rows.status else None)
+
+    def _sums_for(self, y: Tensor) -> RunningSums | None:
+        """Running sums of the stages, if the steps of y [n, F] may have them."""
+        if self._sums is None or not self._sums.fit(y):
+            self._sums, tableau = None, self._method.tableau
+            if isinstance(tableau, ButcherTableau) and RunningSums.suit(tableau, y):
+                self._sums = RunningSums(tableau, y)
+        return self._sums
 
 
 def _first_stages(
@@ -86,6 +98,8 @@ def _first_stages(
     were accepted, the next steps begin by requesting k1. Otherwise f is requested for the rows that moved: one more
     device sync instead of evaluations that are known already.
     """
+    if rows.known is None:
+        return rows, False
     moved = ~rows.known if running is None else running & ~rows.known
     missing = moved.nonzero().flatten()
     if len(missing) == len(moved):

@@ -1,7 +1,9 @@
 """The state of the integration loop: a row per sample."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact, Int
@@ -15,14 +17,13 @@ RUNNING = int(Status.RUNNING)
 class LoopRows(NamedTuple):
     """The samples in the loop, with a row for each.
 
-    t0, t1, t and dt have the clock's dtype; error, memory and accumulated have the real dtype of y.
+    t0, t1, t and dt have the clock's dtype; error, memory and accumulated have the real dtype of y. A column that the
+    solve does not need is None, because dropping finished samples copies every column.
     """
 
     sample: Int[Tensor, " n"]  # which of the problem's samples
-    t0: Float[Tensor, " n"]
     t1: Float[Tensor, " n"]  # end of the span, or of the row's piece of it
     k1: Inexact[Tensor, "n F"]  # f(t, y), where it is known
-    known: Bool[Tensor, " n"]  # whether k1 is; after a step only if the method is FSAL
     y: Inexact[Tensor, "n F"]
     t: Float[Tensor, " n"]
     n_steps: Int[Tensor, " n"]
@@ -30,9 +31,11 @@ class LoopRows(NamedTuple):
     error: Float[Tensor, " n"]
     status: Int[Tensor, " n"]
     dt: Float[Tensor, " n"]
-    memory: Float[Tensor, " n"]  # the controller's
-    accumulated: Float[Tensor, "n ..."]
-    restarts: Int[Tensor, " n"]  # evaluations of f beside those of the steps, at restarts
+    t0: Float[Tensor, " n"] | None = None  # for grids
+    known: Bool[Tensor, " n"] | None = None  # whether k1 is f(t, y), for methods that do not know it after every step
+    memory: Float[Tensor, " n"] | None = None  # of a controller that has one
+    accumulated: Float[Tensor, "n ..."] | None = None
+    restarts: Int[Tensor, " n"] | None = None  # evaluations of f beside those of the steps, where samples may restart
     # only if the spans have break points (see `Breaks`)
     piece: Int[Tensor, " n"] | None = None  # index of the row's piece
     bounds: Float[Tensor, "n 2"] | None = None  # of the times that f receives in it
@@ -43,8 +46,19 @@ class LoopRows(NamedTuple):
 
     def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
-        columns = {name: x for name, x in self._asdict().items() if x is not None}
-        return self._replace(**{name: x.index_select(0, rows) for name, x in columns.items()})
+        columns: list[Any] = [None if column is None else column.index_select(0, rows) for column in self]
+        return LoopRows(*columns)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[LoopRows]") -> "LoopRows":
+        """The rows of several parts, one after the other."""
+        columns: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+        return cls(*columns)
+
+    def finished(self, rows: Tensor) -> "LoopRows":
+        """Some of the rows, without the columns that matter to running rows only."""
+        kept = self._replace(t0=None, memory=None, piece=None, bounds=None, past=None, past_t=None, n_past=None)
+        return kept.take(rows)
 
     def history(self) -> History | None:
         """The points before t; None: a one-step method's."""
@@ -59,6 +73,13 @@ class LoopRows(NamedTuple):
     def forget(self, which: Tensor) -> "LoopRows":
         """The rows, of which some [R] start again without points before t."""
         return self if self.n_past is None else self._replace(n_past=self.n_past.index_fill(0, which, 0))
+
+
+def changing(rows: LoopRows) -> tuple[str, ...]:
+    """The columns that a step changes."""
+    constant = {"sample", "t1", "t0", "restarts", "piece", "bounds"}
+    columns = zip(LoopRows._fields, rows, strict=True)
+    return tuple(name for name, x in columns if x is not None and name not in constant)
 
 
 class LoopState(NamedTuple):

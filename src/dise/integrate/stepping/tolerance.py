@@ -47,6 +47,8 @@ class ErrorTest:
 
     def scale(self, size: Tensor, layout: Layout) -> Tensor:
         """[n, F] atol + rtol·size of magnitudes [n, F]."""
+        if is_number(self.rtol) and not torch.compiler.is_compiling():  # one operation
+            return torch.add(_tensor("atol", self.atol, layout, size), size, alpha=self.rtol)
         return spread("atol", self.atol, layout, size) + size * spread("rtol", self.rtol, layout, size)
 
     def size(self, scaled: Tensor, layout: Layout) -> Tensor:
@@ -59,13 +61,13 @@ class ErrorTest:
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"norm: expected one real number per sample, shape {tuple(scaled.shape[:1])}, got {got}")
 
-    def ratio(self, step: Step, layout: Layout) -> Tensor:
-        """[n] the step's scaled error estimate."""
+    def ratio(self, step: Step, error: Tensor, layout: Layout) -> Tensor:
+        """[n] a step's error estimate [n, F], scaled."""
         scale = self.scale(torch.maximum(step.y.abs(), step.y_next.abs()), layout)
         tiny = torch.finfo(scale.dtype).tiny
         if not (is_number(self.atol) and self.atol >= tiny):
             scale = scale.clamp(min=tiny)  # a component that stays 0 has error 0 even where atol is 0
-        return self.size(step.error() / scale, layout)
+        return self.size(error / scale, layout)
 
 
 def frozen(name: str, value: object) -> Tolerance:
@@ -100,7 +102,19 @@ def _any(value: Tolerance) -> bool:
 
 def spread(name: str, value: Tolerance, layout: Layout, like: Tensor) -> float | Tensor:
     """A tolerance on the solver's layout: a number or [F]."""
-    return value if is_number(value) else _spread(name, value, layout, like.dtype, like.device)
+    return value if is_number(value) else _tensor(name, value, layout, like)
+
+
+def _tensor(name: str, value: Tolerance, layout: Layout, like: Tensor) -> Tensor:
+    """A tolerance on the solver's layout, [] or [F]."""
+    return _number(value, like.dtype) if is_number(value) else _spread(name, value, layout, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)  # every step needs it
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor [], on the host, where tensors of any device can be combined with it."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        return torch.tensor(value, dtype=dtype)
 
 
 def each(name: str, value: Tolerance, layout: Layout) -> tuple[Tolerance, ...]:

@@ -1,0 +1,96 @@
+"""Weighted sums of a step's stages that grow with each stage, for small states."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dise.integrate.runge_kutta.tableau import ButcherTableau
+from dise.integrate.tracing import untracked
+
+MAX_NUMEL = 2**15  # of all sums; for larger states their memory costs more than the fewer operations are worth
+
+
+class RunningSums:
+    """The sums Σ_j a_ij k_j of all stages i, of the solution (b) and of the error estimate (b_err), of n samples.
+
+    A new stage is added to all of them by one operation, where sums made one by one take an operation per weight. The
+    sums share one buffer, which the next step overwrites. A stage that is not finite may enter sums in which its weight
+    is 0; the stage after it was evaluated at a state that is not finite either.
+
+    Args:
+        tableau: the method.
+        y: [n, F] a state.
+    """
+
+    def __init__(self, tableau: ButcherTableau, y: Tensor) -> None:
+        self._weights = _weights(tableau, y.dtype, y.device)
+        buffer = y.new_empty((_number(tableau), *y.shape))
+        self._sums = buffer.unbind()  # those of the stages 1, 2, …, of the solution unless a stage has it, of the error
+        self._parts = [buffer[rows] for rows, _ in self._weights]
+        self._included = 0  # stages
+
+    @staticmethod
+    def suit(tableau: ButcherTableau, y: Tensor) -> bool:
+        """Whether steps of states like y [n, F] gain by a buffer: it is small, and nothing tracks what it holds."""
+        # the size last: a traced graph would be for sizes up to it only
+        return untracked(y) and _saved_operations(tableau) > 1 and _number(tableau) * y.numel() <= MAX_NUMEL
+
+    def fit(self, y: Tensor) -> bool:
+        """Whether these are sums for states like y [n, F]."""
+        return self._sums[0].shape == y.shape
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self._included = 0
+
+    def stage(self, i: int, stages: Sequence[Tensor]) -> Tensor:
+        """[n, F] Σ_j a_ij k_j of the first i stages, which are all that there are; if these are all: Σ_j b_j k_j."""
+        self._include(stages)
+        return self._sums[i - 1]
+
+    def error(self, stages: Sequence[Tensor]) -> Tensor:
+        """[n, F] Σ_j b_err_j k_j of all stages."""
+        self._include(stages)
+        return self._sums[-1]
+
+    def _include(self, stages: Sequence[Tensor]) -> None:
+        for i in range(self._included, len(stages)):
+            part, (_, weights) = self._parts[i], self._weights[i]
+            if i == 0:
+                torch.mul(weights, stages[0], out=part)
+            else:
+                part.addcmul_(weights, stages[i])
+        self._included = len(stages)
+
+
+def _rows(tableau: ButcherTableau) -> list[tuple[float, ...]]:
+    """The weights of each sum, over all stages."""
+    rows = [*tableau.a[1:], *(() if tableau.last_at_end else (tableau.b,))]
+    rows += [] if tableau.b_err is None else [tableau.b_err]
+    return [row + (0.0,) * (tableau.stages - len(row)) for row in rows]
+
+
+def _number(tableau: ButcherTableau) -> int:
+    """Number of sums."""
+    return tableau.stages - tableau.last_at_end + (tableau.b_err is not None)
+
+
+def _saved_operations(tableau: ButcherTableau) -> int:
+    """How many fewer operations a step takes than with sums made one by one."""
+    sums = [*tableau.stage_sums, *(() if tableau.last_at_end else (tableau.solution_sum,))]
+    apart = sum(len(weights.others) for weights in sums)
+    return apart + (0 if tableau.error_sum is None else len(tableau.error_sum.others) + 1) - tableau.stages
+
+
+@lru_cache(maxsize=64)  # needed whenever samples leave a solve, and they may have to be copied to a device
+def _weights(tableau: ButcherTableau, dtype: torch.dtype, device: torch.device) -> list[tuple[slice, Tensor]]:
+    """For each stage the sums that read it, and its weights [R, 1, 1] in them; the first stage begins all sums."""
+    parts = []
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        for stage, column in enumerate(zip(*_rows(tableau), strict=True)):
+            used = [row for row, weight in enumerate(column) if weight != 0]
+            rows = slice(0, len(column)) if stage == 0 or not used else slice(used[0], used[-1] + 1)
+            parts.append((rows, torch.tensor(column[rows], dtype=dtype, device=device)[:, None, None]))
+    return parts

@@ -1,0 +1,68 @@
+"""What a round of the eager loop costs beside f, in operators, whose number repeats exactly; and its benchmark."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SOURCE = Path(__file__).parents[2] / "src"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rounds.py"
+
+# operators per round that compute something, without and with gradients; more are slower in every solve
+LIMITS = {
+    "plain": (58, 70.5),
+    "50 save points": (60.5, 72.5),
+    "an event that does not happen": (75, 87),
+    "an event that stops": (203, 269),
+    "record": (59.5, 72),
+}
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+@pytest.mark.parametrize("gradients", [False, True], ids=["inference", "gradients"])
+def test_operators_per_round(script, kind, gradients):
+    y0 = torch.randn(16, 2, generator=torch.Generator().manual_seed(1))
+    f = script["VanDerPol"]()
+    computing, views = script["operators_per_round"](f, y0, 10.0, kind, gradients=gradients)
+    assert computing <= LIMITS[kind][gradients]
+    assert views < computing
+
+
+class Decay(torch.nn.Module):
+    """y' = −y, with some operators too many."""
+
+    def __init__(self, idle):
+        super().__init__()
+        self.idle = idle
+
+    def forward(self, t, y):
+        for _ in range(self.idle):
+            y.clone()
+        return -y
+
+
+def test_operators_of_f_are_not_counted(script):
+    count = script["operators_per_round"]
+    counts = [count(Decay(idle), torch.ones(2, 2), 1.0, "plain", gradients=False) for idle in (0, 50)]
+    assert counts[0] == counts[1]
+
+
+def test_two_checkouts_are_compared(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(script["main"].__globals__, "KINDS", {"plain": script["KINDS"]["plain"]})
+    out = tmp_path / "out.json"
+    arguments = ["--before", SOURCE, "--batch", "2", "--t1", "0.1", "--repeats", "1", "--out", out]
+    monkeypatch.setattr(sys, "argv", ["rounds.py", *map(str, arguments)])
+    script["main"]()
+    results = json.loads(out.read_text())["results"]
+    assert len(results) == 4
+    assert all(row["before_ms"] > 0 and row["after_to_before"] > 0 for row in results)
+    assert "after_to_torchdiffeq" in capsys.readouterr().out
