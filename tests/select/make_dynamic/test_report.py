@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dise import RK4, Cascade, Euler, NeuralODE, make_dynamic
-from dise.select import Report, lost_accuracy
+from dise.select import OutputDeviation, Report, lost_accuracy
 from dise.select.make_dynamic.report import Score
 from dise.select.make_dynamic.timing import Timing, time_policy
 from dise.select.model.inputs import Inputs
@@ -61,6 +61,15 @@ def test_nothing_is_timed_if_the_reference_stays():
     report = made(settings=[RK4(8)], reference=RK4(8))[0][0].report
     assert report.family == "reference"
     assert report.timing is None
+
+
+def test_a_certified_setting_that_saves_nothing_is_not_called_uncertified():
+    note = made(settings=[RK4(9), RK4(8)], reference=RK4(8))[0][0].report.notes[-1]
+    assert "No certified setting is cheaper than the reference: RK4(steps=8) takes 32.00 evaluations" in note
+    note = made(settings=[RK4(9), Euler(1)], reference=RK4(8), risk=OutputDeviation(1e-3))[0][0].report.notes[-1]
+    assert "RK4(steps=9) takes 36.00 evaluations" in note
+    note = made(settings=[Euler(1)], reference=RK4(8), risk=OutputDeviation(1e-3))[0][0].report.notes[-1]
+    assert "Nothing was certified: Euler, the safest setting, lost" in note
 
 
 @pytest.mark.parametrize(

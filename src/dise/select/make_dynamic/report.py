@@ -78,12 +78,7 @@ class Report:
         tests, integrator = calibration.tests, calibration.integrator
         chosen = next((t for t in tests if t.integrator is integrator and t.certified), None)
         if chosen is None:
-            safest = tests[0]
-            advice = (
-                f"Nothing was certified: {safest.integrator}, the safest setting, lost {safest.risk:.3%}. Take more "
-                "data, a larger epsilon or other candidates."
-            )
-            notes = [*notes, advice]
+            notes = [*notes, _why_the_reference(calibration)]
         notes = [*notes, *_failures(calibration, chosen)]
         return cls(
             policy=integrator,
@@ -151,6 +146,21 @@ def _score(calibration: Calibration, chosen: SettingTest | None) -> Score | None
         return None
     score = own if chosen is None or chosen.score is None else chosen.score
     return Score(calibration.score_name, score, own)
+
+
+def _why_the_reference(calibration: Calibration) -> str:
+    """What is said where the reference stays."""
+    safest, certified = calibration.tests[0], [test for test in calibration.tests if test.certified]
+    if not certified:
+        return (
+            f"Nothing was certified: {safest.integrator}, the safest setting, lost {safest.risk:.3%}. Take more "
+            "data, a larger epsilon or other candidates."
+        )
+    cheapest = min(certified, key=lambda test: test.nfe)
+    return (
+        f"No certified setting is cheaper than the reference: {cheapest.integrator} takes {cheapest.nfe:.2f} "
+        "evaluations of f per sample. Take cheaper candidates, more data or a larger epsilon."
+    )
 
 
 def _failures(calibration: Calibration, chosen: SettingTest | None) -> list[str]:
