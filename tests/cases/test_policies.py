@@ -1,13 +1,29 @@
 """What users do with policies, varied: the guarantee means what it says, or an error says what is missing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import dise
-from dise import RK4, Bosh3, Dopri5, Euler, NeuralODE, calibrate, load_policy, make_dynamic, save_policy
+from dise import (
+    RK4,
+    AdequacySelector,
+    Bosh3,
+    Cascade,
+    Confidence,
+    Dopri5,
+    Dynamic,
+    Euler,
+    NeuralODE,
+    PooledNetwork,
+    calibrate,
+    load_policy,
+    make_dynamic,
+    save_policy,
+)
 from dise.select import OutputDeviation, ProbabilityShift, disagreement, lost_accuracy
 
 BAD = [math.inf, -math.inf, math.nan]
@@ -113,3 +129,85 @@ def test_a_block_alone_is_a_model(tmp_path):
     assert not again.training
     assert torch.equal(again(points(5)), block(points(5)))
     assert isinstance(again.report, dise.select.Report)
+
+
+def chooser():
+    torch.manual_seed(2)
+    return Dynamic((Euler(), RK4()), AdequacySelector(PooledNetwork(2, 2), candidates=2).eval())
+
+
+def test_a_selector_with_a_flipped_bit_anywhere(tmp_path):
+    """In float64, beside another policy: refused, and the model keeps its own in training mode."""
+    whole = model().double()
+    whole[0].integrator = chooser()
+    save_policy(whole, tmp_path)
+    other = model().double().train()
+    other[0].integrator = own = RK4(3)
+    for name in ("policy.json", "policy.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        for at in range(0, len(content), len(content) // 30):
+            (tmp_path / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            with pytest.raises(ValueError, match="folder: "):
+                load_policy(other, tmp_path)
+            assert (other[0].integrator, other[0].report, other[0].training) == (own, None, True)
+        (tmp_path / name).write_bytes(content)
+    assert type(load_policy(other, tmp_path)[0].integrator) is Dynamic
+
+
+class Branches(nn.Module):
+    """Blocks in a list, over images, the second one backwards, with parts of the first one's result on the way."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.blocks = nn.ModuleList([NeuralODE(Convolve(), RK4(4)), NeuralODE(Convolve(), RK4(4), t0=1.0, t1=0.0)])
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x):
+        first = self.blocks[0](x)
+        return self.head((x + self.blocks[1](first)).mean((2, 3)))
+
+
+class Convolve(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, t, y):
+        return torch.tanh(self.layer(y))
+
+
+def test_the_second_of_two_blocks_over_images(tmp_path):
+    images, whole = torch.randn(300, 2, 3, 3, generator=torch.Generator().manual_seed(0)), Branches().eval()
+    with pytest.raises(ValueError, match=r"name one as block=, of \['blocks.0', 'blocks.1'\]"):
+        make_dynamic(whole, images, epsilon=0.05)
+    expected = whole(images).argmax(1)
+    make_dynamic(whole, images, epsilon=0.05, block="blocks.1", settings=(RK4(2),))
+    assert (whole.blocks[0].integrator, whole.blocks[1].integrator) == (RK4(4), RK4(2))
+    assert (whole(images).argmax(1) != expected).double().mean() <= 0.05
+    save_policy(whole, tmp_path, block="blocks.1")
+    again = load_policy(Branches(), tmp_path)
+    assert torch.equal(again(images), whole(images))
+    other = Branches()
+    other.blocks[1] = NeuralODE(other.blocks[1].f, RK4(4))
+    with pytest.raises(ValueError, match=r"its block 'blocks.1' integrates|its block integrates"):
+        load_policy(other, tmp_path)
+
+
+def test_a_slow_policy_of_a_regression_is_called_slow(tmp_path):
+    """A cascade in float64, backwards, at the loader's batch size; its milliseconds come back with it."""
+    reference, (whole, again) = Dopri5(rtol=1e-9, atol=1e-9), (model(2, t0=1.0, t1=0.0).double() for _ in "12")
+    for each in (whole, again):
+        each[0].integrator = reference
+    slow = Cascade((Euler(1), Euler(2), RK4(1)), Confidence(whole[1], 1.0))
+    data = torch.utils.data.DataLoader(points(140).double(), batch_size=70)
+    make_dynamic(whole, data, epsilon=0.1, risk=OutputDeviation(2.0), settings=(slow,))
+    report = whole[0].report
+    assert report.policy == slow
+    assert report.timing.batch == 70
+    assert "milliseconds per batch of 70" in str(report)
+    slower = replace(report, timing=replace(report.timing, policy=2.0, reference=1.0))
+    assert "At this batch size the policy is slower than the reference" in str(slower)
+    whole[0].report = slower
+    save_policy(whole, tmp_path)
+    assert str(load_policy(again, tmp_path)[0].report) == str(slower)

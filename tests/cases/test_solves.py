@@ -1,7 +1,9 @@
 """What users of such libraries do with solvers, varied: the right value, or an error that says what to do."""
 
+import inspect
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torchdiffeq
 from torch import nn
 from torch.func import functional_call, jacrev, vmap
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dise.torchdiffeq
 from dise import RK4, Bosh3, Cascade, Dopri5, Heun, NeuralODE, Tsit5, resume, solve
@@ -221,3 +224,40 @@ def test_errors_in_f_say_how_it_was_called():
 def test_an_event_that_never_happens_backwards():
     with pytest.raises(dise.SolveError, match="event"):
         solve(lambda t, y: -y, torch.ones(2, 1), 0.0, -math.inf, Dopri5(max_steps=40), event=lambda t, y: t[:, 0] - 1)
+
+
+class Operators(TorchDispatchMode):
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("points", [2, 9])
+def test_samples_that_are_alike_cost_no_more_than_one_system(dtype, points):
+    """Backwards, with save points: operators of `solve` beside those of `odeint`, which has one step for all."""
+    f, y0, t = Net(dtype=dtype), torch.ones(64, 2, dtype=dtype), torch.linspace(2, 0, points, dtype=DOUBLE)
+    number, calls = [], []
+    for run in (
+        lambda: solve(f, y0, 2.0, 0.0, Tsit5(rtol=1e-4, atol=1e-4), save_at=t if points > 2 else None),
+        lambda: odeint(f, y0, t, method="tsit5", rtol=1e-4, atol=1e-4),
+    ):
+        f.dtypes.clear()
+        with torch.no_grad(), Operators() as operators:
+            run()
+        number.append(operators.number)
+        calls.append(len(f.dtypes))
+    assert calls[0] <= calls[1]
+    assert number[0] <= 1.1 * number[1]
+
+
+@pytest.mark.parametrize("method", [Bosh3, Dopri5, Tsit5, dise.Dopri8, dise.HeunEuler, dise.Fehlberg2])
+def test_default_tolerances_are_those_of_the_page_on_moving(method):
+    page = (Path(__file__).parents[2] / "docs/guide/moving.md").read_text(encoding="utf-8")
+    assert "`odeint` has rtol = 1e-7 and atol = 1e-9, `Dopri5()` has 1e-3 for both" in page
+    for interface in (odeint, odeint_adjoint, torchdiffeq.odeint):
+        defaults = inspect.signature(interface).parameters
+        assert (defaults["rtol"].default, defaults["atol"].default) == (1e-7, 1e-9)
+    assert (method().rtol, method().atol) == (1e-3, 1e-3)

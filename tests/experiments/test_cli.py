@@ -418,6 +418,22 @@ def test_a_read_only_folder(refusal, monkeypatch, tmp_path):
     assert f"Permission denied: {tmp_path / 'x'}" in refusal("train", "mnist", "--out", tmp_path)
 
 
+@pytest.mark.parametrize(("command", "missing"), [("select", "selection"), ("evaluate", "metrics"), ("report", None)])
+def test_a_folder_that_takes_no_more_files(ran, dise, monkeypatch, command, missing):
+    def denied(file):
+        raise OSError(28, "No space left on device", str(file))
+
+    if missing:
+        (ran / f"{missing}.json").unlink()
+    before = {file: file.read_bytes() for file in ran.parent.rglob("*.json")}
+    monkeypatch.setattr("dise_experiments.run.rundir.atomic_write", denied)
+    code, _, err = dise(command, ran.parent if command == "report" else ran)
+    assert code == 2
+    assert f"No space left on device: {ran.parent}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert {file: file.read_bytes() for file in ran.parent.rglob("*.json")} == before
+
+
 # ---- Ctrl-C
 
 

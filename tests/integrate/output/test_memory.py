@@ -76,3 +76,25 @@ def test_save_points(y0, points):
     number, solution = peak(lambda y: dise.solve(wave, y, 0.0, 2.0, STEPS, save_at=torch.linspace(0, 2, points)), y0)
     assert solution.n_steps.max() > 100
     assert number < 30 + points
+
+
+WAYS = {
+    "one system backwards": lambda y: dise.solve(wave, y, 2.0, 0.0, STEPS, batched=False),
+    "a dict": lambda y: dise.solve(lambda t, y: {"y": wave(t, y["y"])}, {"y": y}, 0.0, 2.0, STEPS),
+    "spans of samples": lambda y: dise.solve(wave, y, 0.0, torch.linspace(1, 2, len(y)), STEPS),
+    "fixed steps": lambda y: dise.solve(wave, y, 0.0, 2.0, dise.RK4(200)),
+    "no compaction": lambda y: dise.solve(wave, y, 0.0, 2.0, dise.Tsit5(rtol=1e-6, atol=1e-6), drop_finished=False),
+    "a block": lambda y: dise.NeuralODE(wave, STEPS, t1=2.0).eval()(y),
+    "fixed steps of torchdiffeq": lambda y: odeint(
+        wave, y, torch.tensor([2.0, 0.0]), method="midpoint", options={"step_size": 0.01}
+    ),
+    "Adams of torchdiffeq": lambda y: odeint(
+        wave, y, torch.tensor([0.0, 2.0]), method="explicit_adams", options={"step_size": 0.01}
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_ways_to_the_end(way, dtype):
+    assert peak(WAYS[way], torch.ones(20, SIZE // 20, dtype=dtype))[0] < 30
