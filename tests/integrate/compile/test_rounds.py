@@ -34,6 +34,7 @@ PI = Bosh3(rtol=1e-5, atol=1e-5, controller=PIController())
 HEUN = HeunEuler(rtol=1e-3, atol=1e-3, first_step="span")
 ADAMS = Adams(rtol=1e-3, atol=1e-3)
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+CLOSE32 = {"rtol": 1e-6, "atol": 1e-6}  # what is computed in float32; error estimates are differences
 PER_SAMPLE = ("t", "nfe", "n_steps", "n_accepted", "error", "status", "dt")
 
 
@@ -175,7 +176,7 @@ def test_autocast_runs_f_in_bfloat16_and_control_in_float32():
         assert solution.y.dtype == solution.error.dtype == torch.float32
         assert solution.dt.dtype == torch.float64  # the clock's
         assert_close(solution.y, exact.y, rtol=2e-2, atol=2e-2)
-    assert_equal(compiled, eager)
+    assert_equal(compiled, eager, CLOSE32)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_states(y0, kind):
     f, start = fields[kind]
     with torch.no_grad():
         eager, compiled = both(f, start, 1.0, Bosh3())
-    assert_equal(compiled, eager)
+    assert_equal(compiled, eager, CLOSE32 if kind == "bfloat16" else CLOSE)
 
 
 def test_arguments_of_samples_follow_them(y0):

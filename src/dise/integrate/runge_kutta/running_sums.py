@@ -13,7 +13,7 @@ MAX_NUMEL = 2**15  # of all sums; for larger states their memory costs more than
 
 
 class RunningSums:
-    """The sums Σ_j a_ij k_j of all stages i, of the solution (b) and of the error estimate (b_err), of n samples.
+    """The tableau's sums (`WeightedSum`) of all stages, of the solution and of the error estimate, of n samples.
 
     A new stage is added to all of them by one operation, where sums made one by one take an operation per weight. The
     sums share one buffer, which the next step overwrites. A stage that is not finite may enter sums in which its weight
@@ -46,12 +46,12 @@ class RunningSums:
         self._included = 0
 
     def stage(self, i: int, stages: Sequence[Tensor]) -> Tensor:
-        """[n, F] Σ_j a_ij k_j of the first i stages, which are all that there are; if these are all: Σ_j b_j k_j."""
+        """[n, F] the sum for stage i over the i stages that there are, or for the solution; without its scale."""
         self._include(stages)
         return self._sums[i - 1]
 
     def error(self, stages: Sequence[Tensor]) -> Tensor:
-        """[n, F] Σ_j b_err_j k_j of all stages."""
+        """[n, F] the sum for the error estimate over all stages, without its scale."""
         self._include(stages)
         return self._sums[-1]
 
@@ -65,11 +65,12 @@ class RunningSums:
         self._included = len(stages)
 
 
-def _rows(tableau: ButcherTableau) -> list[tuple[float, ...]]:
-    """The weights of each sum, over all stages."""
-    rows = [*tableau.a[1:], *(() if tableau.last_at_end else (tableau.b,))]
-    rows += [] if tableau.b_err is None else [tableau.b_err]
-    return [row + (0.0,) * (tableau.stages - len(row)) for row in rows]
+def _rows(tableau: ButcherTableau) -> list[list[float]]:
+    """The factors of each sum, over all stages."""
+    sums = [*tableau.stage_sums[1:], *(() if tableau.last_at_end else (tableau.solution_sum,))]
+    sums += [] if tableau.error_sum is None else [tableau.error_sum]
+    factors = [{sum_.first: 1.0, **dict(sum_.others)} for sum_ in sums]
+    return [[row.get(stage, 0.0) for stage in range(tableau.stages)] for row in factors]
 
 
 def _number(tableau: ButcherTableau) -> int:
@@ -86,7 +87,7 @@ def _saved_operations(tableau: ButcherTableau) -> int:
 
 @lru_cache(maxsize=64)  # needed whenever samples leave a solve, and they may have to be copied to a device
 def _weights(tableau: ButcherTableau, dtype: torch.dtype, device: torch.device) -> list[tuple[slice, Tensor]]:
-    """For each stage the sums that read it, and its weights [R, 1, 1] in them; the first stage begins all sums."""
+    """For each stage the sums that read it, and its factors [R, 1, 1] in them; the first stage begins all sums."""
     parts = []
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
         for stage, column in enumerate(zip(*_rows(tableau), strict=True)):

@@ -133,15 +133,14 @@ class Attempt:
         """[n, F] the completed step's embedded error estimate; see `Step.error`."""
         if self._sums is None or self.tableau.error_sum is None:
             return _error(self.tableau, self._dt_column, self.stages)
-        return self._dt_column * self._sums.error(self.stages)
+        return self._dt_column * self.tableau.error_sum.scale * self._sums.error(self.stages)
 
     def _advance(self, i: int) -> Tensor:
         """[n, F] state of stage i, or the step's end if there is none: y + dt · a weighted sum of the stages."""
-        if self._sums is not None:
-            return torch.addcmul(self.y, self._dt_column, self._sums.stage(i, self.stages))
         tableau = self.tableau
         weights = tableau.stage_sums[i] if i < tableau.stages else tableau.solution_sum
-        return torch.addcmul(self.y, self._dt_column, unscaled_sum(weights, self.stages), value=weights.scale)
+        total = unscaled_sum(weights, self.stages) if self._sums is None else self._sums.stage(i, self.stages)
+        return torch.addcmul(self.y, self._dt_column, total, value=weights.scale)
 
 
 def _stage_times(

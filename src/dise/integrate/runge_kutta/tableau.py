@@ -11,8 +11,7 @@ _ROUNDING = 1e-12  # tolerance of the checks: coefficients are quotients of smal
 class WeightedSum(NamedTuple):
     """A weighted sum of stages, Σ_i w_i k_i = scale · (k_first + Σ_i factor_i k_i), without stages of weight 0.
 
-    A step multiplies the sum by dt. Multiplying dt by the scale first saves one operation on the state. The scale is
-    the weight of largest magnitude, so that no factor exceeds 1 in magnitude.
+    A step multiplies the sum by dt. Multiplying dt by the scale first saves one operation on the state.
     """
 
     scale: float
@@ -21,10 +20,18 @@ class WeightedSum(NamedTuple):
 
     @classmethod
     def of(cls, weights: tuple[float, ...]) -> "WeightedSum":
-        """The sum with weights w_0, w_1, …"""
+        """The sum with weights w_0, w_1, …, the largest in magnitude as scale, so that no factor exceeds 1."""
         used = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
         first, scale = max(used, key=lambda term: abs(term[1]))
         return cls(scale, first, tuple((i, w / scale) for i, w in used if i != first))
+
+    @classmethod
+    def in_order(cls, weights: tuple[float, ...]) -> "WeightedSum":
+        """The sum that begins with the first stage, as `RunningSums` do, unless its weight is tiny beside another."""
+        (first, scale), *others = [(i, w) for i, w in enumerate(weights) if w != 0] or [(0, 0.0)]
+        if any(abs(w) > 1e6 * abs(scale) for _, w in others):
+            return cls.of(weights)
+        return cls(scale, first, tuple((i, w / scale) for i, w in others))
 
 
 class StageWeights(Protocol):
@@ -114,9 +121,9 @@ class ButcherTableau:
             raise ValueError(f"b_err: must sum to 0, sums to {sum(self.b_err)}")
         if self.interpolant is not None:
             self._check_interpolant(self.interpolant)
-        object.__setattr__(self, "stage_sums", tuple(WeightedSum.of(row) for row in self.a))
-        object.__setattr__(self, "solution_sum", WeightedSum.of(self.b))
-        object.__setattr__(self, "error_sum", None if self.b_err is None else WeightedSum.of(self.b_err))
+        object.__setattr__(self, "stage_sums", tuple(WeightedSum.in_order(row) for row in self.a))
+        object.__setattr__(self, "solution_sum", WeightedSum.in_order(self.b))
+        object.__setattr__(self, "error_sum", None if self.b_err is None else WeightedSum.in_order(self.b_err))
         fsal = self.stages > 1 and self.c[-1] == 1 and self.a[-1] == self.b[:-1] and self.b[-1] == 0
         if self.reuse_last and (self.stages == 1 or self.c[-1] != 1):
             raise ValueError(f"reuse_last: needs a last stage at the end of the step, got the nodes c = {self.c}")
