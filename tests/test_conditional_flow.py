@@ -84,6 +84,11 @@ def test_conditional_samples_and_their_density():
     assert_close(flow.sample(3, (RATE, SHIFT)), x)
     torch.manual_seed(0)
     assert_close(flow.at((RATE, SHIFT)).sample(3), x)
+    conditioned = flow.at((RATE, SHIFT))
+    for draw in (conditioned.sample, conditioned.rsample):
+        torch.manual_seed(0)
+        pair = draw(3, with_log_prob=True)
+        assert_close(pair, (x, log_prob))
     half = flow.at((RATE, SHIFT)).until(0.5)
     assert_close(half.log_prob(x), gaussian_log_prob(x, RATE * 0.5, SHIFT * 0.5))
 

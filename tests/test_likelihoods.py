@@ -331,6 +331,10 @@ def test_jumps_of_the_field_end_steps():
         z, density = flow.sample(3, with_log_prob=True)
         assert_close(flow.log_prob(z), density, rtol=0, atol=1e-6)
         assert_close(flow.until(0.3).transport(x, 0.0, 0.3), x * math.exp(0.3), rtol=1e-6, atol=0)
+    sampler = dise.FlowSampler(Flow(Switch(), standard(2), dise.RK4(21), jump_at=[0.3], step_at=[0.9]))
+    with sampler.block.recording() as records:
+        assert_close(sampler(x), x * math.exp(change), rtol=1e-5, atol=0)
+    assert (records[0].solution.n_steps == 23).all()  # the jump and the step's end each divide a step
     blind = Flow(Switch(), standard(2), Dopri5(rtol=1e-8, atol=1e-8)).solve(x)[1]
     kinked = Flow(Switch(), standard(2), Dopri5(rtol=1e-8, atol=1e-8), jump_at=[0.3]).solve(x)[1]
     assert (kinked.nfe < blind.nfe).all()

@@ -280,13 +280,22 @@ class ConditionedFlow:
         """log p(x) of x [B, ..., D] → [B, ...]; see `Flow.log_prob`."""
         return self.flow.log_prob(x, self.condition)
 
-    def sample(self, shape: int | Sequence[int]) -> Tensor:
-        """Points [*shape, D]; see `Flow.sample`."""
-        return self.flow.sample(shape, self.condition)
+    @overload
+    def sample(self, shape: int | Sequence[int]) -> Tensor: ...
 
-    def rsample(self, shape: int | Sequence[int]) -> Tensor:
-        """Points [*shape, D] with gradients; see `Flow.rsample`."""
-        return cast(Tensor, self.flow.rsample(shape, self.condition))
+    @overload
+    def sample(self, shape: int | Sequence[int], *, with_log_prob: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def sample(self, shape: int | Sequence[int], *, with_log_prob: bool) -> Tensor | tuple[Tensor, Tensor]: ...
+
+    def sample(self, shape: int | Sequence[int], *, with_log_prob: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Points [*shape, D], with their log p(x) [*shape] if asked for; see `Flow.sample`."""
+        return self.flow.sample(shape, self.condition, with_log_prob=with_log_prob)
+
+    def rsample(self, shape: int | Sequence[int], *, with_log_prob: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Points [*shape, D] with gradients, with their log p(x) if asked for; see `Flow.rsample`."""
+        return self.flow.rsample(shape, self.condition, with_log_prob=with_log_prob)
 
     def transport(self, z: Tensor, t0: float | Tensor, t1: float | Tensor) -> Tensor:
         """Positions at t1 of points that are at z [B, ..., D] at time t0; see `Flow.transport`."""

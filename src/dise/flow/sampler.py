@@ -22,13 +22,13 @@ class FlowSampler(nn.Module):
         sampler.sample(100, conditions[:100])
 
     Args:
-        flow: its field, base, span, integrator and options are the sampler's, too. `sampler.block` is a `NeuralODE` of
-            its own, so a policy for samples does not change the flow's densities.
+        flow: its field, base, span, jumps, integrator and options are the sampler's, too. `sampler.block` is a
+            `NeuralODE` of its own, so a policy for samples does not change the flow's densities.
     """
 
     def __init__(self, flow: Flow) -> None:
         super().__init__()
-        self.base = flow.base
+        self.base, self.jump_at, self.step_at = flow.base, flow.jump_at, flow.step_at
         options = flow.block.options.keywords()
         self.block = NeuralODE(flow.f, flow.block.integrator, t0=flow.t0, t1=flow.t1, **options)
 
@@ -39,7 +39,8 @@ class FlowSampler(nn.Module):
             TypeError, ValueError: conditions that are not tensors with a row per row of points, or one row for all.
         """
         rows = as_conditions(conditions, len(z), batched=self.block.options.batched)
-        return cast(Tensor, self.block(z, sample_args=rows))
+        solution = self.block.solve(z, sample_args=rows, jump_at=self.jump_at, step_at=self.step_at)
+        return cast(Tensor, solution.y)
 
     @torch.no_grad()
     def sample(self, number: int, condition: Condition = None) -> Float[Tensor, "B ..."]:
