@@ -42,7 +42,7 @@ ON_DEVICE = $(patsubst %, tests/integrate/%.py, \
 		learning/test_committee learning/test_penalty learning/test_selector judging/test_front \
 		make_dynamic/test_families make_dynamic/test_make model/test_adapt policies/test_cascade policies/test_dynamic \
 		test_reads) \
-	tests/torchdiffeq tests/test_regularize.py tests/test_nn.py
+	tests/torchdiffeq tests/regularize tests/test_nn.py
 
 test-device: setup  ## tests with what they make on a device, as on a GPU: DEVICE=cuda where there is one
 	PYTHONPATH=tools $(BIN)/pytest -n auto --dist loadscope -p on_device --device $(DEVICE) \

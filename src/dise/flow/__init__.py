@@ -17,10 +17,10 @@ from dise.flow.fitting.report import SolverFit
 from dise.flow.flow import ConditionedFlow, Flow
 from dise.flow.guidance import Guided, ModelCalls
 from dise.flow.paths import CosinePath, StraightPath, VarianceExplodingPath, VariancePreservingPath
+from dise.flow.point_regularizer import PointRegularizer, TransportCost
 from dise.flow.prediction import PathField
 from dise.flow.sampler import FlowSampler
 from dise.flow.sharp_grid import sharp_grid
-from dise.flow.transport_cost import TransportCost
 
 __all__ = [
     "AugmentedField",
@@ -36,6 +36,7 @@ __all__ = [
     "HutchinsonDivergence",
     "ModelCalls",
     "PathField",
+    "PointRegularizer",
     "SolverErrors",
     "SolverFit",
     "StraightPath",

@@ -7,7 +7,7 @@ from dise.integrate.clock import real_dtype
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge
-from dise.integrate.problem.run import Accumulator, Run
+from dise.integrate.problem.run import Run
 from dise.integrate.runge_kutta.classical import EULER
 from dise.integrate.status import Status
 from dise.integrate.stepping.loop import empty_step
@@ -30,12 +30,10 @@ def integrate_nonempty(
     if gradients_in_time:
         unmoved = yield from _with_time_gradients(problem, unmoved, (~nonempty).nonzero().flatten())
     if len(rows) == 0:
-        if run.accumulate is None:
-            return unmoved
-        return unmoved._replace(accumulated=_nothing(integrator, problem, run.accumulate))
+        return unmoved._replace(accumulated=_nothing(integrator, problem, run))
     (result,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1), run))])
     if run.accumulate is not None and result.accumulated.ndim > 1:
-        unmoved = unmoved._replace(accumulated=_nothing(integrator, problem, run.accumulate))
+        unmoved = unmoved._replace(accumulated=_nothing(integrator, problem, run))
     pairs = {name: (getattr(unmoved, name), new) for name, new in result._asdict().items() if new is not None}
     return unmoved._replace(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
 
@@ -50,10 +48,12 @@ def _unmoved(problem: Problem, *, chooses: bool) -> Result:
     return Result(problem.y0, problem.t1, none, none, none, zero, status, dt, zero, unknown, choice)
 
 
-def _nothing(integrator: Integrator, problem: Problem, accumulate: Accumulator) -> Tensor:
-    """The running statistics of samples without a step."""
-    tableau = getattr(integrator, "tableau", EULER)
-    return accumulate.start(empty_step(problem, torch.zeros_like(problem.y0), tableau))
+def _nothing(integrator: Integrator, problem: Problem, run: Run) -> Tensor:
+    """The running statistics of samples without a step, zeros where there are none."""
+    if run.accumulate is None:
+        return torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
+    step = empty_step(problem, torch.zeros_like(problem.y0), getattr(integrator, "tableau", EULER))
+    return run.accumulate.start(step, run.field_of_statistics(problem, None))
 
 
 def _with_time_gradients(problem: Problem, unmoved: Result, rows: Tensor) -> Integration:

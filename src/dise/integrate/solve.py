@@ -194,7 +194,7 @@ def solve(
     points = None if times is None else SavePoints(*times, problem, caller, None if back is not None else save)
     ends = None if save_every is None else SavedSteps(save_every, problem, caller, save)
     log = StepLog(len(packed), packed.device, stages=dense) if dense or record else None
-    statistics = None if accumulate is None else Accumulators(accumulate)
+    statistics = None if accumulate is None else _statistics(accumulate, options, integrator)
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
     run = Run(
         field=field,
@@ -230,6 +230,21 @@ def solve(
         steps=Steps.of(log, problem.t0, batched=batched) if record and log is not None else None,
     )
     return solution.raise_for_status() if throw else solution
+
+
+def _statistics(accumulate: Accumulate, options: SolveOptions, integrator: Integrator) -> Accumulators:
+    """The running statistics, unless they evaluate f where that is not possible."""
+    statistics = Accumulators(accumulate)
+    if statistics.calls_field and options.compile:
+        raise ValueError(
+            "accumulate: a statistic evaluates f, whose derivatives cannot be compiled into a step; use compile=False"
+        )
+    if statistics.calls_field and integrator.chooses and not options.drop_finished:
+        raise ValueError(
+            "accumulate: a statistic evaluates f on the samples that take a step, a part of the batch with "
+            f"{type(integrator).__name__}; drop_finished=False needs an integrator that is the same for all"
+        )
+    return statistics
 
 
 def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:

@@ -1,15 +1,15 @@
 """Kinetic energy of a solution (Finlay et al., How to Train Your Neural ODE, 2020)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dise.integrate import Solution, Step
+from dise.integrate import Step
 from dise.integrate.annotations import Float
-from dise.regularize.regularizer import Regularizer
+from dise.regularize.regularizer import SampleRegularizer
 
 
-class KineticEnergy(Regularizer):
-    """R = ∫ ‖f(h(t), t; θ)‖² dt, mean over the batch (Eq. 1; Finlay et al., How to Train Your Neural ODE, 2020).
+class KineticEnergy(SampleRegularizer):
+    """R = ∫ ‖f(h(t), t; θ)‖² dt (Eq. 1; Finlay et al., How to Train Your Neural ODE, 2020).
 
     The solver's own quadrature computes the integral, dt Σ b_i ‖k_i‖², from the stages of its steps.
     """
@@ -23,7 +23,3 @@ class KineticEnergy(Regularizer):
             if weight != 0
         ]
         return step.dt.abs() * torch.stack(weighted).sum(0)
-
-    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
-        """Mean over the batch, a scalar []."""
-        return self._mean_accumulated(solution)

@@ -1,12 +1,15 @@
 """The interface of all regularizers, and the one that adds nothing."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Solution, Step
+from dise.integrate import Solution
 from dise.integrate.annotations import Float
+
+Reduce = Literal["mean", "sum"]
 
 
 class Regularizer:
@@ -16,7 +19,7 @@ class Regularizer:
     which `dise.solve` sums over accepted steps. None: nothing.
     """
 
-    accumulate: Callable[[Step], Tensor] | None = None
+    accumulate: Callable[..., Tensor] | None = None
 
     def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
         """R, a scalar [].
@@ -30,12 +33,39 @@ class Regularizer:
         """
         raise NotImplementedError
 
-    def _mean_accumulated(self, solution: Solution | None) -> Tensor:
-        """[] mean over the batch of `solution.accumulated`."""
+
+class SampleRegularizer(Regularizer):
+    """R of a number per sample that the solver accumulated.
+
+    Args:
+        reduce: "mean" over the batch, or the "sum" that the paper's Eq. 2 has. λ of a sum is λ of the mean divided by
+            the number of samples in a batch.
+
+    Raises:
+        ValueError: another way to reduce.
+    """
+
+    def __init__(self, *, reduce: Reduce = "mean") -> None:
+        if reduce not in ("mean", "sum"):
+            raise ValueError(f"reduce: expected 'mean' or 'sum', got {reduce!r}")
+        self.reduce = reduce
+
+    def __call__(self, solution: Solution | None, f: nn.Module) -> Float[Tensor, ""]:
+        """The mean or the sum over the batch, a scalar [].
+
+        Raises:
+            ValueError: the solve was made without this regularizer's `accumulate`.
+        """
         if solution is None or solution.accumulated is None:
             name = type(self).__name__
             raise ValueError(f"solution: {name} needs a solve made with accumulate={name}().accumulate, got none")
-        return solution.accumulated.mean()
+        return self._reduced(solution.accumulated)
+
+    def _reduced(self, values: Tensor) -> Tensor:
+        return values.mean() if self.reduce == "mean" else values.sum()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(reduce={self.reduce!r})"
 
 
 class NoRegularizer(Regularizer):

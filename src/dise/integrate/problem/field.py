@@ -19,6 +19,10 @@ class BoundField(NamedTuple):
     args: tuple[Any, ...]
     sample_args: tuple[Tensor, ...]  # the samples' rows
 
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """f at times [n] and states [n, F]: [n, F]."""
+        return call(self, t, y)
+
 
 def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     """f at times [n], in any real dtype, and states [n, F], checked: [n, F].

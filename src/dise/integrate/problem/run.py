@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dise.integrate.problem.field import Field
+from dise.integrate.problem.field import BoundField, Field
 from dise.integrate.problem.hooks import EventRule, Observer, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
@@ -21,11 +21,16 @@ class Accumulator(Protocol):
         """The statistics, each with a function and a way to `reduce`."""
         ...
 
-    def start(self, step: Step) -> Tensor:
+    @property
+    def calls_field(self) -> bool:
+        """Whether a statistic evaluates f."""
+        ...
+
+    def start(self, step: Step, field: BoundField | None) -> Tensor:
         """The columns before the first step; `step` has length 0 and is there."""
         ...
 
-    def after(self, columns: Tensor, step: Step) -> Tensor:
+    def after(self, columns: Tensor, step: Step, field: BoundField | None) -> Tensor:
         """The columns after a step, as if it were accepted for all samples."""
         ...
 
@@ -69,6 +74,12 @@ class Run:
     def sample_args(self, problem: Problem) -> tuple[Tensor, ...]:
         """f's arguments with a row per sample, for a problem's samples; none if the run has no field."""
         return () if self.field is None else self.field.bound(problem.sample).sample_args
+
+    def field_of_statistics(self, problem: Problem, rows: Tensor | None) -> BoundField | None:
+        """f for some of a problem's samples (None: all, in order), if the statistics evaluate it."""
+        if self.accumulate is None or self.field is None or not self.accumulate.calls_field:
+            return None
+        return self.field.bound(problem.requested(rows))
 
     def show(self, problem: Problem, record: StepRecord) -> None:
         """Show the observers an attempted step of some of the problem's samples."""

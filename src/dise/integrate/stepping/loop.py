@@ -171,6 +171,10 @@ def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -
     finite = known_finite(k1.detach()) and known_finite(problem.y0.detach())
     if not finite:
         status = status.masked_fill(~(finite_rows(k1) & finite_rows(problem.y0)), int(Status.NON_FINITE))
+    accumulated = None
+    if accumulate is not None:
+        step, field = empty_step(problem, k1, method.tableau), run.field_of_statistics(problem, None)
+        accumulated = accumulate.start(step, field)
     rows = LoopRows(
         sample=torch.arange(problem.y0.shape[0], device=zero.device),
         t1=problem.t1,
@@ -185,7 +189,7 @@ def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -
         t0=problem.t0 if control.on_grid else None,
         known=None if method.always_known else torch.ones_like(none, dtype=torch.bool),
         memory=torch.ones_like(zero) if control.remembers else None,
-        accumulated=None if accumulate is None else accumulate.start(empty_step(problem, k1, method.tableau)),
+        accumulated=accumulated,
         restarts=None if run.events is None and problem.breaks is None else none,
     )
     if isinstance(method.tableau, AdamsFormula):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.multistep.own_steps import AdamsAttempt, AdamsFormula, History
+from dise.integrate.problem.field import BoundField
 from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
@@ -52,9 +53,17 @@ class Method(NamedTuple):
         return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds, sums)
 
     def end(
-        self, rows: LoopRows, attempt: Attempt | AdamsAttempt, layout: Layout, run: Run, running: Tensor | None
+        self,
+        rows: LoopRows,
+        attempt: Attempt | AdamsAttempt,
+        layout: Layout,
+        run: Run,
+        running: Tensor | None,
+        field: BoundField | None = None,
     ) -> tuple[LoopRows, StepRecord]:
         """The rows after the step, and its record: accepted rows advance, rejected ones and those not running stay.
+
+        `field` is f for these rows, where the run's statistics need it.
 
         If all rows run and all are known to be accepted, new values replace old ones without a `torch.where`.
         """
@@ -74,7 +83,7 @@ class Method(NamedTuple):
         if known is not None:
             known = ~accept if running is None else torch.where(running, ~accept, known)
         if run.accumulate is not None and accumulated is not None:
-            accumulated = advanced(run.accumulate.after(accumulated, step), accumulated)
+            accumulated = advanced(run.accumulate.after(accumulated, step, field), accumulated)
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
         status, dt = self._outcome(rows, step, t_next, verdict, accept, running, run, every=every)

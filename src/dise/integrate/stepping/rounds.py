@@ -52,7 +52,7 @@ class EagerRounds:
     """One round at a time, whose evaluations of f are requested."""
 
     def __init__(self, method: Method, problem: Problem, run: Run) -> None:
-        self._method, self._layout, self._run = method, problem.layout, run
+        self._method, self._problem, self._layout, self._run = method, problem, problem.layout, run
         self._sums: RunningSums | None = None
 
     def size(self, rows: int, running: int) -> int:
@@ -73,7 +73,8 @@ class EagerRounds:
         attempt = method.begin(rows, index, mask, self._sums_for(rows.y), known=known)
         while attempt.pending:
             attempt.stages.append((yield Request(subset, *attempt.point())))
-        after, record = method.end(rows, attempt, self._layout, self._run, mask)
+        f = self._run.field_of_statistics(self._problem, subset)
+        after, record = method.end(rows, attempt, self._layout, self._run, mask, f)
         if not method.tableau.fsal and method.control.rounds is not None:  # the next step begins with a k1 of its own
             unknown = after.k1.new_full((), torch.nan).expand_as(after.k1) if index == 0 else rows.k1
             after = after._replace(k1=unknown)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
+from dise.integrate.problem.field import BoundField
 from dise.integrate.runge_kutta.step import Step
 
 REDUCTIONS = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}  # and the value of each without a step
@@ -20,7 +21,9 @@ class Statistic:
 
     Args:
         function: of an attempted `Step` of n samples → real numbers [n, ...] (n = 1 with batched=False). It is also
-            called with a step of length 0 at the start, for the shape.
+            called with a step of length 0 at the start, for the shape. With an attribute `calls_field = True` it is
+            called as function(step, field), where field(t [n], y [n, F]) → dy/dt is f in the solver's layout; these
+            evaluations of f are not in the solution's `nfe`.
         reduce: "sum", "max" or "min" over the accepted steps.
 
     Raises:
@@ -28,7 +31,7 @@ class Statistic:
         ValueError: another way to reduce.
     """
 
-    function: Callable[[Step], Tensor]
+    function: Callable[..., Tensor]
     reduce: Literal["sum", "max", "min"] = "sum"
 
     def __post_init__(self) -> None:
@@ -38,7 +41,7 @@ class Statistic:
             raise ValueError(f"reduce: expected 'sum', 'max' or 'min', got {self.reduce!r}")
 
 
-StepFunction = Callable[[Step], Tensor]
+StepFunction = Callable[..., Tensor]
 Accumulate = StepFunction | Statistic | Mapping[str, StepFunction | Statistic]
 
 
@@ -54,21 +57,22 @@ class Accumulators:
         parts: list[Any] = list(accumulate.values()) if isinstance(accumulate, Mapping) else [accumulate]
         self._plain = not isinstance(accumulate, Statistic | Mapping)
         self.parts = tuple(part if isinstance(part, Statistic) else Statistic(part) for part in parts)
+        self.calls_field = any(getattr(part.function, "calls_field", False) for part in self.parts)
         self._shapes: tuple[torch.Size, ...] = ()
 
-    def start(self, step: Step) -> Tensor:
+    def start(self, step: Step, field: BoundField | None) -> Tensor:
         """The columns before the first step; `step` has length 0 and is there."""
         if self._plain:
             return torch.zeros_like(step.t, dtype=real_dtype(step.y))
         with torch.no_grad():
-            values = self._values(step)
+            values = self._values(step, field)
         self._shapes = tuple(value.shape[1:] for value in values)
         blanks = zip(values, self.parts, strict=True)
         return torch.cat([torch.full_like(_flat(value), REDUCTIONS[part.reduce]) for value, part in blanks], 1)
 
-    def after(self, columns: Tensor, step: Step) -> Tensor:
+    def after(self, columns: Tensor, step: Step, field: BoundField | None) -> Tensor:
         """The columns after a step, as if it were accepted for all samples."""
-        values = self._values(step)
+        values = self._values(step, field)
         if self._plain:
             return columns + values[0]
         flat = [_flat(value) for value in values]
@@ -87,7 +91,7 @@ class Accumulators:
         shaped = shaped if batched else [part[0] for part in shaped]
         return shaped[0] if self._names is None else dict(zip(self._names, shaped, strict=True))
 
-    def _values(self, step: Step) -> list[Tensor]:
+    def _values(self, step: Step, field: BoundField | None) -> list[Tensor]:
         """The functions' values for a step, whose times they receive in y's real dtype.
 
         Raises:
@@ -97,7 +101,8 @@ class Accumulators:
         step = step._replace(t=step.t.to(dtype), dt=step.dt.to(dtype))
         number, values = step.t.shape[0], []
         for part in self.parts:
-            value: object = part.function(step)
+            further = (field,) if getattr(part.function, "calls_field", False) else ()
+            value: object = part.function(step, *further)
             right = isinstance(value, Tensor) and not value.is_complex() and value.shape[:1] == (number,)
             if not isinstance(value, Tensor) or not right or (self._plain and value.ndim != 1):
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

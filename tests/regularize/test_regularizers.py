@@ -14,12 +14,25 @@ from dise import (
     KineticEnergy,
     NeuralODE,
     NoRegularizer,
+    RandomEndTime,
     Regularizer,
+    StiffnessEstimate,
     UnscaledErrorEstimate,
+    WeightedErrorEstimate,
     solve,
 )
 
-ALL = [NoRegularizer(), L1(), L2(), KineticEnergy(), ErrorEstimate(), UnscaledErrorEstimate()]
+ALL = [
+    NoRegularizer(),
+    L1(),
+    L2(),
+    KineticEnergy(),
+    ErrorEstimate(),
+    UnscaledErrorEstimate(),
+    WeightedErrorEstimate(),
+    StiffnessEstimate(),
+    RandomEndTime(0.1),
+]
 every_regularizer = pytest.mark.parametrize("regularizer", ALL, ids=lambda r: type(r).__name__)
 
 
