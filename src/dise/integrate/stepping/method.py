@@ -68,9 +68,8 @@ class Method(NamedTuple):
         If all rows run and all are known to be accepted, new values replace old ones without a `torch.where`.
         """
         step, t_next = attempt.finish(), attempt.t_next
-        error = None
-        if self.control.test is not None:
-            error = attempt.error() if isinstance(attempt, Attempt) else step.error()
+        estimated = attempt if isinstance(attempt, Attempt) else step
+        error = None if self.control.test is None else estimated.error()
         verdict = self.control.judge(step, error, rows.memory, layout, run)
         every = running is None and (verdict.all_accepted or known_all(verdict.accept))
         accept = verdict.accept if running is None else verdict.accept & running
@@ -80,16 +79,13 @@ class Method(NamedTuple):
             return new if every else torch.where(accept if new.ndim == 1 else column, new, old)
 
         known, accumulated, error = rows.known, rows.accumulated, rows.error
-        if known is not None:
+        if known is not None:  # k1, after a rejected step
             known = ~accept if running is None else torch.where(running, ~accept, known)
         if run.accumulate is not None and accumulated is not None:
             accumulated = advanced(run.accumulate.after(accumulated, step, field), accumulated)
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
         status, dt = self._outcome(rows, step, t_next, verdict, accept, running, run, every=every)
-        history = rows.history()
-        if history is not None:
-            history = history.after(rows.t, rows.k1, accept & (step.dt.abs() >= SHORT_STEP * dt.abs()))
         after = LoopRows(
             sample=rows.sample,
             t1=rows.t1,
@@ -108,10 +104,11 @@ class Method(NamedTuple):
             restarts=rows.restarts,
             piece=rows.piece,
             bounds=rows.bounds,
-            past=None if history is None else history.values,
-            past_t=None if history is None else history.t,
-            n_past=None if history is None else history.number,
         )
+        history = rows.history()
+        if history is not None:
+            long = step.dt.abs() >= SHORT_STEP * dt.abs()
+            after = after.with_history(history.after(rows.t, rows.k1, accept & long))
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
 
     def _outcome(
