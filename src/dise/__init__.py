@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         DiagonalNormal,
         ExactDivergence,
         Flow,
+        FlowDensity,
         FlowSampler,
         Guided,
         HutchinsonDivergence,
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
         VariancePreservingPath,
         divergence,
         fit_solver,
+        make_sampler,
         sharp_grid,
     )
     from dise.select import (
@@ -145,6 +147,7 @@ __all__ = [
     "Fehlberg2",
     "FixedStep",
     "Flow",
+    "FlowDensity",
     "FlowSampler",
     "Forecast",
     "Guided",
@@ -202,6 +205,7 @@ __all__ = [
     "grids",
     "load_policy",
     "make_dynamic",
+    "make_sampler",
     "max_norm",
     "pareto_front",
     "profile_candidates",
@@ -223,6 +227,7 @@ _FLOW = frozenset(
         "DiagonalNormal",
         "ExactDivergence",
         "Flow",
+        "FlowDensity",
         "FlowSampler",
         "Guided",
         "HutchinsonDivergence",
@@ -235,6 +240,7 @@ _FLOW = frozenset(
         "VariancePreservingPath",
         "divergence",
         "fit_solver",
+        "make_sampler",
         "sharp_grid",
     }
 )

@@ -10,6 +10,8 @@ Grathwohl et al., FFJORD, 2019; conventions as in torchdiffeq's `examples/cnf.py
 """
 
 from dise.flow.base import BaseDistribution, DiagonalNormal
+from dise.flow.certified.make_sampler import make_sampler
+from dise.flow.density import FlowDensity
 from dise.flow.divergences import AugmentedField, Divergence, ExactDivergence, HutchinsonDivergence, divergence
 from dise.flow.fitting.errors import SolverErrors
 from dise.flow.fitting.fit_solver import fit_solver
@@ -31,6 +33,7 @@ __all__ = [
     "Divergence",
     "ExactDivergence",
     "Flow",
+    "FlowDensity",
     "FlowSampler",
     "Guided",
     "HutchinsonDivergence",
@@ -45,5 +48,6 @@ __all__ = [
     "VariancePreservingPath",
     "divergence",
     "fit_solver",
+    "make_sampler",
     "sharp_grid",
 ]

@@ -22,6 +22,6 @@ def as_conditions(condition: Condition, number: int, *, batched: bool) -> tuple[
     if not batched:
         return tuple(parts)
     for part in parts:
-        if part.ndim == 0 or len(part) not in (1, number):
+        if part.ndim == 0 or part.shape[0] not in (1, number):  # len would fix the size of a traced batch
             raise ValueError(f"condition: expected {number} rows or one for all, got shape {list(part.shape)}")
     return tuple(part.expand(number, *part.shape[1:]) for part in parts)

@@ -1,6 +1,6 @@
 """A flow's map from noise to data as a module, which can be given a policy."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,20 @@ class FlowSampler(nn.Module):
         options = flow.block.options.keywords()
         self.block = NeuralODE(flow.f, flow.block.integrator, t0=flow.t0, t1=flow.t1, **options)
 
+    @property
+    def report(self) -> Any:
+        """What `make_sampler` or `make_dynamic` did; None before."""
+        return self.block.report
+
     def forward(self, z: Float[Tensor, "*B"], *conditions: Tensor) -> Float[Tensor, "*B"]:
         """Noise z [B, ..., D] at the flow's t0, and conditions as in `Flow` → points in z's shape at its t1.
 
         Raises:
             TypeError, ValueError: conditions that are not tensors with a row per row of points, or one row for all.
         """
-        rows = as_conditions(conditions, len(z), batched=self.block.options.batched)
+        rows = as_conditions(conditions, z.shape[0], batched=self.block.options.batched)
+        if self.jump_at is None and self.step_at is None:
+            return cast(Tensor, self.block(z, sample_args=rows))  # as a block of any model, which can be exported
         solution = self.block.solve(z, sample_args=rows, jump_at=self.jump_at, step_at=self.step_at)
         return cast(Tensor, solution.y)
 

@@ -24,7 +24,15 @@ from dise.select.guarantee.calibrate import (
     hoeffding_bentkus,
     samples_needed,
 )
-from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
+from dise.select.guarantee.risk import (
+    LogProbDeviation,
+    OutputDeviation,
+    ProbabilityShift,
+    Risk,
+    RiskCost,
+    disagreement,
+    lost_accuracy,
+)
 from dise.select.judging.baselines import (
     PolicyScore,
     assignment_score,
@@ -43,9 +51,10 @@ from dise.select.judging.rules import BinaryCost, ClassificationCost, CostRule, 
 from dise.select.learning.adequacy import AdequacySelector, calibration_error, equivalent_dial
 from dise.select.learning.committee import Committee, cross_fit, selector_choice
 from dise.select.learning.fit import FitHistory
-from dise.select.learning.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork
+from dise.select.learning.networks import ConfidenceNetwork, FeatureNetwork, PooledNetwork, StateNetwork
 from dise.select.learning.penalty import PenaltyChoice, PenaltyTrial, choose_penalty
 from dise.select.learning.selector import CostSelector
+from dise.select.make_dynamic.comparison import Comparison
 from dise.select.make_dynamic.make import make_dynamic
 from dise.select.make_dynamic.report import Report
 from dise.select.model.adapt import AdaptedBlock, adapt
@@ -71,6 +80,7 @@ __all__ = [
     "Cascade",
     "ClassificationCost",
     "Committee",
+    "Comparison",
     "Confidence",
     "ConfidenceNetwork",
     "CostRule",
@@ -81,6 +91,7 @@ __all__ = [
     "FitHistory",
     "Forecast",
     "Input",
+    "LogProbDeviation",
     "Outcomes",
     "OutputDeviation",
     "PenaltyChoice",
@@ -94,6 +105,7 @@ __all__ = [
     "Risk",
     "RiskCost",
     "SettingTest",
+    "StateNetwork",
     "TaskErrorCost",
     "adapt",
     "assignment_score",

@@ -185,3 +185,32 @@ def test_the_guarantee_holds_over_resplits():
         found = calibrate(model, SETTINGS, [x], reference=RK4(1), epsilon=0.02, delta=0.1)
         violations += true_risk.get(found.integrator, 0.0) > 0.02
     assert violations <= 0.1 * 300
+
+
+# ---- several sequences
+
+
+def test_each_sequence_has_its_part_of_delta_and_fails_alone():
+    model = Table({str(Euler(3)): 100, str(Euler(2)): 8})
+    sequences = [[Euler(3), Euler(1)], [Euler(2), Euler(1)]]
+    found = calibrate(model, sequences, numbers(1000), reference=RK4(1), epsilon=0.02, delta=0.1)
+    assert [(test.integrator, test.certified) for test in found.tests] == [
+        (Euler(3), False),
+        (Euler(2), True),
+        (Euler(1), True),
+    ]
+    assert found.integrator == Euler(1)
+
+
+def test_a_p_value_between_the_part_and_all_of_delta_is_not_enough_for_one_of_two_sequences():
+    delta = 1.5 * hoeffding_bentkus(0.008, 1000, 0.02)
+    model = Table({str(Euler(1)): 8})
+    common = {"reference": RK4(1), "epsilon": 0.02, "delta": delta}
+    assert calibrate(model, [Euler(1)], numbers(1000), **common).tests[0].certified
+    assert not calibrate(model, [[Euler(1)], [Euler(2)]], numbers(1000), **common).tests[0].certified
+
+
+@pytest.mark.parametrize("settings", [[], [[]], [[Euler(1)], []], [Euler(1), [Euler(2)]]])
+def test_sequences_without_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="settings: expected at least one integrator"):
+        calibrate(Table({}), settings, numbers(1000), reference=RK4(1), epsilon=0.02)

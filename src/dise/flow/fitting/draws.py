@@ -73,12 +73,7 @@ def draw(
         TypeError, ValueError: `condition` returned something else than described in `fit_solver`.
         SolveError: a draw could not be integrated.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        noise = flow.base.sample(torch.Size([number]))
-        conditions = as_conditions(None if condition is None else condition(number), number, batched=True)
-    if noise.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"flow: expected a base of float32 or float64 points, got {noise.dtype}")
+    noise, conditions = draw_starts(flow, number, condition, seed=seed)
     solved = [
         _solved(flow, noise[i : i + batch], tuple(part[i : i + batch] for part in conditions), reference, density)
         for i in range(0, number, batch)
@@ -87,6 +82,25 @@ def draw(
     if not density:
         return Draws(noise, conditions, data)
     return Draws(data, conditions, noise, torch.cat([log_prob for _, log_prob in solved]))
+
+
+@torch.no_grad()
+def draw_starts(
+    flow: Flow, number: int, condition: DrawConditions | None, *, seed: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Noise and conditions; torch's global generators are left as they were.
+
+    Raises:
+        TypeError: the base's points are not float32 or float64.
+        TypeError, ValueError: `condition` returned something else than described in `fit_solver`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        noise = flow.base.sample(torch.Size([number]))
+        conditions = as_conditions(None if condition is None else condition(number), number, batched=True)
+    if noise.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"flow: expected a base of float32 or float64 points, got {noise.dtype}")
+    return noise, conditions
 
 
 def _solved(

@@ -29,7 +29,7 @@ from dise.integrate import (
 from dise.select.deploy.registry import Form, Registry, arguments_form, fields_form, function_form
 from dise.select.learning.adequacy import AdequacySelector
 from dise.select.learning.committee import Committee
-from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork
+from dise.select.learning.networks import ConfidenceNetwork, PooledNetwork, StateNetwork
 from dise.select.learning.selector import CostSelector
 from dise.select.policies.baselines import RandomSelector
 from dise.select.policies.cascade import Cascade
@@ -58,7 +58,7 @@ FORMS: tuple[Form, ...] = (
     arguments_form(AdequacySelector, lambda selector: _cost_selector(selector) | {"dial": selector.dial}),
     arguments_form(Committee, lambda committee: {"members": list(committee.members)}),
     arguments_form(RandomSelector, lambda selector: {"shares": selector.shares.tolist()}),
-    arguments_form(PooledNetwork, lambda network: network.settings),
+    *(arguments_form(kind, lambda network: network.settings) for kind in (PooledNetwork, StateNetwork)),
     arguments_form(ConfidenceNetwork, lambda network: {"head": network.original, **network.settings}),
 )
 

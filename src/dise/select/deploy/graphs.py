@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dise.integrate import Euler, Integrator
+from dise.integrate import Euler, Integrator, SolveOptions
 from dise.integrate.arguments import as_times
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
@@ -36,7 +36,7 @@ class Start(nn.Module):
         super().__init__()
         name = next(name for name, module in model.named_modules() if module is block)
         self.block = NeuralODE(block.f, Euler(), t0=float(block.t0))  # without the policy
-        self.capture = _Capture()
+        self.capture = _Capture(block.options)
         if name:
             model = copy.deepcopy(model)
             model.set_submodule(name, self.capture)
@@ -50,10 +50,11 @@ class Start(nn.Module):
 
 
 class _Capture(nn.Module):
-    """Returns the state that it is called with, and keeps it with its conditions."""
+    """Returns the state that it is called with, and keeps it with its conditions; has the block's options."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: SolveOptions) -> None:
         super().__init__()
+        self.options = options
         self.calls: list[tuple[Tensor, ...]] = []
 
     def forward(self, h0: Tensor, *, sample_args: Sequence[Tensor] = (), **others: Any) -> Tensor:

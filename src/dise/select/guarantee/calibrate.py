@@ -1,7 +1,8 @@
 """Calibration: the cheapest setting of a policy whose risk is small with high confidence.
 
-Source: Angelopoulos, Bates, Candès, Jordan, Lei, Learn then Test, 2021 (fixed-sequence testing, Hoeffding–Bentkus
-p-values of Bates et al., Distribution-free, risk-controlling prediction sets, 2021).
+Source: Angelopoulos, Bates, Candès, Jordan, Lei, Learn then Test, 2021 (fixed-sequence testing
+from several starts; p-values of Hoeffding and Bentkus of Bates et al., Distribution-free, risk-controlling prediction
+sets, 2021).
 """
 
 import math
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from dise.integrate import Integrator
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.guarantee.kind import is_state, score_of, suitable_risk
-from dise.select.guarantee.risk import Risk, losses
+from dise.select.guarantee.risk import (
+    OutputDeviation,
+    ProbabilityShift,
+    Risk,
+    disagreement,
+    losses,
+    lost_accuracy,
+)
 from dise.select.model.block import device_of, find_block
 from dise.select.model.data import Batch, Data, as_batches
 from dise.select.model.finite import has_nan
@@ -35,7 +43,9 @@ class SettingTest:
         risk: mean loss.
         nfe: mean NFE with the overhead of the policy's decisions (see `dise.select.nfe_with_overhead`).
         p: p-value of the hypothesis that the risk is above ε.
-        certified: whether p ≤ δ; so is the p-value of every setting before it.
+        certified: whether p ≤ δ, divided by the number of sequences; so is the p-value of every setting before it in
+            its sequence.
+        overhead: part of `nfe` that the policy's decisions are.
         failures: number of samples that the setting could not integrate; each is lost unless the reference fails, too.
         score: of its outputs by the targets, as `Calibration.score`.
     """
@@ -47,6 +57,7 @@ class SettingTest:
     certified: bool
     failures: int = 0
     score: float | None = None
+    overhead: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Calibration:
 
     Attributes:
         integrator: the cheapest certified setting, or the reference if none is certified and cheaper than it.
-        tests: tests of the settings in the given order, up to the first that is not certified.
+        tests: tests of the settings in the given order, of each sequence up to the first that is not certified.
         reference_nfe: mean NFE of the reference.
         epsilon, delta: the guarantee: a risk of at most ε with confidence 1 − δ.
         samples: number of calibration samples.
@@ -86,6 +97,7 @@ class PolicyRun(NamedTuple):
     nfe: float  # mean, with the overhead of the policy's decisions
     failed: list[Tensor]  # [n] bool of each batch, whether the sample could not be integrated
     first: BlockSolve  # of the first batch
+    overhead: float = 0.0  # part of `nfe` that the policy's decisions are
 
     def take(self, batches: slice) -> "PolicyRun":
         """The outputs of some of the batches; the NFE is that of all."""
@@ -94,7 +106,7 @@ class PolicyRun(NamedTuple):
 
 def calibrate(
     model: nn.Module,
-    settings: Sequence[Integrator],
+    settings: Sequence[Integrator] | Sequence[Sequence[Integrator]],
     data: Data,
     *,
     reference: Integrator,
@@ -113,7 +125,8 @@ def calibrate(
 
     Args:
         model: contains a NeuralODE; it is put in evaluation mode.
-        settings: integrators, the safest first, e.g. `Cascade`s with falling thresholds.
+        settings: integrators, the safest first, e.g. `Cascade`s with falling thresholds; or several such sequences,
+            each of which is tested with its part of δ, so that one that fails early does not stop the others.
         data: batches of inputs or (inputs, target), of one input or several (see `dise.select.model.data.as_batches`);
             the target may be anything if `risk` does not use it.
         reference: integrator that the settings are compared with.
@@ -131,16 +144,12 @@ def calibrate(
             samples, or too few samples to certify anything (the message says how many are needed).
     """
     p_value = p_value or hoeffding_bentkus
-    if not settings:
-        raise ValueError("settings: expected at least one integrator, got none")
-    needed, own = samples_needed(epsilon, delta), find_block(model, block)
+    sequences = _sequences(settings)
+    level = delta / len(sequences)
+    own = find_block(model, block)
     batches = list(as_batches("data", data, model))
     number = sum(len(inputs) for inputs, _ in batches)
-    if number < needed:
-        raise ValueError(
-            f"data: at least {needed} samples are needed to certify epsilon={epsilon:g} with delta={delta:g}, "
-            f"even without a single loss; got {number}"
-        )
+    _check_number(number, epsilon, level)
     check_rows(model.eval(), own, batches[0][0].to(device_of(model)))
     run = run_policy(model, reference, batches, block=own)
     failures = _count(run.failed)
@@ -149,10 +158,11 @@ def calibrate(
     expected, targets = torch.cat(run.outputs), _all_targets(batches)
     risk = suitable_risk(risk, expected, targets, is_state=is_state(run.outputs[0], run.first))
     tests: list[SettingTest] = []
-    for setting in settings:
-        tests.append(_test(model, own, setting, batches, run, risk, p_value, epsilon=epsilon, delta=delta))
-        if not tests[-1].certified:
-            break
+    for sequence in sequences:
+        for setting in sequence:
+            tests.append(_test(model, own, setting, batches, run, risk, p_value, epsilon=epsilon, delta=level))
+            if not tests[-1].certified:
+                break
     certified = [test for test in tests if test.certified and test.nfe < run.nfe]
     score_name, score = score_of(expected, targets) or (None, None)
     return Calibration(
@@ -168,6 +178,28 @@ def calibrate(
         score_name=score_name,
         reference_score=score,
     )
+
+
+def _check_number(number: int, epsilon: float, delta: float) -> None:
+    """Raise a ValueError if a number of samples cannot certify ε with δ."""
+    needed = samples_needed(epsilon, delta)
+    if number < needed:
+        raise ValueError(
+            f"data: at least {needed} samples are needed to certify epsilon={epsilon:g} with delta={delta:g}, "
+            f"even without a single loss; got {number}"
+        )
+
+
+def _sequences(settings: Sequence[Integrator] | Sequence[Sequence[Integrator]]) -> list[list[Integrator]]:
+    """The sequences of settings."""
+    parts = list(settings)
+    alone = [part for part in parts if isinstance(part, Integrator)]
+    several = [list(part) for part in parts if isinstance(part, Sequence)]
+    sequences = [alone] if alone else several
+    if not sequences or not all(sequences) or (alone and len(alone) < len(parts)):
+        got = "both" if alone else "none"
+        raise ValueError(f"settings: expected at least one integrator, or sequences of at least one each, got {got}")
+    return sequences
 
 
 def _test(
@@ -189,7 +221,16 @@ def _test(
         raise ValueError("risk: exact_binomial needs losses that are 0 or 1; take p_value=hoeffding_bentkus")
     mean, score = float(lost.mean()), score_of(torch.cat(run.outputs), _all_targets(batches))
     p = p_value(mean, len(lost), epsilon)
-    return SettingTest(setting, mean, run.nfe, p, p <= delta, _count(run.failed), None if score is None else score[1])
+    return SettingTest(
+        integrator=setting,
+        risk=mean,
+        nfe=run.nfe,
+        p=p,
+        certified=p <= delta,
+        failures=_count(run.failed),
+        score=None if score is None else score[1],
+        overhead=run.overhead,
+    )
 
 
 def policy_losses(risk: Risk, run: PolicyRun, reference: PolicyRun, batches: Sequence[Batch]) -> Tensor:
@@ -218,7 +259,8 @@ def run_policy(
         solves += run.solves
     with own.using(integrator):
         nfe = float(nfe_with_overhead(own, integrator, solves).mean())
-    return PolicyRun(outputs, nfe, failed, solves[0])
+    evaluations = torch.cat([torch.atleast_1d(solve.solution.nfe) for solve in solves])
+    return PolicyRun(outputs, nfe, failed, solves[0], nfe - float(evaluations.double().mean()))
 
 
 def _count(failed: list[Tensor]) -> int:
@@ -274,6 +316,12 @@ def exact_binomial(mean: float, number: int, epsilon: float) -> float:
     Source: Clopper, Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, 1934.
     """
     return min(_binomial_cdf(_loss_count(mean, number), number, epsilon), 1.0)
+
+
+def suitable_p_value(risk: Risk) -> PValue:
+    """The exact test for losses that are known to be 0 or 1, else one for any losses in [0, 1]."""
+    binary = isinstance(risk, ProbabilityShift | OutputDeviation) or risk in (disagreement, lost_accuracy)
+    return exact_binomial if binary else hoeffding_bentkus
 
 
 def _loss_count(mean: float, number: int) -> int:

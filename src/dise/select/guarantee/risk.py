@@ -7,7 +7,7 @@ function.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,10 +54,8 @@ def risk_name(risk: Risk) -> str:
         return "disagreement (the predicted class is another)"
     if risk is lost_accuracy:
         return "lost_accuracy (the label is no longer predicted)"
-    if isinstance(risk, ProbabilityShift):
-        return f"ProbabilityShift (a probability changes by more than {risk.tau:g})"
-    if isinstance(risk, OutputDeviation):
-        return f"OutputDeviation (the outputs' root mean square change is more than {risk.tolerance:g})"
+    if isinstance(risk, ProbabilityShift | OutputDeviation):
+        return f"{type(risk).__name__} ({risk.event})"
     return f"{getattr(risk, '__name__', type(risk).__name__)} (the mean of a loss of your own)"
 
 
@@ -110,6 +108,11 @@ class ProbabilityShift:
         if not 0 < self.tau < 1:
             raise ValueError(f"tau: expected a number between 0 and 1, got {self.tau!r}")
 
+    @property
+    def event(self) -> str:
+        """What a loss of 1 means."""
+        return f"a probability changes by more than {self.tau:g}"
+
     def __call__(self, output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
         """[n] loss by the largest change of a probability, for logits [n, C], or one per sample, [n] or [n, 1]."""
         p, q = (class_logits(logits).double().softmax(1) for logits in (output, reference))
@@ -134,10 +137,40 @@ class OutputDeviation:
         if not 0 < self.tolerance < float("inf"):
             raise ValueError(f"tolerance: expected a positive number, got {self.tolerance!r}")
 
+    @classmethod
+    def of_decibels(cls, decibels: float, *, span: float) -> Self:
+        """The loss of outputs whose peak signal-to-noise ratio to the reference's is below `decibels`.
+
+        Args:
+            decibels: 20 log10(span / root mean square difference).
+            span: of the outputs' values, e.g. 2 for pixels in [−1, 1].
+        """
+        if not 0 < span < float("inf"):
+            raise ValueError(f"span: expected a positive number, got {span!r}")
+        return cls(span / 10 ** (decibels / 20))
+
+    @property
+    def event(self) -> str:
+        """What a loss of 1 means."""
+        return f"the outputs' root mean square change is more than {self.tolerance:g}"
+
     def __call__(self, output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
         """[n] loss for outputs [n, ...]."""
         distance = difference(output, reference).abs().double().reshape(len(output), -1).square().mean(1).sqrt()
         return (~(distance <= self.tolerance)).double()  # 1 for NaN
+
+
+class LogProbDeviation(OutputDeviation):
+    """Loss of 1 where a log-density differs from the reference's by more than a tolerance, in nats, else 0.
+
+    Args:
+        tolerance: largest difference.
+    """
+
+    @property
+    def event(self) -> str:
+        """What a loss of 1 means."""
+        return f"log p changes by more than {self.tolerance:g} nats"
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ class Costs:
         tables = {name: table[:, columns] for name, table in self._tables.items()}
         return replace(self, candidates=tuple(self.candidates[i] for i in columns), **tables)
 
-    def take(self, rows: Tensor) -> "Costs":
-        """Costs of some of the samples, given by their indices or a mask."""
+    def take(self, rows: Tensor | slice) -> "Costs":
+        """Costs of some of the samples, given by their indices, a mask or a slice."""
         tables = {name: table[rows] for name, table in self._tables.items()}
         conditions = tuple(condition[rows] for condition in self.conditions)
         return replace(self, h0=self.h0[rows], k1=self.k1[rows], conditions=conditions, **tables)
@@ -120,3 +120,17 @@ def collect_costs(
     (The paper uses training data.)
     """
     return Costs.of(run_candidates(model, data, candidates, block=block), rule or ClassificationCost())
+
+
+def concatenate_costs(parts: Sequence[Costs]) -> Costs:
+    """The costs of the same candidates on the samples of all parts."""
+    first = parts[0]
+    tables: dict[str, Any] = {name: torch.cat([part._tables[name] for part in parts]) for name in first._tables}
+    columns = zip(*(part.conditions for part in parts), strict=True)
+    return replace(
+        first,
+        h0=torch.cat([part.h0 for part in parts]),
+        k1=torch.cat([part.k1 for part in parts]),
+        conditions=tuple(torch.cat(column) for column in columns),
+        **tables,
+    )

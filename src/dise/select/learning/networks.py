@@ -1,7 +1,10 @@
-"""Cheap networks for selectors: one hidden layer on fixed features of h(0) and k1 = f(t0, h(0))."""
+"""Cheap networks for selectors: hidden layers on fixed features of h(0) and k1 = f(t0, h(0))."""
 
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,12 +16,13 @@ from dise.select.model.states import by_channel
 
 
 class FeatureNetwork(nn.Module):
-    """Network of fixed features, which are standardised, and one hidden layer.
+    """Network of fixed features, which are standardised, and hidden layers.
 
     Args:
         size: number of features.
         candidates: K, number of scores.
-        hidden: width of the hidden layer.
+        hidden: width of a hidden layer.
+        depth: number of hidden layers.
     """
 
     mean: Tensor
@@ -26,12 +30,14 @@ class FeatureNetwork(nn.Module):
     settings: dict[str, Any]  # arguments that construct an equal network, except a head
     conditional: bool  # whether conditions are among the arguments
 
-    def __init__(self, size: int, candidates: int, *, hidden: int = 32) -> None:
+    def __init__(self, size: int, candidates: int, *, hidden: int = 32, depth: int = 1) -> None:
         super().__init__()
         self.conditional = False
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
-        self.layers = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, candidates))
+        widths = [size, *[hidden] * depth]
+        inner = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.layers = nn.Sequential(*inner, nn.Linear(hidden, candidates))
 
     @abstractmethod
     def features(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
@@ -97,6 +103,93 @@ class PooledNetwork(FeatureNetwork):
                 f"{' and '.join(names)}, and {self.settings['condition_channels']} in all conditions, got {found}"
             )
         return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
+
+
+class StateNetwork(FeatureNetwork):
+    """Network of all coordinates of h(0), k1 and the conditions, for states of which each coordinate matters.
+
+    Tensors of more than `LARGE` numbers per sample that have places, such as images, are averaged over PATCHES ×
+    PATCHES parts of them, as are their squares.
+
+    Args:
+        size: number of features.
+        candidates: K, number of scores.
+        hidden: width of a hidden layer.
+        depth: number of hidden layers.
+        classes: for each condition the number of its classes if it consists of labels [n], 0, 1, …; else None.
+    """
+
+    LARGE, PATCHES = 64, 7
+
+    def __init__(
+        self,
+        size: int,
+        candidates: int,
+        *,
+        hidden: int = 64,
+        depth: int = 2,
+        classes: Sequence[int | None] = (),
+    ) -> None:
+        super().__init__(size, candidates, hidden=hidden, depth=depth)
+        self.conditional, self.classes = bool(classes), tuple(classes)
+        self.settings = {"size": size, "candidates": candidates, "hidden": hidden, "depth": depth, "classes": classes}
+
+    @classmethod
+    def like(
+        cls, h0: Tensor, conditions: Sequence[Tensor], candidates: int, *, hidden: int = 64, depth: int = 2
+    ) -> "StateNetwork":
+        """The network for states and conditions like those of a data set [N, ...]."""
+        classes = [
+            int(c.max()) + 1 if c.ndim == 1 and not (c.is_floating_point() or c.is_complex()) else None
+            for c in conditions
+        ]
+        parts = _state_features((h0[:1], h0[:1]), [c[:1] for c in conditions], classes)
+        return cls(sum(x.shape[1] for x in parts), candidates, hidden=hidden, depth=depth, classes=classes)
+
+    def features(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> Tensor:
+        """h0, k1 and conditions [n, ...] → features [n, size].
+
+        Raises:
+            ValueError: states or conditions of other shapes than those of the fit.
+        """
+        if len(conditions) != len(self.classes):
+            raise ValueError(f"conditions: expected {len(self.classes)}, got {len(conditions)}")
+        parts = _state_features((h0, k1), conditions, self.classes)
+        found = torch.cat([x.to(self.mean.dtype) for x in parts], dim=1)
+        if found.shape[1] != len(self.mean):
+            raise ValueError(
+                f"h0, k1, conditions: expected {len(self.mean)} features, got {found.shape[1]}, from states of shape "
+                f"{list(h0.shape)} and {len(conditions)} conditions"
+            )
+        return found
+
+
+def _state_features(
+    states: Sequence[Tensor], conditions: Sequence[Tensor], classes: Sequence[int | None]
+) -> list[Tensor]:
+    """Features [n, F] of each state, and of each condition with its number of classes."""
+    given = [_coordinates(x) for x in states]
+    return given + [
+        _coordinates(c) if number is None else _one_hot(c, number)
+        for c, number in zip(conditions, classes, strict=True)
+    ]
+
+
+def _coordinates(x: Tensor) -> Tensor:
+    """[n, F] coordinates of x [n, ...], or means and root mean squares of the parts of an image."""
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    number = math.prod(x.shape[1:])
+    if x.ndim != 4 or number <= StateNetwork.LARGE:
+        return x.reshape(x.shape[0], number)  # len would fix the size of a traced batch
+    pool = torch.nn.functional.adaptive_avg_pool2d
+    means, squares = pool(x, StateNetwork.PATCHES), pool(x.square(), StateNetwork.PATCHES)
+    return torch.cat([means.flatten(1), squares.sqrt().flatten(1)], dim=1)
+
+
+def _one_hot(labels: Tensor, number: int) -> Tensor:
+    """[n, number] with 1 at the label; labels that were not seen have none."""
+    return labels.unsqueeze(1) == torch.arange(number, device=labels.device)
 
 
 class ConfidenceNetwork(FeatureNetwork):

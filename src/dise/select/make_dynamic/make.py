@@ -8,9 +8,9 @@ from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
 from dise.nn import NeuralODE
-from dise.select.guarantee.calibrate import PValue, calibrate, exact_binomial, hoeffding_bentkus, samples_needed
+from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
 from dise.select.guarantee.kind import is_state, suitable_risk
-from dise.select.guarantee.risk import OutputDeviation, ProbabilityShift, Risk, disagreement, lost_accuracy
+from dise.select.guarantee.risk import Risk
 from dise.select.make_dynamic.block import place_block
 from dise.select.make_dynamic.choice import Choice, choose_family
 from dise.select.make_dynamic.families import Family
@@ -108,7 +108,7 @@ def make_dynamic(
     if not settings:
         everyone = (*candidates, *_one_step_first(reference), reference)
         choice = choose_family(part, own, head, fit, everyone, risk=risk, epsilon=epsilon, seed=seed, log=log)
-    tested, p_value = choice.family.settings, _p_value(risk)
+    tested, p_value = choice.family.settings, suitable_p_value(risk)
     log(f"testing {len(tested)} settings of: {choice.family.name}")
     found = calibrate(
         part, tested, test, reference=reference, epsilon=epsilon, delta=delta, risk=risk, p_value=p_value, block=own
@@ -176,9 +176,3 @@ def _one_step_first(reference: Integrator) -> tuple[Integrator, ...]:
     if not isinstance(reference, Adaptive) or reference.first_step == "span":
         return ()
     return (replace(reference, first_step="span"),)
-
-
-def _p_value(risk: Risk) -> PValue:
-    """The exact test for losses that are known to be 0 or 1, else one for any losses in [0, 1]."""
-    binary = isinstance(risk, ProbabilityShift | OutputDeviation) or risk in (disagreement, lost_accuracy)
-    return exact_binomial if binary else hoeffding_bentkus

@@ -8,6 +8,7 @@ from typing import Any, Self
 from dise.integrate import Integrator
 from dise.select.guarantee.calibrate import Calibration, SettingTest
 from dise.select.guarantee.risk import risk_name
+from dise.select.make_dynamic.comparison import Comparison
 from dise.select.make_dynamic.timing import Timing
 
 
@@ -46,6 +47,7 @@ class Report:
         risk_name: what the risk is called, with what it measures.
         score: accuracy, or root mean square error, by the targets of the data; None without targets.
         timing: milliseconds per batch; None if nothing was certified.
+        comparison: with the best single candidate and the oracle, for samplers of flows; else None.
     """
 
     policy: Integrator
@@ -62,6 +64,7 @@ class Report:
     risk_name: str = ""
     score: Score | None = None
     timing: Timing | None = None
+    comparison: Comparison | None = None
 
     @classmethod
     def of_calibration(
@@ -73,6 +76,7 @@ class Report:
         families: dict[str, float],
         notes: Sequence[str],
         timing: Timing | None = None,
+        comparison: Comparison | None = None,
     ) -> Self:
         """The report of a calibration of one family's settings."""
         tests, integrator = calibration.tests, calibration.integrator
@@ -95,6 +99,7 @@ class Report:
             risk_name=risk_name(calibration.risk),
             score=_score(calibration, chosen),
             timing=timing,
+            comparison=comparison,
         )
 
     def __str__(self) -> str:
@@ -102,6 +107,7 @@ class Report:
         reference = "the reference" if self.reference is None else f"the reference {self.reference}"
         lines = [
             f"{self.policy}: {self.nfe:.2f} evaluations of f per sample, {self.reference_nfe:.2f} by {reference}",
+            *([] if self.comparison is None else [self.comparison.text(self.nfe)]),
             *([] if self.timing is None else [str(self.timing)]),
             f"risk {self.risk:.3%} on {self.samples} samples; {bound}",
             f"the risk is {self.risk_name}, against the reference",
@@ -120,14 +126,14 @@ class Report:
         return values | parts | {"policy": str(self.policy), "families": finite, "notes": list(self.notes)}
 
     @property
-    def _parts(self) -> dict[str, Score | Timing | None]:
-        return {"score": self.score, "timing": self.timing}
+    def _parts(self) -> dict[str, Score | Timing | Comparison | None]:
+        return {"score": self.score, "timing": self.timing, "comparison": self.comparison}
 
     @classmethod
     def of_json(cls, values: dict[str, Any], policy: Integrator, reference: Integrator | None = None) -> Self:
         """The report that `to_json` wrote, with its policy and reference."""
         families = {name: math.inf if nfe is None else nfe for name, nfe in values["families"].items()}
-        score, timing = values.get("score"), values.get("timing")
+        score, timing, comparison = (values.get(name) for name in ("score", "timing", "comparison"))
         given = {
             "policy": policy,
             "reference": reference,
@@ -135,6 +141,7 @@ class Report:
             "notes": tuple(values["notes"]),
             "score": None if score is None else Score(**score),
             "timing": None if timing is None else Timing(**timing),
+            "comparison": None if comparison is None else Comparison.of_json(comparison),
         }
         return cls(**(values | given))
 

@@ -23,13 +23,15 @@ def count_macs(call: Callable[[], Any]) -> int:
     """Number of multiply–adds in the matrix products and convolutions of a call."""
     try:
         from torch.utils.flop_counter import FlopCounterMode
-    except ImportError:  # it imports torch._higher_order_ops; tried without it on torch 2.6 and 2.13
+
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return int(counter.get_total_flops()) // 2
+    # it imports torch._higher_order_ops (tried without it on torch 2.6 and 2.13), and its hooks refuse autograd.grad
+    except (ImportError, RuntimeError):
         with profile(with_flops=True) as profiler:
             call()
         return int(sum(event.flops for event in profiler.key_averages() if event.key in _PRODUCTS)) // 2
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return int(counter.get_total_flops()) // 2
 
 
 def nfe_with_overhead(block: NeuralODE, integrator: Integrator, records: Sequence[BlockSolve]) -> Tensor:

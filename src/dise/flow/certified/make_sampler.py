@@ -1,0 +1,255 @@
+"""From a flow to one whose draws each have their own budget, in one call."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from dise.flow.certified.candidates import default_candidates
+from dise.flow.certified.choice import Choice, choose, run_all
+from dise.flow.certified.families import FAMILIES, MakeFamily
+from dise.flow.density import FlowDensity
+from dise.flow.fitting.draws import DrawConditions, draw, draw_starts
+from dise.flow.flow import Flow
+from dise.flow.guidance import Guided
+from dise.flow.sampler import FlowSampler
+from dise.integrate import Dopri5, Integrator
+from dise.integrate.value import check_whole
+from dise.nn import NeuralODE
+from dise.select.guarantee.calibrate import Calibration, calibrate, samples_needed, suitable_p_value
+from dise.select.guarantee.risk import LogProbDeviation, Risk
+from dise.select.make_dynamic.comparison import Comparison
+from dise.select.make_dynamic.families import FEWEST, ONE_FOR_ALL
+from dise.select.make_dynamic.report import Report
+from dise.select.make_dynamic.timing import time_policy
+from dise.select.model.data import Batch
+from dise.select.model.inputs import Inputs
+
+LEARN, CHOOSE = 0.4, 0.15  # parts of the draws; the others are tested, which takes the fewest evaluations per draw
+SEQUENCES = 2  # single candidates and policies, each with half of δ
+
+
+class SamplerOptions(TypedDict, total=False):
+    """The further arguments of `make_sampler`."""
+
+    draws: int
+    condition: DrawConditions | None
+    reference: Integrator | None
+    candidates: Sequence[Integrator] | None
+    families: Sequence[MakeFamily]
+    epsilon: float
+    delta: float
+    batch: int
+    seed: int
+    log: Callable[[str], None]
+
+
+@overload
+def make_sampler(  # type: ignore[overload-overlap]
+    flow: Flow, *, risk: LogProbDeviation, **options: Unpack[SamplerOptions]
+) -> FlowDensity: ...
+
+
+@overload
+def make_sampler(flow: Flow, *, risk: Risk, **options: Unpack[SamplerOptions]) -> FlowSampler: ...
+
+
+def make_sampler(
+    flow: Flow,
+    *,
+    risk: Risk,
+    draws: int = 20_000,
+    condition: DrawConditions | None = None,
+    reference: Integrator | None = None,
+    candidates: Sequence[Integrator] | None = None,
+    families: Sequence[MakeFamily] = FAMILIES,
+    epsilon: float = 0.01,
+    delta: float = 0.05,
+    batch: int = 1024,
+    seed: int = 0,
+    log: Callable[[str], None] = lambda line: None,
+) -> FlowSampler | FlowDensity:
+    """Make a flow's samples, or its densities, cheap, with a guarantee on how many are far from the exact ones.
+
+    With confidence 1 − δ a part of at most ε of the draws to come has a loss, which compares a draw with what the
+    reference makes of the same noise. The data are noise, so they cost nothing but evaluations: on a part of the draws
+    all candidates are run and selectors are fitted that give each draw an integrator of its own; on another part the
+    kind of policy is chosen; on the rest single candidates and the chosen policy's settings are tested by Learn then
+    Test, each of the two sequences with δ/2. The cheapest certified setting is taken, so the result never costs more
+    than the best single candidate that the same test certifies. That one integrator for all draws is best is a possible
+    result, which the report states.
+
+        sampler = dise.make_sampler(flow, risk=dise.select.OutputDeviation(0.03), draws=20_000)
+        print(sampler.report)
+        x = sampler.sample(10_000)
+
+    Args:
+        flow: with `batched=True`; it is put in evaluation mode, and its own integrator is not changed.
+        risk: the loss per draw, 0 or 1: `OutputDeviation(tolerance)` of samples, in the data's unit, or
+            `OutputDeviation.of_decibels`; `LogProbDeviation(tolerance)` of log-densities, in nats; `disagreement` or
+            another function (samples, reference's samples, None) → [n] losses in [0, 1].
+        draws: number of draws. Half of them must suffice to certify ε with δ/2.
+        condition: number of draws → their conditions (see `Flow`), one for each, drawn as in use; called once.
+        reference: what draws are compared with; None: `Dopri5(rtol=1e-6, atol=1e-6)`.
+        candidates: integrators to choose from, such as solvers fitted to the flow; None: `default_candidates(risk)`.
+        families: makers of policies (see `dise.flow.certified.families`); () compares single candidates alone.
+        epsilon, delta: ε and δ, in (0, 1).
+        batch: draws per solve; bounds the memory, and is the batch size of the times in the report.
+        seed: of the draws and the fits; torch's global generators are left as they were.
+        log: is called with lines on the progress.
+
+    Returns:
+        a `FlowSampler`, or with `LogProbDeviation` a `FlowDensity`, whose points are draws of the flow by the
+        reference. `save_policy` and `load_policy` take both. If nothing is certified, it has the reference.
+
+    Raises:
+        TypeError, ValueError: an argument (named in the message) is not as described, or there are too few draws.
+        SolveError: the reference could not integrate a draw.
+
+    Source: Angelopoulos et al., Learn then Test, 2021 (fixed-sequence testing from several starts).
+    """
+    reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
+    _check(flow, risk, reference, batch)
+    numbers = _parts(draws, epsilon, delta)
+    density = isinstance(risk, LogProbDeviation)
+    model = (FlowDensity if density else FlowSampler)(flow).eval()
+    block: NeuralODE = model.block
+    inputs = _inputs(flow, draws, condition, reference, density=density, batch=batch, seed=seed)
+    learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
+    given = _candidates(candidates, risk)
+    log(f"running {len(given)} candidates and the reference on {numbers[0] + numbers[1]} draws")
+    costs = run_all(model, block, [*learn, *choosing], (*given, reference), risk)
+    choice = choose(model, block, costs, choosing, families=families, risk=risk, epsilon=epsilon, seed=seed, log=log)
+    log(f"testing {sum(map(len, choice.sequences))} settings on {numbers[2]} draws: {choice.family}")
+    found = calibrate(
+        model,
+        choice.sequences,
+        test,
+        reference=reference,
+        epsilon=epsilon,
+        delta=delta,
+        risk=risk,
+        p_value=suitable_p_value(risk),
+        block=block,
+    )
+    block.integrator = found.integrator
+    block.report = _report(model, block, found, choice, reference, test, numbers)
+    log(str(block.report))
+    return model
+
+
+def _report(
+    model: FlowSampler | FlowDensity,
+    block: NeuralODE,
+    found: Calibration,
+    choice: Choice,
+    reference: Integrator,
+    test: list[Batch],
+    numbers: tuple[int, int, int],
+) -> Report:
+    certified = [t for t in found.tests if t.certified and t.integrator in choice.singles]
+    single = min(certified, key=lambda t: t.nfe) if certified else None
+    chosen = next((t for t in found.tests if t.integrator is found.integrator), None)
+    comparison = Comparison(
+        single=None if single is None else str(single.integrator),
+        single_nfe=None if single is None else single.nfe,
+        oracle=choice.oracle,
+        overhead=0.0 if chosen is None else chosen.overhead,
+        model_calls=_model_calls(model, block, test[0]),
+        draws=numbers,
+    )
+    one = not found.integrator.chooses
+    return Report.of_calibration(
+        found,
+        reference,
+        family=ONE_FOR_ALL if one else choice.family,
+        families=choice.estimates,
+        notes=["No policy is cheaper than the best single candidate: all draws have one integrator."] if one else [],
+        timing=time_policy(
+            model,
+            block,
+            reference=reference,
+            single=None if single is None else single.integrator,
+            batches=[batch.inputs for batch in test],
+        ),
+        comparison=comparison,
+    )
+
+
+@torch.no_grad()
+def _model_calls(model: FlowSampler | FlowDensity, block: NeuralODE, batch: Batch) -> float:
+    """Calls of the network per draw of a batch."""
+    f = model.flow.f if isinstance(model, FlowDensity) else block.f
+    with block.recording(throw=False) as solves:
+        if isinstance(f, Guided):
+            with f.counting() as counted:
+                batch.inputs.call(model)
+            return counted.rows / len(batch.inputs)
+        batch.inputs.call(model)
+    return float(solves[0].solution.nfe.double().mean())
+
+
+def _candidates(given: Sequence[Integrator] | None, risk: Risk) -> tuple[Integrator, ...]:
+    candidates = default_candidates(risk) if given is None else tuple(given)
+    if not candidates or not all(isinstance(candidate, Integrator) for candidate in candidates):
+        raise ValueError(f"candidates: expected integrators, got {given!r}")
+    return candidates
+
+
+def _parts(draws: int, epsilon: float, delta: float) -> tuple[int, int, int]:
+    """Numbers of draws to learn from, to choose on and to test on."""
+    check_whole("draws", draws)
+    needed = samples_needed(epsilon, delta / SEQUENCES)
+    learn, choosing = math.floor(LEARN * draws), math.floor(CHOOSE * draws)
+    test = draws - learn - choosing
+    least = max(math.ceil(needed / (1 - LEARN - CHOOSE)), math.ceil(FEWEST / LEARN))
+    if draws < least:
+        raise ValueError(
+            f"draws: expected at least {least}, as {needed} are needed to certify epsilon={epsilon:g} with "
+            f"delta={delta:g} even without a loss; got {draws}"
+        )
+    return learn, choosing, test
+
+
+def _inputs(
+    flow: Flow,
+    number: int,
+    condition: DrawConditions | None,
+    reference: Integrator,
+    *,
+    density: bool,
+    batch: int,
+    seed: int,
+) -> Inputs:
+    """Noise, or points that the reference makes of it, and conditions."""
+    if not density:
+        noise, conditions = draw_starts(flow, number, condition, seed=seed)
+        return Inputs((noise, *conditions))
+    drawn = draw(flow, number, condition, reference, density=False, batch=batch, seed=seed)
+    return Inputs((drawn.ends, *drawn.conditions))
+
+
+def _split(inputs: Inputs, numbers: Sequence[int]) -> list[Inputs]:
+    ends = torch.tensor(numbers).cumsum(0).tolist()
+    return [inputs.take(slice(end - number, end)) for end, number in zip(ends, numbers, strict=True)]
+
+
+def _batches(inputs: Inputs, size: int) -> list[Batch]:
+    return [Batch(part, None) for part in inputs.split(size)]
+
+
+def _check(flow: Flow, risk: Risk, reference: Integrator, batch: int) -> None:
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
+    if not flow.block.options.batched:
+        raise ValueError("flow: expected one with batched=True, whose rows are solves of their own")
+    for name, t in (("t0", flow.t0), ("t1", flow.t1)):
+        if isinstance(t, Tensor) and t.numel() != 1:
+            raise ValueError(f"flow: expected a number {name}, the same for all rows, got {list(t.shape)} times")
+    if not callable(risk):
+        raise TypeError(f"risk: expected a function such as OutputDeviation(0.03), got {risk!r}")
+    if not isinstance(reference, Integrator) or reference.chooses:
+        raise ValueError(f"reference: expected an integrator that is the same for each draw, got {reference}")
+    check_whole("batch", batch)

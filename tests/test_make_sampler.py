@@ -1,0 +1,290 @@
+"""`make_sampler`, on fields in closed form whose draws differ in how many evaluations they need."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import dise
+from dise import Adams, DiagonalNormal, Dopri5, Euler, Flow, FlowDensity, FlowSampler, Midpoint, Multistep, make_sampler
+from dise.flow.certified.choice import Trial, worth_testing
+from dise.flow.certified.families import Material, mean_oracle, most_useful
+from dise.select import Costs, LogProbDeviation, OutputDeviation, RiskCost, StateNetwork, disagreement
+from dise.select.make_dynamic.comparison import Comparison
+from dise.select.make_dynamic.families import ONE_FOR_ALL, Family
+
+TOLERANCE, EPSILON = 0.03, 0.05
+TABLES = tuple(Multistep.adams(n) for n in (1, 2, 4, 8, 16, 32))
+TIGHT = Dopri5(rtol=1e-6, atol=1e-6)
+FEW = {"draws": 2000, "epsilon": EPSILON, "candidates": TABLES, "reference": TIGHT}
+
+
+class Rotation(nn.Module):
+    """y' = ω J y with ω per draw: a turn by ω until t = 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = nn.Parameter(torch.ones(()))
+
+    def forward(self, t, y, speed):
+        return self.unit * speed[:, None] * torch.stack([-y[:, 1], y[:, 0]], dim=1)
+
+
+class Decay(nn.Module):
+    """y' = −ω y with ω per draw."""
+
+    def forward(self, t, y, rate):
+        return -rate[:, None] * y
+
+
+class Swing(nn.Module):
+    """y' = cos 5t, whatever y: all draws have the same error."""
+
+    def forward(self, t, y):
+        return (5 * t).cos().expand_as(y)
+
+
+def flow_of(f, **options):
+    return Flow(f, DiagonalNormal(torch.zeros(2), torch.ones(2)), Euler(3), **options)
+
+
+def speeds(number):
+    """Half of the draws hardly move."""
+    return torch.where(torch.rand(number) < 0.5, 0.01, 1 + 2 * torch.rand(number))
+
+
+def turned(z, speed):
+    cos, sin = speed.cos(), speed.sin()
+    return torch.stack([cos * z[:, 0] - sin * z[:, 1], sin * z[:, 0] + cos * z[:, 1]], dim=1)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return make_sampler(flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, **FEW)
+
+
+def test_draws_get_their_own_budget_within_the_risk(sampler):
+    """Against the closed form, on fresh draws."""
+    torch.manual_seed(7)
+    z, speed = torch.randn(20_000, 2), speeds(20_000)
+    with torch.no_grad(), sampler.block.recording() as records:
+        error = (sampler(z, speed) - turned(z, speed)).square().mean(1).sqrt()
+    assert isinstance(sampler, FlowSampler)
+    assert float((error > TOLERANCE).double().mean()) <= EPSILON
+    nfe = records[0].solution.nfe.double()
+    report = sampler.report
+    assert float(nfe.mean()) == pytest.approx(report.nfe - report.comparison.overhead, rel=0.02)
+    # half of the draws need one evaluation, no single table below 16 is adequate for the others
+    assert float(nfe.mean()) < 0.7 * report.comparison.single_nfe
+    assert float(nfe[speed < 0.1].mean()) < 1.5
+
+
+def test_the_report_compares_with_the_best_single_candidate_and_the_oracle(sampler):
+    report, comparison = sampler.report, sampler.report.comparison
+    assert comparison.draws == (800, 300, 900)
+    assert report.samples == 900
+    assert comparison.oracle <= report.nfe <= comparison.single_nfe
+    assert comparison.single in map(str, TABLES)
+    assert 0.5 < comparison.share(report.nfe) <= 1
+    assert comparison.model_calls == pytest.approx(report.nfe - comparison.overhead, rel=0.1)
+    text = str(report)
+    for part in ("best single candidate certified", "oracle:", "calls of the network", "800 to learn from", "millisec"):
+        assert part in text
+    assert type(report).of_json(report.to_json(), report.policy, report.reference) == report
+
+
+def test_one_table_may_win():
+    """Nothing is there to choose, and the report says so."""
+    made = make_sampler(flow_of(Swing()), risk=OutputDeviation(TOLERANCE), **FEW)
+    assert made.report.family == ONE_FOR_ALL
+    assert made.block.integrator in TABLES
+    assert made.report.nfe == made.report.comparison.single_nfe
+    assert "all draws have one integrator" in str(made.report)
+
+
+def test_without_families_single_candidates_are_compared_alone():
+    made = make_sampler(flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, families=(), **FEW)
+    assert not made.block.integrator.chooses
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_result_never_costs_more_than_the_best_certified_single_candidate(seed):
+    made = make_sampler(
+        flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, **FEW | {"draws": 1000}, seed=seed
+    )
+    assert made.report.nfe <= made.report.comparison.single_nfe
+
+
+def test_a_risk_that_nothing_meets_leaves_the_reference():
+    made = make_sampler(
+        flow_of(Rotation()), risk=OutputDeviation(1e-9), condition=speeds, **FEW | {"candidates": TABLES[:2]}
+    )
+    assert made.block.integrator is TIGHT
+    assert made.report.family == "reference"
+    assert made.report.comparison.single is None
+    assert "Nothing was certified" in str(made.report)
+
+
+def test_own_steps_and_tables_are_candidates_together():
+    given = (*TABLES, *(Adams(3, rtol=t, atol=t) for t in (0.3, 0.1, 0.03, 0.01, 0.003)))
+    made = make_sampler(
+        flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, **FEW | {"candidates": given}
+    )
+    assert {"selector over tables", "selector over own steps", "selector over both"} < set(made.report.families)
+    assert made.report.risk <= EPSILON
+
+
+def test_log_densities_get_a_guarantee_of_their_own():
+    """log p(x) = log N(x e^ω) + 2 ω; the flow's own samples are not changed."""
+    flow = flow_of(Decay())
+    made = make_sampler(flow, risk=LogProbDeviation(0.05), condition=lambda n: speeds(n) / 2, **FEW)
+    assert isinstance(made, FlowDensity)
+    torch.manual_seed(7)
+    rate = speeds(5000) / 2
+    x = torch.randn(5000, 2) * (-rate).exp()[:, None]
+    with torch.no_grad(), made.block.recording() as records:
+        found = made.log_prob(x, rate)
+    exact = DiagonalNormal(torch.zeros(2), torch.ones(2)).log_prob(x * rate.exp()[:, None]) + 2 * rate
+    assert float(((found - exact).abs() > 0.05).double().mean()) <= EPSILON
+    assert float(records[0].solution.nfe.double().mean()) < made.report.reference_nfe / 3
+    assert "nats" in str(made.report)
+    assert flow.block.integrator == Euler(3)
+
+
+def test_saved_and_loaded_samplers_draw_the_same(sampler, tmp_path):
+    dise.save_policy(sampler, tmp_path)
+    other = FlowSampler(flow_of(sampler.block.f))
+    other.block.integrator = TIGHT
+    dise.load_policy(other, tmp_path)
+    z, speed = torch.randn(50, 2), speeds(50)
+    assert torch.equal(other(z, speed), sampler(z, speed))
+    assert replace(other.report, policy=sampler.block.integrator) == sampler.report
+
+
+def test_samplers_over_tables_are_exported(sampler, tmp_path):
+    dise.export_policy(sampler, (torch.randn(8, 2), speeds(8)), tmp_path, head=nn.Identity())
+    assert (tmp_path / "serve.json").exists()
+
+
+def test_a_seed_fixes_the_result_and_leaves_the_generator_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    made = [
+        make_sampler(flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, **FEW, seed=5)
+        for _ in range(2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert made[0].report.nfe == made[1].report.nfe
+    assert made[0].report.families == made[1].report.families
+
+
+def test_a_family_of_ones_own_is_judged_by_running_it():
+    seen = []
+
+    def halves(material):
+        assert isinstance(material, Material)
+        seen.append(len(material.costs))
+        return Family("halved steps", (Midpoint(32), Midpoint(4), Midpoint(3), Midpoint(2)))
+
+    made = make_sampler(
+        flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, families=(halves,), **FEW
+    )
+    assert seen == [800]
+    assert made.report.families["halved steps"] in {2 * n for n in (32, 4, 3, 2)}
+
+
+def test_any_function_is_a_risk():
+    """Samples as logits of two classes: which coordinate is larger."""
+    made = make_sampler(flow_of(Rotation()), risk=disagreement, condition=speeds, **FEW)
+    assert made.report.risk <= EPSILON
+    assert made.report.nfe < made.report.reference_nfe / 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"draws": 100}, "draws: expected at least"),
+        ({"draws": 1.5}, "draws: expected a whole number"),
+        ({"risk": 0.03}, "risk: expected a function"),
+        ({"reference": 1e-6}, "reference: expected an integrator"),
+        ({"batch": 0}, "batch: expected a whole number"),
+        ({"epsilon": 0.0}, "epsilon: expected a number between 0 and 1"),
+        ({"candidates": ()}, "candidates: expected integrators"),
+        ({"candidates": (3,)}, "candidates: expected integrators"),
+        ({"condition": lambda n: torch.ones(n + 1)}, "condition: expected"),
+    ],
+)
+def test_bad_arguments_are_named(change, error):
+    given = {"risk": OutputDeviation(TOLERANCE), "condition": speeds, **FEW, **change}
+    with pytest.raises((TypeError, ValueError), match=error):
+        make_sampler(flow_of(Rotation()), **given)
+
+
+def test_flows_that_cannot_be_used_are_refused():
+    with pytest.raises(TypeError, match=r"flow: expected a dise\.Flow"):
+        make_sampler(Rotation(), risk=OutputDeviation(0.1))
+    with pytest.raises(ValueError, match="flow: expected one with batched=True"):
+        make_sampler(flow_of(Rotation(), batched=False), risk=OutputDeviation(0.1))
+    with pytest.raises(ValueError, match="flow: expected exact divergences"):
+        FlowDensity(flow_of(Rotation(), divergence=dise.HutchinsonDivergence()))
+
+
+# ---- the parts
+
+
+def table(nfe, error):
+    nfe, error = torch.tensor(nfe), torch.tensor(error)
+    candidates = tuple(Euler(i + 1) for i in range(nfe.shape[1]))
+    states = torch.zeros(len(nfe), 1)
+    return Costs(candidates, states, states, nfe, error, RiskCost(risk=OutputDeviation(1.0)))
+
+
+def test_the_most_useful_candidates_by_hand():
+    """Column 0 serves the first draw, column 1 no further one, column 2 all; the reference is the last."""
+    costs = table([[1, 2, 4, 9]] * 3, [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    assert most_useful(costs, [0, 1, 2]) == [0, 2]
+    assert most_useful(costs, [0, 1, 2], most=1) == [2]
+    assert most_useful(costs, [0, 1], most=1) == [0]
+    assert most_useful(costs, []) == []
+    assert float(mean_oracle(costs)) == pytest.approx((1 + 4 + 4) / 3)
+
+
+def test_the_settings_that_are_worth_a_test():
+    trials = [Trial(Euler(n), n, risk) for n, risk in ((9, 0.0), (8, 0.01), (7, 0.06), (6, 0.1), (5, 0.16), (4, 0.5))]
+    assert worth_testing(trials, 0.1) == (Euler(8), Euler(7), Euler(6))
+    assert worth_testing(trials[-1:], 0.1) == (Euler(4),)
+
+
+def test_the_share_of_the_oracles_gain():
+    comparison = Comparison("a", 10.0, 4.0, 0.1, 7.0, (1, 2, 3))
+    assert comparison.share(7.0) == 0.5
+    assert Comparison(None, None, 4.0, 0.1, 7.0, (1, 2, 3)).share(7.0) is None
+    assert Comparison("a", 4.0, 4.0, 0.1, 7.0, (1, 2, 3)).share(4.0) is None
+
+
+def test_features_of_states_labels_and_images():
+    labels = torch.tensor([0, 2, 1])
+    small = StateNetwork.like(torch.zeros(3, 2), [labels, torch.zeros(3, 4)], 5)
+    h0, k1, c = torch.rand(3, 2), torch.rand(3, 2), torch.rand(3, 4)
+    expected = torch.cat([h0, k1, torch.eye(3)[labels], c], dim=1)
+    assert_close(small.features(h0, k1, labels, c), expected)
+    assert small(h0[:0], k1[:0], labels[:0], c[:0]).shape == (0, 5)
+    assert small.features(h0, k1, labels + 7, c)[:, 4:7].abs().sum() == 0
+    images = torch.full((2, 1, 28, 28), -3.0)
+    large = StateNetwork.like(images, [], 5)
+    assert_close(large.features(images, images), torch.tensor([-3.0, 3.0] * 2).repeat_interleave(49).expand(2, -1))
+    with pytest.raises(ValueError, match="conditions: expected 2, got 0"):
+        small.features(h0, k1)
+    with pytest.raises(ValueError, match="features, got"):
+        small.features(h0[:, :1], k1, labels, c)
+
+
+def test_tolerances_in_decibels_and_nats():
+    assert OutputDeviation.of_decibels(20, span=2.0) == OutputDeviation(0.2)
+    assert math.isclose(OutputDeviation.of_decibels(6, span=1.0).tolerance, 0.501, rel_tol=1e-3)
+    x = torch.tensor([0.0, 1.0])
+    assert LogProbDeviation(0.1)(x, x + torch.tensor([0.05, 0.2]), None).tolist() == [0, 1]
+    assert LogProbDeviation(0.1) != OutputDeviation(0.1)
