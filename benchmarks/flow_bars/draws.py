@@ -20,14 +20,14 @@ COARSE, FINE = 4.0, 8  # factor between tolerances; parts of it in the second sc
 FIRST, LAST = 4.0, 1e-6  # tolerances scanned
 Family = Callable[[float], dise.Integrator]  # tolerance → integrator
 
-# first steps: by an evaluation of f, without one, and a tenth of the span, which often is the best
+# first steps: by an evaluation of f, without one, and parts of the span, which often are the best
 RUNGE_KUTTA: dict[str, Family] = {
     f"{method.__name__}, first step {first}": lambda tol, method=method, first=first: method(
         rtol=tol, atol=tol, first_step=first
     )
     for method, steps in (
-        (dise.HeunEuler, ("heuristic", "scale", 0.1)),
-        (dise.Bosh3, ("heuristic", "scale", 0.1)),
+        (dise.HeunEuler, ("heuristic", "scale", 0.1, 0.2)),
+        (dise.Bosh3, ("heuristic", "scale", 0.1, 0.2)),
         (dise.Dopri5, ("scale",)),  # these two need more at such tolerances
         (dise.Tsit5, ("scale",)),
     )
@@ -45,7 +45,7 @@ def own_step_adams() -> dict[str, Family]:
             rtol=tol, atol=tol, order=order, first_step=first
         )
         for order in (3, 4)
-        for first in ("scale", 0.1)
+        for first in ("scale", 0.1, 0.2)
     }
 
 
