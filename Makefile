@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test fuzz test-device test-oldest lint types bench docs figures clean
+.PHONY: setup demo test test-clients fuzz test-device test-oldest lint types bench docs figures clean
 
 setup: .venv/installed
 
@@ -14,6 +14,14 @@ setup: .venv/installed
 
 .venv/bench-installed: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+# torchcfm needs torchdyn, which asks for torchvision and packages of notebooks without importing them; a torchvision
+# for another build of torch would break torchmetrics
+.venv/clients-installed: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[clients]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
+		POT torchcde torchcfm torchdyn torchsde trampoline
 	touch $@
 
 .venv/docs-installed: .venv/installed
@@ -28,6 +36,9 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits: about
 
 test: setup
 	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
+
+test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm and diffusers, and their pages
+	$(BIN)/pytest -n auto -m "not slow" -k clients tests/clients tests/test_docs.py
 
 fuzz: setup  ## the fuzzers with 10,000 inputs each instead of 25, and what they drew: hours
 	$(BIN)/pytest -m fuzz -n 0 --hypothesis-profile long --hypothesis-show-statistics

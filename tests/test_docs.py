@@ -19,8 +19,10 @@ FIGURES = ROOT / "docs" / "figures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_of_a_page_run_in_one_go(page, monkeypatch):
+    if page.parent.name == "clients":  # named by their library, which `make test-clients` installs
+        pytest.importorskip(page.stem)
     torch.manual_seed(0)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     module = ModuleType("page")

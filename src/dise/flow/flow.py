@@ -196,6 +196,22 @@ class Flow(nn.Module):
         )
         return cast(Tensor, solution.y)
 
+    def transport_with_log_det(
+        self, z: Tensor, t0: float | Tensor, t1: float | Tensor, condition: Condition = None
+    ) -> tuple[Tensor, Tensor]:
+        """Positions y at t1 as in `transport`, and log |det ∂y/∂z| [B, ...] of each point, from one solve."""
+        self._check_points("z", z)
+        solution = self.block.solve(
+            self._with_zero(z),
+            t0=t0,
+            t1=t1,
+            sample_args=self._further(z, condition),
+            jump_at=self.jump_at,
+            step_at=self.step_at,
+        )
+        y, change = cast(tuple[Tensor, Tensor], solution.y)
+        return y, -change.squeeze(-1)
+
     def until(self, t1: float | Tensor) -> "Flow":
         """The flow up to time t1: densities and samples at that time, with the same f, base, integrator and options."""
         options = self.block.options.keywords()
@@ -229,17 +245,8 @@ class Flow(nn.Module):
         if not with_log_prob:
             return self.transport(z, self.t0, self.t1, condition)
         self._check_points("shape", z)
-        further = self._further(z, condition)
-        solution = self.block.solve(
-            self._with_zero(z),
-            t0=self.t0,
-            t1=self.t1,
-            sample_args=further,
-            jump_at=self.jump_at,
-            step_at=self.step_at,
-        )
-        x, change = cast(tuple[Tensor, Tensor], solution.y)
-        return x, self.base.log_prob(z) + change.squeeze(-1)
+        x, log_det = self.transport_with_log_det(z, self.t0, self.t1, condition)
+        return x, self.base.log_prob(z) - log_det
 
     def _further(self, x: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The field's conditions and the divergence's random numbers, a row for each row of points."""
@@ -300,6 +307,10 @@ class ConditionedFlow:
     def transport(self, z: Tensor, t0: float | Tensor, t1: float | Tensor) -> Tensor:
         """Positions at t1 of points that are at z [B, ..., D] at time t0; see `Flow.transport`."""
         return self.flow.transport(z, t0, t1, self.condition)
+
+    def transport_with_log_det(self, z: Tensor, t0: float | Tensor, t1: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Positions at t1 and log-determinants; see `Flow.transport_with_log_det`."""
+        return self.flow.transport_with_log_det(z, t0, t1, self.condition)
 
     def until(self, t1: float | Tensor) -> "ConditionedFlow":
         """The flow up to time t1, under the same condition."""
