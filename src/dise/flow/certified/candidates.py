@@ -1,12 +1,11 @@
 """Integrators that a certified sampler chooses from."""
 
-from collections.abc import Sequence
-
 from dise.integrate import RK4, Adams, Bosh3, Euler, Integrator, Midpoint, Multistep
 from dise.select.guarantee.risk import OutputDeviation, Risk
 
 STEPS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24)
-TOLERANCES = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03)  # of own steps, in units of the risk's tolerance
+TOLERANCES = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.03)  # of Adams's own steps, in units of the risk's tolerance
+RUNGE_KUTTA = (1.0, 0.25, 0.06)  # those of Bosh3's, which is rarely the cheapest
 USUAL = 0.03  # tolerance that those of own steps are a multiple of, where the risk has none
 
 
@@ -23,14 +22,6 @@ def default_candidates(risk: Risk) -> tuple[Integrator, ...]:
         *(Multistep.adams(n, 3) for n in STEPS if n >= 6),
         *map(Midpoint, (2, 4, 8)),
         *map(RK4, (1, 2, 4, 6)),
-        *own_steps([unit * factor for factor in TOLERANCES]),
+        *(Adams(order, rtol=unit * x, atol=unit * x) for x in TOLERANCES for order in (3, 4)),
+        *(Bosh3(rtol=unit * x, atol=unit * x, first_step="scale") for x in RUNGE_KUTTA),
     )
-
-
-def own_steps(tolerances: Sequence[float]) -> tuple[Integrator, ...]:
-    """`Adams` of orders 3 and 4, and `Bosh3`, at each of some tolerances."""
-    found: list[Integrator] = []
-    for tolerance in tolerances:
-        found += [Adams(order, rtol=tolerance, atol=tolerance) for order in (3, 4)]
-        found.append(Bosh3(rtol=tolerance, atol=tolerance, first_step="scale"))
-    return tuple(found)

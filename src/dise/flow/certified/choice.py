@@ -110,7 +110,7 @@ def choose(
         family=best,
         policies=() if best == ONE_FOR_ALL else worth_testing(trials[best], epsilon),
         estimates=estimates,
-        oracle=float(mean_oracle(judged)),
+        oracle=float(mean_oracle(costs)),
     )
 
 

@@ -20,7 +20,7 @@ from dise.select.model.block import device_of
 from dise.select.policies.dynamic import Dynamic
 
 DIALS = tuple(2 ** (i / 4) for i in range(52, -1, -1))  # μ, in units of the cheapest candidate's price
-MOST = 8  # candidates of a selector: more make more groups of draws, and hardly save evaluations
+MOST = 10  # candidates of a selector: more make more groups of draws, and hardly save evaluations
 
 
 @dataclass(frozen=True)

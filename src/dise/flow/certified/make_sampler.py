@@ -4,30 +4,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from dise.flow.certified.candidates import default_candidates
-from dise.flow.certified.choice import Choice, choose, run_all
 from dise.flow.certified.families import FAMILIES, MakeFamily
+from dise.flow.certified.prepare import Numbers, prepare
 from dise.flow.density import FlowDensity
-from dise.flow.fitting.draws import DrawConditions, draw, draw_starts
+from dise.flow.fitting.draws import DrawConditions
 from dise.flow.flow import Flow
-from dise.flow.guidance import Guided
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator
 from dise.integrate.value import check_whole
-from dise.nn import NeuralODE
-from dise.select.guarantee.calibrate import Calibration, calibrate, samples_needed, suitable_p_value
+from dise.select.guarantee.calibrate import samples_needed
 from dise.select.guarantee.risk import LogProbDeviation, Risk
-from dise.select.make_dynamic.comparison import Comparison
-from dise.select.make_dynamic.families import FEWEST, ONE_FOR_ALL
-from dise.select.make_dynamic.report import Report
-from dise.select.make_dynamic.timing import time_policy
-from dise.select.model.data import Batch
-from dise.select.model.inputs import Inputs
+from dise.select.make_dynamic.families import FEWEST
 
-LEARN, CHOOSE = 0.4, 0.15  # parts of the draws; the others are tested, which takes the fewest evaluations per draw
+LEARN, CHOOSE = 0.5, 0.1  # parts of the draws; the others are tested, which takes the fewest evaluations per draw
 SEQUENCES = 2  # single candidates and policies, each with half of δ
 
 
@@ -112,83 +104,24 @@ def make_sampler(
     """
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
     _check(flow, risk, reference, batch)
-    numbers = _parts(draws, epsilon, delta)
-    density = isinstance(risk, LogProbDeviation)
-    model = (FlowDensity if density else FlowSampler)(flow).eval()
-    block: NeuralODE = model.block
-    inputs = _inputs(flow, draws, condition, reference, density=density, batch=batch, seed=seed)
-    learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
-    given = _candidates(candidates, risk)
-    log(f"running {len(given)} candidates and the reference on {numbers[0] + numbers[1]} draws")
-    costs = run_all(model, block, [*learn, *choosing], (*given, reference), risk)
-    choice = choose(model, block, costs, choosing, families=families, risk=risk, epsilon=epsilon, seed=seed, log=log)
-    log(f"testing {sum(map(len, choice.sequences))} settings on {numbers[2]} draws: {choice.family}")
-    found = calibrate(
-        model,
-        choice.sequences,
-        test,
-        reference=reference,
-        epsilon=epsilon,
-        delta=delta,
+    prepared = prepare(
+        flow,
+        share_draws(draws, epsilon, delta),
         risk=risk,
-        p_value=suitable_p_value(risk),
-        block=block,
+        condition=condition,
+        reference=reference,
+        candidates=_candidates(candidates, risk),
+        families=families,
+        epsilon=epsilon,
+        batch=batch,
+        seed=seed,
+        log=log,
     )
-    block.integrator = found.integrator
-    block.report = _report(model, block, found, choice, reference, test, numbers)
-    log(str(block.report))
-    return model
-
-
-def _report(
-    model: FlowSampler | FlowDensity,
-    block: NeuralODE,
-    found: Calibration,
-    choice: Choice,
-    reference: Integrator,
-    test: list[Batch],
-    numbers: tuple[int, int, int],
-) -> Report:
-    certified = [t for t in found.tests if t.certified and t.integrator in choice.singles]
-    single = min(certified, key=lambda t: t.nfe) if certified else None
-    chosen = next((t for t in found.tests if t.integrator is found.integrator), None)
-    comparison = Comparison(
-        single=None if single is None else str(single.integrator),
-        single_nfe=None if single is None else single.nfe,
-        oracle=choice.oracle,
-        overhead=0.0 if chosen is None else chosen.overhead,
-        model_calls=_model_calls(model, block, test[0]),
-        draws=numbers,
-    )
-    one = not found.integrator.chooses
-    return Report.of_calibration(
-        found,
-        reference,
-        family=ONE_FOR_ALL if one else choice.family,
-        families=choice.estimates,
-        notes=["No policy is cheaper than the best single candidate: all draws have one integrator."] if one else [],
-        timing=time_policy(
-            model,
-            block,
-            reference=reference,
-            single=None if single is None else single.integrator,
-            batches=[batch.inputs for batch in test],
-        ),
-        comparison=comparison,
-    )
-
-
-@torch.no_grad()
-def _model_calls(model: FlowSampler | FlowDensity, block: NeuralODE, batch: Batch) -> float:
-    """Calls of the network per draw of a batch."""
-    f = model.flow.f if isinstance(model, FlowDensity) else block.f
-    with block.recording(throw=False) as solves:
-        if isinstance(f, Guided):
-            with f.counting() as counted:
-                batch.inputs.call(model)
-            return counted.rows / len(batch.inputs)
-        batch.inputs.call(model)
-    return float(solves[0].solution.nfe.double().mean())
+    found = prepared.certify(epsilon, delta)
+    prepared.block.integrator = found.integrator
+    prepared.block.report = prepared.report(found)
+    log(str(prepared.block.report))
+    return prepared.model
 
 
 def _candidates(given: Sequence[Integrator] | None, risk: Risk) -> tuple[Integrator, ...]:
@@ -198,7 +131,7 @@ def _candidates(given: Sequence[Integrator] | None, risk: Risk) -> tuple[Integra
     return candidates
 
 
-def _parts(draws: int, epsilon: float, delta: float) -> tuple[int, int, int]:
+def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:
     """Numbers of draws to learn from, to choose on and to test on."""
     check_whole("draws", draws)
     needed = samples_needed(epsilon, delta / SEQUENCES)
@@ -211,33 +144,6 @@ def _parts(draws: int, epsilon: float, delta: float) -> tuple[int, int, int]:
             f"delta={delta:g} even without a loss; got {draws}"
         )
     return learn, choosing, test
-
-
-def _inputs(
-    flow: Flow,
-    number: int,
-    condition: DrawConditions | None,
-    reference: Integrator,
-    *,
-    density: bool,
-    batch: int,
-    seed: int,
-) -> Inputs:
-    """Noise, or points that the reference makes of it, and conditions."""
-    if not density:
-        noise, conditions = draw_starts(flow, number, condition, seed=seed)
-        return Inputs((noise, *conditions))
-    drawn = draw(flow, number, condition, reference, density=False, batch=batch, seed=seed)
-    return Inputs((drawn.ends, *drawn.conditions))
-
-
-def _split(inputs: Inputs, numbers: Sequence[int]) -> list[Inputs]:
-    ends = torch.tensor(numbers).cumsum(0).tolist()
-    return [inputs.take(slice(end - number, end)) for end, number in zip(ends, numbers, strict=True)]
-
-
-def _batches(inputs: Inputs, size: int) -> list[Batch]:
-    return [Batch(part, None) for part in inputs.split(size)]
 
 
 def _check(flow: Flow, risk: Risk, reference: Integrator, batch: int) -> None:

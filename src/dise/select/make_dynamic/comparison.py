@@ -12,7 +12,7 @@ class Comparison:
         single, single_nfe: the cheapest single candidate that is certified by the same test, and its NFE; None if none
             is.
         oracle: NFE if each sample got its cheapest candidate without a loss, or the reference where there is none; on
-            samples that were not tested.
+            the samples that were not tested. It loses none of them, while a policy may lose a part of ε.
         overhead: part of the policy's NFE that its decisions are, in evaluations of f.
         model_calls: calls of the network per sample, two per evaluation with guidance.
         draws: number of samples to learn from, to choose on, and to test on.

@@ -1,0 +1,165 @@
+"""What comes before the test of a sampler: draws, outcomes of all candidates, and the choice of what to test."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dise.flow.certified.choice import Choice, choose, run_all
+from dise.flow.certified.families import MakeFamily
+from dise.flow.density import FlowDensity
+from dise.flow.fitting.draws import DrawConditions, draw, draw_starts
+from dise.flow.flow import Flow
+from dise.flow.guidance import Guided
+from dise.flow.sampler import FlowSampler
+from dise.integrate import Integrator
+from dise.nn import NeuralODE
+from dise.select.guarantee.calibrate import Calibration, calibrate, suitable_p_value
+from dise.select.guarantee.risk import LogProbDeviation, Risk
+from dise.select.make_dynamic.comparison import Comparison
+from dise.select.make_dynamic.families import ONE_FOR_ALL
+from dise.select.make_dynamic.report import Report
+from dise.select.make_dynamic.timing import time_policy
+from dise.select.model.data import Batch
+from dise.select.model.inputs import Inputs
+
+ONE = "No policy is cheaper than the best single candidate: all draws have one integrator."
+Numbers = tuple[int, int, int]  # of draws to learn from, to choose on and to test on
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A flow's model, what is to be tested, and draws to test it on.
+
+    Attributes:
+        model: of samples or densities, with the flow's own integrator.
+        choice: what is to be tested.
+        test: draws that nothing has seen.
+        reference, risk, numbers: see `make_sampler`.
+    """
+
+    model: FlowSampler | FlowDensity
+    choice: Choice
+    test: list[Batch]
+    reference: Integrator
+    risk: Risk
+    numbers: Numbers
+
+    @property
+    def block(self) -> NeuralODE:
+        """The model's block."""
+        block: NeuralODE = self.model.block
+        return block
+
+    def certify(self, epsilon: float, delta: float) -> Calibration:
+        """The test of both sequences on the draws to test on."""
+        return calibrate(
+            self.model,
+            self.choice.sequences,
+            self.test,
+            reference=self.reference,
+            epsilon=epsilon,
+            delta=delta,
+            risk=self.risk,
+            p_value=suitable_p_value(self.risk),
+            block=self.block,
+        )
+
+    def report(self, found: Calibration) -> Report:
+        """The report of a test, whose result the block has already."""
+        singles = [test for test in found.tests if test.certified and test.integrator in self.choice.singles]
+        single = min(singles, key=lambda test: test.nfe) if singles else None
+        chosen = next((test for test in found.tests if test.integrator is found.integrator), None)
+        one = not found.integrator.chooses
+        return Report.of_calibration(
+            found,
+            self.reference,
+            family=ONE_FOR_ALL if one else self.choice.family,
+            families=self.choice.estimates,
+            notes=["No policy is cheaper than the best single candidate: all draws have one integrator."]
+            if one
+            else [],
+            timing=time_policy(
+                self.model,
+                self.block,
+                reference=self.reference,
+                single=None if single is None else single.integrator,
+                batches=[batch.inputs for batch in self.test],
+            ),
+            comparison=Comparison(
+                single=None if single is None else str(single.integrator),
+                single_nfe=None if single is None else single.nfe,
+                oracle=self.choice.oracle,
+                overhead=0.0 if chosen is None else chosen.overhead,
+                model_calls=self._model_calls(),
+                draws=self.numbers,
+            ),
+        )
+
+    @torch.no_grad()
+    def _model_calls(self) -> float:
+        """Calls of the network per draw of a batch."""
+        inputs = self.test[0].inputs
+        f = self.model.flow.f if isinstance(self.model, FlowDensity) else self.block.f
+        with self.block.recording(throw=False) as solves:
+            if isinstance(f, Guided):
+                with f.counting() as counted:
+                    inputs.call(self.model)
+                return counted.rows / len(inputs)
+            inputs.call(self.model)
+        return float(solves[0].solution.nfe.double().mean())
+
+
+def prepare(
+    flow: Flow,
+    numbers: Numbers,
+    *,
+    risk: Risk,
+    condition: DrawConditions | None,
+    reference: Integrator,
+    candidates: Sequence[Integrator],
+    families: Sequence[MakeFamily],
+    epsilon: float,
+    batch: int,
+    seed: int,
+    log: Callable[[str], None],
+) -> Prepared:
+    """Draw, run all candidates on the draws to learn from and to choose on, make families and choose one."""
+    density = isinstance(risk, LogProbDeviation)
+    model = (FlowDensity if density else FlowSampler)(flow).eval()
+    inputs = draw_inputs(flow, sum(numbers), condition, reference, density=density, batch=batch, seed=seed)
+    learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
+    log(f"running {len(candidates)} candidates and the reference on {numbers[0] + numbers[1]} draws")
+    costs = run_all(model, model.block, [*learn, *choosing], (*candidates, reference), risk)
+    choice = choose(
+        model, model.block, costs, choosing, families=families, risk=risk, epsilon=epsilon, seed=seed, log=log
+    )
+    log(f"{sum(map(len, choice.sequences))} settings to test on {numbers[2]} draws: {choice.family}")
+    return Prepared(model, choice, test, reference, risk, numbers)
+
+
+def draw_inputs(
+    flow: Flow,
+    number: int,
+    condition: DrawConditions | None,
+    reference: Integrator,
+    *,
+    density: bool,
+    batch: int,
+    seed: int,
+) -> Inputs:
+    """Noise, or points that the reference makes of it, and conditions."""
+    if not density:
+        noise, conditions = draw_starts(flow, number, condition, seed=seed)
+        return Inputs((noise, *conditions))
+    drawn = draw(flow, number, condition, reference, density=False, batch=batch, seed=seed)
+    return Inputs((drawn.ends, *drawn.conditions))
+
+
+def _split(inputs: Inputs, numbers: Sequence[int]) -> list[Inputs]:
+    ends = torch.tensor(numbers).cumsum(0).tolist()
+    return [inputs.take(slice(end - number, end)) for end, number in zip(ends, numbers, strict=True)]
+
+
+def _batches(inputs: Inputs, size: int) -> list[Batch]:
+    return [Batch(part, None) for part in inputs.split(size)]

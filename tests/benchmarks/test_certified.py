@@ -1,0 +1,59 @@
+"""The benchmark of certified samplers: its verdicts and recalibrations are right on numbers known beforehand."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dise import Euler
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def certified(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield import_module("certified")
+    for name in ("certified", "fit_solver"):
+        sys.modules.pop(name, None)
+
+
+def row(ratio, share, *, violations=0.0, **further):
+    return {"ratio": ratio, "share": share, "violations": violations, **further}
+
+
+def test_the_bars(certified):
+    good = {f"samples {task}": row(0.7, 0.6, c2st=0.5, **{"c2st floor": 0.499}) for task in certified.TASKS[:4]}
+    rest = {f"samples {task}": row(0.99, 0.1) for task in certified.TASKS[4:]}
+    third = {f"log_prob {task}": row(0.9, 0.2, **{"ratio to the reference": 0.3}) for task in certified.POSTERIORS}
+    assert all(seen.holds for seen in certified.bars(good | rest | third).values())
+    worse = row(1.01, -0.1, violations=0.09, c2st=0.52, **{"c2st floor": 0.5})
+    broken = {"samples moons": worse, "samples slcp": row(0.9, 0.4), "log_prob slcp": third["log_prob slcp"]}
+    assert [seen.holds for seen in certified.bars(good | rest | third | broken).values()] == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert not any(seen.holds for seen in certified.bars({}).values())
+
+
+def test_recalibrations_of_known_risks(certified):
+    """Risks of 0, 1.2 % and 0.2 %: of two sequences, the first fails at its second setting, the second passes."""
+    singles, policies = (Euler(8), Euler(4)), (Euler(6),)
+    lost = torch.zeros(10_000, 3, dtype=torch.float64)
+    lost[:120, 1] = lost[:20, 2] = 1
+    nfe = torch.tensor([8.0, 4.0, 6.0], dtype=torch.float64).expand(10_000, 3)
+    prepared = SimpleNamespace(
+        choice=SimpleNamespace(sequences=[singles, policies]),
+        numbers=(0, 0, 5000),
+        block=SimpleNamespace(integrator=policies[0]),
+    )
+    found = certified.recalibrated(prepared, certified.Outcomes(lost, nfe))
+    assert found["fresh risk"] == pytest.approx(0.002)
+    assert found["violations"] <= 0.025  # P[Binomial(5000, 0.012) ≤ 36], δ/2's limit, is 0.04 %
+    assert found["mean nfe taken"] == pytest.approx(6.0, abs=0.05)
