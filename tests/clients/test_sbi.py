@@ -141,6 +141,9 @@ def test_the_flow_of_a_posterior(posteriors):
     with torch.no_grad():
         assert_close(flow.log_prob(theta, X), posterior.log_prob(theta), rtol=1e-3, atol=2e-3)
         assert flow.sample(5, X.expand(5, 2)).shape == (5, 2)
+        assert_close(client.flow(posterior, flow.block.integrator, x=X).log_prob(theta), flow.log_prob(theta, X))
+    with pytest.raises(ValueError, match=r"x: expected one observation \[1, ...\], got shape \[2, 2\]"):
+        client.flow(posterior, x=X.expand(2, 2))
     fit = dise.fit_solver(flow, 4, condition=lambda n: X.expand(n, 2), draws=64, iterations=3)
     client.use(posterior, fit.solver)
     assert posterior.sample((10,), show_progress_bars=False).shape == (10, 2)

@@ -61,21 +61,27 @@ def use(posterior: Any, integrator: Integrator | None = None, *, log_prob_tolera
             potential.set_x(potential._x_o, potential.x_is_iid)
 
 
-def flow(posterior: Any, integrator: Integrator | None = None) -> Flow:
-    """A posterior as a conditional `dise.Flow`, for example to fit or certify an integrator that `use` then takes.
+def flow(posterior: Any, integrator: Integrator | None = None, *, x: Tensor | None = None) -> Flow:
+    """A posterior as a `dise.Flow`, for example to fit or certify an integrator that `use` then takes.
 
-    Its points are the parameters [B, D] and its conditions observations [B, ...].
+    Its points are the parameters [B, D].
 
     Args:
         posterior: sbi's `VectorFieldPosterior`.
         integrator: how to solve, from noise to parameters; None: `dise.Dopri5` with sbi's tolerances.
+        x: one observation [1, ...], under which the flow has no conditions; None: its conditions are observations
+            [B, ...].
 
     Raises:
-        TypeError: an argument (named in the message) is not as described.
+        TypeError, ValueError: an argument (named in the message) is not as described.
     """
     ode = _neural_ode(posterior)
+    if x is not None:
+        _check_condition(x, ode.condition_shape)
+        if len(x) != 1 or x.ndim != 1 + len(ode.condition_shape):
+            raise ValueError(f"x: expected one observation [1, ...], got shape {list(x.shape)}")
     base = DiagonalNormal(ode.mean_base.detach().flatten(), ode.std_base.detach().flatten())
-    field = _Field(ode.f, ode.net, ode.condition_shape)
+    field = _Field(ode.f, ode.net, ode.condition_shape, x)
     return Flow(field, base, integrator or Dopri5(rtol=RTOL, atol=ATOL), t0=ode.t_max, t1=ode.t_min)
 
 
@@ -122,12 +128,7 @@ class DiseNeuralODE(NeuralODE):
         Raises:
             ValueError: the condition has another shape.
         """
-        shape = tuple(self.condition_shape)
-        batch = condition.shape[: condition.ndim - len(shape)]
-        if condition.shape[len(batch) :] != self.condition_shape:
-            raise ValueError(
-                f"condition: expected shape [..., {', '.join(map(str, shape))}], got {list(condition.shape)}"
-            )
+        shape, batch = tuple(self.condition_shape), _check_condition(condition, self.condition_shape)
         if integrator is None:
             atol, rtol = ATOL if atol is None else atol, RTOL if rtol is None else rtol
             log_prob_tolerance = LOG_PROB_TOLERANCE * atol if log_prob_tolerance is None else log_prob_tolerance
@@ -158,6 +159,16 @@ class _Field(nn.Module):
         """dz/dt [n, D] at times [n, 1]; rows are one tensor of conditions [n, ...]."""
         condition = self.condition if self.condition is not None else rows[0].reshape(len(z), *self.shape)
         return self.f(input=z, condition=condition, times=t[:, 0])
+
+
+def _check_condition(condition: Tensor, expected: Size) -> Size:
+    """The leading dimensions of a condition [..., *expected]."""
+    batch = condition.shape[: max(condition.ndim - len(expected), 0)]
+    if condition.shape[len(batch) :] != expected:
+        raise ValueError(
+            f"condition: expected shape [..., {', '.join(map(str, expected))}], got {list(condition.shape)}"
+        )
+    return batch
 
 
 def _neural_ode(posterior: Any) -> NeuralODE:

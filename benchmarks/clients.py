@@ -1,0 +1,360 @@
+"""What users of sbi, flow_matching and torchcfm wait for today, beside the same calls on dise.
+
+    python benchmarks/clients.py --out results/clients.json
+    python benchmarks/clients.py --out results/clients.json --readme
+
+Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
+integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
+(`make_sampler`, ε = 1 %, δ = 5 %). Errors are distances to a tight solve in float64: root mean squares over
+coordinates in standard deviations, or nats. Times are medians of alternating runs, in one process. Rows that the file
+of `--out` has are kept; `--only` measures some of them again. Needs the extra `clients`, torchcfm and the experiments;
+nothing else should run.
+"""
+
+import argparse
+import bisect
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flow_bars.fields import points, rms
+from torch import Size, Tensor, nn
+
+import dise
+from dise.select import LogProbDeviation, OutputDeviation
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- table written by: python benchmarks/clients.py --readme -->", "<!-- end of clients -->"
+NUMBER = 10_000
+SHARE = 0.99
+CERTIFIED = 0.01  # error of the policy, and its bar beside theirs
+CERTIFIED_BAR = 1 / 8
+REPEATS = 5
+TIGHT = dise.Dopri8(rtol=1e-9, atol=1e-9)
+SCAN = [10 ** (-k / 4) for k in range(2, 33)]  # dise's tolerances, from loose to tight
+THEIR_SCAN = [10.0**-k for k in range(1, 6)]
+
+FAMILIES: Mapping[str, Callable[[float], dise.Integrator]] = {
+    **{
+        f"Adams of order {order}": lambda tol, order=order: dise.Adams(
+            rtol=tol, atol=tol, order=order, first_step="scale"
+        )
+        for order in (3, 4, 5)
+    },
+    "Dopri5": lambda tol: dise.Dopri5(rtol=tol, atol=tol, first_step="scale"),
+    "Dopri8": lambda tol: dise.Dopri8(rtol=tol, atol=tol, first_step="scale"),
+}
+
+FIXED: Mapping[str, Callable[[float], dise.Integrator]] = {  # of 1/evaluations
+    "RK4": lambda part: dise.RK4(max(1, round(1 / part / 4))),
+    "AB3": lambda part: dise.Multistep.adams(round(1 / part), 3),
+    "AB4": lambda part: dise.Multistep.adams(round(1 / part), 4),
+}
+FIXED_SCAN = [1 / n for n in (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)]
+
+Call = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a library and the same one on dise.
+
+    Args:
+        bar: of the time at equal error, as a part of theirs.
+        theirs: tolerance (None: the default) → the call.
+        ours: integrator and a tolerance in nats → the call.
+        exact: what the call returns in a tight solve.
+        error: two returned values → errors per point [N].
+        certified: number of draws → the call by a certified policy.
+        density: whether it returns log-densities.
+    """
+
+    bar: float
+    theirs: Callable[[float | None], Call]
+    ours: Callable[[dise.Integrator, float | None], Call]
+    exact: Tensor
+    error: Callable[[Tensor, Tensor], Tensor]
+    certified: Callable[[int], Call]
+    density: bool = False
+
+    def missed(self, call: Call) -> float:
+        """The error of 99 % of the points."""
+        return float(torch.quantile(self.error(call(), self.exact), SHARE))
+
+
+class Bound(nn.Module):
+    """A field under one condition."""
+
+    def __init__(self, f: nn.Module, condition: Tensor) -> None:
+        super().__init__()
+        self.f, self.condition = f, condition
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.f(t, x, self.condition.expand(len(x), -1))
+
+
+def as_sbi(field: nn.Module) -> Callable[..., Tensor]:
+    """A field with data at t = 1 as sbi's f(input, condition, times), with data at 0."""
+
+    def f(input: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        rows, t = input.flatten(0, -2), 1 - times
+        velocity = field(t.reshape(-1, 1) if t.ndim else t, rows, condition.expand(len(rows), -1))
+        return -velocity.reshape(input.shape)
+
+    return f
+
+
+def sbi_case(task: str, n: int, *, density: bool) -> Case:
+    """Samples or log-densities of a posterior, by sbi's backends."""
+    from sbi.samplers.ode_solvers import ZukoNeuralODE
+
+    from dise.clients.sbi import DiseNeuralODE
+
+    draws = points(task, n)
+    x_o, dim = draws.conditions[0][:1], draws.noise.shape[1]
+
+    def backend(kind: type, field: nn.Module, **options: Any) -> Any:
+        dtype = next(field.parameters()).dtype
+        mean, std = torch.zeros(1, dim, dtype=dtype), torch.ones(1, dim, dtype=dtype)
+        return kind(as_sbi(field), field, mean, std, Size([x_o.shape[1]]), **options)(x_o.to(dtype))
+
+    double = copy.deepcopy(draws.f).double()
+    tight = backend(DiseNeuralODE, double, integrator=TIGHT, log_prob_tolerance=1e-9)
+    theta = tight.transform.inv(draws.noise.double()[:, None])
+    exact = tight.log_prob(theta) if density else theta
+    inputs = (theta if density else draws.noise[:, None]).to(draws.noise.dtype)
+
+    def call(distribution: Any) -> Call:
+        return lambda: distribution.log_prob(inputs) if density else distribution.transform.inv(inputs)
+
+    def theirs(tol: float | None) -> Call:
+        return call(backend(ZukoNeuralODE, draws.f, **({} if tol is None else {"atol": tol, "rtol": tol})))
+
+    def ours(integrator: dise.Integrator, nats: float | None) -> Call:
+        return call(backend(DiseNeuralODE, draws.f, integrator=integrator, log_prob_tolerance=nats))
+
+    def certified(number: int) -> Call:
+        made = certify(Bound(draws.f, x_o), dim, number, density=density)
+        return lambda: made(inputs[:, 0])[:, None]
+
+    def error(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().flatten() if density else rms(a[:, 0], b[:, 0])
+
+    return Case(1 / 3, theirs, ours, exact, error, certified, density)
+
+
+def flow_matching_case(task: str, n: int) -> Case:
+    """Samples by flow_matching's `ODESolver` with dopri5 at 1e-5."""
+    from flow_matching.solver import ODESolver as Theirs
+
+    from dise.clients.flow_matching import ODESolver
+
+    draws = points(task, n)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return draws.f(t.reshape(-1, 1) if t.ndim else t, x)
+
+    def theirs(tol: float | None) -> Call:
+        tol = 1e-5 if tol is None else tol
+        return lambda: Theirs(velocity).sample(draws.noise, step_size=None, method="dopri5", atol=tol, rtol=tol)
+
+    def ours(integrator: dise.Integrator, nats: float | None) -> Call:
+        solver = ODESolver(velocity, integrator)
+        return lambda: solver.sample(draws.noise)
+
+    return _samples(task, n, theirs, ours)
+
+
+def torchcfm_case(task: str, n: int) -> Case:
+    """Samples by torchdyn's `NeuralODE` with dopri5 at 1e-4, as in torchcfm's examples."""
+    from torchdyn.core import NeuralODE as Theirs
+
+    from dise.clients.torchcfm import NeuralODE
+
+    draws, span = points(task, n), torch.tensor([0.0, 1.0])
+
+    class Model(nn.Module):
+        def forward(self, t: Tensor, x: Tensor, args: Any = None) -> Tensor:
+            return draws.f(t.reshape(-1, 1) if t.ndim else t, x)
+
+    def theirs(tol: float | None) -> Call:
+        tol = 1e-4 if tol is None else tol
+        node = Theirs(Model(), solver="dopri5", sensitivity="adjoint", atol=tol, rtol=tol)
+        return lambda: node.trajectory(draws.noise, t_span=span)[-1]
+
+    def ours(integrator: dise.Integrator, nats: float | None) -> Call:
+        node = NeuralODE(Model(), integrator=integrator)
+        return lambda: node.trajectory(draws.noise, t_span=span)[-1]
+
+    return _samples(task, n, theirs, ours)
+
+
+def _samples(
+    task: str, n: int, theirs: Callable[[float | None], Call], ours: Callable[[dise.Integrator, float | None], Call]
+) -> Case:
+    draws = points(task, n)
+    exact = draws.double().solve(TIGHT).y
+
+    def certified(number: int) -> Call:
+        made = certify(draws.f, draws.noise.shape[1], number, density=False)
+        return lambda: made(draws.noise)
+
+    return Case(1 / 2, theirs, ours, exact, rms, certified)
+
+
+def certify(field: nn.Module, dim: int, number: int, *, density: bool) -> nn.Module:
+    """A sampler or density of a field with a certified error."""
+    base = dise.DiagonalNormal(torch.zeros(dim), torch.ones(dim))
+    flow = dise.Flow(field, base, dise.Dopri5(rtol=1e-6, atol=1e-6))
+    risk = LogProbDeviation(CERTIFIED) if density else OutputDeviation(CERTIFIED)
+    made = dise.make_sampler(flow, risk=risk, draws=number)
+    print(made.block.report, flush=True)
+    return made
+
+
+CASES: Mapping[str, Callable[[int], Case]] = {
+    **{
+        f"sbi {task} {what}": lambda n, task=task, what=what: sbi_case(task, n, density=what == "log_prob")
+        for task in ("two_moons", "slcp")
+        for what in ("samples", "log_prob")
+    },
+    **{
+        f"{library} {task}": lambda n, task=task, case=case: case(task, n)
+        for library, case in (("flow_matching", flow_matching_case), ("torchcfm", torchcfm_case))
+        for task in ("checkerboard", "moons")
+    },
+}
+
+
+@torch.no_grad()
+def measure(case: Case, *, draws: int, repeats: int) -> dict[str, Any]:
+    """Errors and times of a case."""
+    default = case.theirs(None)
+    row: dict[str, Any] = {"error": case.missed(default), "bar": case.bar}
+    swept = {tol: case.theirs(tol) for tol in THEIR_SCAN}
+    row["their tolerances"] = {
+        tol: {"error": case.missed(call), "seconds": times([call], 1)[0]} for tol, call in swept.items()
+    }
+    scan = Scan(case)
+    for key, error in (("equal", row["error"]), ("loose", CERTIFIED)):
+        row[key] = scan.best(error)
+    calls = [
+        default,
+        *(
+            case.ours(*integrator(*(row[key][part] for part in ("method", "tolerance", "nats"))))
+            for key in ("equal", "loose")
+        ),
+    ]
+    if draws:
+        calls.append(case.certified(draws))
+        row["certified"] = {"error": case.missed(calls[-1])}
+    row["seconds"], *others = times(calls, repeats)
+    for key, seconds in zip(("equal", "loose", "certified"), others, strict=False):
+        row[key] |= {"seconds": seconds, "ratio": seconds / row["seconds"]}
+    row["holds"] = row["equal"]["ratio"] <= case.bar
+    row["certified holds"] = row["certified"]["ratio"] <= CERTIFIED_BAR if draws else None
+    return row
+
+
+def integrator(name: str, tol: float, nats: float) -> tuple[dise.Integrator, float | None]:
+    """A family's integrator, and the tolerance of log-densities where it has tolerances."""
+    return (FIXED[name](tol), None) if name in FIXED else (FAMILIES[name](tol), nats)
+
+
+class Scan:
+    """The loosest adequate tolerance of each family, with log-densities at that of points or at ten times it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.seen = case, dict[tuple[str, float, float], float]()
+
+    def best(self, error: float) -> dict[str, Any]:
+        """The fastest of those with an error of at most `error`."""
+        rows = []
+        for name, scanned in [*((name, SCAN) for name in FAMILIES), *((name, FIXED_SCAN) for name in FIXED)]:
+            for factor in (1.0, 10.0) if self.case.density and name in FAMILIES else (1.0,):
+                low = bisect.bisect_left(
+                    scanned, 0, key=lambda tol: -1 if self.missed(name, tol, factor) > error else 0
+                )
+                if low < len(scanned):
+                    tol = scanned[low]
+                    call = self.case.ours(*integrator(name, tol, factor * tol))
+                    missed, seconds = self.missed(name, tol, factor), times([call], 1)[0]
+                    rows.append(
+                        {"method": name, "tolerance": tol, "nats": factor * tol, "error": missed, "seconds": seconds}
+                    )
+        return min(rows, key=lambda row: row["seconds"])
+
+    def missed(self, name: str, tol: float, factor: float) -> float:
+        key = name, tol, factor
+        if key not in self.seen:
+            self.seen[key] = self.case.missed(self.case.ours(*integrator(name, tol, factor * tol)))
+        return self.seen[key]
+
+
+def times(calls: list[Call], repeats: int) -> list[float]:
+    """Median seconds of each call, in turn."""
+    seen: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, own in zip(calls, seen, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in seen]
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The rows as a table in Markdown."""
+    lines = [
+        "| call | theirs, 99 % error | seconds | dise at equal error | part | bar | certified 0.01 | part | bar |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in CASES:
+        if name not in found:
+            continue
+        row = found[name]
+        equal, certified = row["equal"], row.get("certified", {})
+        policy = f"{certified['seconds']:.3f} s | {certified['ratio']:.3f}" if certified else "– | –"
+        lines.append(
+            f"| {name} | {row['error']:.2g} | {row['seconds']:.3f} | {equal['method']} {equal['tolerance']:.2g}, "
+            f"{equal['seconds']:.3f} s | {equal['ratio']:.3f} | {row['bar']:.3f} | {policy} | {CERTIFIED_BAR} |"
+        )
+    return "\n".join(lines)
+
+
+def write(page: Path, text: str) -> None:
+    """Put the table between its marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=[], help="rows to measure, again too")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
+    parser.add_argument("--number", type=int, default=NUMBER, help="points")
+    parser.add_argument("--draws", type=int, default=20_000, help="draws of the certified policies; 0: none")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    if args.readme:
+        write(README, table(found))
+        return
+    for name in args.only or [name for name in CASES if name not in found]:
+        found[name] = measure(CASES[name](args.number), draws=args.draws, repeats=args.repeats)
+        found[name] |= {"number": args.number, "torch": torch.__version__, "threads": args.threads}
+        print(table({name: found[name]}).splitlines()[-1], flush=True)
+        if args.out:
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

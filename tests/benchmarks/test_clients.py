@@ -1,0 +1,64 @@
+"""The benchmark of clients: it finds adequate integrators, compares times and writes its table."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import dise
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+COLUMNS = 9
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return import_module("clients")
+
+
+def decay(script):
+    """y' = −y from 1 to 2, whose call at a tolerance of theirs is a fixed-step solve."""
+    y0 = torch.linspace(1, 2, 8, dtype=torch.float64)[:, None]
+
+    def ours(integrator, nats):
+        return lambda: dise.solve(lambda t, y: -y, y0, 0.0, 1.0, integrator).y
+
+    exact = y0 * torch.tensor(-1.0, dtype=torch.float64).exp()
+    return script.Case(
+        0.5,
+        lambda tol: ours(dise.RK4(50 if tol is None else 5), None),
+        ours,
+        exact,
+        lambda a, b: (a - b).abs().flatten(),
+        lambda draws: ours(dise.RK4(2), None),
+    )
+
+
+def test_integrators_are_adequate_and_the_loosest(script):
+    case = decay(script)
+    scan = script.Scan(case)
+    found = scan.best(1e-4)
+    made = script.integrator(found["method"], found["tolerance"], found["nats"])
+    assert case.missed(case.ours(*made)) == found["error"] <= 1e-4
+    assert any(error > 1e-4 for (name, _, _), error in scan.seen.items() if name == found["method"])
+
+
+def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "CASES", {"decay": lambda n: decay(script)})
+    monkeypatch.setattr(script, "README", tmp_path / "README.md")
+    script.README.write_text(f"before\n{script.BEGIN}\n{script.END}\nafter\n")
+    out = tmp_path / "clients.json"
+    for options in (["--repeats", "1"], [], ["--readme"]):
+        monkeypatch.setattr(sys, "argv", ["clients.py", "--out", str(out), *options])
+        script.main()
+    row = json.loads(out.read_text())["decay"]
+    assert row["equal"]["error"] <= row["error"] < 1e-7
+    assert row["loose"]["error"] <= 0.01
+    assert row["certified"]["ratio"] == pytest.approx(row["certified"]["seconds"] / row["seconds"])
+    before, *table, after = script.README.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert [line.count("|") for line in table[1:-1]] == [COLUMNS + 1] * 3
