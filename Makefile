@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-clients fuzz test-device test-oldest lint types bench docs figures clean
+.PHONY: setup demo test test-long test-clients fuzz test-device test-oldest lint types bench docs figures clean
 
 setup: .venv/installed
 
@@ -34,8 +34,15 @@ demo: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 demo: setup  ## trains, regularizes, selects and evaluates on real digits: about four minutes on two cores, with install
 	$(BIN)/dise run mnist --preset sample
 
+# Many tests start Python; without its bytecode each would compile the library again.
+test test-long test-device test-clients: export PYTHONDONTWRITEBYTECODE =
+
+# Modules stay in their order: the last ones are short, so that no process waits for another.
 test: setup
-	$(BIN)/pytest -n auto --dist loadscope -m "not slow"
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow and not long"
+
+test-long: setup  ## what CI runs beside `make test`: notebooks, pages and longer variants of tests
+	$(BIN)/pytest -n auto -m "long and not slow"
 
 test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm and diffusers, and their pages
 	$(BIN)/pytest -n auto -m "not slow" -k clients tests/clients tests/test_docs.py
@@ -57,7 +64,7 @@ ON_DEVICE = $(patsubst %, tests/integrate/%.py, \
 
 test-device: setup  ## tests with what they make on a device, as on a GPU: DEVICE=cuda where there is one
 	PYTHONPATH=tools $(BIN)/pytest -n auto --dist loadscope -p on_device --device $(DEVICE) \
-		-m "not slow and not host" $(ON_DEVICE)
+		-m "not slow and not long and not host" $(ON_DEVICE)
 
 # the oldest torch that pyproject.toml allows; not part of CI, since it installs another torch
 OLDEST := .venv-oldest/bin

@@ -17,9 +17,14 @@ import dise
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LONG = ("compile.md", "getting-started.md", "make-dynamic.md")  # these compile solves or call make_dynamic
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG)) for page in PAGES],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_python_blocks_of_a_page_run_in_one_go(page, monkeypatch):
     if page.parent.name == "clients":  # named by their library, which `make test-clients` installs
         pytest.importorskip(page.stem)

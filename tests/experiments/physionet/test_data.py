@@ -326,6 +326,7 @@ def test_a_wrong_line_of_outcomes_is_named(text, line, expected, found):
 # ---- all of the data
 
 
+@pytest.mark.long
 def test_full_data_have_the_published_sizes_and_deaths(full):
     assert [len(getattr(full, part)) for part in PARTS] == [2560, 640, 800, 4000]
     deaths = [int(getattr(full, part).labels.sum()) for part in PARTS]
@@ -334,6 +335,7 @@ def test_full_data_have_the_published_sizes_and_deaths(full):
     assert sum(deaths[:3]) == 554
 
 
+@pytest.mark.long
 def test_full_data_keep_the_records_without_a_time_series(full):
     assert sum(getattr(full, part).without_series for part in PARTS[:3]) == 3
     assert full.set_b.without_series == 7
@@ -342,6 +344,7 @@ def test_full_data_keep_the_records_without_a_time_series(full):
     assert bare.times.tolist() == [0] * 7
 
 
+@pytest.mark.long
 def test_full_data_are_measured_within_two_days_at_distinct_minutes(full):
     for part in PARTS:
         records = getattr(full, part)
@@ -353,17 +356,20 @@ def test_full_data_are_measured_within_two_days_at_distinct_minutes(full):
     assert len(torch.cat([getattr(full, part).times for part in PARTS]).unique()) == 2881
 
 
+@pytest.mark.long
 def test_test_records_are_those_of_scikit_learn(full):
     # train_test_split(ids, train_size=0.8, random_state=42, shuffle=True) of the sorted ids, by scikit-learn 1.9.1
     assert full.test.ids[:3].tolist() == [133980, 141416, 133906]
     assert hashlib.md5(full.test.ids.numpy().tobytes()).hexdigest() == "8ed516fd4b44dd005b235418ed19050f"
 
 
+@pytest.mark.long
 def test_held_out_records_are_the_ones_they_have_always_been(full):
     # A recorded value: were the split to move, a selector would be judged on records its model was trained on.
     assert hashlib.md5(full.held_out.ids.numpy().tobytes()).hexdigest() == "931a6a05c4b799379e2fbdbd0fc33993"
 
 
+@pytest.mark.long
 def test_full_data_are_the_same_when_they_were_kept(full, given, full_cache, monkeypatch):
     monkeypatch.setattr(pooch, "os_cache", full_cache)
     monkeypatch.setattr(data, "parse_record", None)  # nothing is parsed
@@ -383,6 +389,7 @@ def test_sample_parts_share_no_record(sample):
     assert len({record for part in ids(sample) for record in part}) == 320
 
 
+@pytest.mark.long
 def test_sample_records_are_in_the_same_part_of_the_full_data(sample, full):
     for part in PARTS:
         whole, some = getattr(full, part), getattr(sample, part)
@@ -407,6 +414,7 @@ def unpacked(content):
         return {entry.name: archive.extractfile(entry).read() for entry in archive}
 
 
+@pytest.mark.long
 def test_sample_is_what_the_tool_makes(full, given):
     tool = make_sample()
     files = tool["collect"](tool["draw"](full), given)
