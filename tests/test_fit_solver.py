@@ -163,14 +163,17 @@ def test_the_report_names_both_solvers_and_what_was_spent(mixture_fit):
     assert mixture_fit.to_json()["after"]["q99"] == mixture_fit.after.q99
 
 
-def test_the_same_seed_gives_the_same_table_and_leaves_generators_alone(mixture_fit):
+def test_the_same_seed_gives_the_same_table_and_leaves_generators_alone():
+    def fit(seed):
+        flow = flow_of(Mixture())
+        return fit_solver(flow, 4, draws=64, reference=LOOSER, start=Multistep.adams(4), iterations=5, seed=seed).solver
+
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    again = fit_solver(flow_of(Mixture()), 6, draws=256, reference=LOOSER, iterations=30)
+    first, again, other = (fit(seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert again.solver == mixture_fit.solver
-    other = fit_solver(flow_of(Mixture()), 6, draws=64, reference=TIGHT, iterations=10, seed=1)
-    assert other.solver != mixture_fit.solver
+    assert first == again
+    assert first not in (other, Multistep.adams(4))
 
 
 def test_the_start_is_kept_where_nothing_can_be_gained():

@@ -26,6 +26,15 @@ def peers(script):
 
 
 @pytest.mark.parametrize("name", ["VanDerPol", "TanhNetwork"])
+def test_fields_are_the_same_for_diffrax(peers, name):
+    jnp = pytest.importorskip("jax.numpy")
+    f, y = getattr(peers, name)(), torch.tensor([0.3, -1.2])
+    weights = tuple(jnp.asarray(p.detach().numpy()) for p in f.parameters())
+    theirs = f.for_jax()(0.5, jnp.asarray(y.numpy()), weights)
+    assert_close(torch.tensor(theirs.tolist()), f(torch.tensor([[0.5]]), y[None])[0])
+
+
+@pytest.mark.parametrize("name", [pytest.param("VanDerPol", marks=pytest.mark.long), "TanhNetwork"])
 def test_all_ways_reach_the_same_states_and_gradients(peers, name):
     f = getattr(peers, name)()
     y0 = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))

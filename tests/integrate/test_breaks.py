@@ -55,7 +55,7 @@ DOSES = column(2.0, 5.3, 7.7)
         (EVERY[0], {"gradient": "checkpoint"}),
         (EVERY[2], {"gradient": "checkpoint"}),
         pytest.param(Bosh3(rtol=1e-7, atol=1e-7), {"compile": True}, marks=pytest.mark.slow),
-        (RK4(40), {"compile": True}),
+        (RK4(40), {"compile": {"backend": "eager"}}),
     ],
     ids=str,
 )

@@ -61,7 +61,8 @@ def test_a_span_of_a_million_in_float32(integrator):
     ("dtype", "compile"),
     [
         *((dtype, False) for dtype in DTYPES),
-        (torch.float32, True),
+        (torch.float32, {"backend": "eager"}),
+        pytest.param(torch.float32, True, marks=pytest.mark.long),
         *(pytest.param(dtype, True, marks=pytest.mark.slow) for dtype in DTYPES if dtype is not torch.float32),
     ],
 )

@@ -127,7 +127,7 @@ class AdaptiveKutta3(Adaptive):
     "integrator",
     [
         *(method(200) for method in (Midpoint, Heun, Ralston, RK4, RK38, Kutta3)),
-        RKC1(20_000, 2),
+        RKC1(4000, 2),
         *(method(rtol=1e-5, atol=1e-5) for method in (HeunEuler, AdaptiveKutta3)),
         Fehlberg2(rtol=1e-6, atol=1e-6),  # its estimate is that of a much better method of order 1
         *(method(rtol=1e-6, atol=1e-6) for method in (Bosh3, Dopri5, Tsit5, Dopri8, Adams)),
@@ -137,7 +137,8 @@ class AdaptiveKutta3(Adaptive):
 def test_a_method_solves_and_counts(integrator, record):
     f = record(lambda t, y: -2 * t * y)
     solution = solve(f, torch.ones(1, 1, dtype=torch.float64), 0.0, 1.5, integrator)
-    torch.testing.assert_close(solution.y.item(), math.exp(-(1.5**2)), rtol=0, atol=3e-5)
+    accuracy = 2e-4 if isinstance(integrator, RKC1) else 3e-5  # of first order
+    torch.testing.assert_close(solution.y.item(), math.exp(-(1.5**2)), rtol=0, atol=accuracy)
     assert solution.nfe.item() == solution.calls == f.calls
     assert solution.n_steps >= (3 if isinstance(integrator, Dopri8) else 5)
 
@@ -166,7 +167,7 @@ def test_nfe_is_as_documented(method, nfe):
             assert rejected > 0
 
 
-WITHOUT_K1 = [method(rtol=1e-4, atol=1e-4, first_step="span") for method in (HeunEuler, Fehlberg2, AdaptiveKutta3)]
+WITHOUT_K1 = [method(rtol=1e-3, atol=1e-3, first_step="span") for method in (HeunEuler, Fehlberg2, AdaptiveKutta3)]
 
 
 @pytest.mark.parametrize("integrator", WITHOUT_K1, ids=str)

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
-from dise import RK4, Bosh3, Dopri5, Euler, Heun, Ralston, SolveError, solve
+from dise import RK4, Bosh3, Euler, Heun, Ralston, SolveError, solve
 from dise.integrate.compile import cache
 from dise.integrate.compile.backend import fast_inductor, inductor
 from dise.integrate.stepping.method import Method
@@ -103,7 +103,7 @@ def test_lambdas_of_one_line_are_one_f(y0):
     assert graphs() <= 4
 
 
-@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("per_sample", [pytest.param(False, marks=pytest.mark.long), True])
 def test_any_number_of_samples_is_one_graph(starts, per_sample):
     """As samples end, and in the next solve; f is a graph of its own, as it is evaluated before."""
     rate = torch.linspace(0.5, 2, 64, dtype=torch.float64)
@@ -243,7 +243,7 @@ def test_compile_is_checked(y0, value):
 
 
 @pytest.mark.skipif(OLDEST, reason="torch 2.6 traces generators wrongly")
-@pytest.mark.parametrize("integrator", [RK4(2), Dopri5()], ids=str)
+@pytest.mark.parametrize("integrator", [RK4(1), Bosh3()], ids=str)
 def test_in_a_model_that_is_compiled_around_it_failures_are_told(y0, integrator):
     """The model's compilation breaks at the solve, which runs as it is."""
 
