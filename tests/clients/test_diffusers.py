@@ -169,5 +169,10 @@ def test_what_does_not_fit_the_table_is_refused():
         scheduler.set_begin_index(2)
     with pytest.raises(ValueError, match="integrator: expected a Multistep"):
         MultistepScheduler.of(dise.Dopri5())
+    with pytest.raises(ValueError, match="order: expected 1, 2 or 3, got 4"):
+        MultistepScheduler(order=4)
+    scheduler.set_timesteps(8)
+    with pytest.raises(ValueError, match="timestep: expected 1000"):
+        scheduler.step(noise(), float("nan"), noise())
     with pytest.raises(ValueError, match="scales, weights"):
         MultistepScheduler(times=[0.0])

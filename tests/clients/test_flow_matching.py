@@ -158,4 +158,9 @@ def test_bad_arguments():
         solver.sample(x, time_grid=[0.0])
     with pytest.raises(ValueError, match="time_grid: expected times from 1 to 0"):
         solver.compute_likelihood(x, log_p0, time_grid=[0.0, 1.0])
+    for wrong in (torch.ones(3, 2).long(), torch.tensor(1.0), [1.0]):
+        with pytest.raises(TypeError, match="x: expected a tensor of real numbers"):
+            solver.sample(wrong, method="dopri5")
+    with pytest.raises(dise.SolveError, match="NON_FINITE"):
+        solver.sample(torch.full((2, 2), torch.nan, dtype=torch.float64), method="dopri5")
     assert solver.sample(points(0), method="dopri5").shape == (0, 2)

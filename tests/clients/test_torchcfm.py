@@ -117,6 +117,8 @@ def test_bad_arguments():
         NeuralODE(model(), sensitivity="both")
     with pytest.raises(TypeError, match="vector_field: expected a function or module"):
         NeuralODE(2)
+    with pytest.raises(TypeError, match="x: expected a tensor of real numbers"):
+        NeuralODE(model()).trajectory([1.0], SPAN)
     with pytest.raises(ValueError, match="t_span: expected at least two times"):
         NeuralODE(model()).trajectory(points(), torch.tensor([0.0]))
     with pytest.raises(ValueError, match="model: expected one that takes a time per row"):

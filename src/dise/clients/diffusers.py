@@ -40,7 +40,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         scales: its n + 1 factors of the start.
         weights: its n + 1 rows of weights.
         span: times of noise and data that it is for; None: 0 and 1.
-        order: of Adams–Bashforth, 1 (Euler's method) to 4, without a table.
+        order: of Adams–Bashforth, 1 (Euler's method) to 3, without a table; order 4 starts with extra evaluations.
         shift: of the noise levels, without a table.
         num_train_timesteps: timestep of σ = 1.
         use_flow_sigmas: True; tells diffusers' pipelines to leave the noise levels to the scheduler.
@@ -71,6 +71,8 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             rows, ends = tuple(map(tuple, weights)), None if span is None else (float(span[0]), float(span[1]))
             self.table = MultistepTable(tuple(times), tuple(scales), rows, ends)
             _check(self.table)
+        if order not in (1, 2, 3):
+            raise ValueError(f"order: expected 1, 2 or 3, got {order!r}")
         self.solver_order, self.shift = order, shift
         self.num_inference_steps: int | None = None
         self._values: list[Tensor] = []
@@ -185,7 +187,7 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         if self.num_inference_steps is None or k >= self.num_inference_steps:
             raise ValueError("timestep: expected a call of set_timesteps before the first step of a sample")
         expected = float(self.timesteps[k])
-        if abs(float(timestep) - expected) > 1e-3 * max(1.0, abs(expected)):
+        if not abs(float(timestep) - expected) <= 1e-3 * max(1.0, abs(expected)):  # NaN too
             raise ValueError(f"timestep: expected {expected}, the one of step {k}, got {float(timestep)}")
         precise = torch.promote_types(sample.dtype, torch.float32)
         self._values.append(-model_output.to(precise))  # in the direction of the data

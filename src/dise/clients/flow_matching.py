@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_time_per_row, last
+from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, check_time_per_row, last
 from dise.flow import AugmentedField, ExactDivergence, HutchinsonDivergence
 from dise.integrate import Integrator, State, solve
 from dise.integrate.clock import clock_dtype
@@ -183,9 +183,7 @@ def _has_rows(extra: object, x: Tensor) -> bool:
 
 def _times(time_grid: Tensor | Sequence[float], x: Tensor) -> Tensor:
     """[T] times, in float64 where the device has it."""
-    if not isinstance(x, Tensor) or x.ndim == 0:
-        got = "shape []" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x: expected a tensor of points [B, ...], got {got}")
+    check_points("x", x)
     times = torch.as_tensor(time_grid, dtype=clock_dtype(x.device), device=x.device)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"time_grid: expected at least two times [T], got shape {list(times.shape)}")

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_time_per_row
+from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, check_time_per_row
 from dise.integrate import RK4, Euler, FixedStep, Integrator, Midpoint, Multistep, grids, solve
 from dise.integrate.clock import clock_dtype
 
@@ -77,6 +77,7 @@ class NeuralODE(nn.Module):
         Raises:
             TypeError, ValueError, SolveError: see `dise.solve`.
         """
+        check_points("x", x)
         times = torch.as_tensor(t_span, dtype=clock_dtype(x.device), device=x.device)
         if times.ndim != 1 or len(times) < 2:
             raise ValueError(f"t_span: expected at least two times [T], got shape {list(times.shape)}")
