@@ -41,7 +41,7 @@ test test-long test-device test-clients: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow and not long"
 
-test-long: setup  ## what CI runs beside `make test`: notebooks, pages and longer variants of tests
+test-long: setup  ## what CI runs beside `make test`: notebooks, long pages and tests of some seconds
 	$(BIN)/pytest -n auto -m "long and not slow"
 
 test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm and diffusers, and their pages

@@ -17,7 +17,7 @@ import dise
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LONG = ("compile.md", "getting-started.md", "make-dynamic.md")  # these compile solves or call make_dynamic
+LONG = ("certified-sampler.md", "compile.md", "getting-started.md", "make-dynamic.md")  # they compile or certify
 
 
 @pytest.mark.parametrize(

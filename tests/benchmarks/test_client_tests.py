@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "client_tests.py"
 TESTS = """
 import unittest
@@ -28,6 +30,7 @@ class Tests(unittest.TestCase):
 """
 
 
+@pytest.mark.long
 def test_counts_of_both_libraries(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "some_tests.py").write_text(TESTS)

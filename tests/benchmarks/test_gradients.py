@@ -45,6 +45,7 @@ def test_differences_leave_the_inputs_as_they_are(script):
     assert_close([tensor.detach() for group in x.groups.values() for tensor in group], before, rtol=0, atol=0)
 
 
+@pytest.mark.long
 def test_it_prints_tables_and_writes_json(script, tmp_path, monkeypatch, capsys):
     small = ["--batch", "2", "--width", "3", "--steps", "64", "--runs", "1", "--tol", "1e-4", "--out"]
     monkeypatch.setattr(sys, "argv", ["gradients.py", *small, str(tmp_path / "out.json")])

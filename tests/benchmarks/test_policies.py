@@ -80,6 +80,7 @@ def test_pareto(script, run_on_sample, call, tmp_path):
     assert again["rows"][1]["accuracy"] == 0.125
 
 
+@pytest.mark.long
 def test_paretos_other_policies(script, run_on_sample):
     """Every family, the paper's selector and DOPRI's tolerances are drawn."""
     module = script("pareto")

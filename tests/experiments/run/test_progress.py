@@ -84,6 +84,7 @@ def test_a_piped_training_prints_only_our_lines(tmp_path):
     assert lines[2] == "trained"
 
 
+@pytest.mark.long
 def test_a_training_in_a_terminal_is_one_bar(tmp_path):
     controller, terminal = pty.openpty()
     shown = bytearray()

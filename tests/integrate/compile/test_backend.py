@@ -63,6 +63,7 @@ def test_generated_loops_are_eager(starts):
     assert len(eager.nfe.unique()) > 3
 
 
+@pytest.mark.long
 def test_generated_gradients_are_eager(starts, monkeypatch):
     """Forward and backward; of graphs with one round only, since compiling takes long."""
     monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_MAX_NUMEL", 0)
@@ -115,6 +116,7 @@ def test_backend_takes_options_of_torch():
         torch.compile(torch.sin, backend=inductor, options={"no_such_option": True})(torch.ones(3))
 
 
+@pytest.mark.long
 def test_graphs_are_kept_on_disk(tmp_path, monkeypatch):
     """One backend's graphs are not the other's, which torch's cache would not tell apart by itself.
 

@@ -243,7 +243,7 @@ def test_compile_is_checked(y0, value):
 
 
 @pytest.mark.skipif(OLDEST, reason="torch 2.6 traces generators wrongly")
-@pytest.mark.parametrize("integrator", [RK4(1), Bosh3()], ids=str)
+@pytest.mark.parametrize("integrator", [RK4(1), pytest.param(Bosh3(), marks=pytest.mark.long)], ids=str)
 def test_in_a_model_that_is_compiled_around_it_failures_are_told(y0, integrator):
     """The model's compilation breaks at the solve, which runs as it is."""
 

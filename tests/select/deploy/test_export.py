@@ -75,7 +75,7 @@ def dynamic(model):
     return Dynamic((Euler(1), Heun(1), RK4(1)), selector.eval())
 
 
-@pytest.mark.parametrize("policy", [cascade, damped, forecasts, dynamic])
+@pytest.mark.parametrize("policy", [cascade, pytest.param(damped, marks=pytest.mark.long), forecasts, dynamic])
 def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, points, tmp_path, served, policy):
     model, x = classifier().eval(), torch.cat(points(100))
     torch.manual_seed(1)
