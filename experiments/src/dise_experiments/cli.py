@@ -2,13 +2,17 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
 
 from dise_experiments.common.errors import UserError
 from dise_experiments.run.terminal import errors, print_lines, print_table, say
+
+if TYPE_CHECKING:
+    from dise_experiments.common.task import AsPublished
+    from dise_experiments.run.config import RunConfig
 
 # The heavy imports are inside the commands: `dise --help` must not wait for Lightning.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
@@ -20,6 +24,13 @@ class Data(StrEnum):
 
     held_out = "held-out"
     train = "train"
+
+
+class Selectors(StrEnum):
+    """Selectors of a run."""
+
+    standard = "standard"
+    published = "published"
 
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet or circles.")]
@@ -49,6 +60,27 @@ Changes = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the preset, e.g. target=moons. Repeatable."),
 ]
 Weight = Annotated[float | None, typer.Option(min=0.0, help="λ of the regularizer; the paper's by default.")]
+Reduce = Annotated[
+    str | None,
+    typer.Option(
+        help="R over a batch: sum, as Eq. 2 has it (default of preset paper), or mean (default of the others); for "
+        "regularizers that are of samples."
+    ),
+]
+Regularizers = Annotated[
+    list[str],
+    typer.Option(
+        help="Regularizer: none, kinetic, l1, l2, error, raw-error, weighted-error, stiffness, jacobian, taylor2, "
+        "taylor3, steer. Repeatable."
+    ),
+]
+Models = Annotated[
+    list[str],
+    typer.Option(
+        help="Model, by default the task's first; mnist: odenet, rknet, resnet; physionet: z_end, z0. Repeatable; "
+        "the other models only without regularizer."
+    ),
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, created by `dise train`.")]
 Alpha = Annotated[float | None, typer.Option(help="Exponent α of Eq. 4 and 5; the paper's by default.")]
 Penalty = Annotated[
@@ -60,7 +92,26 @@ Penalty = Annotated[
         "that of the others is chosen on held-out data.",
     ),
 ]
-On = Annotated[Data, typer.Option(help="Collect costs on held-out data, or on training data as the paper does.")]
+On = Annotated[Data, typer.Option(help="Collect costs on held-out data, or on as many training data.")]
+Selector = Annotated[
+    Selectors,
+    typer.Option(
+        help="The task's own selectors, or the paper's as published: Euler, RK4, DOPRI, Eq. 4 or 5 as printed, costs "
+        "on all training data."
+    ),
+]
+EulerSteps = Annotated[int, typer.Option(min=1, help="Steps of Euler for --selector published.")]
+RK4Steps = Annotated[int, typer.Option(min=1, help="Steps of RK4 for --selector published.")]
+Limit = Annotated[
+    int | None, typer.Option(min=8, help="Use only so many training samples for --selector published; rows say so.")
+]
+Beta = Annotated[
+    float | None,
+    typer.Option(
+        help="β of Eq. 5 for --selector published; by default the mean NLP of the flow trained with --reg error and "
+        "the same seed."
+    ),
+]
 Timing = Annotated[bool, typer.Option(help="Also measure wall-clock times; nothing else should run meanwhile.")]
 
 
@@ -77,22 +128,20 @@ def about() -> None:
 def run(
     task: TaskName,
     preset: Preset = "sample",
-    reg: Annotated[
-        list[str], typer.Option(help="Regularizer: none, kinetic, l1, l2, error, raw-error. Repeatable.")
-    ] = ["none", "error"],  # noqa: B006
-    model: Annotated[
-        list[str],
-        typer.Option(
-            help="Model, by default the task's first; mnist: odenet, rknet, resnet; physionet: z_end, z0. Repeatable; "
-            "the other models only without regularizer."
-        ),
-    ] = [],  # noqa: B006
+    reg: Regularizers = ["none", "error"],  # noqa: B006
+    model: Models = [],  # noqa: B006
     weight: Weight = None,
+    reduce: Reduce = None,
     seed: Seed = 0,
     changes: Changes = [],  # noqa: B006
     alpha: Alpha = None,
     penalty: Penalty = None,
     on: On = Data.held_out,
+    selector: Selector = Selectors.standard,
+    euler_steps: EulerSteps = 1,
+    rk4_steps: RK4Steps = 1,
+    limit: Limit = None,
+    beta: Beta = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     out: Out = Path("runs"),
@@ -101,17 +150,13 @@ def run(
     timing: Timing = True,
 ) -> None:
     """Train all models, fit their selectors, evaluate, and print the results beside the paper's."""
-    from dise_experiments.run.config import RunConfig
     from dise_experiments.run.evaluate import evaluate_run
-    from dise_experiments.run.select import check_rules, select_run
+    from dise_experiments.run.select import check_rules
     from dise_experiments.run.train import train_run
 
-    accelerator = _start(device, threads)
-    configs = [
-        RunConfig.of(task, preset, model=m, reg=r, weight=weight if r != "none" else None, seed=seed, changes=changes)
-        for m, r in _combinations(task, model, reg)
-    ]
-    check_rules(task, alpha, penalty)  # before hours of training
+    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
+    configs = _configs(task, preset, model, reg, weight, reduce, seed, changes)
+    check_rules(configs[0].found[0], alpha, penalty)  # before hours of training
     for config in configs:
         path = config.directory(out)
         say(f"training {config.name} in {path}")
@@ -121,9 +166,11 @@ def run(
         path = config.directory(out)
         task_found, _ = config.found
         if task_found.selects(task_found.models[config.model]()):
-            select_run(path, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=say)
+            _select(path, published, on, alpha, penalty, beta, data_dir, accelerator)
     for config in configs:
-        evaluate_run(config.directory(out), data_dir=data_dir, device=accelerator, timing=timing, log=say)
+        path = config.directory(out)
+        about = published if published is not None and (path / published.folder).exists() else None
+        evaluate_run(path, data_dir=data_dir, device=accelerator, timing=timing, published=about, log=say)
     _report(out / task / preset)
 
 
@@ -131,12 +178,13 @@ def run(
 def train(
     task: TaskName,
     preset: Preset = "sample",
-    reg: Annotated[str, typer.Option(help="Regularizer: none, kinetic, l1, l2, error, raw-error.")] = "none",
+    reg: Annotated[str, typer.Option(help="Regularizer; `dise run --help` lists them.")] = "none",
     model: Annotated[
         str | None,
         typer.Option(help="Model, by default the task's first; mnist: odenet, rknet, resnet; physionet: z_end, z0."),
     ] = None,
     weight: Weight = None,
+    reduce: Reduce = None,
     seed: Seed = 0,
     changes: Changes = [],  # noqa: B006
     data_dir: DataDir = None,
@@ -150,7 +198,7 @@ def train(
     from dise_experiments.run.train import train_run
 
     _start(device, threads)
-    config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, seed=seed, changes=changes)
+    config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, reduce=reduce, seed=seed, changes=changes)
     path = config.directory(out)
     trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
     say("trained" if trained else "trained before: reused")
@@ -163,18 +211,20 @@ def select(
     alpha: Alpha = None,
     penalty: Penalty = None,
     on: On = Data.held_out,
+    selector: Selector = Selectors.standard,
+    euler_steps: EulerSteps = 1,
+    rk4_steps: RK4Steps = 1,
+    limit: Limit = None,
+    beta: Beta = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Fit the integrator selectors of a trained run."""
     from dise_experiments.run.report import selection_tables
-    from dise_experiments.run.select import select_run
 
-    accelerator = _start(device, threads)
-    result = select_run(
-        run_dir, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=accelerator, log=say
-    )
+    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
+    result = _select(run_dir, published, on, alpha, penalty, beta, data_dir, accelerator)
     for table in selection_tables(result):
         print_table(table)
 
@@ -182,6 +232,10 @@ def select(
 @app.command()
 def evaluate(
     run_dir: RunDir,
+    selector: Selector = Selectors.standard,
+    euler_steps: EulerSteps = 1,
+    rk4_steps: RK4Steps = 1,
+    limit: Limit = None,
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -192,8 +246,8 @@ def evaluate(
     from dise_experiments.run.report import read_run, wall_clock
     from dise_experiments.run.rundir import open_run
 
-    accelerator = _start(device, threads)
-    evaluate_run(run_dir, data_dir=data_dir, device=accelerator, timing=timing, log=say)
+    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit)
+    evaluate_run(run_dir, data_dir=data_dir, device=accelerator, timing=timing, published=published, log=say)
     result = read_run(run_dir)
     task, _ = open_run(run_dir).found
     for table in task.details(result):
@@ -216,6 +270,35 @@ def report(
         _report(preset_folder)
 
 
+def _configs(
+    task: str,
+    preset: str,
+    models: list[str],
+    regs: list[str],
+    weight: float | None,
+    reduce: str | None,
+    seed: int,
+    changes: list[str],
+) -> "list[RunConfig]":
+    """The runs of a command; λ and the reduction are of those regularizers that have one."""
+    from dise_experiments.common.task import PER_SAMPLE
+    from dise_experiments.run.config import RunConfig
+
+    return [
+        RunConfig.of(
+            task,
+            preset,
+            model=model,
+            reg=reg,
+            weight=weight if reg != "none" else None,
+            reduce=reduce if reg in PER_SAMPLE else None,
+            seed=seed,
+            changes=changes,
+        )
+        for model, reg in _combinations(task, models, regs)
+    ]
+
+
 def _combinations(task: str, models: list[str], regs: list[str]) -> list[tuple[str, str]]:
     """Models and regularizers to run: the first model with each regularizer, the others without regularizer."""
     from dise_experiments.run.config import ExperimentError, choose
@@ -229,6 +312,44 @@ def _combinations(task: str, models: list[str], regs: list[str]) -> list[tuple[s
         if choose("model", model, found.models) and model != first and "none" not in regs:
             raise ExperimentError(f"reg: model {model!r} is a baseline, trained without regularizer; add --reg none")
     return [(model, reg) for model in models or [first] for reg in regs if model == first or reg == "none"]
+
+
+def _published(
+    selector: Selectors,
+    euler: int,
+    rk4: int,
+    limit: int | None,
+    beta: float | None = None,
+) -> "AsPublished | None":
+    """What the options say of the published selector; None if it is not asked for."""
+    from dise_experiments.common.task import AsPublished
+    from dise_experiments.run.config import ExperimentError
+
+    if selector is Selectors.published:
+        return AsPublished(euler, rk4, limit)
+    if (euler, rk4, limit, beta) != (1, 1, None, None):
+        raise ExperimentError("euler-steps, rk4-steps, limit and beta are options of --selector published; add it")
+    return None
+
+
+def _select(
+    path: Path,
+    published: "AsPublished | None",
+    on: Data,
+    alpha: float | None,
+    penalty: float | None,
+    beta: float | None,
+    data_dir: Path | None,
+    device: str,
+) -> dict[str, Any]:
+    """Fit the run's own selectors, or the published one."""
+    from dise_experiments.run.select import select_as_published, select_run
+
+    if published is None:
+        return select_run(path, data_dir=data_dir, on=on.value, alpha=alpha, penalty=penalty, device=device, log=say)
+    return select_as_published(
+        path, published, data_dir=data_dir, alpha=alpha, penalty=penalty, beta=beta, device=device, log=say
+    )
 
 
 def _report(folder: Path) -> None:

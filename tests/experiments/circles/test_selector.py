@@ -62,6 +62,14 @@ def test_table_7_written_out(paper):
     assert (paper(h0, h0) > 1.23).all()
 
 
+def test_table_7_as_published_ends_in_a_tanh(paper):
+    published = PaperNetwork(3, last_tanh=True)
+    published.load_state_dict(paper.state_dict())
+    h0 = noise(2, 32, 3)
+    assert_close(published(h0, h0), paper(h0, h0).tanh())
+    assert parameters(published) == 4295
+
+
 def test_table_7_depends_on_the_order_of_the_points(paper):
     h0 = states(4, 32)
     assert not torch.allclose(paper(h0, h0), paper(h0.flip(1), h0), atol=1e-3)

@@ -242,7 +242,7 @@ def test_run_prints_the_papers_tables(finished):
 def test_run_writes_everything(finished):
     folder = finished[0] / "circles" / "sample"
     assert {file.name for file in (folder / NAME).iterdir()} >= {
-        "config.json", "model.safetensors", "training.json", "selection.json", "selector-paper.safetensors",
+        "config.json", "model.safetensors", "training.json", "selection.json", "selector-table-7.safetensors",
         "selector-set.safetensors", "selector-point.safetensors", "metrics.json", "timing.json", "nll-nfe.png",
     }  # fmt: skip
     report = (folder / "report.md").read_text()
@@ -272,17 +272,17 @@ def test_what_was_measured(finished):
         "set, Eq. 5": 8,
         "point, Eq. 5": 2 * 32,
     }
-    assert selection["selectors"]["paper"]["M"] == 1000
-    assert not selection["selectors"]["paper"]["trials"]
+    assert selection["selectors"]["table-7"]["M"] == 1000
+    assert not selection["selectors"]["table-7"]["trials"]
     # a test at 0.001 needs 1,645 samples
     assert {name: fit["passed"] for name, fit in selection["selectors"].items()} == {
-        "paper": None, "set": False, "point": False,
+        "table-7": None, "set": False, "point": False,
     }  # fmt: skip
     for name in ("set", "point"):
         assert [trial["M"] for trial in selection["selectors"][name]["trials"]] == [1e4]
         assert selection["selectors"][name]["M"] == 1e4
     rows = {(row["policy"], row["unit"]): row for row in metrics["policies"]}
-    for name, unit in (("paper", "set"), ("set", "set"), ("point", "point")):
+    for name, unit in (("table-7", "set"), ("set", "set"), ("point", "point")):
         row = rows[f"DISE ({name})", unit]
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert row["selector_macs"] == metrics["macs"][unit][name] / metrics["macs"][unit]["f"]
@@ -310,7 +310,7 @@ def test_times_are_of_one_set(finished):
     timing = json.loads((path / "timing.json").read_text())
     assert (timing["batch"], timing["batches"]) == (1, SETS)
     # selectors of points decide for other rows
-    assert {"DISE (paper)", "DISE (set)", "torchdiffeq dopri5"} <= set(timing["ode_ms"])
+    assert {"DISE (table-7)", "DISE (set)", "torchdiffeq dopri5"} <= set(timing["ode_ms"])
     assert "DISE (point)" not in timing["ode_ms"]
 
 

@@ -1,10 +1,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, UnscaledErrorEstimate
-from dise_experiments.common.task import REGULARIZERS
+from dise.regularize import (
+    L1,
+    L2,
+    ErrorEstimate,
+    KineticEnergy,
+    NoRegularizer,
+    RandomEndTime,
+    UnscaledErrorEstimate,
+)
+from dise_experiments.common.task import PER_SAMPLE, REGULARIZERS
 from dise_experiments.mnist.model import odenet, rknet
 from dise_experiments.mnist.presets import PRESETS
 from dise_experiments.mnist.task import MnistTask
@@ -62,19 +71,68 @@ def test_what_the_task_refuses_is_refused(monkeypatch):
     ("options", "name"),
     [
         ({}, "odenet-none-seed0"),
-        ({"reg": "error"}, "odenet-error-seed0"),
-        ({"reg": "error", "weight": 0.005}, "odenet-error-seed0"),
-        ({"reg": "error", "weight": 0.02, "seed": 3}, "odenet-error-0.02-seed3"),
+        ({"reg": "error"}, "odenet-error-sum-seed0"),
+        ({"reg": "error", "weight": 0.005}, "odenet-error-sum-seed0"),
+        ({"reg": "error", "reduce": "mean"}, "odenet-error-seed0"),
+        ({"reg": "error", "weight": 0.02, "seed": 3}, "odenet-error-sum-0.02-seed3"),
         ({"reg": "l1", "weight": 0.0}, "odenet-l1-0-seed0"),
-        ({"reg": "raw-error", "weight": 1e-7}, "odenet-raw-error-1e-07-seed0"),
+        ({"reg": "raw-error", "weight": 1e-7}, "odenet-raw-error-sum-1e-07-seed0"),
+        ({"reg": "steer"}, "odenet-steer-seed0"),
         ({"model": "resnet", "reg": "l2"}, "resnet-l2-seed0"),
-        ({"model": "rknet", "reg": "kinetic"}, "rknet-kinetic-seed0"),
+        ({"model": "rknet", "reg": "kinetic"}, "rknet-kinetic-sum-seed0"),
     ],
 )
 def test_name_and_directory(options, name):
     config = RunConfig.of("mnist", "paper", **options)
     assert config.name == name
     assert config.directory(Path("out")) == Path("out/mnist/paper") / name
+
+
+# ---- R over a batch
+
+
+def test_a_sum_is_the_papers_reading_and_that_of_its_preset():
+    assert RunConfig.of("mnist", "paper", reg="error").regularizer.reduce == "sum"
+    assert RunConfig.of("mnist", "cpu", reg="error").regularizer.reduce == "mean"
+    config = RunConfig.of("mnist", "cpu", reg="error", reduce="sum")
+    assert config.regularizer.reduce == "sum"
+    assert config.name == "odenet-error-sum-seed0"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("reg", PER_SAMPLE)
+def test_regularizers_of_samples_can_be_sums(task, reg):
+    if reg not in TASKS[task].weights:
+        pytest.skip("not of this task")
+    made = RunConfig.of(task, "cpu", reg=reg, reduce="sum").regularizer
+    assert made.reduce == "sum"
+    values = torch.tensor([1.0, 2.0, 4.0])
+    assert made._reduced(values) == 7
+
+
+def test_configs_from_before_have_means():
+    stored = RunConfig.of("mnist", "cpu", reg="error").model_dump(exclude={"reduce"})
+    assert RunConfig.model_validate(stored) == RunConfig.of("mnist", "cpu", reg="error", reduce="mean")
+
+
+@pytest.mark.parametrize(("reg", "reduce", "message"), [("l1", "sum", "is no sum"), ("error", "max", "no 'max'")])
+def test_other_reductions_are_refused(reg, reduce, message):
+    with pytest.raises(ExperimentError, match=f"reduce: .*{message}"):
+        RunConfig.of("mnist", "cpu", reg=reg, reduce=reduce)
+
+
+# ---- regularizers that the paper lacks
+
+
+@pytest.mark.parametrize(("task", "width"), [("mnist", 0.25), ("circles", 2.5)])
+def test_the_weight_of_steer_is_the_width(task, width):
+    made = RunConfig.of(task, "cpu", reg="steer").regularizer
+    assert (type(made), made.width) == (RandomEndTime, width)
+
+
+def test_steer_is_not_for_spans_that_the_records_have():
+    with pytest.raises(ExperimentError, match="reg: there is no 'steer'"):
+        RunConfig.of("physionet", "cpu", reg="steer")
 
 
 # ---- changed settings
@@ -124,7 +182,7 @@ def test_wrong_changes(change, message):
         ("cifar", "cpu", {}, "task: there is no 'cifar'; choose one of mnist"),
         ("mnist", "huge", {}, "preset: there is no 'huge'; choose one of sample, cpu, paper"),
         ("mnist", "cpu", {"model": "vgg"}, "model: there is no 'vgg'; choose one of odenet, rknet, resnet"),
-        ("mnist", "cpu", {"reg": "l3"}, "reg: there is no 'l3'; choose one of none, kinetic, l1, l2, error, raw-error"),
+        ("mnist", "cpu", {"reg": "l3"}, "reg: there is no 'l3'; choose one of none, kinetic, l1, l2, error, "),
         ("mnist", "cpu", {"model": "resnet", "reg": "error"}, "reg: 'error' needs an ODE"),
         ("mnist", "cpu", {"model": "resnet", "reg": "raw-error"}, "reg: 'raw-error' needs an ODE"),
         ("mnist", "cpu", {"model": "resnet", "reg": "kinetic"}, "reg: 'kinetic' needs an ODE"),

@@ -227,7 +227,7 @@ def test_report(folder, run):
 
 def test_the_training_is_in_the_report(folder, run):
     loss, penalty, error = (run.training[f"train/{key}"] for key in ("loss", "penalty", "error"))
-    row = f"| odenet-error-seed0 | 0.005 | {loss:.4f} | {penalty:.4f} | {error:.4f} | "
+    row = f"| odenet-error-seed0 | mean | 0.005 | {loss:.4f} | {penalty:.4f} | {error:.4f} | "
     assert row in write_report(folder)[0].read_text()
 
 

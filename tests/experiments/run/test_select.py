@@ -335,11 +335,11 @@ def test_unusable_settings(stage, options, message):
 
 
 def test_check_rules():
-    assert check_rules("mnist", None, None) == {4: TASK.rule(None, None, 4)}
-    assert check_rules("mnist", 0.7, 50) == {4: TASK.rule(0.7, 50, 4)}
+    assert check_rules(TASK, None, None) == {4: TASK.rule(None, None, 4)}
+    assert check_rules(TASK, 0.7, 50) == {4: TASK.rule(0.7, 50, 4)}
     for alpha, penalty in ((0, None), (None, -3)):
         with pytest.raises(ExperimentError, match="expected a positive number"):
-            check_rules("mnist", alpha, penalty)
+            check_rules(TASK, alpha, penalty)
 
 
 @pytest.mark.parametrize("options", [{}, {"penalty": 1000}], ids=["chosen", "given"])

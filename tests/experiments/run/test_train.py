@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from dise import SolveError
+from dise.regularize import NoRegularizer, RandomEndTime
 from dise_experiments.common.errors import UserError
 from dise_experiments.mnist import task as mnist_task
+from dise_experiments.mnist.model import odenet
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.rundir import load_model, read_json
-from dise_experiments.run.train import Training, read_log, train_run
+from dise_experiments.run.train import Training, random_end, read_log, train_run
 
 STEPS = 8
 
@@ -314,3 +316,16 @@ def test_the_weights_kept_are_those_of_the_best_epoch(tmp_path):
     assert kept == pytest.approx(max(logged), abs=1e-6)
     assert read_json(path / "training.json")["best_epoch"] == logged.index(max(logged)) + 1
     assert len(set(logged)) > 1
+
+
+def test_steer_trains_on_spans_with_random_ends():
+    model = odenet()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        with random_end(model, RandomEndTime(0.25)):
+            end = model.block.t1
+    assert 0.75 <= end <= 1.25
+    assert end != 1
+    assert model.block.t1 == 1
+    with random_end(model, NoRegularizer()):
+        assert model.block.t1 == 1

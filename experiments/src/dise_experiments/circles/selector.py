@@ -9,16 +9,19 @@ SET = 32  # points with a common integrator in the paper
 class PaperNetwork(nn.Module):
     """Table 7: linear 3 → 1 for each of 32 points (x, y, log-density), then 32 → 64 → 32 → K with tanh between.
 
-    One decision for 32 points, which depends on their order. The paper has tanh after the last layer too; costs reach
-    M^α = 1.23, which tanh cannot, so the last layer is linear here (and `CostSelector` standardises the targets).
+    One decision for 32 points, which depends on their order.
+
+    Args:
+        candidates: K.
+        last_tanh: tanh after the last layer too, as in the paper. Costs reach M^α = 1.23, which tanh cannot, so by
+            default the last layer is linear; `CostSelector` standardises the targets in both cases.
     """
 
-    def __init__(self, candidates: int) -> None:
+    def __init__(self, candidates: int, *, last_tanh: bool = False) -> None:
         super().__init__()
         self.point = nn.Linear(3, 1)
-        self.layers = nn.Sequential(
-            nn.Linear(SET, 2 * SET), nn.Tanh(), nn.Linear(2 * SET, SET), nn.Tanh(), nn.Linear(SET, candidates)
-        )
+        hidden = [nn.Linear(SET, 2 * SET), nn.Tanh(), nn.Linear(2 * SET, SET), nn.Tanh()]
+        self.layers = nn.Sequential(*hidden, nn.Linear(SET, candidates), *([nn.Tanh()] if last_tanh else []))
 
     def forward(self, h0: Tensor, k1: Tensor) -> Tensor:
         """h0 [n, 32, 3] → [n, K]; k1 is not used."""

@@ -3,24 +3,45 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from dise.integrate import Adaptive, Integrator, Solution
-from dise.regularize import L1, L2, ErrorEstimate, KineticEnergy, NoRegularizer, Regularizer, UnscaledErrorEstimate
+from dise.integrate import RK4, Adaptive, Euler, Integrator, Solution
+from dise.regularize import (
+    L1,
+    L2,
+    ErrorEstimate,
+    JacobianNorm,
+    KineticEnergy,
+    NoRegularizer,
+    RandomEndTime,
+    Regularizer,
+    StiffnessEstimate,
+    TaylorSpeed,
+    UnscaledErrorEstimate,
+    WeightedErrorEstimate,
+)
 from dise.select import CostRule, Dynamic, Input, contains_block
 from dise_experiments.common.table import Table
 
-REGULARIZERS: Mapping[str, Callable[[], Regularizer]] = {
+REGULARIZERS: Mapping[str, Callable[..., Regularizer]] = {
     "none": NoRegularizer,
     "kinetic": KineticEnergy,
     "l1": L1,
     "l2": L2,
     "error": ErrorEstimate,
     "raw-error": UnscaledErrorEstimate,
+    "weighted-error": WeightedErrorEstimate,
+    "stiffness": StiffnessEstimate,
+    "jacobian": JacobianNorm,
+    "taylor2": partial(TaylorSpeed, 2),
+    "taylor3": partial(TaylorSpeed, 3),
+    "steer": RandomEndTime,  # its λ is the width of the end's distribution
 }
+PER_SAMPLE = tuple(name for name in REGULARIZERS if name not in ("none", "l1", "l2", "steer"))  # those with `reduce`
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,7 @@ class Run:
     Attributes:
         name: name of its directory.
         model, reg, weight, seed: its settings.
+        reduce: how R is reduced over a batch, "mean" or "sum".
         metrics: result of `Task.metrics`.
         training: seconds, threads, and the last logged values.
         timing: wall-clock times; None if they were not measured.
@@ -80,10 +102,44 @@ class Run:
     metrics: dict[str, Any]
     training: dict[str, Any]
     timing: dict[str, Any] | None
+    reduce: str = "mean"
 
     def policies(self, prefix: str = "") -> list[dict[str, Any]]:
         """Rows of the evaluation whose policy starts with `prefix`."""
         return [row for row in self.metrics["policies"] if row["policy"].startswith(prefix)]
+
+
+class AsPublished(NamedTuple):
+    """What the paper leaves open about its selector.
+
+    Attributes:
+        euler, rk4: steps of Euler and of RK4 over the whole span.
+        limit: number of training samples on which costs are collected; None: all of them.
+    """
+
+    euler: int = 1
+    rk4: int = 1
+    limit: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder in a run's directory, as in "published-euler50-rk4x5-limit5000"."""
+        steps = (f"-euler{self.euler}" if self.euler != 1 else "") + (f"-rk4x{self.rk4}" if self.rk4 != 1 else "")
+        return "published" + steps + (f"-limit{self.limit}" if self.limit else "")
+
+    @property
+    def label(self) -> str:
+        """Name of its rows in tables."""
+        steps = f", Euler × {self.euler}, RK4 × {self.rk4}" if (self.euler, self.rk4) != (1, 1) else ""
+        return "as published" + steps + (f", {self.limit:,} training samples" if self.limit else "")
+
+    def candidates(self, reference: Adaptive) -> tuple[Integrator, ...]:
+        """The paper's three candidates."""
+        return (Euler(steps=self.euler), RK4(steps=self.rk4), reference)
+
+    def cut(self, samples: Any) -> Any:
+        """The first `limit` of a sequence of training samples."""
+        return samples if self.limit is None else samples[: self.limit]
 
 
 class Quality(NamedTuple):
@@ -108,7 +164,7 @@ class Task(ABC):
         quality: the measure of quality that summaries give.
         presets: settings by name (pydantic models with at least `epochs`), from the smallest to the largest.
         regularizers: regularizers by name.
-        weights: the paper's λ by name of the regularizer.
+        weights: λ by name of the regularizer: the paper's, or of a regularizer that it lacks one that is felt.
         models: constructors by name; the first is the default.
         candidates: the integrators among which selectors choose; the last is `reference`.
         reference: the adaptive integrator to which the others are compared.
@@ -121,14 +177,14 @@ class Task(ABC):
     name: ClassVar[str]
     quality: ClassVar[Quality]
     presets: ClassVar[Mapping[str, Any]]
-    regularizers: ClassVar[Mapping[str, Callable[[], Regularizer]]] = REGULARIZERS
+    regularizers: ClassVar[Mapping[str, Callable[..., Regularizer]]] = REGULARIZERS
     weights: ClassVar[Mapping[str, float]]
     models: ClassVar[Mapping[str, Callable[[], nn.Module]]]
-    candidates: ClassVar[tuple[Integrator, ...]]
+    candidates: tuple[Integrator, ...]
     reference: ClassVar[Adaptive]
-    baselines: ClassVar[tuple[Integrator, ...]] = ()
-    selectors: ClassVar[Mapping[str, SelectorSpec]]
-    default_selector: ClassVar[str]
+    baselines: tuple[Integrator, ...] = ()
+    selectors: Mapping[str, SelectorSpec]
+    default_selector: str
     keeps: ClassVar[str | None] = None
 
     def check(self, model: str, reg: str) -> str | None:

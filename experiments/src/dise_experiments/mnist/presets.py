@@ -30,7 +30,21 @@ PRESETS = {
 }
 
 # λ of Eq. 3, from the paper's section 4.1
-WEIGHTS = {"none": 0.0, "kinetic": 0.01, "l1": 1e-4, "l2": 1e-4, "error": 5e-3, "raw-error": 5e-3}
+WEIGHTS = {
+    "none": 0.0,
+    "kinetic": 0.01,
+    "l1": 1e-4,
+    "l2": 1e-4,
+    "error": 5e-3,
+    "raw-error": 5e-3,
+    # not the paper's: λ·R is about 0.01 on a model trained without regularizer, not swept
+    "weighted-error": 2.5,
+    "stiffness": 3e-3,
+    "jacobian": 3e-5,
+    "taylor2": 3e-6,
+    "taylor3": 4e-7,
+    "steer": 0.25,
+}
 
 # α and M of Eq. 4, from the paper's section 4.1
 ALPHA, PENALTY = 0.3, 1000.0

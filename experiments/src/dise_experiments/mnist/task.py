@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dise.integrate import RK4, Dopri5, Euler
+from dise.integrate import RK4, Dopri5, Euler, Integrator
 from dise.select import ClassificationCost, Dynamic, PooledNetwork
 from dise_experiments.common.plots import quality_against_nfe
 from dise_experiments.common.table import Table
@@ -35,9 +35,9 @@ class MnistTask(Task):
     weights = WEIGHTS
     models: ClassVar = {"odenet": odenet, "rknet": rknet, "resnet": resnet}
     reference = Dopri5(rtol=1e-3, atol=1e-3)
-    candidates = (Euler(steps=1), RK4(steps=1), reference)
-    baselines = (Dopri5(rtol=1e-3, atol=1e-3, first_step="span"),)
-    selectors: ClassVar = {
+    candidates: tuple[Integrator, ...] = (Euler(steps=1), RK4(steps=1), reference)
+    baselines: tuple[Integrator, ...] = (Dopri5(rtol=1e-3, atol=1e-3, first_step="span"),)
+    selectors: Mapping[str, SelectorSpec] = {
         "paper": SelectorSpec(lambda model, candidates: PaperNetwork(candidates)),
         "pooled": SelectorSpec(lambda model, candidates: PooledNetwork(CHANNELS, candidates), tolerance=ACCURACY_LOSS),
         "confidence": SelectorSpec(confidence_network, tolerance=ACCURACY_LOSS),
@@ -48,7 +48,7 @@ class MnistTask(Task):
         """ResNet has no ODE; RKNet is trained without an error estimate."""
         if model == "resnet" and reg not in ("none", "l1", "l2"):
             return f"reg: {reg!r} needs an ODE, and model 'resnet' has none; use none, l1 or l2"
-        if model == "rknet" and "error" in reg:
+        if model == "rknet" and reg.endswith("error"):
             return f"reg: {reg!r} needs DOPRI's error estimate, and model 'rknet' is trained with RK4"
         return None
 

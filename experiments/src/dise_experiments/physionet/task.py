@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
-from dise.integrate import RK4, Bosh3, Dopri5, Euler
+from dise.integrate import RK4, Bosh3, Dopri5, Euler, Integrator
 from dise.select import BinaryCost, CostRule, Dynamic, PooledNetwork, TaskErrorCost
 from dise_experiments.common.plots import quality_against_nfe
 from dise_experiments.common.table import Table
@@ -51,7 +51,7 @@ class PhysionetTask(Task):
     keeps = "held_out/auroc"  # the classifier overfits after about twenty epochs
     models: ClassVar = {"z_end": partial(LatentODE, "z_end"), "z0": partial(LatentODE, "z0")}
     reference = TRAINING_INTEGRATOR
-    candidates = (
+    candidates: tuple[Integrator, ...] = (
         Euler(steps=1),
         Euler(steps=4),
         RK4(steps=1),
@@ -61,8 +61,10 @@ class PhysionetTask(Task):
         Dopri5(rtol=1e-3, atol=1e-4, first_step="span"),
         reference,
     )
-    baselines = tuple(Dopri5(rtol=rtol, atol=atol) for rtol, atol in ((1e-1, 1e-2), (1e-2, 1e-3), (1e-5, 1e-6)))
-    selectors: ClassVar = {
+    baselines: tuple[Integrator, ...] = tuple(
+        Dopri5(rtol=rtol, atol=atol) for rtol, atol in ((1e-1, 1e-2), (1e-2, 1e-3), (1e-5, 1e-6))
+    )
+    selectors: Mapping[str, SelectorSpec] = {
         "paper": SelectorSpec(lambda model, number: PaperNetwork(number), unit="record", candidates=_PAPER),
         "paper-dropout": SelectorSpec(
             lambda model, number: PaperNetwork(number, dropout=0.25), unit="record", candidates=_PAPER

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dise.regularize import Regularizer
 from dise_experiments.common.errors import UserError
-from dise_experiments.common.task import Task
+from dise_experiments.common.task import PER_SAMPLE, Task
 from dise_experiments.run.registry import TASKS
 
 
@@ -26,7 +26,8 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] = Field(description="the preset's values when the run was created")
     model: str
     reg: str
-    weight: float = Field(ge=0, description="λ of Eq. 3")
+    weight: float = Field(ge=0, description="λ of Eq. 3; of steer the width of the end's distribution")
+    reduce: Literal["mean", "sum"] = Field(default="mean", description="R over a batch; Eq. 2 is a sum")
     seed: int = Field(ge=0)
 
     @classmethod
@@ -38,12 +39,15 @@ class RunConfig(BaseModel):
         model: str | None = None,
         reg: str = "none",
         weight: float | None = None,
+        reduce: str | None = None,
         seed: int = 0,
         changes: Sequence[str] = (),
     ) -> "RunConfig":
         """The run with these names; λ is the paper's by default.
 
         Args:
+            reduce: "mean" or "sum" of R over a batch; default: the paper's reading, a sum, in the preset `paper`, and
+                the mean in the others. It must not be given for a regularizer that is not of samples.
             changes: changes of the preset's settings, "name=value".
 
         Raises:
@@ -57,16 +61,20 @@ class RunConfig(BaseModel):
         if reason := found.check(model, reg):
             raise ExperimentError(reason)
         weight = found.weights[reg] if weight is None else weight
-        return cls(task=task, preset=preset, settings=settings, model=model, reg=reg, weight=weight, seed=seed)
+        reading = _reading(preset, reg, reduce)
+        return cls(
+            task=task, preset=preset, settings=settings, model=model, reg=reg, weight=weight, reduce=reading, seed=seed
+        )
 
     @property
     def name(self) -> str:
-        """The name of the run's directory: model, regularizer, changed settings, seed."""
+        """The name of the run's directory: model, regularizer, "sum" if R is one, λ, changed settings, seed."""
         paper = TASKS[self.task].weights[self.reg]
         weight = "" if self.weight == paper else f"-{self.weight:g}"
         standard = TASKS[self.task].presets[self.preset].model_dump()
         changes = "".join(f"-{name}={value}" for name, value in self.settings.items() if value != standard.get(name))
-        return f"{self.model}-{self.reg}{weight}{changes}-seed{self.seed}"
+        reading = "-sum" if self.reduce == "sum" else ""
+        return f"{self.model}-{self.reg}{reading}{weight}{changes}-seed{self.seed}"
 
     def directory(self, out: Path) -> Path:
         """The run's directory, OUT/task/preset/name."""
@@ -81,7 +89,21 @@ class RunConfig(BaseModel):
     @property
     def regularizer(self) -> Regularizer:
         """The regularizer."""
-        return TASKS[self.task].regularizers[self.reg]()
+        make = TASKS[self.task].regularizers[self.reg]
+        if self.reg == "steer":
+            return make(self.weight)
+        return make(reduce="sum") if self.reduce == "sum" else make()
+
+
+def _reading(preset: str, reg: str, reduce: str | None) -> Literal["mean", "sum"]:
+    """How R is reduced over a batch."""
+    if reduce not in (None, "mean", "sum"):
+        raise ExperimentError(f"reduce: there is no {reduce!r}; choose one of mean, sum")
+    if reg not in PER_SAMPLE:
+        if reduce == "sum":
+            raise ExperimentError(f"reduce: {reg!r} is no sum over samples; it takes none")
+        return "mean"
+    return "sum" if reduce == "sum" or (reduce is None and preset == "paper") else "mean"
 
 
 def _changed(preset: BaseModel, changes: Sequence[str]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from torch import nn
 
 from dise.integrate import Euler
 from dise.select import Dynamic, concatenate_state, count_macs, find_block
-from dise_experiments.common.task import Task
+from dise_experiments.common.task import AsPublished, Task
 from dise_experiments.run.config import ExperimentError
+from dise_experiments.run.published import SELECTION, stored_task
 from dise_experiments.run.rundir import load_model, open_run, read_json, write_json
-from dise_experiments.run.select import SELECTION, load_dynamic
+from dise_experiments.run.select import load_dynamic
 from dise_experiments.run.timing import time_policies
 
 METRICS, TIMING = "metrics.json", "timing.json"
@@ -26,6 +27,7 @@ def evaluate_run(
     data_dir: Path | None = None,
     device: str = "cpu",
     timing: bool = True,
+    published: AsPublished | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Evaluate a run on the test set; existing results are reused.
@@ -35,6 +37,7 @@ def evaluate_run(
         data_dir: folder of the data.
         device: torch device of the model.
         timing: also measure wall-clock times, during which nothing else should run.
+        published: evaluate the paper's selector as published instead of the task's selectors, without times.
         log: called with each line on the progress.
 
     Returns:
@@ -45,13 +48,15 @@ def evaluate_run(
     """
     config = open_run(path)
     task, settings = config.found
-    results = {name: read_json(path / name) for name in (METRICS, TIMING) if (path / name).exists()}
+    folder, timing = (path, timing) if published is None else (path / published.folder, False)
+    task = task if published is None else stored_task(path, config, published)
+    results = {name: read_json(folder / name) for name in (METRICS, TIMING) if (folder / name).exists()}
     model = load_model(path, config).to(device)
-    dynamics = _dynamics(model, path, task)
-    selection = _selection(path) if dynamics else {}
+    dynamics = _dynamics(model, folder, task)
+    selection = _selection(folder) if dynamics else {}
     if METRICS in results and results[METRICS].get("selection", {}) != selection:
         raise ExperimentError(
-            f"{path / METRICS} belongs to a selection with {results[METRICS].get('selection')}, the present one has "
+            f"{folder / METRICS} belongs to a selection with {results[METRICS].get('selection')}, the present one has "
             f"{selection}; move {METRICS} and {TIMING} away to evaluate again"
         )
     splits = None
@@ -62,7 +67,7 @@ def evaluate_run(
         in_f = {name: of_unit[name] / of_unit["f"] for of_unit in macs.values() for name in of_unit if name != "f"}
         about = {"selection": selection, "macs": macs} if dynamics else {}
         results[METRICS] = about | task.metrics(model, dynamics, in_f, splits)
-        write_json(path / METRICS, results[METRICS])
+        write_json(folder / METRICS, results[METRICS])
     if timing and dynamics and TIMING not in results:
         log(f"timing {config.name}")
         splits = splits or task.load(settings, data_dir)
@@ -71,7 +76,7 @@ def evaluate_run(
         timed = {name: dynamic for name, dynamic in dynamics.items() if task.selectors[name].unit == unit}
         integrators = (*task.candidates, *task.baselines)
         results[TIMING] = time_policies(model, integrators, timed, inputs, tolerance=task.reference)
-        write_json(path / TIMING, results[TIMING])
+        write_json(folder / TIMING, results[TIMING])
     return results[METRICS] | {"timing": results.get(TIMING)}
 
 
@@ -80,7 +85,7 @@ def _selection(path: Path) -> dict[str, Any]:
     if not (path / SELECTION).exists():
         raise ExperimentError(f"{path} has no selection ({SELECTION} is missing); `dise select` fits it")
     selection = read_json(path / SELECTION)
-    return {key: selection[key] for key in ("on", "alpha", "M")}
+    return {key: selection[key] for key in ("on", "alpha", "M", "beta", "beta_of") if key in selection}
 
 
 def _dynamics(model: nn.Module, path: Path, task: Task) -> dict[str, Dynamic]:

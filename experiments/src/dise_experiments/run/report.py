@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from dise_experiments.common.table import Table, number
-from dise_experiments.common.task import Run, Task
+from dise_experiments.common.task import PER_SAMPLE, Run, Task
 from dise_experiments.run.conclusion import conclusion
 from dise_experiments.run.config import ExperimentError
 from dise_experiments.run.evaluate import METRICS, TIMING
 from dise_experiments.run.plots import training_curves
+from dise_experiments.run.published import published_parts
 from dise_experiments.run.registry import TASKS
 from dise_experiments.run.rundir import CONFIG, TRAINING, load_model, open_run, read_json, write_text
 from dise_experiments.run.timing import TORCHDIFFEQ
@@ -26,15 +27,36 @@ def read_run(path: Path) -> Run:
     Raises:
         ExperimentError: it is not evaluated, or cannot be read.
     """
-    config = open_run(path)
-    if not (path / METRICS).exists():
+    config, published = open_run(path), dict(published_parts(path))
+    if not (path / METRICS).exists() and not published:
         raise ExperimentError(f"{path} is not evaluated ({METRICS} is missing); `dise evaluate` evaluates it")
     if not (path / TRAINING).exists():
         raise ExperimentError(f"{path} is not a finished training ({TRAINING} is missing); `dise train` finishes it")
     timing = read_json(path / TIMING) if (path / TIMING).exists() else None
     # not the config's name: the directory may have been renamed, and the preset's settings changed
-    names = {"name": path.absolute().name} | {key: getattr(config, key) for key in ("model", "reg", "weight", "seed")}
-    return Run(**names, metrics=read_json(path / METRICS), training=read_json(path / TRAINING), timing=timing)
+    names = {"name": path.absolute().name} | {
+        key: getattr(config, key) for key in ("model", "reg", "weight", "seed", "reduce")
+    }
+    own = {"own selectors": read_json(path / METRICS)} if (path / METRICS).exists() else {}
+    parts = own | published
+    selections = {name: part["selection"] for name, part in parts.items() if "selection" in part}
+    metrics = _together(list(parts.values())) | {"selections": selections}
+    return Run(**names, metrics=metrics, training=read_json(path / TRAINING), timing=timing)
+
+
+def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of a run's first evaluation, with the policies that only the others have."""
+    first, *others = parts
+    for key in (key for key in first if key.startswith("policies")):
+        known = {row["policy"] for row in first[key]}
+        new = [row for part in others for row in part[key] if row["policy"] not in known | {"oracle"}]
+        first = first | {key: first[key] + new}
+    return first
+
+
+def evaluated_parts(path: Path) -> list[Path]:
+    """The files with a run's metrics: of its own selectors, and of the published one."""
+    return sorted([*path.glob(METRICS), *path.glob(f"published*/{METRICS}")])
 
 
 def preset_folders(folder: Path) -> list[Path]:
@@ -46,7 +68,7 @@ def preset_folders(folder: Path) -> list[Path]:
     if (folder / CONFIG).exists():
         read_run(folder)
         return [folder.parent]
-    runs = (file.parent for file in folder.rglob(CONFIG) if (file.parent / METRICS).exists())
+    runs = (file.parent for file in folder.rglob(CONFIG) if evaluated_parts(file.parent))
     folders = sorted({run.parent for run in runs})
     if not folders:
         raise ExperimentError(f"{folder} contains no evaluated run; `dise run` creates them")
@@ -59,7 +81,7 @@ def evaluated(folder: Path) -> tuple[Task, list[Path]]:
     Raises:
         ExperimentError: there are none, or they belong to several tasks.
     """
-    paths = sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if (file.parent / METRICS).exists())
+    paths = sorted(file.parent for file in folder.glob(f"*/{CONFIG}") if evaluated_parts(file.parent))
     if not paths:
         raise ExperimentError(f"{folder} contains no evaluated run; `dise run` creates them")
     names = {open_run(path).task for path in paths}
@@ -146,7 +168,7 @@ def write_report(folder: Path) -> Report:
     figures = _curves(runs, folder) + plots
     preset = open_run(paths[0]).preset
     text = [f"# {task.name}, preset {preset}\n"]
-    text += [table.markdown() for table in [*tables, _training(runs)]]
+    text += [table.markdown() for table in [*tables, _selections(runs), _training(runs)]]
     text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in figures))
     file = folder / REPORT
     write_text(file, "\n".join(text))
@@ -168,10 +190,29 @@ def _model(path: Path) -> nn.Module:
     return load_model(path, open_run(path))
 
 
+def _selections(runs: Sequence[Run]) -> Table:
+    """On what the selectors were fitted, and with which constants."""
+    rows = [
+        [
+            run.name,
+            name,
+            selection["on"],
+            f"{selection['alpha']:g}",
+            "chosen, or the paper's" if selection["M"] is None else f"{selection['M']:g}",
+            "–" if selection.get("beta") is None else f"{selection['beta']:.4f}, of {selection['beta_of'] or '--beta'}",
+        ]
+        for run in runs
+        for name, selection in run.metrics["selections"].items()
+    ]
+    header = ["run", "selectors", "fitted to data", "α", "M", "β as published"]
+    return Table("Selections", header, rows, "Published selectors: the folder of the run tells steps and limits.")
+
+
 def _training(runs: Sequence[Run]) -> Table:
     rows = [
         [
             run.name,
+            run.reduce if run.reg in PER_SAMPLE else "–",
             f"{run.weight:g}",
             *(number(run.training.get(f"train/{key}"), 4) for key in ("loss", "penalty", "error")),
             f"{run.training['seconds'] / 60:.1f}",
@@ -179,5 +220,5 @@ def _training(runs: Sequence[Run]) -> Table:
         ]
         for run in runs
     ]
-    header = ["run", "λ", "task loss", "λ·R", "Σ error ratio", "minutes", "threads"]
+    header = ["run", "R over the batch", "λ", "task loss", "λ·R", "Σ error ratio", "minutes", "threads"]
     return Table("Training", header, rows, "Task loss, λ·R and Σ error ratio of the last training batch.")

@@ -21,9 +21,9 @@ from dise.select import (
     run_candidates,
     selector_choice,
 )
-from dise_experiments.common.task import SelectorSpec, Task
+from dise_experiments.common.task import AsPublished, SelectorSpec, Task
 from dise_experiments.run.config import ExperimentError, RunConfig
-from dise_experiments.run.registry import TASKS
+from dise_experiments.run.published import SELECTION, Beta, find_beta, published_task
 from dise_experiments.run.rundir import (
     load_model,
     load_weights,
@@ -33,8 +33,6 @@ from dise_experiments.run.rundir import (
     weight_names,
     write_json,
 )
-
-SELECTION = "selection.json"
 
 
 def select_run(
@@ -52,7 +50,7 @@ def select_run(
     Args:
         path: the run's directory.
         data_dir: folder of the data.
-        on: "held-out" data, or "train" as in the paper.
+        on: "held-out" data, or "train".
         alpha: α of Eq. 4 or 5; default: the paper's.
         penalty: M; default: for each selector as the task says, the paper's or that of `choose_penalty`.
         device: torch device of the model.
@@ -65,11 +63,76 @@ def select_run(
         ExperimentError: the model is not trained or has no ODE, or there is a selection with other settings.
     """
     config = open_run(path)
-    task, settings = config.found
-    rules = check_rules(config.task, alpha, penalty)
+    task, _ = config.found
+    rules = check_rules(task, alpha, penalty)
     expected = {"on": on, "alpha": next(iter(rules.values())).alpha, "M": penalty}
     if (path / SELECTION).exists():
-        return _reuse(path, expected)
+        return _reuse(path, expected, task)
+    return _select(task, path, path, data_dir, expected, rules, device, log)
+
+
+def select_as_published(
+    path: Path,
+    about: AsPublished,
+    *,
+    data_dir: Path | None = None,
+    alpha: float | None = None,
+    penalty: float | None = None,
+    beta: float | None = None,
+    device: str = "cpu",
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Fit the paper's selector as published for a trained run, in a folder of the run's directory of its own.
+
+    Args:
+        path: the run's directory.
+        about: what the paper leaves open.
+        data_dir: folder of the data.
+        alpha, penalty: α and M of Eq. 4 or 5; default: the paper's.
+        beta: β of Eq. 5; default: see `find_beta`.
+        device: torch device of the model.
+        log: called with each line on the progress.
+
+    Returns:
+        as of `select_run`, with "beta" and the run whose mean task error it is, "beta_of".
+
+    Raises:
+        ExperimentError: as of `select_run`, or there is no run for β.
+    """
+    config, folder = open_run(path), path / about.folder
+    load_model(path, config)  # a run without a model is an error before β is computed
+    stored = read_json(folder / SELECTION) if (folder / SELECTION).exists() else None
+    found: Beta | None
+    if beta is not None:
+        found = Beta(beta, None)
+    elif stored is not None and stored["beta_of"] is not None:
+        found = Beta(stored["beta"], stored["beta_of"])
+    else:
+        found = find_beta(path, config, about)
+    task = published_task(path, config, about, None if found is None else found.value)
+    rules = check_rules(task, alpha, penalty)
+    rule = next(iter(rules.values()))
+    known = {"beta": None, "beta_of": None} if found is None else {"beta": found.value, "beta_of": found.of}
+    expected = {"on": "train", "alpha": rule.alpha, "M": rule.M, **known}
+    if stored is not None:
+        return _reuse(folder, expected, task)
+    folder.mkdir(exist_ok=True)
+    return _select(task, path, folder, data_dir, expected, rules, device, log)
+
+
+def _select(
+    task: Task,
+    path: Path,
+    folder: Path,
+    data_dir: Path | None,
+    expected: dict[str, Any],
+    rules: dict[int, CostRule],
+    device: str,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Fit the task's selectors for a run and store them in the folder."""
+    config = open_run(path)
+    _, settings = config.found
     model = load_model(path, config).to(device)
     if not task.selects(model):
         raise ExperimentError(
@@ -82,30 +145,30 @@ def select_run(
     for unit in dict.fromkeys(spec.unit for spec in task.selectors.values()):
         log(f"running all candidates, unit: {unit}")
         try:
-            data = task.selection_batches(model, splits, on=on, unit=unit)
+            data = task.selection_batches(model, splits, on=expected["on"], unit=unit)
             outcomes = run_candidates(model, [((x,), target) for x, target in data], task.candidates)
             for name, spec in task.selectors.items():
                 if spec.unit == unit:
                     costs = Costs.of(outcomes, rules[spec.equation])
                     selection["units"].setdefault(spec.costs, _outcome(costs))
                     selection["selectors"][name] = _fit(
-                        name, spec, model, costs, path, config, tune=penalty is None, log=log
+                        name, spec, model, costs, folder, config, tune=expected["M"] is None, log=log
                     )
         except ValueError as error:  # M below a measured NFE, or too few samples
             raise ExperimentError(str(error)) from error
-    write_json(path / SELECTION, selection)
+    write_json(folder / SELECTION, selection)
     return selection
 
 
-def check_rules(task: str, alpha: float | None, penalty: float | None) -> dict[int, CostRule]:
+def check_rules(task: Task, alpha: float | None, penalty: float | None) -> dict[int, CostRule]:
     """The cost rules of the task's selectors with these α and M, by equation.
 
     Raises:
         ExperimentError: α or M is out of its range.
     """
-    equations = dict.fromkeys(spec.equation for spec in TASKS[task].selectors.values())
+    equations = dict.fromkeys(spec.equation for spec in task.selectors.values())
     try:
-        return {equation: TASKS[task].rule(alpha, penalty, equation) for equation in equations}
+        return {equation: task.rule(alpha, penalty, equation) for equation in equations}
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 
@@ -130,8 +193,13 @@ def load_dynamic(path: Path, name: str, task: Task, model: nn.Module) -> Dynamic
     return Dynamic(candidates, selector.to(next(model.parameters()).device).eval())
 
 
-def _reuse(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+def _reuse(path: Path, expected: dict[str, Any], task: Task) -> dict[str, Any]:
     found = read_json(path / SELECTION)
+    if missing := task.selectors.keys() - found["selectors"].keys():
+        raise ExperimentError(
+            f"{path / SELECTION} is of selectors {', '.join(found['selectors'])}, and lacks {', '.join(missing)}; "
+            "move it away to fit them"
+        )
     different = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if different:
         raise ExperimentError(
@@ -197,4 +265,4 @@ def _fit(
 
 
 def _file(path: Path, name: str) -> Path:
-    return path / f"selector-{name}.safetensors"
+    return path / f"selector-{''.join(c if c.isalnum() or c in '._' else '-' for c in name)}.safetensors"

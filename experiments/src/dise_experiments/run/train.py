@@ -4,6 +4,7 @@ import csv
 import pickle
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
 
 from dise.integrate import SolveError
+from dise.regularize import RandomEndTime, Regularizer
+from dise.select import find_block
 from dise_experiments.common.task import Loss
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.progress import progress
@@ -33,7 +37,8 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         """The loss of Eq. 3."""
-        loss = self.task.loss(self.model, batch, self.regularizer.accumulate)
+        with random_end(self.model, self.regularizer):
+            loss = self.task.loss(self.model, batch, self.regularizer.accumulate)
         penalty = self.config.weight * self.regularizer(loss.solution, loss.dynamics)
         self._log("train", loss, {"loss": loss.value, "penalty": penalty})
         return loss.value + penalty
@@ -67,6 +72,21 @@ class Training(L.LightningModule):
         """The task's optimizer and schedule."""
         steps = len(self.train_dataloader())
         return self.task.optimizer(self.model, self.settings, steps)
+
+
+@contextmanager
+def random_end(model: nn.Module, regularizer: Regularizer) -> Iterator[None]:
+    """Within it the model's ODE ends at a random time, if the regularizer is STEER."""
+    if not isinstance(regularizer, RandomEndTime):
+        yield
+        return
+    block = find_block(model)
+    end = block.t1
+    block.t1 = regularizer.end(block.t0, end)
+    try:
+        yield
+    finally:
+        block.t1 = end
 
 
 class _Loader:

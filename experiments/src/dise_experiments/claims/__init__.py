@@ -1,0 +1,1 @@
+"""The paper's claims beside committed results: the page docs/paper.md."""

@@ -1,0 +1,40 @@
+"""Committed results of the three tasks."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dise_experiments.common.task import Run
+from dise_experiments.run.report import evaluated, read_run
+
+ROOT = Path(__file__).parents[4]
+RESULTS = ROOT / "results"
+
+
+class Results(NamedTuple):
+    """Evaluated runs of each task."""
+
+    mnist: list[Run]
+    physionet: list[Run]
+    circles: list[Run]
+
+    @classmethod
+    def read(cls, folder: Path = RESULTS) -> "Results":
+        """The runs of the preset `cpu`."""
+        return cls(*([read_run(path) for path in evaluated(folder / f"{task}-cpu")[1]] for task in cls._fields))
+
+
+def of(runs: list[Run], reg: str, *, model: str | None = None) -> list[Run]:
+    """Runs of the first model with a regularizer, with the paper's λ."""
+    first = {"mnist": "odenet", "physionet": "z_end", "circles": "flow"}
+    kind = model or next(m for m in first.values() if any(run.model == m for run in runs))
+    return [run for run in runs if (run.model, run.reg) == (kind, reg) and run.name == f"{kind}-{reg}-seed{run.seed}"]
+
+
+def row(run: Run, policy: str) -> dict[str, Any]:
+    """The first row of a policy; the circles' are of sets first."""
+    return next(row for row in run.policies() if row["policy"] == policy)
+
+
+def published(run: Run) -> list[dict[str, Any]]:
+    """Rows of the paper's selector as published."""
+    return run.policies("DISE (as published")
