@@ -51,7 +51,8 @@ def test_a_run_is_what_its_files_say(finished):
     path, run = finished["evaluated"], read_run(finished["evaluated"])
     assert (run.name, run.model, run.reg) == ("odenet-error-seed0", "odenet", "error")
     assert (run.weight, run.seed) == (0.005, 0)
-    assert run.metrics == read_json(path / "metrics.json")
+    metrics = read_json(path / "metrics.json")
+    assert run.metrics == metrics | {"selections": {"own selectors": metrics["selection"]}}
     assert run.training == read_json(path / "training.json")
     assert run.timing == read_json(path / "timing.json")
 

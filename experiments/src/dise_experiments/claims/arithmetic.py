@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 
 def break_even(cheap: float, dear: float, *, M: float, alpha: float) -> float:
-    """The largest p(cheap right) / p(dear right) at which Eq. 4 prefers the dearer integrator.
+    """The largest p(cheap right) / p(dear right) at which Eq. 4 prefers the costlier integrator.
 
     Expected costs are p Δ^α + (1 − p) M^α, so it is (M^α − Δ_dear^α) / (M^α − Δ_cheap^α).
     """

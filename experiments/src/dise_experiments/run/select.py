@@ -94,10 +94,10 @@ def select_as_published(
         log: called with each line on the progress.
 
     Returns:
-        as of `select_run`, with "beta" and the run whose mean task error it is, "beta_of".
+        as in `select_run`, with "beta" and the run whose mean task error it is, "beta_of".
 
     Raises:
-        ExperimentError: as of `select_run`, or there is no run for β.
+        ExperimentError: as in `select_run`, or there is no run for β.
     """
     config, folder = open_run(path), path / about.folder
     load_model(path, config)  # a run without a model is an error before β is computed
