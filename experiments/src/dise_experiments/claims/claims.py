@@ -15,7 +15,7 @@ from dise_experiments.physionet.report import own_row as stays_row
 
 RUN = "`dise run {} --preset cpu --reg none --reg error{}`"
 PUBLISHED = " --selector published"
-POLICIES = "`python benchmarks/pareto.py` ([policies](../results/README.md))"
+POLICIES = "`python benchmarks/pareto.py`, see `results/README.md`"
 LINEAR = 0.95  # R²
 SLACK = 0.2
 NEAR = 0.05  # of a share

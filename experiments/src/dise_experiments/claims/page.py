@@ -21,7 +21,7 @@ TOP = """# The paper, claim by claim
 
 writes this page from the committed metrics, times and selections; a test fails where they differ. "As published" is
 `--selector published`: Euler, RK4 and DOPRI, Eq. 4 or 5 as printed, costs on training data. All models are of the
-preset `cpu` ([results](../results/README.md)); the preset `paper` was not run on any task, and nothing on a GPU.
+preset `cpu` (`results/README.md`); the preset `paper` was not run on any task, and nothing on a GPU.
 """
 
 DEVIATIONS = """## Where this project deviates
