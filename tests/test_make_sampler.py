@@ -216,12 +216,47 @@ def test_any_function_is_a_risk():
         ({"candidates": ()}, "candidates: expected integrators"),
         ({"candidates": (3,)}, "candidates: expected integrators"),
         ({"condition": lambda n: torch.ones(n + 1)}, "condition: expected"),
+        ({"condition": torch.ones(2000)}, "condition: expected a function"),
     ],
 )
 def test_bad_arguments_are_named(change, error):
     given = {"risk": OutputDeviation(TOLERANCE), "condition": speeds, **FEW, **change}
     with pytest.raises((TypeError, ValueError), match=error):
         make_sampler(flow_of(Rotation()), **given)
+
+
+def test_flows_with_jumps_get_methods_that_stop_there():
+    """dy/dt is 0 until t = 0.3, then 5: exact with a step there."""
+
+    class Late(nn.Module):
+        def forward(self, t, y):
+            return torch.where(t < 0.3, 0.0, 5.0).expand_as(y)
+
+    made = make_sampler(
+        flow_of(Late(), jump_at=[0.3]), risk=OutputDeviation(1e-3), draws=1000, epsilon=EPSILON, families=()
+    )
+    assert made.report.risk == 0
+    assert made.report.nfe < 6
+    z = torch.randn(5, 2)
+    assert_close(made(z), z + 3.5, atol=1e-3, rtol=0)
+
+
+def test_double_precision_and_draws_that_fail():
+    """Draws whose field is not finite fail in all methods alike, so none loses them; the report counts them."""
+
+    class Holes(Rotation):
+        def forward(self, t, y, speed):
+            return torch.where(speed[:, None] > 2.9, torch.nan, super().forward(t, y, speed))
+
+    base = DiagonalNormal(torch.zeros(2).double(), torch.ones(2).double())
+    made = make_sampler(
+        Flow(Holes().double(), base, Euler()),
+        risk=OutputDeviation(TOLERANCE),
+        condition=lambda n: speeds(n).double(),
+        **FEW,
+    )
+    assert made.report.risk <= EPSILON
+    assert "The reference fails on" in str(made.report)
 
 
 def test_flows_that_cannot_be_used_are_refused():

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dise.flow.block import FlowBlock
 from dise.flow.conditions import Condition
 from dise.flow.divergences import HutchinsonDivergence
 from dise.flow.flow import Flow
@@ -30,7 +31,7 @@ class FlowDensity(nn.Module):
         self.flow = flow.until(flow.t1)
 
     @property
-    def block(self) -> Any:
+    def block(self) -> FlowBlock:
         """The block, from data to the base; its integrator counts from the base to the data, as a flow's does."""
         return self.flow.block
 

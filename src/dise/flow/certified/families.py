@@ -65,7 +65,7 @@ def selectors(name: str, allowed: Callable[[Integrator], bool], material: Materi
     if int(FitData.of(network, costs, costs.adequate).finite().sum()) < FEWEST:
         return None
     selector = AdequacySelector.fit(
-        network, costs, max_epochs=60, patience=10, batch_size=256, learning_rate=2e-3, seed=material.seed
+        network, costs, max_epochs=100, patience=20, learning_rate=2e-3, seed=material.seed
     ).to(device_of(material.block))
     price = float(selector.price.min())
     return Family(

@@ -13,7 +13,7 @@ from dise.flow.density import FlowDensity
 from dise.flow.fitting.draws import DrawConditions
 from dise.flow.flow import Flow
 from dise.flow.sampler import FlowSampler
-from dise.integrate import Dopri5, Integrator
+from dise.integrate import Dopri5, Integrator, Multistep
 from dise.integrate.value import check_whole
 from dise.select.guarantee.calibrate import samples_needed
 from dise.select.guarantee.risk import LogProbDeviation, Risk
@@ -85,7 +85,8 @@ def make_sampler(
         draws: number of draws. Half of them must suffice to certify ε with δ/2.
         condition: number of draws → their conditions (see `Flow`), one for each, drawn as in use; called once.
         reference: what draws are compared with; None: `Dopri5(rtol=1e-6, atol=1e-6)`.
-        candidates: integrators to choose from, such as solvers fitted to the flow; None: `default_candidates(risk)`.
+        candidates: integrators to choose from, such as solvers fitted to the flow; None: `default_candidates(risk)`,
+            without multistep tables if the flow has jumps.
         families: makers of policies (see `dise.flow.certified.families`); () compares single candidates alone.
         epsilon, delta: ε and δ, in (0, 1).
         batch: draws per solve; bounds the memory, and is the batch size of the times in the report.
@@ -98,19 +99,19 @@ def make_sampler(
 
     Raises:
         TypeError, ValueError: an argument (named in the message) is not as described, or there are too few draws.
-        SolveError: the reference could not integrate a draw.
+        SolveError: the reference could not integrate a draw whose log-density is to be compared.
 
     Source: Angelopoulos et al., Learn then Test, 2021 (fixed-sequence testing from several starts).
     """
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
-    _check(flow, risk, reference, batch)
+    _check(flow, risk, condition, reference, batch)
     prepared = prepare(
         flow,
         share_draws(draws, epsilon, delta),
         risk=risk,
         condition=condition,
         reference=reference,
-        candidates=_candidates(candidates, risk),
+        candidates=_candidates(candidates, flow, risk),
         families=families,
         epsilon=epsilon,
         batch=batch,
@@ -124,8 +125,10 @@ def make_sampler(
     return prepared.model
 
 
-def _candidates(given: Sequence[Integrator] | None, risk: Risk) -> tuple[Integrator, ...]:
+def _candidates(given: Sequence[Integrator] | None, flow: Flow, risk: Risk) -> tuple[Integrator, ...]:
     candidates = default_candidates(risk) if given is None else tuple(given)
+    if given is None and not (flow.jump_at is None and flow.step_at is None):  # tables step where they say
+        candidates = tuple(candidate for candidate in candidates if not isinstance(candidate, Multistep))
     if not candidates or not all(isinstance(candidate, Integrator) for candidate in candidates):
         raise ValueError(f"candidates: expected integrators, got {given!r}")
     return candidates
@@ -146,7 +149,7 @@ def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:
     return learn, choosing, test
 
 
-def _check(flow: Flow, risk: Risk, reference: Integrator, batch: int) -> None:
+def _check(flow: Flow, risk: Risk, condition: object, reference: Integrator, batch: int) -> None:
     if not isinstance(flow, Flow):
         raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
     if not flow.block.options.batched:
@@ -156,6 +159,8 @@ def _check(flow: Flow, risk: Risk, reference: Integrator, batch: int) -> None:
             raise ValueError(f"flow: expected a number {name}, the same for all rows, got {list(t.shape)} times")
     if not callable(risk):
         raise TypeError(f"risk: expected a function such as OutputDeviation(0.03), got {risk!r}")
+    if condition is not None and not callable(condition):
+        raise TypeError(f"condition: expected a function of the number of draws, got {type(condition).__name__}")
     if not isinstance(reference, Integrator) or reference.chooses:
         raise ValueError(f"reference: expected an integrator that is the same for each draw, got {reference}")
     check_whole("batch", batch)

@@ -48,8 +48,7 @@ class Prepared:
     @property
     def block(self) -> NeuralODE:
         """The model's block."""
-        block: NeuralODE = self.model.block
-        return block
+        return self.model.block
 
     def certify(self, epsilon: float, delta: float) -> Calibration:
         """The test of both sequences on the draws to test on."""
@@ -70,7 +69,7 @@ class Prepared:
         singles = [test for test in found.tests if test.certified and test.integrator in self.choice.singles]
         single = min(singles, key=lambda test: test.nfe) if singles else None
         chosen = next((test for test in found.tests if test.integrator is found.integrator), None)
-        one = not found.integrator.chooses
+        one = found.integrator in self.choice.singles
         return Report.of_calibration(
             found,
             self.reference,
