@@ -157,6 +157,8 @@ def by_dise(task: Task, *, compile: Literal[False, True, "fast"] = False) -> Way
 
     counter = Counter(task.f)
     with torch.no_grad():
+        dise.solve(counter, task.y0, 0.0, task.t1, integrator)  # also checks that f does not mix samples
+        counter.calls = counter.rows = 0
         solution = dise.solve(counter, task.y0, 0.0, task.t1, integrator)
     if counter.rows != int(solution.nfe.sum()):
         raise RuntimeError(f"f was evaluated on {counter.rows} rows, but the samples need {int(solution.nfe.sum())}")

@@ -80,10 +80,12 @@ def operators_per_round(f: nn.Module, y0: Tensor, t1: float, kind: str, *, gradi
     """Operators per round that compute something, and views."""
     with torch.set_grad_enabled(gradients):
         start = y0.clone().requires_grad_(gradients)
-        solve(f, start, t1, kind)  # fills caches
         counter, operators = Counter(f), Operators()
+        hidden = Hidden(counter, operators)
+        solve(hidden, start, t1, kind)  # fills caches, and checks that f does not mix samples
+        counter.calls = 0
         with operators:
-            solve(Hidden(counter, operators), start, t1, kind)
+            solve(hidden, start, t1, kind)
     views = sum(number for name, number in operators.counts.items() if name in VIEWS)
     return (operators.counts.total() - views) / counter.rounds, views / counter.rounds
 

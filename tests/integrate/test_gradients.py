@@ -174,22 +174,16 @@ def test_a_finished_sample_gets_its_gradient_whatever_its_neighbours_do(tanh_fie
 @pytest.mark.parametrize("integrator", [RK4(2), Dopri5(**MANY)], ids=str)
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve"])
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_span_without_length_has_gradients_in_its_times(integrator, gradient, alone):
+def test_a_span_without_length_has_gradients_in_its_times(record, integrator, gradient, alone):
     """dy/dt1 = f(t1, y) and dy/dt0 = −f(t0, y0), of a save point too: what finite differences see."""
     y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
     ends = [[0.3, 0.9], [0.3, 0.9 if alone else 1.5], [[0.3], [0.9]]]
     t0, t1, times = (torch.tensor(end, dtype=torch.float64, requires_grad=True) for end in ends)
-    rows = 0
-
-    def f(t, y):
-        nonlocal rows
-        rows += len(y)
-        return y * torch.cos(3 * t) + t
-
+    f = record(lambda t, y: y * torch.cos(3 * t) + t)
     solution = solve(f, y0, t0, t1, integrator, gradient=gradient, save_at=times)
     if gradient == "direct":
         assert solution.nfe[0] == 1
-        assert solution.nfe.sum() == rows
+        assert solution.nfe.sum() == f.rows
     slope = (y0[0] * math.cos(0.9) + 0.3).sum().item()
     for state in (solution.y[0], solution.saved[0, 0]):
         assert state.tolist() == y0[0].tolist()

@@ -146,7 +146,8 @@ def solve(
         first_step that stays inside.
 
     Raises:
-        TypeError, ValueError: an argument (named in the message) is not as described.
+        TypeError, ValueError: an argument (named in the message) is not as described, or f mixes samples (with
+            batched=True and drop_finished=True; noticed where samples first leave the batch, once per f).
         SolveError: a sample failed and throw is True.
     """
     options = SolveOptions(
@@ -184,8 +185,8 @@ def solve(
     if back is not None and wanted.breaks is not None and wanted.breaks.times.requires_grad:
         raise ValueError("jump_at, step_at: backsolve has no gradients in them; detach them, or use gradient='direct'")
     problem = wanted if back is None else wanted.detach()
-    stand_ins = None if drop_finished else (problem.t0, problem.y0)
-    plain = Field(f, layout, stand_ins, further, own, packed.shape[0])
+    stand_ins = problem.t0, problem.y0
+    plain = Field(f, layout, stand_ins, further, own, packed.shape[0], whole=not drop_finished)
     field, rounds = _compiled(plain, options.compile)
     caller = FunctionCaller(layout, further, own)
     search = None if events is None else EventSearch(events, caller, problem)

@@ -50,6 +50,11 @@ def check_readable(name: str, *tensors: Tensor, advice: str = FIXED_STEPS) -> No
     raise ValueError(f"{name} depends on values, but {reason}; {advice}")
 
 
+def transformed() -> bool:
+    """Whether one of torch.func's transforms, or a graph, sees what is called."""
+    return torch.compiler.is_compiling() or bool(_interpreters and _interpreters())
+
+
 def check_transforms(gradient: str) -> None:
     """Raise a ValueError if torch.func's transforms cannot differentiate a solve with this `gradient`."""
     names = {interpreter.key().name for interpreter in (_interpreters() or ())} if _interpreters else set()

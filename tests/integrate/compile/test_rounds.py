@@ -155,7 +155,7 @@ def test_an_f_that_counts_its_calls(y0):
     f = Counting()
     with torch.no_grad():
         compiled = solve(f, y0, 0.0, 3.0, HEUN, compile=TRACED)
-        assert f.calls == compiled.calls
+        assert f.calls == compiled.calls + 2  # whether f mixes samples
         assert_equal(compiled, solve(field, y0, 0.0, 3.0, HEUN))
 
 
@@ -288,3 +288,9 @@ def test_a_frozen_start_still_trains_parameters(y0, trained, two_rounds_per_grap
     ]
     assert_close(grads[1], grads[0], **CLOSE)
     assert not y0.requires_grad
+
+
+def test_an_f_that_mixes_samples_is_noticed():
+    y0, ends = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0.1, 2.0, 3.0])
+    with pytest.raises(ValueError, match="mixes the samples"):
+        solve(lambda t, y: y.mean(0) - 3 * y, y0, 0.0, ends, BOSH, compile=TRACED)

@@ -22,7 +22,8 @@ class CompiledField(Field):
     """
 
     def __init__(self, plain: Field, setting: Setting) -> None:
-        super().__init__(plain.f, plain.layout, plain.stand_ins, plain.args, plain.sample_args, plain.samples)
+        own = plain.args, plain.sample_args, plain.samples
+        super().__init__(plain.f, plain.layout, plain.stand_ins, *own, whole=plain.whole)
         self._setting = setting
 
     def compiled(self, function: F, *key: Hashable) -> F:

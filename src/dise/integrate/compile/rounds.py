@@ -77,7 +77,9 @@ class GraphRounds:
             self._bound = self._bound._replace(sample_args=tuple(x.view_as(x) for x in self._bound.sample_args))
         elif subset is not self._subset:
             rows = _feature_major(rows)
-            self._bound, self._subset = self.field.bound(self.problem.requested(subset)), subset
+            requested = self.problem.requested(subset)
+            self._bound, self._subset = self.field.bound(requested), subset
+            self.field.check_rows(Request(requested, rows.t, rows.y))
         # The first round of a method without "first same as last" knows k1, unlike the others: it is not in the loop.
         loop = self._while_loop if index > 0 or self.method.tableau.fsal else None
         try:

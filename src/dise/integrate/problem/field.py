@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dise.integrate.problem.requests import Request
+from dise.integrate.problem.row_check import check_rows, checked, precision, remember
 from dise.integrate.problem.state import Layout, State, leaves, same_structure, shapes
-from dise.integrate.tracing import stops_recomputation, times_changed
+from dise.integrate.tracing import stops_recomputation, times_changed, transformed
 
 
 class BoundField(NamedTuple):
@@ -97,10 +98,11 @@ class Field:
     Args:
         f: vector field (see `dise.solve`).
         layout: of the state.
-        stand_ins: times [B] and states [B, F] at which samples without a request are evaluated, so that f always gets
-            the whole batch; None: f gets the requested samples only.
+        stand_ins: times [B] and states [B, F] at which samples without a request are evaluated, where f gets the whole
+            batch; None: f gets the requested samples only.
         args, sample_args: further arguments of f.
         samples: number of samples B, for error messages.
+        whole: give f the whole batch always. Otherwise it is given once, to check that this makes no difference.
     """
 
     def __init__(
@@ -111,20 +113,61 @@ class Field:
         args: Sequence[Any] = (),
         sample_args: Sequence[Tensor] = (),
         samples: int | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
-        self.f, self.layout, self.stand_ins, self.samples = f, layout, stand_ins, samples
+        self.f, self.layout, self.stand_ins, self.samples, self.whole = f, layout, stand_ins, samples, whole
         self.args, self.sample_args = tuple(args), tuple(sample_args)
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
+        self._rows_checked = stand_ins is None or whole
         self._without_rows = BoundField(f, layout, self.args, ())
 
     def __call__(self, request: Request) -> Tensor:
         """The requested values of f."""
-        if request.rows is None or self.stand_ins is None:
+        if request.rows is None:
             return self._checked(request)
+        if self.whole:
+            return self._checked(self._completed(request))[request.rows]
+        value = self._checked(request)
+        if not self._rows_checked:
+            self.check_rows(request, value)
+        return value
+
+    def check_rows(self, request: Request, value: Tensor | None = None) -> None:
+        """Compare f's values for a part of the batch with those for all of it: one call of f, once per f.
+
+        Args:
+            request: of the part.
+            value: f's values for it; None: evaluate them too.
+
+        Raises:
+            ValueError: f mixes the samples of a batch.
+        """
+        number, rows = len(request.y), request.rows
+        if self._rows_checked or rows is None or number == self.samples or transformed():
+            return
+        self._rows_checked = True
+        if checked(self.f, self.args):
+            return
+
+        def part() -> Tensor:
+            return call(self.bound(rows), request.t, request.y.clone())
+
+        def whole() -> Tensor:
+            _, t, y = self._completed(request)
+            return call(self.bound(None), t, y)[rows]
+
+        eps = precision(self.f, self.args, self.layout.dtype, request.y.device)
+        check_rows(part() if value is None else value, part, whole, f"{number} of {self.samples} samples", eps)
+        remember(self.f, self.args)
+
+    def _completed(self, request: Request) -> Request:
+        """The request of all samples, in order, with stand-ins for those that it lacks."""
+        if self.stand_ins is None or request.rows is None:
+            return request
         rows, (t, y) = (request.rows,), self.stand_ins
-        whole = Request(None, t.index_put(rows, request.t.to(t.dtype)), y.index_put(rows, request.y))
-        return self._checked(whole)[request.rows]
+        return Request(None, t.index_put(rows, request.t.to(t.dtype)), y.index_put(rows, request.y))
 
     def bound(self, rows: Tensor | None) -> BoundField:
         """f for some of the samples (None: all, in order)."""

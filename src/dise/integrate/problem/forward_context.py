@@ -28,12 +28,7 @@ class ForwardContext:
     """
 
     def __init__(self, sources: Iterable[object], device: str) -> None:
-        self._slots = [
-            (table, name, value)
-            for table in _tables(sources)
-            for name, value in table.items()
-            if isinstance(value, Tensor)
-        ]
+        self._slots = _slots(sources)
         self._autocast = _Autocast.now(device)
 
     @property
@@ -64,6 +59,16 @@ class ForwardContext:
                     table[name] = present
 
 
+def module_tensors(sources: Iterable[object]) -> list[Tensor]:
+    """The tensors in the modules, and other objects, that f and its arguments lead to."""
+    return [tensor for _, _, tensor in _slots(sources)]
+
+
+def training_modes(sources: Iterable[object]) -> tuple[bool, ...]:
+    """Whether each module that f and its arguments lead to is in training mode."""
+    return tuple(table["training"] for table in _tables(sources) if isinstance(table.get("training"), bool))
+
+
 class _Autocast(NamedTuple):
     """The autocast state of a type of device."""
 
@@ -86,6 +91,13 @@ class _Autocast(NamedTuple):
         if self == _Autocast.now(self.device):
             return nullcontext()
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled, cache_enabled=self.cached)
+
+
+def _slots(sources: Iterable[object]) -> list[tuple[Table, str, Tensor]]:
+    """The tensors in the tables of the sources, each with its table and name."""
+    return [
+        (table, name, value) for table in _tables(sources) for name, value in table.items() if isinstance(value, Tensor)
+    ]
 
 
 def _tables(sources: Iterable[object]) -> list[Table]:

@@ -1,11 +1,10 @@
 """A check that f treats each sample of a batch on its own, which all policies rely on."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from dise.integrate import Euler
+from dise.integrate.problem.row_check import same_values
 from dise.integrate.problem.state import Layout
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.inputs import Inputs
@@ -49,7 +48,7 @@ def check_rows(model: nn.Module, block: NeuralODE, inputs: Inputs) -> None:
             part = _first_stage(block, _take(first, half))
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"f: it fails on half of a batch, but not on all of it ({error}). {WHAT_TO_DO}") from error
-    if _alike(part, whole):
+    if same_values(part, whole):
         return
     for buffer, before in buffers:
         buffer.copy_(before)  # batch normalization in training mode has changed its running statistics
@@ -73,16 +72,3 @@ def _take(start: BlockSolve, number: int) -> BlockSolve:
         t0=t0[:number] if isinstance(t0, Tensor) and t0.ndim else t0,
         sample_args=tuple(arg[:number] for arg in start.sample_args),
     )
-
-
-def _alike(part: Tensor, whole: Tensor) -> bool:
-    """Whether values agree up to rounding, which depends on the number of rows: by the root of the machine epsilon.
-
-    Matrix products and convolutions of float32 on a GPU may have the precision of TF32.
-    """
-    epsilon = torch.finfo(whole.dtype).eps
-    if whole.is_cuda and epsilon > torch.finfo(torch.float64).eps:
-        epsilon = max(epsilon, 2.0**-10)
-    finite = whole[whole.isfinite()].abs()
-    scale = float(finite.max()) if finite.numel() else 0.0
-    return cast(bool, torch.allclose(part, whole, rtol=0, atol=epsilon**0.5 * scale, equal_nan=True))
