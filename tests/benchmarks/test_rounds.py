@@ -16,7 +16,7 @@ LIMITS = {
     "plain": (58.5, 70.5),
     "50 save points": (60.5, 72.5),
     "an event that does not happen": (75, 87),
-    "an event that stops": (203, 269),
+    "an event that stops": (155, 207),
     "record": (60, 72),
 }
 

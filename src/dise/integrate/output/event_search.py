@@ -19,7 +19,7 @@ from dise.integrate.output.interpolation import PiecewisePolynomial, slopes_with
 from dise.integrate.problem.hooks import EventMemory, Interruption, StepEvents, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import same_structure, shapes
-from dise.integrate.tracing import known_none
+from dise.integrate.tracing import known_all, known_none
 
 PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
 
@@ -81,14 +81,18 @@ class EventSearch:
         row, event, part = entries.unbind(1)
         bracket = _Bracket(thetas[part], thetas[part + 1], before[part, row, event])
         crossings = self._judged(self._locate(record, row, event, bracket), memory.happened[place])
-        kept = crossings.kept.nonzero().flatten()
-        found = crossings.take(kept[crossings.theta[kept].argsort(stable=True)])
+        found = crossings
+        alone = known_all(crossings.cut)  # one crossing in each row, which interrupts its step
+        if not alone:
+            kept = crossings.kept.nonzero().flatten()
+            found = crossings.take(kept[crossings.theta[kept].argsort(stable=True)])
         count = memory.happened.index_put((place[found.row], found.event), torch.ones_like(found.row), accumulate=True)
         happened = StepEvents(record.sample[found.row], found.event, found.t, found.y, found.stop)
-        cut, interruption = found.take(found.cut.nonzero().flatten()), None
+        cut, interruption = found if alone else found.take(found.cut.nonzero().flatten()), None
         if len(cut.row):
             interruption = self._interruption(record, cut)
-            side = side.index_put((cut.row,), self._side_after(record, crossings, cut, interruption.y_after))
+            if not known_all(cut.stop):  # a stopped sample has no next step
+                side = side.index_put((cut.row,), self._side_after(record, crossings, cut, interruption.y_after))
         return EventMemory(memory.side.index_put((place,), side), count), happened, interruption
 
     def value(self, sample: Tensor, which: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -297,7 +301,7 @@ def _thetas(inside: tuple[float, ...], dtype: torch.dtype, device: torch.device)
 
 def _at(pieces: PiecewisePolynomial, theta: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Times [M, P], states [M, P, F] and, if asked for, their derivatives [M, P, F] at θ [M, P] of P pieces."""
-    return pieces.time(theta), pieces.within(theta), pieces.slope(theta) if sloped else None
+    return *pieces.within(theta), pieces.slope(theta) if sloped else None
 
 
 def _refined(theta: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:

@@ -158,17 +158,14 @@ class PiecewisePolynomial(NamedTuple):
         sample, t, t_next, dt, y, y_next, coefficients = (change(column) for column in self[:-1])
         return PiecewisePolynomial(sample, t, t_next, dt, y, y_next, coefficients, number)
 
-    def time(self, theta: Tensor) -> Tensor:
-        """[..., P] time at each piece's own θ [..., P]."""
+    def within(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., P] time and [..., P, F] state of each piece at its own θ [..., P], 0 at its start and 1 at its end."""
         t, at_end = torch.addcmul(self.t, theta, self.dt), theta == 1
-        return t if known_none(at_end) else t + torch.where(at_end, self.t_next - t, 0).detach()
-
-    def within(self, theta: Tensor) -> Tensor:
-        """[..., P, F] state of each piece at its own θ [..., P], from 0 at its start to 1 at its end."""
-        values, at_end = _horner(self.y, self.coefficients.unbind(1), theta[..., None], self.dt[:, None]), theta == 1
+        values = _horner(self.y, self.coefficients.unbind(1), theta[..., None], self.dt[:, None])
         if known_none(at_end):
-            return values
-        return values + torch.where(at_end[..., None], self.y_next - values, 0).detach()
+            return t, values
+        t = t + torch.where(at_end, self.t_next - t, 0).detach()
+        return t, values + torch.where(at_end[..., None], self.y_next - values, 0).detach()
 
     def slope(self, theta: Tensor) -> Tensor:
         """[..., P, F] derivative in time of each piece at its own θ [..., P]."""

@@ -125,10 +125,7 @@ def _interrupted(
         return rows, records, memory
     record = record._replace(events=happened)
     if cut is not None:
-        index, step = (cut.row,), record.step
-        # how far the step came tells how fast the state changes, but an event soon after a step's start tells nothing
-        length = torch.maximum((cut.t - step.t[cut.row]).abs(), 0.1 * step.dt[cut.row].abs()).detach()
-        next_dt = rows.dt[cut.row]
+        index, step, next_dt = (cut.row,), record.step, rows.dt
         step_ends = rows.status.index_put(index, torch.full_like(cut.row, int(Status.SUCCESS)))
         rows = rows._replace(
             t=rows.t.index_put(index, cut.t),
@@ -140,7 +137,10 @@ def _interrupted(
             rows = in_last_piece(rows, problem.breaks, cut.row[cut.stop])
         goes_on = (~cut.stop).nonzero().flatten()
         if len(goes_on):
-            dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)[goes_on]
+            row, next_dt = cut.row[goes_on], next_dt[cut.row[goes_on]]
+            # how far the step came tells how fast the state changes, but an event soon after its start tells nothing
+            length = torch.maximum((cut.t[goes_on] - step.t[row]).abs(), 0.1 * step.dt[row].abs()).detach()
+            dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)
             place = cut.row[goes_on], cut.t[goes_on], cut.y_after[goes_on]
             rows = yield from restart(rows, *place, dt, method, problem)
         step = step._replace(y_next=step.y_next.index_put(index, cut.y))
