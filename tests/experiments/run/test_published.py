@@ -174,6 +174,17 @@ def test_a_stored_selection_of_other_selectors_is_told(stage):
         select_run(path)
 
 
+def test_eq_4_has_no_beta(stage):
+    with pytest.raises(ExperimentError, match=r"beta: .* omit it"):
+        select_as_published(stage("trained"), ONE, beta=0.9)
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, float("nan")])
+def test_beta_is_positive(flows, beta):
+    with pytest.raises(ExperimentError, match="beta, resolution: expected 0 <"):
+        select_as_published(flows["none"], ONE, beta=beta)
+
+
 def test_the_baselines_have_no_published_selector(tmp_path):
     config = RunConfig.of("mnist", "sample", model="rknet")
     claim_run(tmp_path / "run", config)

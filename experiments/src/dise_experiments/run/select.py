@@ -104,6 +104,8 @@ def select_as_published(
     stored = read_json(folder / SELECTION) if (folder / SELECTION).exists() else None
     found: Beta | None
     if beta is not None:
+        if config.task != "circles":
+            raise ExperimentError(f"beta: the published selector of {config.task} has Eq. 4, which has no β; omit it")
         found = Beta(beta, None)
     elif stored is not None and stored["beta_of"] is not None:
         found = Beta(stored["beta"], stored["beta_of"])
