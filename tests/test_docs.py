@@ -32,9 +32,10 @@ LONG = {  # they compile or certify
     [pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG)) for page in PAGES],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_python_blocks_of_a_page_run_in_one_go(page, monkeypatch):
+def test_python_blocks_of_a_page_run_in_one_go(page, monkeypatch, tmp_path):
     if page.parent.name == "clients":  # named by their library, which `make test-clients` installs
         pytest.importorskip(page.stem)
+        monkeypatch.chdir(tmp_path)  # sbi writes logs
     torch.manual_seed(0)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
     module = ModuleType("page")

@@ -30,8 +30,10 @@ def trained(method, **options):
 
 
 @pytest.fixture(scope="module")
-def posteriors():
-    return {"FMPE": trained(sbi.FMPE), "NPSE": trained(sbi.NPSE)}
+def posteriors(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("sbi"))  # sbi writes logs of its trainings into the working directory
+        return {"FMPE": trained(sbi.FMPE), "NPSE": trained(sbi.NPSE)}
 
 
 @pytest.fixture(params=["FMPE", "NPSE"])
