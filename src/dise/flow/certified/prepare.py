@@ -75,9 +75,7 @@ class Prepared:
             self.reference,
             family=ONE_FOR_ALL if one else self.choice.family,
             families=self.choice.estimates,
-            notes=["No policy is cheaper than the best single candidate: all draws have one integrator."]
-            if one
-            else [],
+            notes=[ONE] if one else [],
             timing=time_policy(
                 self.model,
                 self.block,

@@ -18,8 +18,7 @@ def varied_tables(steps: Sequence[int] = STEPS) -> tuple[Multistep, ...]:
     order 2 and 3 have equal steps and steps that become shorter, those of order 3 also steps that become longer, and
     equal ones after a first one half as long.
 
-        candidates = (*default_candidates(risk), *varied_tables())
-        sampler = dise.make_sampler(flow, risk=risk, candidates=candidates)
+        sampler = dise.make_sampler(flow, risk=risk, candidates=varied_tables())
 
     Args:
         steps: numbers of steps, which are the evaluations of f; those of order 3 have at least 3.
