@@ -1,6 +1,9 @@
 """A bounded number of graphs, kept between solves; what torch cannot compile is named."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,18 +245,31 @@ def test_compile_is_checked(y0, value):
         solve(lambda t, y: y, y0, 0.0, 1.0, BOSH, compile=value)
 
 
-@pytest.mark.skipif(OLDEST, reason="torch 2.6 traces generators wrongly")
-@pytest.mark.parametrize("integrator", [RK4(1), pytest.param(Bosh3(), marks=pytest.mark.long)], ids=str)
-def test_in_a_model_that_is_compiled_around_it_failures_are_told(y0, integrator):
-    """The model's compilation breaks at the solve, which runs as it is."""
+def check_told_failures(integrator):
+    """The compilation of a model around a solve breaks at the solve, which runs as it is."""
 
     def model(y, t1):
         return 2 * solve(lambda t, y: torch.where(t < 0.8, -y, math.nan), y, 0.0, t1, integrator).y
 
-    compiled = torch.compile(model, backend="eager")
+    compiled, y0 = torch.compile(model, backend="eager"), torch.ones(9, 2, dtype=torch.float64)
     t1 = torch.full((9,), 0.5, dtype=torch.float64)
     assert_close(compiled(y0, t1), 2 * y0 * math.exp(-0.5), rtol=1e-2, atol=1e-2)
     with pytest.raises(SolveError, match="NON_FINITE"):
         compiled(y0, 2 * t1)
     with pytest.raises(ValueError, match="t1: expected finite times"):
         compiled(y0, math.nan * t1)
+
+
+@pytest.mark.skipif(OLDEST, reason="torch 2.6 traces generators wrongly")
+def test_in_a_model_that_is_compiled_around_it_failures_are_told():
+    check_told_failures(RK4(1))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(OLDEST, reason="torch 2.6 traces generators wrongly")
+def test_so_are_those_of_adaptive_solves():
+    """In a process of its own: torch cannot trace an adaptive solve whose shapes are checked."""
+    script = "import dise, test_cache; test_cache.check_told_failures(dise.Bosh3())"
+    folder = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
