@@ -1,11 +1,13 @@
 """Samplers and densities of flows with a guarantee, beside their bars.
 
     python benchmarks/certified.py [TASK ...] [--only samples log_prob] [--scale 1.0] [--out results/certified.json]
+    python benchmarks/certified.py --out results/certified.json --readme
 
 Six tasks: two distributions in the plane, three amortized posteriors, digits with labels; the fields are those in
 results/flows-cpu. ε = 1 %, δ = 5 %, τ = 0.03 (root mean square distance per draw, in the data's unit) or 0.01 nats.
 Rows of this scale that the file of `--out` has are kept; `--again` measures them, too. `--scale` multiplies numbers of
-draws. Each row takes minutes, digits about half an hour on one core.
+draws. Each row takes minutes, digits about half an hour on one core. `--readme` measures nothing: it writes the file's
+rows and the bars into benchmarks/README.md.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from fit_solver import flow_of
 from flow_bars.seen import Seen
+from readme import write
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -200,7 +203,7 @@ def compared(prepared: Prepared, flow: Flow, condition: Any, tight: Integrator) 
 
 
 def bars(rows: dict[str, Any]) -> dict[str, Seen]:
-    """The bars of the issue, as far as the rows have been measured."""
+    """The bars, as far as the rows have been measured."""
     seen = {task: row for task in TASKS if (row := rows.get(f"samples {task}"))}
     densities = {task: row for task in POSTERIORS if (row := rows.get(f"log_prob {task}"))}
     everything = [*seen.values(), *densities.values()]
@@ -259,6 +262,19 @@ def show(rows: dict[str, Any]) -> None:
         console.print(f"{name}: {found.text}: {'yes' if found.holds else 'no'}")
 
 
+def markdown(rows: dict[str, Any]) -> str:
+    """The rows and the bars as tables."""
+    lines = ["| row | draws | reference | single | policy | oracle | ratio | share of the gain | risk on fresh draws |"]
+    lines.append("| --- " + "| ---: " * 8 + "|")
+    for name, row in rows.items():
+        keys = ("reference nfe", "single nfe", "nfe", "oracle", "ratio", "share")
+        fresh = "–" if row["fresh risk"] is None else f"{row['fresh risk']:.2%}"
+        lines.append(f"| {name} | {sum(row['draws']):,} | {' | '.join(f'{row[key]:.2f}' for key in keys)} | {fresh} |")
+    lines += ["", "| bar | seen | holds |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {found.text} | {'yes' if found.holds else '**no**'} |" for name, found in bars(rows).items()]
+    return "\n".join(lines)
+
+
 MEASURES = {"samples": (samples, TASKS), "log_prob": (log_prob, POSTERIORS)}
 
 
@@ -270,9 +286,13 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure rows that the file has, too")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="JSON file to add rows to")
+    parser.add_argument("--readme", action="store_true", help="write the rows of --out into benchmarks/README.md")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    if args.readme:
+        write(markdown(rows), "certified.py")
+        return
     for what in args.only:
         measure, tasks = MEASURES[what]
         for task in args.task or tasks:

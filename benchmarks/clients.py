@@ -24,13 +24,12 @@ from typing import Any
 
 import torch
 from flow_bars.fields import points, rms
+from readme import write
 from torch import Size, Tensor, nn
 
 import dise
 from dise.select import LogProbDeviation, OutputDeviation
 
-README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- table written by: python benchmarks/clients.py --readme -->", "<!-- end of clients -->"
 NUMBER = 10_000
 SHARE = 0.99
 CERTIFIED = 0.01  # error of the policy, and its bar beside theirs
@@ -327,12 +326,6 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(page: Path, text: str) -> None:
-    """Put the table between its marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, default=[], help="rows to measure, again too")
@@ -346,7 +339,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     if args.readme:
-        write(README, table(found))
+        write(table(found), "clients.py")
         return
     for name in args.only or [name for name in CASES if name not in found]:
         found[name] = measure(CASES[name](args.number), draws=args.draws, repeats=args.repeats)

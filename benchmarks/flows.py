@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from flow_bars.seen import Seen
-
-README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- table written by: python benchmarks/flows.py --readme -->", "<!-- end -->"
+from readme import write
 
 
 class Row(NamedTuple):
@@ -72,7 +70,7 @@ def main() -> None:
             if args.out:
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
     if args.readme:
-        write(README, table(found))
+        write(table(found), "flows.py")
 
 
 def timed(measure: Callable[[], Seen]) -> dict[str, Any]:
@@ -92,13 +90,6 @@ def table(found: Mapping[str, Any]) -> str:
         seen = found.get(name, {"text": "not measured", "holds": None})
         lines.append(f"| {row.what} (`{name}`) | {row.bar} | {seen['text']} | {verdict(seen)} |")
     return "\n".join(lines)
-
-
-def write(page: Path, text: str) -> None:
-    """Put the table between its marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

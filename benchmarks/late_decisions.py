@@ -29,8 +29,9 @@ from flow_budgets.outcomes import (
     tables,
     velocities,
 )
-from flow_budgets.readme import write
+from flow_budgets.readme import text
 from flow_budgets.selectors import Field, Split, best_single, oracle, policy
+from readme import write
 from torch import Tensor
 
 from dise import Multistep
@@ -63,7 +64,7 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(stored(args.out) | {task: found}, indent=1) + "\n")
     if args.readme:
-        write(stored(args.out))
+        write(text(stored(args.out)), "late_decisions.py")
 
 
 def stored(path: Path) -> dict[str, Any]:

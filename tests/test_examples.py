@@ -4,11 +4,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 from dise_experiments.mnist.data import MnistSplits, load_mnist_sample
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.long
 def test_an_odenet_on_torchdiffeq_is_made_dynamic(monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("torchdiffeq_odenet", EXAMPLES / "torchdiffeq_odenet.py")
     example = importlib.util.module_from_spec(spec)

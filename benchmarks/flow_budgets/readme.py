@@ -1,19 +1,9 @@
 """The tables of `late_decisions.py` in benchmarks/README.md."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- tables written by: python benchmarks/late_decisions.py --readme -->", "<!-- end -->"
 NONE = "–"
-
-
-def write(found: Mapping[str, Any]) -> None:
-    """Put the tables between their marks."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{text(found)}\n{END}{after}", encoding="utf-8")
 
 
 def text(found: Mapping[str, Any]) -> str:

@@ -42,6 +42,33 @@ def test_the_bars(certified):
     assert not any(seen.holds for seen in certified.bars({}).values())
 
 
+def test_the_readmes_tables(certified):
+    numbers = {
+        "reference nfe": 70.0,
+        "single nfe": 8.0,
+        "nfe": 5.6,
+        "oracle": 4.0,
+        "fresh risk": 0.004,
+        "draws": (3, 2, 1),
+    }
+    text = certified.markdown({"samples moons": row(0.7, 0.6) | numbers})
+    assert "| samples moons | 6 | 70.00 | 8.00 | 5.60 | 4.00 | 0.70 | 0.60 | 0.40% |" in text
+    assert "| share of the oracle's gain ≥ 0.5 on ≥ 3 of 6 | moons 0.60 | **no** |" in text
+
+
+def test_a_script_writes_between_its_marks(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    readme, page = import_module("readme"), tmp_path / "README.md"
+    monkeypatch.setattr(readme, "PAGE", page)
+    marks = "<!-- written by: python benchmarks/{0}.py --readme -->\n{1}<!-- end of {0}.py -->\n"
+    page.write_text(marks.format("other", "kept\n") + marks.format("mine", "old\n") + "after\n")
+    readme.write("new", "mine.py")
+    readme.write("newer", "mine.py")
+    assert page.read_text() == marks.format("other", "kept\n") + marks.format("mine", "newer\n") + "after\n"
+    with pytest.raises(ValueError, match=r"expected the marks .*third\.py"):
+        readme.write("new", "third.py")
+
+
 def test_recalibrations_of_known_risks(certified):
     """Risks of 0, 1.2 % and 0.2 %: of two sequences, the first fails at its second setting, the second passes."""
     singles, policies = (Euler(8), Euler(4)), (Euler(6),)

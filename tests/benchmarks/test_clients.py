@@ -50,8 +50,10 @@ def test_integrators_are_adequate_and_the_loosest(script, monkeypatch):
 
 def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "CASES", {"decay": lambda n: decay(script)})
-    monkeypatch.setattr(script, "README", tmp_path / "README.md")
-    script.README.write_text(f"before\n{script.BEGIN}\n{script.END}\nafter\n")
+    readme = import_module("readme")
+    monkeypatch.setattr(readme, "PAGE", tmp_path / "README.md")
+    begin, end = readme.marks("clients.py")
+    readme.PAGE.write_text(f"before\n{begin}\n{end}\nafter\n")
     out = tmp_path / "clients.json"
     for options in (["--repeats", "1"], [], ["--readme"]):
         monkeypatch.setattr(sys, "argv", ["clients.py", "--out", str(out), *options])
@@ -60,6 +62,6 @@ def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
     assert row["equal"]["error"] <= row["error"] < 1e-7
     assert row["loose"]["error"] <= 0.01
     assert row["certified"]["ratio"] == pytest.approx(row["certified"]["seconds"] / row["seconds"])
-    before, *table, after = script.README.read_text().splitlines()
+    before, *table, after = readme.PAGE.read_text().splitlines()
     assert (before, after) == ("before", "after")
     assert [line.count("|") for line in table[1:-1]] == [COLUMNS + 1] * 3

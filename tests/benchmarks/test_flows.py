@@ -100,8 +100,12 @@ def test_rows_are_measured_kept_and_written(tmp_path, monkeypatch, capsys):
     assert found["parity"]["numbers"] == {"Euler": 3e-7}
     assert found["order"]["text"] == "as before"
     assert "parity: 3e-7" in capsys.readouterr().out
-    page.write_text(f"before\n{script['BEGIN']}\nold\n{script['END']}\nafter\n")
-    script["write"](page, script["table"](found))
+    readme = import_module("readme")
+    begin, end = readme.marks("flows.py")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    monkeypatch.setattr(readme, "PAGE", page)
+    monkeypatch.setattr(sys, "argv", ["flows.py", "--out", str(out), "--readme"])
+    script["main"]()
     text = page.read_text()
     assert "as before | **no** |" in text
     assert "not measured | – |" in text

@@ -115,6 +115,7 @@ def test_help_of_commands(dise, command, options):
     assert [option for option in options.split() if option not in out] == []
 
 
+@pytest.mark.long
 def test_as_a_program():
     result = subprocess.run(
         [sys.executable, "-m", "dise_experiments", "train", "mnist", "--preset", "huge"],

@@ -73,6 +73,7 @@ def train(out, **options):
     return subprocess.run([sys.executable, "-c", TRAIN, *arguments], env=environment, **options)
 
 
+@pytest.mark.long
 def test_a_piped_training_prints_only_our_lines(tmp_path):
     result = train(tmp_path, capture_output=True, text=True, check=True)
     path = tmp_path / "mnist" / "sample" / "rknet-none-batch_size=16-seed0"

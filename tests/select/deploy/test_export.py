@@ -75,7 +75,9 @@ def dynamic(model):
     return Dynamic((Euler(1), Heun(1), RK4(1)), selector.eval())
 
 
-@pytest.mark.parametrize("policy", [cascade, pytest.param(damped, marks=pytest.mark.long), forecasts, dynamic])
+@pytest.mark.parametrize(
+    "policy", [*(pytest.param(p, marks=pytest.mark.long) for p in (cascade, damped, forecasts)), dynamic]
+)
 def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, points, tmp_path, served, policy):
     model, x = classifier().eval(), torch.cat(points(100))
     torch.manual_seed(1)
@@ -93,6 +95,7 @@ def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, po
 METHODS = (Euler(3), Midpoint(2), Heun(3), RK38(1), RKC1(2, 3), StepDoubling(RK4(1)), Multistep.adams(4, 3))
 
 
+@pytest.mark.long
 def test_graphs_make_the_very_steps_of_the_solver(tanh_field, tmp_path):
     """Bit for bit, also where t0 + (t1 - t0) misses t1 by a rounding: that ends at -0.6700000000000004."""
     t0, t1, head = 3.36, -0.67, nn.Identity()
@@ -181,6 +184,7 @@ def test_what_make_dynamic_makes_with_a_reference_of_fixed_steps(classifier, poi
         assert_close(served(tmp_path)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_example_runs_from_the_command_line_without_dise(classifier, points, tmp_path):
     model, x = classifier().eval(), torch.cat(points(10))
     model[1].integrator = cascade(model)
