@@ -4,13 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack, overload
 
-from torch import Tensor
-
 from dise.flow.certified.candidates import default_candidates
 from dise.flow.certified.families import FAMILIES, MakeFamily
 from dise.flow.certified.prepare import Numbers, prepare
 from dise.flow.density import FlowDensity
-from dise.flow.fitting.draws import DrawConditions
+from dise.flow.fitting.draws import DrawConditions, check_drawable
 from dise.flow.flow import Flow
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator, Multistep
@@ -150,13 +148,7 @@ def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:
 
 
 def _check(flow: Flow, risk: Risk, condition: object, reference: Integrator, batch: int) -> None:
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
-    if not flow.block.options.batched:
-        raise ValueError("flow: expected one with batched=True, whose rows are solves of their own")
-    for name, t in (("t0", flow.t0), ("t1", flow.t1)):
-        if isinstance(t, Tensor) and t.numel() != 1:
-            raise ValueError(f"flow: expected a number {name}, the same for all rows, got {list(t.shape)} times")
+    check_drawable(flow)
     if not callable(risk):
         raise TypeError(f"risk: expected a function such as OutputDeviation(0.03), got {risk!r}")
     if condition is not None and not callable(condition):

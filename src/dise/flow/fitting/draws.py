@@ -43,6 +43,22 @@ class Draws:
         return (self[i : i + size] for i in range(0, len(self), size))
 
 
+def check_drawable(flow: object) -> None:
+    """Raise an error unless each draw of a flow is a solve of its own, over one span.
+
+    Raises:
+        TypeError: it is no flow.
+        ValueError: it has batched=False, or spans per row.
+    """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
+    if not flow.block.options.batched:
+        raise ValueError("flow: expected one with batched=True, whose rows are solves of their own")
+    for name, t in (("t0", flow.t0), ("t1", flow.t1)):
+        if isinstance(t, Tensor) and t.numel() != 1:
+            raise ValueError(f"flow: expected a number {name}, the same for all rows, got {list(t.shape)} times")
+
+
 def known_log_prob(draws: Draws) -> Tensor:
     """The log-density of the starts, which draws for densities have."""
     if draws.log_prob is None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from dise.flow.fitting.classical import classical
 from dise.flow.fitting.descent import descend
-from dise.flow.fitting.draws import DrawConditions, Draws, draw
+from dise.flow.fitting.draws import DrawConditions, Draws, check_drawable, draw
 from dise.flow.fitting.errors import SolverErrors, solver_errors
 from dise.flow.fitting.parameters import Rows, TableParameters
 from dise.flow.fitting.quadrature import fitted_quadrature
@@ -149,13 +149,7 @@ class _Fit:
 def _check(
     flow: Flow, n: int, density: bool, draws: int, rows: object, loss: object, iterations: int, batch: int
 ) -> None:
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
-    if not flow.block.options.batched:
-        raise ValueError("flow: expected one with batched=True, whose rows are solves of their own")
-    for name, t in (("t0", flow.t0), ("t1", flow.t1)):
-        if isinstance(t, Tensor) and t.numel() != 1:
-            raise ValueError(f"flow: expected a number {name}, the same for all rows, got {list(t.shape)} times")
+    check_drawable(flow)
     if float(flow.t0) == float(flow.t1):
         raise ValueError(f"flow: expected a span of some length, got t0 = t1 = {float(flow.t0):g}")
     if not isinstance(density, bool):
