@@ -222,7 +222,7 @@ def bars(rows: dict[str, Any]) -> dict[str, Seen]:
             all(row["violations"] <= allowed for row in everything) and bool(everything),
         ),
         "log p certified at ≤ 1/3 of Dopri5 1e-6's NFE on ≥ 3 posteriors": Seen(
-            _values(densities, "ratio to the reference"), sum(cheap) >= 3
+            _values(densities, "ratio to the reference") or "not measured", sum(cheap) >= 3 if cheap else None
         ),
         "C2ST within 0.01 of that of two seeds of the reference": Seen(
             f"at most {max(apart, default=1):+.4f}", max(apart, default=1) <= 0.01
@@ -232,6 +232,10 @@ def bars(rows: dict[str, Any]) -> dict[str, Seen]:
 
 def _values(rows: dict[str, Any], name: str) -> str:
     return ", ".join(f"{task} {row[name]:.2f}" for task, row in rows.items())
+
+
+def verdict(found: Seen) -> str:
+    return {True: "yes", False: "**no**", None: "–"}[found.holds]
 
 
 def show(rows: dict[str, Any]) -> None:
@@ -259,7 +263,7 @@ def show(rows: dict[str, Any]) -> None:
     console = Console(width=130)
     console.print(table)
     for name, found in bars(rows).items():
-        console.print(f"{name}: {found.text}: {'yes' if found.holds else 'no'}")
+        console.print(f"{name}: {found.text}: {verdict(found)}")
 
 
 def markdown(rows: dict[str, Any]) -> str:
@@ -271,7 +275,7 @@ def markdown(rows: dict[str, Any]) -> str:
         fresh = "–" if row["fresh risk"] is None else f"{row['fresh risk']:.2%}"
         lines.append(f"| {name} | {sum(row['draws']):,} | {' | '.join(f'{row[key]:.2f}' for key in keys)} | {fresh} |")
     lines += ["", "| bar | seen | holds |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {found.text} | {'yes' if found.holds else '**no**'} |" for name, found in bars(rows).items()]
+    lines += [f"| {name} | {found.text} | {verdict(found)} |" for name, found in bars(rows).items()]
     return "\n".join(lines)
 
 
