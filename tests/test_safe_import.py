@@ -141,23 +141,49 @@ assert not new, new
     assert run.returncode == 0, run.stderr
 
 
-def test_flows_and_selection_are_imported_when_they_are_used():
-    """`import dise` is quick because it leaves them out; all public names are there nevertheless."""
-    script = """
+LATER = [
+    "dise.flow",
+    "dise.select",
+    "dise.nn",
+    "dise.regularize",
+    "dise.integrate.adjoint",
+    "dise.integrate.backward_solve",
+    "dise.integrate.multistep_method",
+    "dise.integrate.adams_method",
+    "dise.integrate.one_step",
+]
+
+
+def test_what_a_solve_does_not_need_is_imported_when_it_is_used():
+    """`import dise` is quick because it leaves it out; all public names are there nevertheless."""
+    script = f"""
 import sys
+import torch
 import dise
-assert not {"dise.flow", "dise.select"} & set(sys.modules)
-assert all(hasattr(dise, name) for name in dise.__all__)
-assert {"dise.flow", "dise.select"} <= set(sys.modules)
-assert {"flow", "select", "Flow", "make_dynamic", "solve"} <= set(dir(dise))
+later = set({LATER})
+dise.solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0, dise.Dopri5())
+assert not later & set(sys.modules), later & set(sys.modules)
+packages = {{"dise.nn", "dise.regularize", "dise.flow", "dise.select"}}
+assert {{name.removeprefix("dise.") for name in packages}} <= set(dir(dise))
+for package in (dise, dise.integrate):
+    assert set(package.__all__) <= set(dir(package))
+    assert all(hasattr(package, name) for name in package.__all__)
+    namespace = {{}}
+    exec(f"from {{package.__name__}} import *", namespace)
+    assert set(package.__all__) <= set(namespace)
+assert packages <= set(sys.modules)
+assert dise.nn.NeuralODE is dise.NeuralODE
+assert dise.regularize.L1 is dise.L1
 assert dise.flow.Flow is dise.Flow
 assert dise.select.calibrate is dise.calibrate
-try:
-    dise.no_such_name
-except AttributeError as error:
-    assert "no_such_name" in str(error)
-else:
-    raise AssertionError
+assert callable(dise.step) and callable(dise.resume) and callable(dise.integrate.resume)
+for package in (dise, dise.integrate):
+    try:
+        package.no_such_name
+    except AttributeError as error:
+        assert f"module '{{package.__name__}}' has no attribute 'no_such_name'" == str(error)
+    else:
+        raise AssertionError
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

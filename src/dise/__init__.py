@@ -1,13 +1,11 @@
 """dise: neural ODEs that are fast at inference."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dise.integrate import (
     RK4,
     RK38,
     RKC1,
-    Adams,
     Adaptive,
     Backsolve,
     Bosh3,
@@ -24,8 +22,6 @@ from dise.integrate import (
     IController,
     Integrator,
     Midpoint,
-    Multistep,
-    MultistepTable,
     PIController,
     Progress,
     Ralston,
@@ -38,7 +34,6 @@ from dise.integrate import (
     SteadyState,
     Step,
     StepDoubling,
-    StepResult,
     Steps,
     TimeGrid,
     Tsit5,
@@ -47,23 +42,8 @@ from dise.integrate import (
     resume,
     rms_norm,
     solve,
-    step,
 )
-from dise.nn import NeuralODE
-from dise.regularize import (
-    L1,
-    L2,
-    ErrorEstimate,
-    JacobianNorm,
-    KineticEnergy,
-    NoRegularizer,
-    RandomEndTime,
-    Regularizer,
-    StiffnessEstimate,
-    TaylorSpeed,
-    UnscaledErrorEstimate,
-    WeightedErrorEstimate,
-)
+from dise.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dise.flow import (
@@ -86,6 +66,22 @@ if TYPE_CHECKING:
         fit_solver,
         make_sampler,
         sharp_grid,
+    )
+    from dise.integrate import Adams, Multistep, MultistepTable, StepResult, step
+    from dise.nn import NeuralODE
+    from dise.regularize import (
+        L1,
+        L2,
+        ErrorEstimate,
+        JacobianNorm,
+        KineticEnergy,
+        NoRegularizer,
+        RandomEndTime,
+        Regularizer,
+        StiffnessEstimate,
+        TaylorSpeed,
+        UnscaledErrorEstimate,
+        WeightedErrorEstimate,
     )
     from dise.select import (
         AdequacySelector,
@@ -220,40 +216,73 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-
-_FLOW = frozenset(
+__getattr__, __dir__ = lazy_names(
+    __name__,
     {
-        "CosinePath",
-        "DiagonalNormal",
-        "ExactDivergence",
-        "Flow",
-        "FlowDensity",
-        "FlowSampler",
-        "Guided",
-        "HutchinsonDivergence",
-        "PathField",
-        "SolverFit",
-        "StraightPath",
-        "TransportCost",
-        "PointRegularizer",
-        "VarianceExplodingPath",
-        "VariancePreservingPath",
-        "divergence",
-        "fit_solver",
-        "make_sampler",
-        "sharp_grid",
-    }
+        "integrate": ["Adams", "Multistep", "MultistepTable", "StepResult", "step"],
+        "nn": ["NeuralODE"],
+        "regularize": [
+            "L1",
+            "L2",
+            "ErrorEstimate",
+            "JacobianNorm",
+            "KineticEnergy",
+            "NoRegularizer",
+            "RandomEndTime",
+            "Regularizer",
+            "StiffnessEstimate",
+            "TaylorSpeed",
+            "UnscaledErrorEstimate",
+            "WeightedErrorEstimate",
+        ],
+        "flow": [
+            "CosinePath",
+            "DiagonalNormal",
+            "ExactDivergence",
+            "Flow",
+            "FlowDensity",
+            "FlowSampler",
+            "Guided",
+            "HutchinsonDivergence",
+            "PathField",
+            "PointRegularizer",
+            "SolverFit",
+            "StraightPath",
+            "TransportCost",
+            "VarianceExplodingPath",
+            "VariancePreservingPath",
+            "divergence",
+            "fit_solver",
+            "make_sampler",
+            "sharp_grid",
+        ],
+        "select": [
+            "AdequacySelector",
+            "BinaryCost",
+            "Cascade",
+            "ClassificationCost",
+            "Confidence",
+            "ConfidenceNetwork",
+            "CostSelector",
+            "Costs",
+            "Dynamic",
+            "Forecast",
+            "PooledNetwork",
+            "RandomSelector",
+            "TaskErrorCost",
+            "calibrate",
+            "choose_penalty",
+            "collect_costs",
+            "diagnose",
+            "export_policy",
+            "load_policy",
+            "make_dynamic",
+            "pareto_front",
+            "profile_candidates",
+            "prune",
+            "run_candidates",
+            "save_policy",
+        ],
+    },
+    modules=["flow", "nn", "regularize", "select"],
 )
-
-
-def __getattr__(name: str) -> Any:
-    """A name of `dise.flow` or `dise.select`, which are imported when first used: solving needs neither."""
-    if name in ("flow", "select"):
-        return import_module(f"dise.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module 'dise' has no attribute {name!r}")
-    return getattr(import_module("dise.flow" if name in _FLOW else "dise.select"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "flow", "select"})

@@ -1,7 +1,8 @@
 """Solving initial value problems."""
 
-from dise.integrate.adams_method import Adams
-from dise.integrate.adjoint import Backsolve
+from typing import TYPE_CHECKING
+
+from dise.integrate.backsolve import Backsolve
 from dise.integrate.integrators import (
     RK4,
     RK38,
@@ -24,10 +25,6 @@ from dise.integrate.integrators import (
 )
 from dise.integrate.multistep import grids
 from dise.integrate.multistep.grids import TimeGrid
-from dise.integrate.multistep.paths import Path
-from dise.integrate.multistep.table import MultistepTable
-from dise.integrate.multistep_method import Multistep
-from dise.integrate.one_step import StepResult, step
 from dise.integrate.options import SolveOptions
 from dise.integrate.output.event_log import Events
 from dise.integrate.output.events import Event, SteadyState
@@ -42,6 +39,14 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController, PIController
 from dise.integrate.stepping.statistics import Statistic
 from dise.integrate.stepping.tolerance import max_norm, rms_norm
+from dise.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dise.integrate.adams_method import Adams
+    from dise.integrate.multistep.paths import Path
+    from dise.integrate.multistep.table import MultistepTable
+    from dise.integrate.multistep_method import Multistep
+    from dise.integrate.one_step import StepResult, step
 
 __all__ = [
     "RK4",
@@ -91,3 +96,14 @@ __all__ = [
     "solve",
     "step",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "adams_method": ["Adams"],
+        "multistep.paths": ["Path"],
+        "multistep.table": ["MultistepTable"],
+        "multistep_method": ["Multistep"],
+        "one_step": ["StepResult", "step"],
+    },
+)

@@ -1,134 +1,26 @@
-"""Gradients by the adjoint equation: what users pass to `solve`, and the solve's results attached to autograd.
+"""Gradients by the adjoint equation: what a solve keeps for it, and the solve's results attached to autograd.
 
 `dise.integrate.backward_solve` solves the equation, so memory does not grow with the number of steps.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from inspect import unwrap
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dise.integrate.backsolve import Backsolve
 from dise.integrate.backward_solve import BackwardSolve, Stops
 from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
-from dise.integrate.integrators import FixedStep, Integrator
-from dise.integrate.multistep.grids import TimeGrid
-from dise.integrate.multistep_method import Multistep
+from dise.integrate.integrators import Integrator
 from dise.integrate.output.event_search import EventSearch
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result
 from dise.integrate.problem.run import Run
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Backsolve:
-    """`solve(..., gradient=Backsolve(...))`: what the backward solve differentiates, and how it integrates.
-
-    Args:
-        params: tensors that f uses and that get gradients, beside `args` and `sample_args`; no others do. Default:
-            f's parameters, if f (or what it wraps by `functools.wraps`) is an `nn.Module`, and all tensors on which the
-            first value of f depends. If later values depend on others, the backward pass raises an error.
-        integrator: for the backward solve; default: that of the forward solve. The steps of a fixed-step method are
-            divided among the stretches between save points, at least one each.
-
-    Raises:
-        TypeError: not tensors, or not an integrator.
-    """
-
-    params: Iterable[Tensor] | None = None
-    integrator: Integrator | None = None
-
-    def __post_init__(self) -> None:
-        if self.params is not None:
-            params = (self.params,) if isinstance(self.params, Tensor) else tuple(self.params)
-            for i, param in enumerate(params):
-                if not isinstance(param, Tensor):
-                    raise TypeError(f"params[{i}]: expected a tensor, got {type(param).__name__}")
-            object.__setattr__(self, "params", params)
-        if self.integrator is not None and not isinstance(self.integrator, Integrator):
-            raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {self.integrator!r}")
-
-    def tensors(self, f: Callable[..., Any], used: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """The tensors that f uses beside its arguments; `used` are those that it was seen to use."""
-        if self.params is not None:
-            return tuple(self.params)
-        module = unwrap(f)
-        return (*(module.parameters() if isinstance(module, nn.Module) else ()), *used)
-
-    def back(self, integrator: Integrator) -> Integrator:
-        """The integrator of the backward solve, after a forward solve by `integrator`.
-
-        Raises:
-            ValueError: an integrator that chooses; it can choose for f, not for the adjoint equation. Or a grid or
-                table, which is made for the forward direction.
-        """
-        chosen = integrator if self.integrator is None else self.integrator
-        if chosen.chooses:
-            raise ValueError(
-                f"gradient: backsolve integrates with one integrator, but {type(chosen).__name__} chooses one per "
-                "sample; name one, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5())"
-            )
-        if isinstance(chosen, Multistep) or (isinstance(chosen, FixedStep) and isinstance(chosen.steps, TimeGrid)):
-            raise ValueError(
-                f"gradient: backsolve cannot use {chosen}, which is made for the forward direction; name another "
-                "integrator, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5()), or use gradient='checkpoint'"
-            )
-        return chosen
-
-
-class ForwardAnswers:
-    """Answers a forward solve's requests, and keeps what the backward solve must know of f.
-
-    The first value of f is calculated with a graph, which shows the tensors on which it depends.
-
-    Args:
-        field: answers.
-        plain: the field, not compiled.
-        device: type of the state's device.
-    """
-
-    def __init__(self, field: Field, plain: Field, device: str) -> None:
-        self._field, self._plain = field, plain
-        self._context = ForwardContext((plain.f, *plain.args), device)
-        self._first: Request | None = None
-        self._used: tuple[Tensor, ...] = ()
-
-    def __call__(self, request: Request) -> Tensor:
-        """The requested values of f, without graphs."""
-        if self._first is not None:
-            return self._field(request)
-        self._first = request
-        with torch.enable_grad():
-            value = self._plain(request)
-        if self._plain is not self._field:
-            self._field.calls += 1
-        self._used = tuple(dependencies(value, (*self._context.tensors, *self._arguments())).values())
-        return value.detach()
-
-    def backward_solve(self, problem: Problem, back: Backsolve, integrator: Integrator, run: Run) -> BackwardSolve:
-        """The backward solve that belongs to the forward solve."""
-        params = back.tensors(self._plain.f, self._used)
-        return BackwardSolve(
-            problem=problem,
-            # it differentiates f more than once per graph, which compiled graphs do not allow
-            answer=self._plain,
-            context=self._context,
-            first=self._first,
-            used=self._used,
-            params=tuple({id(x): x for x in (*params, *self._arguments()) if x.requires_grad}.values()),
-            integrator=integrator,
-            drop_finished=run.drop_finished,
-            check=back.params is None,
-        )
-
-    def _arguments(self) -> list[Tensor]:
-        return [x for x in (*self._plain.args, *self._plain.sample_args) if isinstance(x, Tensor)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +100,71 @@ class Adjoint:
             t=result.t.index_put((samples,), t[samples] + change),
             y=result.y.index_put((samples,), result.y[samples] + change[:, None].to(real_dtype(y)) * slope_y),
         )
+
+
+class ForwardAnswers:
+    """Answers a forward solve's requests, and keeps what the backward solve must know of f.
+
+    The first value of f is calculated with a graph, which shows the tensors on which it depends.
+
+    Args:
+        field: answers.
+        plain: the field, not compiled.
+        device: type of the state's device.
+    """
+
+    def __init__(self, field: Field, plain: Field, device: str) -> None:
+        self._field, self._plain = field, plain
+        self._context = ForwardContext((plain.f, *plain.args), device)
+        self._first: Request | None = None
+        self._used: tuple[Tensor, ...] = ()
+
+    def __call__(self, request: Request) -> Tensor:
+        """The requested values of f, without graphs."""
+        if self._first is not None:
+            return self._field(request)
+        self._first = request
+        with torch.enable_grad():
+            value = self._plain(request)
+        if self._plain is not self._field:
+            self._field.calls += 1
+        self._used = tuple(dependencies(value, (*self._context.tensors, *self._arguments())).values())
+        return value.detach()
+
+    def adjoint(
+        self,
+        problem: Problem,
+        back: Backsolve,
+        integrator: Integrator,
+        run: Run,
+        stopped: tuple[EventSearch, Tensor] | None,
+    ) -> "Adjoint":
+        """The gradients of the forward solve.
+
+        Args:
+            problem: what it solved.
+            back: says what to differentiate.
+            integrator: of the backward solve.
+            run: the forward solve's.
+            stopped: its events, and [B] the index of the event that stopped each sample; None: it had no events.
+        """
+        params = back.tensors(self._plain.f, self._used)
+        backward = BackwardSolve(
+            problem=problem,
+            # it differentiates f more than once per graph, which compiled graphs do not allow
+            answer=self._plain,
+            context=self._context,
+            first=self._first,
+            used=self._used,
+            params=tuple({id(x): x for x in (*params, *self._arguments()) if x.requires_grad}.values()),
+            integrator=integrator,
+            drop_finished=run.drop_finished,
+            check=back.params is None,
+        )
+        return Adjoint(backward, None if stopped is None else StoppedSamples(*stopped))
+
+    def _arguments(self) -> list[Tensor]:
+        return [x for x in (*self._plain.args, *self._plain.sample_args) if isinstance(x, Tensor)]
 
 
 class _AdjointFunction(torch.autograd.Function):

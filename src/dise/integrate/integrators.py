@@ -26,6 +26,7 @@ class Integrator(ABC):
     """How initial value problems are solved. `dise.solve` takes one."""
 
     chooses: ClassVar[bool] = False  # whether it assigns an integrator to each sample (`Solution.choice`)
+    one_way: ClassVar[bool] = False  # whether it is made for one direction of time
 
     @abstractmethod
     def integrate(self, problem: Problem, run: Run) -> Integration:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,8 @@ class Multistep(Integrator):
         reverse: table of the solve from the end to the start, for a flow's densities; None if there is none. The
             methods of class that know their grid make it.
     """
+
+    one_way: ClassVar[bool] = True
 
     table: MultistepTable
     name: str = field(default="Multistep", compare=False)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypedDict, cast
 
 import torch
 
-from dise.integrate.adjoint import Backsolve
+from dise.integrate.backsolve import Backsolve
 from dise.integrate.integrators import Integrator
 from dise.integrate.value import Value
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dise.integrate.adjoint import Backsolve
+from dise.integrate.backsolve import Backsolve
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration

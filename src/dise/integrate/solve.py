@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dise.integrate.adjoint import Adjoint, ForwardAnswers, StoppedSamples
 from dise.integrate.arguments import (
     Span,
     as_breaks,
@@ -207,16 +206,20 @@ def solve(
         accumulate=statistics,
         checkpoint=checkpoint,
     )
-    answers = None if back is None else ForwardAnswers(field, plain, packed.device.type)
+    answers = None
+    if back is not None:
+        from dise.integrate.adjoint import ForwardAnswers  # with the backward solve, which other solves do not need
+
+        answers = ForwardAnswers(field, plain, packed.device.type)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
         result = _integrated(integrator, problem, run, answers or field, times)
         saved = None if points is None else points.finish(result)
         saved_t, saved_ends = (None, None) if ends is None else ends.finish()
     which = None if happened is None else happened.stopped_by()
     if answers is not None and back is not None and back.integrator is not None:
-        backward = answers.backward_solve(wanted, back, back.integrator, run)
-        stopped = None if search is None or which is None else StoppedSamples(search, which)
-        result, states = Adjoint(backward, stopped).attach(result, times, cast(Tensor | None, saved))
+        stopped = None if search is None or which is None else (search, which)
+        adjoint = answers.adjoint(wanted, back, back.integrator, run, stopped)
+        result, states = adjoint.attach(result, times, cast(Tensor | None, saved))
         if times is not None and states is not None:
             points = SavePoints(*times, problem, caller, save)
             saved = points.apply(states, result.t)
