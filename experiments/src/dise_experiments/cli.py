@@ -1,6 +1,5 @@
 """The command line: `dise run`, and its parts `dise train | select | evaluate | report`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -8,6 +7,34 @@ import typer
 from rich.markup import escape
 
 from dise_experiments.common.errors import UserError
+from dise_experiments.options import (
+    Alpha,
+    Beta,
+    Changes,
+    Data,
+    DataDir,
+    Device,
+    EulerSteps,
+    Limit,
+    Models,
+    On,
+    Out,
+    Penalty,
+    Preset,
+    Reduce,
+    Regularizers,
+    Resume,
+    RK4Steps,
+    RunDir,
+    Seed,
+    Selector,
+    Selectors,
+    Targets,
+    TaskName,
+    Threads,
+    Timing,
+    Weight,
+)
 from dise_experiments.run.terminal import errors, print_lines, print_table, say
 
 if TYPE_CHECKING:
@@ -17,102 +44,8 @@ if TYPE_CHECKING:
 # The heavy imports are inside the commands: `dise --help` must not wait for Lightning.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
 _INTERRUPTED = 130
-
-
-class Data(StrEnum):
-    """Data to which selectors are fitted."""
-
-    held_out = "held-out"
-    train = "train"
-
-
-class Selectors(StrEnum):
-    """Selectors of a run."""
-
-    standard = "standard"
-    published = "published"
-
-
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet or circles.")]
-Preset = Annotated[
-    str,
-    typer.Option(
-        help="Size of the experiment: sample (minutes), cpu (at most a quarter of an hour per model) or paper."
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and random draws in training.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="DISE_DATA",
-        help="Folder with mnist/*.gz and physionet2012/*. Without it, a task's data are downloaded and checked. "
-        "The preset sample and circles need no data.",
-    ),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or gpu.")]
-Out = Annotated[Path, typer.Option(help="Folder of the run directories.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Number of CPU threads of torch.")]
-Resume = Annotated[
-    bool, typer.Option(help="Continue an interrupted run and reuse a finished one; --no-resume refuses both.")
-]
-Changes = Annotated[
-    list[str],
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of the preset, e.g. target=moons. Repeatable."),
-]
-Weight = Annotated[float | None, typer.Option(min=0.0, help="λ of the regularizer; the paper's by default.")]
-Reduce = Annotated[
-    str | None,
-    typer.Option(
-        help="R over a batch: sum, as Eq. 2 has it (default of preset paper), or mean (default of the others); for "
-        "regularizers that are of samples."
-    ),
-]
-Regularizers = Annotated[
-    list[str],
-    typer.Option(
-        help="Regularizer: none, kinetic, l1, l2, error, raw-error, weighted-error, stiffness, jacobian, taylor2, "
-        "taylor3, steer. Repeatable."
-    ),
-]
-Models = Annotated[
-    list[str],
-    typer.Option(
-        help="Model, by default the task's first; mnist: odenet, rknet, resnet; physionet: z_end, z0. Repeatable; "
-        "the other models only without regularizer."
-    ),
-]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, created by `dise train`.")]
-Alpha = Annotated[float | None, typer.Option(help="Exponent α of Eq. 4 and 5; the paper's by default.")]
-Penalty = Annotated[
-    float | None,
-    typer.Option(
-        "--penalty",
-        "-M",
-        help="Penalty M of Eq. 4 and 5 for all selectors. By default the paper's selectors have the paper's M, and "
-        "that of the others is chosen on held-out data.",
-    ),
-]
-On = Annotated[Data, typer.Option(help="Collect costs on held-out data, or on as many training data.")]
-Selector = Annotated[
-    Selectors,
-    typer.Option(
-        help="The task's own selectors, or the paper's as published: Euler, RK4, DOPRI, Eq. 4 or 5 as printed, costs "
-        "on all training data."
-    ),
-]
-EulerSteps = Annotated[int, typer.Option(min=1, help="Steps of Euler for --selector published.")]
-RK4Steps = Annotated[int, typer.Option(min=1, help="Steps of RK4 for --selector published.")]
-Limit = Annotated[
-    int | None, typer.Option(min=8, help="Use only so many training samples for --selector published; rows say so.")
-]
-Beta = Annotated[
-    float | None,
-    typer.Option(
-        help="β of Eq. 5 for --selector published; by default the mean NLP of the flow trained with --reg error and "
-        "the same seed."
-    ),
-]
-Timing = Annotated[bool, typer.Option(help="Also measure wall-clock times; nothing else should run meanwhile.")]
+FLOWS = "flows"
+COMMON_OPTIONS = {"task", "preset", "seed", "data_dir", "device", "out", "threads", "resume", "timing"}
 
 
 @app.callback()
@@ -126,7 +59,9 @@ def about() -> None:
 
 @app.command()
 def run(
+    context: typer.Context,
     task: TaskName,
+    target: Targets = [],  # noqa: B006
     preset: Preset = "sample",
     reg: Regularizers = ["none", "error"],  # noqa: B006
     model: Models = [],  # noqa: B006
@@ -149,7 +84,13 @@ def run(
     resume: Resume = True,
     timing: Timing = True,
 ) -> None:
-    """Train all models, fit their selectors, evaluate, and print the results beside the paper's."""
+    """Train all models, fit their selectors, evaluate, and print the results beside the paper's; or train flows, and
+    compare their solvers.
+    """
+    _check_options(context, task)
+    if task == FLOWS:
+        _run_flows(target, preset, seed, data_dir, device, out, threads, resume, timing)
+        return
     from dise_experiments.run.evaluate import evaluate_run
     from dise_experiments.run.select import check_rules
     from dise_experiments.run.train import train_run
@@ -157,18 +98,16 @@ def run(
     accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
     configs = _configs(task, preset, model, reg, weight, reduce, seed, changes)
     check_rules(configs[0].found[0], alpha, penalty)  # before hours of training
-    for config in configs:
-        path = config.directory(out)
+    runs = {config.directory(out): config for config in configs}
+    for path, config in runs.items():
         say(f"training {config.name} in {path}")
         trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
         say("trained" if trained else "trained before: reused")
-    for config in configs:
-        path = config.directory(out)
+    for path, config in runs.items():
         task_found, _ = config.found
         if task_found.selects(task_found.models[config.model]()):
             _select(path, published, on, alpha, penalty, beta, data_dir, accelerator)
-    for config in configs:
-        path = config.directory(out)
+    for path in runs:
         about = published if published is not None and (path / published.folder).exists() else None
         evaluate_run(path, data_dir=data_dir, device=accelerator, timing=timing, published=about, log=say)
     _report(out / task / preset)
@@ -264,10 +203,58 @@ def report(
     ],
 ) -> None:
     """Print and write a report for each preset that has evaluated runs in a folder."""
+    from dise_experiments.flows.measure.report import measured_folders
     from dise_experiments.run.report import preset_folders
 
-    for preset_folder in preset_folders(folder):
-        _report(preset_folder)
+    flows = measured_folders(folder)
+    for found in flows:
+        _report_flows(found)
+    for found in preset_folders(folder, besides=flows):
+        _report(found)
+
+
+def _check_options(context: typer.Context, task: str) -> None:
+    """Refuse options that the task does not have, which it would ignore."""
+    from dise_experiments.run.config import ExperimentError, choose
+    from dise_experiments.run.registry import TASKS
+
+    choose("task", task, {**TASKS, FLOWS: None})
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is None or source.name != "COMMANDLINE" or option.name in COMMON_OPTIONS:
+            continue
+        if (option.name == "target") != (task == FLOWS):
+            hint = "; other tasks have --set target=NAME" if option.name == "target" else ""
+            raise ExperimentError(f"{option.opts[0]}: no option of the task {task}{hint}")
+
+
+def _run_flows(
+    targets: list[str],
+    preset: str,
+    seed: int,
+    data_dir: Path | None,
+    device: str,
+    out: Path,
+    threads: int | None,
+    resume: bool,
+    timing: bool,
+) -> None:
+    from dise_experiments.flows.run import run_flows
+
+    _start(device, threads)
+    folder = run_flows(
+        targets, preset, seed, out=out, data_dir=data_dir, device=device, resume=resume, timing=timing, log=say
+    )
+    _report_flows(folder)
+
+
+def _report_flows(folder: Path) -> None:
+    from dise_experiments.flows.measure.report import write_flows_report
+
+    report = write_flows_report(folder)
+    for table in report.tables:
+        print_table(table)
+    print_lines(report.conclusion)
 
 
 def _configs(

@@ -18,13 +18,13 @@ def load_field(path: Path) -> nn.Module:
     """
     if not (path / MODEL).is_file():
         raise ExperimentError(f"{path} has no trained field ({MODEL} is missing); `dise_experiments.flows` trains it")
-    config = _read(path)
+    config = read_config(path)
     network = field(config.task)
     load_weights(network, path / MODEL)
     return network.eval()
 
 
-def _read(path: Path) -> FieldConfig:
+def read_config(path: Path) -> FieldConfig:
     """The settings of a directory's training."""
     return FieldConfig.model_validate_json((path / CONFIG).read_text(encoding="utf-8"))
 
@@ -34,5 +34,5 @@ def claim(path: Path, config: FieldConfig) -> None:
     if not (path / CONFIG).exists():
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / CONFIG, config.model_dump_json(indent=2) + "\n")
-    elif _read(path) != config:
+    elif read_config(path) != config:
         raise ExperimentError(f"{path} holds a training with other settings; choose another --out, or move it away")

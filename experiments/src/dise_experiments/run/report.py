@@ -59,18 +59,24 @@ def evaluated_parts(path: Path) -> list[Path]:
     return sorted([*path.glob(METRICS), *path.glob(f"published*/{METRICS}")])
 
 
-def preset_folders(folder: Path) -> list[Path]:
+def preset_folders(folder: Path, *, besides: Sequence[Path] = ()) -> list[Path]:
     """The folders of presets with evaluated runs: the given one, those below it, or that of a run directory.
 
+    Args:
+        folder: to look in.
+        besides: folders of flows, which have reports of their own.
+
     Raises:
-        ExperimentError: there is no evaluated run.
+        ExperimentError: there is no evaluated run, and nothing besides.
     """
+    if folder.parent in besides:
+        return []
     if (folder / CONFIG).exists():
         read_run(folder)
         return [folder.parent]
     runs = (file.parent for file in folder.rglob(CONFIG) if evaluated_parts(file.parent))
     folders = sorted({run.parent for run in runs})
-    if not folders:
+    if not folders and not besides:
         raise ExperimentError(f"{folder} contains no evaluated run; `dise run` creates them")
     return folders
 

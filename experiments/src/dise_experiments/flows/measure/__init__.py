@@ -1,0 +1,1 @@
+"""Solvers of trained flows beside each other: errors, evaluations, densities, distributions, times."""
