@@ -21,14 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 import dise
-from dise.flow import DiagonalNormal, Flow
-from dise.flow.conditions import Condition
+from dise.flow import Flow
 from dise.flow.fitting.draws import draw
 from dise.flow.fitting.errors import SolverErrors, solver_errors
-from dise_experiments.flows.simulators.simulator import Simulator
-from dise_experiments.flows.simulators.tasks import SIMULATORS
-from dise_experiments.flows.stored import load_field
-from dise_experiments.flows.unet import LABELS
+from dise_experiments.flows.cases import cases
 
 FIELDS = Path(__file__).parents[1] / "results" / "flows-cpu"
 TASKS = ("checkerboard", "moons", "two_moons", "slcp", "digits")
@@ -37,23 +33,8 @@ GAIN_DB, REDUCTION = 4.0, 0.25  # the bars: digits, points
 
 def flow_of(task: str) -> tuple[Flow, Any]:
     """The flow of a task, and what draws its conditions."""
-    field = load_field(FIELDS / f"{task}-seed0")
-    tight = dise.Dopri5(rtol=1e-6, atol=1e-6)
-    if task == "digits":
-        base = DiagonalNormal(torch.zeros(1, 28, 28), torch.ones(1, 28, 28))
-        return Flow(field, base, tight), lambda number: torch.randint(LABELS, (number,))
-    base = DiagonalNormal(torch.zeros(field.dim), torch.ones(field.dim))
-    return Flow(field, base, tight), observations(SIMULATORS[task]) if task in SIMULATORS else None
-
-
-def observations(simulator: Simulator) -> Any:
-    """Draws observations of a simulator."""
-
-    def condition(number: int) -> Condition:
-        seed = int(torch.randint(2**31, ()))
-        return simulator.joint(number, torch.Generator().manual_seed(seed))[1]
-
-    return condition
+    case = cases(FIELDS / f"{task}-seed0")[0]
+    return case.flow, case.condition
 
 
 def measure(task: str, n: int, scale: float) -> dict[str, Any]:

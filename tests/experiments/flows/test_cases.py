@@ -46,9 +46,9 @@ def test_digits_have_labels_and_are_also_guided(tmp_path):
     assert plain.calls_per_evaluation == 1
 
 
-def test_double_precision_leaves_the_case_as_it_is(tmp_path):
+def test_points_are_solved_tightly_by_a_copy_in_double_precision(tmp_path):
     (case,) = cases(stored("moons", tmp_path))
-    assert {p.dtype for p in case.double().flow.parameters()} == {torch.float64}
+    assert {p.dtype for p in case.exact.parameters()} == {torch.float64}
     assert {p.dtype for p in case.flow.parameters()} == {torch.float32}
 
 

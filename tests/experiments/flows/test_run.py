@@ -37,7 +37,7 @@ def dise(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(measure_module, "SIZES", {"sample": {"points": SIZES}})
     some = [s for s in usual_solvers() if s.name in ("Euler(steps=8)", "AB2(8)")]
     adams = [s for s in usual_solvers() if s.family == "Adams"][:1]
-    monkeypatch.setattr(measure_module, "usual_solvers", lambda: some + adams)
+    monkeypatch.setattr(measure_module, "usual_solvers", lambda few: some + adams)
     monkeypatch.delenv("DISE_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 

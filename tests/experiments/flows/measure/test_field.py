@@ -27,7 +27,7 @@ def few(tiny):
     """Few solvers, on few draws."""
     some = [solver for solver in usual_solvers() if solver.name in SOLVERS_SHOWN]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure_module, "usual_solvers", lambda: some)
+        patch.setattr(measure_module, "usual_solvers", lambda few: some)
         patch.setattr(measure_module, "SIZES", {"sample": {"points": tiny}})
         yield tiny
 

@@ -29,5 +29,12 @@ def test_solvers_have_the_budget_and_the_direction_that_they_say(solver, stored)
             flow.log_prob(torch.randn(3, 2))
 
 
+def test_few_solvers_are_the_cheaper_ones_of_each_family():
+    few = usual_solvers(few=True)
+    assert {solver.family for solver in few} == {solver.family for solver in SOLVERS}
+    assert {solver.name for solver in SOLVERS} - {solver.name for solver in few} >= {"Euler(steps=100)", "AB2(16)"}
+    assert set(few) < set(SOLVERS)
+
+
 def test_there_is_an_own_step_method_of_the_usual_tolerance():
     assert Dopri5(rtol=1e-5, atol=1e-5) in [solver.integrator for solver in SOLVERS]

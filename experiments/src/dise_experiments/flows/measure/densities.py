@@ -11,6 +11,7 @@ from torch import Tensor
 from dise.flow.fitting.draws import Draws
 from dise.flow.fitting.errors import SolverErrors
 from dise_experiments.flows.cases import Case
+from dise_experiments.flows.measure.errors import like
 from dise_experiments.flows.measure.solvers import Solver
 
 
@@ -37,8 +38,8 @@ def density_errors(case: Case, solvers: Sequence[Solver], draws: Draws) -> dict[
 
 
 def _exact(case: Case, points: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
-    """[N] log-densities by the tight solve in double precision."""
-    double = case.double()
-    known = tuple(c.double() if c.is_floating_point() else c for c in conditions)
-    with double.flow.block.using(case.tight):
-        return double.flow.log_prob(points.double(), known or None)
+    """[N] log-densities by the tight solve."""
+    exact = case.exact
+    x, *known = like(exact, points, *conditions)
+    with exact.block.using(case.tight):
+        return exact.log_prob(x, tuple(known) or None).double()

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from dise.flow import Flow
 from dise.flow.fitting.draws import Draws, draw_starts
 from dise.flow.fitting.errors import SolverErrors
 from dise.integrate import Integrator, Solution, Status, solve
@@ -30,17 +31,22 @@ class Outcome:
 
 
 def tight_draws(case: Case, number: int, *, batch: int, seed: int) -> Draws:
-    """Noise and conditions in single precision, with the ends of a tight solve in double precision.
+    """Noise and conditions in single precision, with the ends of a tight solve, as a rule in double precision.
 
     Raises:
         SolveError: the tight solve failed.
     """
-    drawn = free_draws(case, number, seed=seed)
-    double = case.double()
-    conditions = tuple(c.double() if c.is_floating_point() else c for c in drawn.conditions)
-    starts = Draws(drawn.starts.double(), conditions, drawn.ends)
-    ends = [cast(Tensor, _solve(double, case.tight, part, throw=True).y) for part in starts.batches(batch)]
-    return Draws(drawn.starts, drawn.conditions, torch.cat(ends))
+    drawn, exact = free_draws(case, number, seed=seed), case.exact
+    starts = like(exact, drawn.starts, *drawn.conditions)
+    solved = Draws(starts[0], starts[1:], starts[0])
+    ends = [cast(Tensor, _solve(exact, case.tight, part, throw=True).y) for part in solved.batches(batch)]
+    return Draws(drawn.starts, drawn.conditions, torch.cat(ends).double())
+
+
+def like(flow: Flow, *values: Tensor) -> tuple[Tensor, ...]:
+    """Values in the precision of a flow's parameters; whole numbers stay."""
+    dtype = next(flow.f.parameters()).dtype
+    return tuple(value.to(dtype) if value.is_floating_point() else value for value in values)
 
 
 def free_draws(case: Case, number: int, *, seed: int) -> Draws:
@@ -51,7 +57,7 @@ def free_draws(case: Case, number: int, *, seed: int) -> Draws:
 
 def outcome(case: Case, integrator: Integrator, draws: Draws, *, batch: int) -> Outcome:
     """A solver on draws."""
-    solutions = [_solve(case, integrator, part) for part in draws.batches(batch)]
+    solutions = [_solve(case.flow, integrator, part) for part in draws.batches(batch)]
     ends = torch.cat([cast(Tensor, solution.y) for solution in solutions])
     error = (ends.double() - draws.ends).flatten(1).square().mean(1).sqrt()
     succeeded = torch.cat([solution.status for solution in solutions]) == Status.SUCCESS
@@ -77,5 +83,5 @@ def summary(case: Case, solver: Solver, found: Outcome, tolerance: float) -> dic
 
 
 @torch.no_grad()
-def _solve(case: Case, integrator: Integrator, draws: Draws, *, throw: bool = False) -> Solution:
-    return solve(case.flow.f, draws.starts, 0.0, 1.0, integrator, sample_args=draws.conditions, throw=throw)
+def _solve(flow: Flow, integrator: Integrator, draws: Draws, *, throw: bool = False) -> Solution:
+    return solve(flow.f, draws.starts, 0.0, 1.0, integrator, sample_args=draws.conditions, throw=throw)

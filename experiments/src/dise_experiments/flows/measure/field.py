@@ -84,7 +84,7 @@ def solvers_of(case: Case, sizes: Sizes, path: Path, log: Log) -> tuple[list[Sol
     folder = path / "policies" / case.stem
     fitted = fitted_solvers(case, sizes, folder, log)
     certified, report = certified_solvers(case, sizes, fitted, folder, log)
-    solvers = [*usual_solvers(), reference, *fitted, *certified]
+    solvers = [*usual_solvers(few=case.images), reference, *fitted, *certified]
     return list({solver.name: solver for solver in solvers}.values()), report
 
 

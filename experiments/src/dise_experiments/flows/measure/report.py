@@ -185,9 +185,10 @@ def solver_table(case: Measured) -> Table:
         f"{name}, tight solve",
         f"{name}, data",
     ]
+    number_of_draws = f"{case.settings['draws']:,} draws"
     note = (
-        f"Error: root mean square distance of a draw from a tight solve in double precision, on "
-        f"{case.settings['draws']:,} draws. {name} of the tight solve's two seeds: {compared['floor']:.3f}."
+        f"Error: root mean square distance of a draw from a tight solve, on {number_of_draws}. {name} of the tight "
+        f"solve's two seeds: {compared['floor']:.3f}."
     )
     return Table(f"{case.name}: solvers", header, rows, note)
 

@@ -27,8 +27,12 @@ class Solver(NamedTuple):
     decisions: float = 0.0
 
 
-def usual_solvers() -> list[Solver]:
-    """Fixed budgets, multistep tables, exponential integrators of the straight path, and own steps."""
+def usual_solvers(*, few: bool = False) -> list[Solver]:
+    """Fixed budgets, multistep tables, exponential integrators of the straight path, and own steps.
+
+    Args:
+        few: without the most expensive one of each family.
+    """
     path = StraightPath()
     families: dict[str, Sequence[Integrator]] = {
         "Euler": [Euler(n) for n in (8, 16, 32, 100)],
@@ -46,7 +50,7 @@ def usual_solvers() -> list[Solver]:
     return [
         Solver(name_of(integrator), family, integrator, family not in forwards_alone)
         for family, integrators in families.items()
-        for integrator in integrators
+        for integrator in integrators[: -1 if few else None]
     ]
 
 
