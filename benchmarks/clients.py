@@ -5,7 +5,7 @@
 
 Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
 integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
-(`make_sampler`, ε = 1 %, δ = 5 %). Errors are distances to a tight solve in float64: root mean squares over
+(`make_sampler`, ε = 1 %, δ = 5 %), which is made once and kept in the folder of `--policies`. Errors are distances to a tight solve in float64: root mean squares over
 coordinates in standard deviations, or nats. Times are medians of alternating runs, in one process. Rows that the file
 of `--out` has are kept; `--only` measures some of them again. Needs the extra `clients`, torchcfm and the experiments;
 nothing else should run.
@@ -28,7 +28,7 @@ from readme import write
 from torch import Size, Tensor, nn
 
 import dise
-from dise.select import LogProbDeviation, OutputDeviation
+from dise.select import LogProbDeviation, OutputDeviation, load_policy, save_policy
 
 NUMBER = 10_000
 SHARE = 0.99
@@ -70,7 +70,7 @@ class Case:
         ours: integrator and a tolerance in nats → the call.
         exact: what the call returns in a tight solve.
         error: two returned values → errors per point [N].
-        certified: number of draws → the call by a certified policy.
+        certified: number of draws, the policy's folder → the call by a certified policy.
         density: whether it returns log-densities.
     """
 
@@ -79,7 +79,7 @@ class Case:
     ours: Callable[[dise.Integrator, float | None], Call]
     exact: Tensor
     error: Callable[[Tensor, Tensor], Tensor]
-    certified: Callable[[int], Call]
+    certified: Callable[[int, Path], Call]
     density: bool = False
 
     def missed(self, call: Call) -> float:
@@ -138,8 +138,8 @@ def sbi_case(task: str, n: int, *, density: bool) -> Case:
     def ours(integrator: dise.Integrator, nats: float | None) -> Call:
         return call(backend(DiseNeuralODE, draws.f, integrator=integrator, log_prob_tolerance=nats))
 
-    def certified(number: int) -> Call:
-        made = certify(Bound(draws.f, x_o), dim, number, density=density)
+    def certified(number: int, folder: Path) -> Call:
+        made = certify(Bound(draws.f, x_o), dim, number, folder, density=density)
         return lambda: made(inputs[:, 0])[:, None]
 
     def error(a: Tensor, b: Tensor) -> Tensor:
@@ -200,20 +200,23 @@ def _samples(
     draws = points(task, n)
     exact = draws.double().solve(TIGHT).y
 
-    def certified(number: int) -> Call:
-        made = certify(draws.f, draws.noise.shape[1], number, density=False)
+    def certified(number: int, folder: Path) -> Call:
+        made = certify(draws.f, draws.noise.shape[1], number, folder, density=False)
         return lambda: made(draws.noise)
 
     return Case(1 / 2, theirs, ours, exact, rms, certified)
 
 
-def certify(field: nn.Module, dim: int, number: int, *, density: bool) -> nn.Module:
-    """A sampler or density of a field with a certified error."""
+def certify(field: nn.Module, dim: int, number: int, folder: Path, *, density: bool) -> nn.Module:
+    """A sampler or density of a field with a certified error: that of the folder, or a new one, saved there."""
     base = dise.DiagonalNormal(torch.zeros(dim), torch.ones(dim))
     flow = dise.Flow(field, base, dise.Dopri5(rtol=1e-6, atol=1e-6))
+    if folder.exists():
+        return load_policy(dise.FlowDensity(flow) if density else dise.FlowSampler(flow), folder)
     risk = LogProbDeviation(CERTIFIED) if density else OutputDeviation(CERTIFIED)
     made = dise.make_sampler(flow, risk=risk, draws=number)
     print(made.block.report, flush=True)
+    save_policy(made, folder)
     return made
 
 
@@ -232,8 +235,9 @@ CASES: Mapping[str, Callable[[int], Case]] = {
 
 
 @torch.no_grad()
-def measure(case: Case, *, draws: int, repeats: int) -> dict[str, Any]:
-    """Errors and times of a case."""
+def measure(make: Callable[[int], Case], number: int, *, draws: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Errors and times of a case with a number of points."""
+    case = make(number)
     default = case.theirs(None)
     row: dict[str, Any] = {"error": case.missed(default), "bar": case.bar}
     swept = {tol: case.theirs(tol) for tol in THEIR_SCAN}
@@ -251,7 +255,7 @@ def measure(case: Case, *, draws: int, repeats: int) -> dict[str, Any]:
         ),
     ]
     if draws:
-        calls.append(case.certified(draws))
+        calls.append(case.certified(draws, folder))
         row["certified"] = {"error": case.missed(calls[-1])}
     row["seconds"], *others = times(calls, repeats)
     for key, seconds in zip(("equal", "loose", "certified"), others, strict=False):
@@ -333,6 +337,9 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
     parser.add_argument("--number", type=int, default=NUMBER, help="points")
     parser.add_argument("--draws", type=int, default=20_000, help="draws of the certified policies; 0: none")
+    parser.add_argument(
+        "--policies", type=Path, default=Path("results/policies/clients"), help="folder of the certified policies"
+    )
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -342,7 +349,8 @@ def main() -> None:
         write(table(found), "clients.py")
         return
     for name in args.only or [name for name in CASES if name not in found]:
-        found[name] = measure(CASES[name](args.number), draws=args.draws, repeats=args.repeats)
+        folder = args.policies / name.replace(" ", "-")
+        found[name] = measure(CASES[name], args.number, draws=args.draws, repeats=args.repeats, folder=folder)
         found[name] |= {"number": args.number, "torch": torch.__version__, "threads": args.threads}
         print(table({name: found[name]}).splitlines()[-1], flush=True)
         if args.out:

@@ -79,12 +79,21 @@ def test_the_papers_selector_has_the_papers_penalty_and_the_others_choose(task):
         *(("resnet", reg, None) for reg in ("none", "l1", "l2")),
         *(("resnet", reg, "needs an ODE") for reg in ("kinetic", "error", "raw-error")),
         *(("rknet", reg, None) for reg in ("none", "kinetic", "l1", "l2")),
-        *(("rknet", reg, "needs DOPRI's error estimate") for reg in ("error", "raw-error")),
+        *(("rknet", reg, "needs DOPRI's stages") for reg in ("error", "raw-error", "weighted-error", "stiffness")),
     ],
 )
 def test_what_can_be_trained_with_what(task, model, reg, reason):
     found = task.check(model, reg)
     assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", None), ("bfloat16", torch.bfloat16)])
+def test_first_epochs_are_coarse(task, precision, dtype):
+    preset = SMALL.model_copy(update={"coarse_epochs": 2, "coarse_precision": precision})
+    coarse = task.coarse(preset, 0)
+    assert coarse == task.coarse(preset, 1) == (RK4(steps=1), dtype, coarse.without)
+    assert task.coarse(preset, 2) is None
+    assert task.coarse(SMALL, 0) is None
 
 
 # ---- batches

@@ -180,14 +180,14 @@ def test_wrong_changes(change, message):
     ("task", "preset", "options", "message"),
     [
         ("cifar", "cpu", {}, "task: there is no 'cifar'; choose one of mnist"),
-        ("mnist", "huge", {}, "preset: there is no 'huge'; choose one of sample, cpu, paper"),
+        ("mnist", "huge", {}, "preset: there is no 'huge'; choose one of sample, cpu, long, paper"),
         ("mnist", "cpu", {"model": "vgg"}, "model: there is no 'vgg'; choose one of odenet, rknet, resnet"),
         ("mnist", "cpu", {"reg": "l3"}, "reg: there is no 'l3'; choose one of none, kinetic, l1, l2, error, "),
         ("mnist", "cpu", {"model": "resnet", "reg": "error"}, "reg: 'error' needs an ODE"),
         ("mnist", "cpu", {"model": "resnet", "reg": "raw-error"}, "reg: 'raw-error' needs an ODE"),
         ("mnist", "cpu", {"model": "resnet", "reg": "kinetic"}, "reg: 'kinetic' needs an ODE"),
-        ("mnist", "cpu", {"model": "rknet", "reg": "error"}, "reg: 'error' needs DOPRI's error estimate"),
-        ("mnist", "cpu", {"model": "rknet", "reg": "raw-error"}, "reg: 'raw-error' needs DOPRI's error estimate"),
+        ("mnist", "cpu", {"model": "rknet", "reg": "error"}, "reg: 'error' needs DOPRI's stages"),
+        ("mnist", "cpu", {"model": "rknet", "reg": "raw-error"}, "reg: 'raw-error' needs DOPRI's stages"),
     ],
 )
 def test_wrong_names(task, preset, options, message):

@@ -83,6 +83,13 @@ def test_a_changed_preset_is_another_setting(run, config):
     fails(lambda: claim_run(run, other), "epochs: found 2, expected 77")
 
 
+def test_a_run_of_before_a_setting_was_added_has_its_default(run, config):
+    written = json.loads((run / "config.json").read_text())
+    del written["settings"]["coarse_epochs"]
+    (run / "config.json").write_text(json.dumps(written))
+    assert open_run(run) == config
+
+
 def test_no_run_directory(tmp_path):
     fails(lambda: open_run(tmp_path / "none"), tmp_path / "none", "config.json is missing", "dise train")
     fails(lambda: open_run(tmp_path), "config.json is missing")

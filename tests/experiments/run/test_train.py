@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from dise import SolveError
+from dise import RK4, SolveError
 from dise.regularize import NoRegularizer, RandomEndTime
 from dise_experiments.common.errors import UserError
 from dise_experiments.mnist import task as mnist_task
-from dise_experiments.mnist.model import odenet
+from dise_experiments.common.task import Coarse
+from dise_experiments.mnist.model import odenet, resnet
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.rundir import load_model, read_json
-from dise_experiments.run.train import Training, random_end, read_log, train_run
+from dise_experiments.run.train import Training, coarsely, random_end, read_log, train_run
 
 STEPS = 8
 
@@ -329,3 +330,56 @@ def test_steer_trains_on_spans_with_random_ends():
     assert model.block.t1 == 1
     with random_end(model, NoRegularizer()):
         assert model.block.t1 == 1
+
+
+# ---- coarse epochs
+
+
+def coarse_batch(tiny, reg, **settings):
+    """The loss of a batch in a coarse epoch, and the training."""
+    config = RunConfig.of("mnist", "sample", reg=reg, changes=[f"{k}={v}" for k, v in settings.items()])
+    torch.manual_seed(0)
+    training = Training(config, tiny)
+    training._log = lambda *args: None
+    batch = next(iter(training.task.training_batches(tiny, training.settings, seed=0, epoch=0)))
+    return training, training.training_step(batch, 0), batch
+
+
+def test_a_coarse_epoch_is_trained_by_rk4_without_dopris_error(tiny):
+    training, loss, (x, y) = coarse_batch(tiny, "error", coarse_epochs=1)
+    model, own = training.model, training.model.block.integrator
+    assert own == training.task.reference
+    model.block.integrator = RK4(steps=1)
+    assert_close(loss, torch.nn.functional.cross_entropy(model(x), y), atol=0, rtol=0)
+
+
+def test_after_the_coarse_epochs_the_error_counts(tiny):
+    _, with_error, _ = coarse_batch(tiny, "error")
+    _, without, _ = coarse_batch(tiny, "none")
+    assert with_error > without
+
+
+def test_bfloat16_leaves_states_and_weights_in_single_precision(tiny):
+    training, loss, (x, _) = coarse_batch(tiny, "none", coarse_epochs=1, coarse_precision="bfloat16")
+    _, single, _ = coarse_batch(tiny, "none", coarse_epochs=1)
+    assert loss.dtype == torch.float32
+    assert loss != single
+    assert_close(loss, single, atol=0.02, rtol=0)
+    with coarsely(training.model, training.task.coarse(training.settings, 0)):
+        _, solution = training.model.solve(x)
+    assert solution.y.dtype == torch.float32
+
+
+def test_a_coarse_epoch_leaves_the_integrator_even_on_an_error():
+    model = odenet()
+    own = model.block.integrator
+    with pytest.raises(RuntimeError, match="stop"), coarsely(model, Coarse(RK4(steps=1), torch.bfloat16, ())):
+        assert model.block.integrator == RK4(steps=1)
+        raise RuntimeError("stop")
+    assert model.block.integrator == own
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_model_without_an_ode_can_be_coarse():
+    with coarsely(resnet(), Coarse(RK4(steps=1), torch.bfloat16, ())):
+        assert torch.is_autocast_enabled("cpu")

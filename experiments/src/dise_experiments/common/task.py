@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Solution
@@ -142,6 +143,20 @@ class AsPublished(NamedTuple):
         return samples if self.limit is None else samples[: self.limit]
 
 
+class Coarse(NamedTuple):
+    """How an epoch of training integrates, if not by the model's own integrator.
+
+    Attributes:
+        integrator: in place of the model's.
+        dtype: of matrix products and convolutions, by autocast; None: that of the weights.
+        without: regularizers that are not added, since the integrator lacks what they need.
+    """
+
+    integrator: Integrator
+    dtype: torch.dtype | None
+    without: tuple[str, ...]
+
+
 class Quality(NamedTuple):
     """A task's measure of quality.
 
@@ -189,6 +204,10 @@ class Task(ABC):
 
     def check(self, model: str, reg: str) -> str | None:
         """The reason why a model cannot be trained with a regularizer; None if it can."""
+        return None
+
+    def coarse(self, preset: Any, epoch: int) -> Coarse | None:
+        """How an epoch, counted from 0, is trained more coarsely than by the model's own integrator; None: it is not."""
         return None
 
     def selects(self, model: nn.Module) -> bool:

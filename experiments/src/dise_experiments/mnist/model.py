@@ -31,7 +31,9 @@ class ImageClassifier(nn.Module):
         """Logits [B, 10] and the block's solution; None for a model without an ODE."""
         if not isinstance(self.block, NeuralODE):
             return self(x), None
-        solution = self.block.solve(self.stem(x), accumulate=accumulate)
+        h0 = self.stem(x)
+        h0 = h0.to(torch.promote_types(h0.dtype, torch.float32))  # autocast halves it; f's products alone are halved
+        solution = self.block.solve(h0, accumulate=accumulate)
         return self.head(solution.y), solution
 
     @property

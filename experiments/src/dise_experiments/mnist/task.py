@@ -13,7 +13,7 @@ from dise.integrate import RK4, Dopri5, Euler, Integrator
 from dise.select import ClassificationCost, Dynamic, PooledNetwork
 from dise_experiments.common.plots import quality_against_nfe
 from dise_experiments.common.table import Table
-from dise_experiments.common.task import Loss, Quality, Run, SelectorSpec, Task
+from dise_experiments.common.task import Coarse, Loss, Quality, Run, SelectorSpec, Task
 from dise_experiments.mnist.data import Batches, MnistSplits, load_mnist, load_mnist_sample
 from dise_experiments.mnist.evaluate import with_ode, without_ode
 from dise_experiments.mnist.model import CHANNELS, ImageClassifier, odenet, resnet, rknet
@@ -23,6 +23,7 @@ from dise_experiments.mnist.selector import PaperNetwork, confidence_network
 
 _DECAY_EPOCHS = (60, 100, 140)
 TEST_BATCH = 100
+_OF_DOPRI = ("error", "raw-error", "weighted-error", "stiffness")  # regularizers that need DOPRI's stages
 ACCURACY_LOSS = 1e-3  # tolerance of selectors: 0.1 points of accuracy
 
 
@@ -48,9 +49,16 @@ class MnistTask(Task):
         """ResNet has no ODE; RKNet is trained without an error estimate."""
         if model == "resnet" and reg not in ("none", "l1", "l2"):
             return f"reg: {reg!r} needs an ODE, and model 'resnet' has none; use none, l1 or l2"
-        if model == "rknet" and reg.endswith("error"):
-            return f"reg: {reg!r} needs DOPRI's error estimate, and model 'rknet' is trained with RK4"
+        if model == "rknet" and reg in _OF_DOPRI:
+            return f"reg: {reg!r} needs DOPRI's stages, and model 'rknet' is trained with RK4"
         return None
+
+    def coarse(self, preset: Preset, epoch: int) -> Coarse | None:
+        """The first epochs integrate by one step of RK4."""
+        if epoch >= preset.coarse_epochs:
+            return None
+        dtype = torch.bfloat16 if preset.coarse_precision == "bfloat16" else None
+        return Coarse(RK4(steps=1), dtype, without=_OF_DOPRI)
 
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> ClassificationCost:
         """Eq. 4."""

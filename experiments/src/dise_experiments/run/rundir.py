@@ -29,7 +29,9 @@ def open_run(path: Path) -> RunConfig:
         config = RunConfig.model_validate_json(file.read_text(encoding="utf-8"))
         # the names must exist in this version, and the settings must be those of the preset's class
         RunConfig.of(config.task, config.preset, model=config.model, reg=config.reg)
-        _ = config.found
+        _, settings = config.found
+        # a setting that a later version added has the value that keeps the run what it was
+        config = config.model_copy(update={"settings": settings.model_dump()})
     except UnicodeDecodeError as error:
         raise ExperimentError(f"{file}: not a text file ({error}); move it away") from error
     except ValidationError as error:

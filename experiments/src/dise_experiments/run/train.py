@@ -16,9 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from dise.integrate import SolveError
-from dise.regularize import RandomEndTime, Regularizer
-from dise.select import find_block
-from dise_experiments.common.task import Loss
+from dise.regularize import NoRegularizer, RandomEndTime, Regularizer
+from dise.select import contains_block, find_block
+from dise_experiments.common.task import Coarse, Loss
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.progress import progress
 from dise_experiments.run.quiet import quiet_lightning
@@ -37,9 +37,12 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         """The loss of Eq. 3."""
-        with random_end(self.model, self.regularizer):
-            loss = self.task.loss(self.model, batch, self.regularizer.accumulate)
-        penalty = self.config.weight * self.regularizer(loss.solution, loss.dynamics)
+        coarse = self.task.coarse(self.settings, self.current_epoch)
+        off = coarse is not None and self.config.reg in coarse.without
+        regularizer = NoRegularizer() if off else self.regularizer
+        with coarsely(self.model, coarse), random_end(self.model, regularizer):
+            loss = self.task.loss(self.model, batch, regularizer.accumulate)
+        penalty = self.config.weight * regularizer(loss.solution, loss.dynamics)
         self._log("train", loss, {"loss": loss.value, "penalty": penalty})
         return loss.value + penalty
 
@@ -72,6 +75,25 @@ class Training(L.LightningModule):
         """The task's optimizer and schedule."""
         steps = len(self.train_dataloader())
         return self.task.optimizer(self.model, self.settings, steps)
+
+
+@contextmanager
+def coarsely(model: nn.Module, coarse: Coarse | None) -> Iterator[None]:
+    """Within it the model's ODE, if it has one, is integrated as an epoch's `Coarse` says."""
+    if coarse is None:
+        yield
+        return
+    blocks = [find_block(model)] if contains_block(model) else []
+    own = [block.integrator for block in blocks]
+    for block in blocks:
+        block.integrator = coarse.integrator
+    device = next(model.parameters()).device.type
+    try:
+        with torch.autocast(device, coarse.dtype, enabled=coarse.dtype is not None):
+            yield
+    finally:
+        for block, integrator in zip(blocks, own, strict=True):
+            block.integrator = integrator
 
 
 @contextmanager
