@@ -5,10 +5,10 @@
 
 Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
 integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
-(`make_sampler`, ε = 1 %, δ = 5 %), which is made once and kept in the folder of `--policies`. Errors are distances to a tight solve in float64: root mean squares over
-coordinates in standard deviations, or nats. Times are medians of alternating runs, in one process. Rows that the file
-of `--out` has are kept; `--only` measures some of them again. Needs the extra `clients`, torchcfm and the experiments;
-nothing else should run.
+(`make_sampler`, ε = 1 %, δ = 5 %), which is made once and kept in the folder of `--policies`. Errors are distances to
+a tight solve in float64: root mean squares over coordinates in standard deviations, or nats. Times are medians of
+alternating runs, in one process. Rows that the file of `--out` has are kept; `--only` measures some of them again.
+Needs the extra `clients`, torchcfm and the experiments; nothing else should run.
 """
 
 import argparse

@@ -25,8 +25,8 @@ TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist
 Preset = Annotated[
     str,
     typer.Option(
-        help="Size of the experiment: sample (minutes), cpu (at most a quarter of an hour per model), long (mnist, three "
-        "quarters of an hour per model) or paper."
+        help="Size of the experiment: sample (minutes), cpu (at most a quarter of an hour per model), long (mnist, "
+        "three quarters of an hour per model) or paper."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and random draws in training.")]

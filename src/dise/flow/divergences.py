@@ -139,6 +139,9 @@ def divergence(f: VectorField, t: Tensor, z: Tensor) -> Tensor:
     return ExactDivergence()(f, t, z, (), 1)[1]
 
 
+Quadrature = Literal["stages", "gauss"]  # how log-densities are integrated; see `Flow`
+
+
 class AugmentedField(nn.Module):
     """The vector field of points and their log-density, made from the field f(t, z, *conditions) of the points.
 
@@ -146,11 +149,25 @@ class AugmentedField(nn.Module):
         f: as in `Flow`.
         divergence: how to compute it; None: by f's own `with_divergence` if there is one, else exactly.
         event_dims: number of dimensions of a point.
+        quadrature: "gauss" lets `solve` evaluate the divergence apart from the stages; see `Flow`.
+
+    Raises:
+        ValueError: another quadrature.
     """
 
-    def __init__(self, f: nn.Module, divergence: Divergence | None = None, event_dims: int = 1) -> None:
+    def __init__(
+        self,
+        f: nn.Module,
+        divergence: Divergence | None = None,
+        event_dims: int = 1,
+        quadrature: Quadrature = "stages",
+    ) -> None:
         super().__init__()
-        self.f, self.divergence, self.event_dims = f, divergence, event_dims
+        if quadrature not in ("stages", "gauss"):
+            raise ValueError(f"quadrature: expected 'stages' or 'gauss', got {quadrature!r}")
+        self.f, self.divergence, self.event_dims, self.quadrature = f, divergence, event_dims, quadrature
+        if quadrature == "gauss":
+            self.without_quadrature = self._points_alone  # where `solve` looks for it
 
     def probes(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the divergence draws for a solve of points x [B, ...]."""
@@ -173,6 +190,15 @@ class AugmentedField(nn.Module):
         probes, conditions = (further[-1:], further[:-1]) if how.draws else ((), further)
         dz, div = how(lambda t, z: self.f(t, z, *conditions), t, z, probes, self.event_dims)
         return dz, -div
+
+    def _points_alone(self, t: Tensor, state: tuple[Tensor, Tensor], *further: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, with 0 in place of d log p/dt."""
+        z, log_density = state
+        draws = self.divergence is not None and self.divergence.draws
+        dz = self.f(t, z, *(further[:-1] if draws else further))
+        if dz.shape != z.shape:
+            raise ValueError(f"f: expected dz/dt of shape {list(z.shape)} like z, got {list(dz.shape)}")
+        return dz, torch.zeros_like(log_density)
 
 
 Trace = Callable[[Callable[[Tensor], Tensor], Tensor, bool], tuple[Tensor, Tensor]]

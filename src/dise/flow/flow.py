@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dise.flow.base import BaseDistribution, check_base
 from dise.flow.block import FlowBlock
 from dise.flow.conditions import Condition, as_conditions
-from dise.flow.divergences import AugmentedField, Divergence
+from dise.flow.divergences import AugmentedField, Divergence, Quadrature
 from dise.integrate import Integrator, Solution, State, Step, solve
 from dise.integrate.annotations import Float
 from dise.integrate.options import SolveKeywords
@@ -47,6 +47,11 @@ class Flow(nn.Module):
         log_prob_tolerance: tolerance of the log-density in nats, an absolute one, in place of the integrator's: rows
             take the steps that the points and the log-density need, each by its own error test. Kept as
             `flow.block.log_prob_tolerance`. Samples without log-densities do not use it.
+        quadrature: how log-densities are integrated. "stages": with the points, by one divergence in each stage of the
+            integrator. "gauss": by five divergences in each step, at the nodes of Gauss's rule along the step's dense
+            output, in one call of f, with an error test of their own; the stages evaluate f alone. It is the faster way
+            where a divergence costs several evaluations of f. For methods with error control and dense output, without
+            `compile` and gradient="backsolve"; other solves use the stages. The five are counted as evaluations of f.
         jump_at, step_at: times at which f jumps, such as the ends of a guidance interval, and at which steps end; see
             `dise.solve`.
         options: how solves run, as in `dise.NeuralODE`; kept as `flow.block.options`, for densities and for samples.
@@ -69,6 +74,7 @@ class Flow(nn.Module):
         t1: float | Tensor = 1.0,
         divergence: Divergence | None = None,
         log_prob_tolerance: float | None = None,
+        quadrature: Quadrature = "stages",
         jump_at: Tensor | Sequence[float] | None = None,
         step_at: Tensor | Sequence[float] | None = None,
         **options: Unpack[SolveKeywords],
@@ -76,7 +82,7 @@ class Flow(nn.Module):
         super().__init__()
         check_base(base)
         self.base = base
-        augmented = AugmentedField(f, divergence, len(base.event_shape))
+        augmented = AugmentedField(f, divergence, len(base.event_shape), quadrature)
         self.block = FlowBlock(augmented, integrator, t0=t1, t1=t0, log_prob_tolerance=log_prob_tolerance, **options)
         self.jump_at, self.step_at = jump_at, step_at
 
@@ -89,6 +95,11 @@ class Flow(nn.Module):
     def divergence(self) -> Divergence | None:
         """How densities compute the divergence; None: by f's own method, or exactly."""
         return self._augmented.divergence
+
+    @property
+    def quadrature(self) -> Quadrature:
+        """How log-densities are integrated."""
+        return self._augmented.quadrature
 
     @property
     def _augmented(self) -> AugmentedField:
@@ -223,6 +234,7 @@ class Flow(nn.Module):
             t1=t1,
             divergence=self.divergence,
             log_prob_tolerance=self.block.log_prob_tolerance,
+            quadrature=self.quadrature,
             jump_at=self.jump_at,
             step_at=self.step_at,
             **options,

@@ -27,6 +27,7 @@ from dise.integrate.output.events import EventArgument, as_events, check_backsol
 from dise.integrate.output.functions import FunctionCaller, Values
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Progress, StepLog, Steps
+from dise.integrate.output.quadrature import GaussQuadrature
 from dise.integrate.output.saved_steps import SavedSteps
 from dise.integrate.output.saving import SavePoints
 from dise.integrate.problem.field import Field
@@ -196,6 +197,8 @@ def solve(
     log = StepLog(len(packed), packed.device, stages=dense) if dense or record else None
     statistics = None if accumulate is None else _statistics(accumulate, options, integrator)
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
+    within = dense or times is not None or ends is not None or search is not None or statistics is not None
+    apart = hasattr(f, "without_quadrature") and not (within or options.compile or back is not None)
     run = Run(
         field=field,
         rounds=rounds,
@@ -204,6 +207,7 @@ def solve(
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
         accumulate=statistics,
+        quadrature=GaussQuadrature(layout) if apart else None,
         checkpoint=checkpoint,
     )
     answers = None

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from dise import RK4, SolveError
 from dise.regularize import NoRegularizer, RandomEndTime
 from dise_experiments.common.errors import UserError
-from dise_experiments.mnist import task as mnist_task
 from dise_experiments.common.task import Coarse
+from dise_experiments.mnist import task as mnist_task
 from dise_experiments.mnist.model import odenet, resnet
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.rundir import load_model, read_json
@@ -373,9 +373,14 @@ def test_bfloat16_leaves_states_and_weights_in_single_precision(tiny):
 def test_a_coarse_epoch_leaves_the_integrator_even_on_an_error():
     model = odenet()
     own = model.block.integrator
-    with pytest.raises(RuntimeError, match="stop"), coarsely(model, Coarse(RK4(steps=1), torch.bfloat16, ())):
-        assert model.block.integrator == RK4(steps=1)
-        raise RuntimeError("stop")
+
+    def stop():
+        with coarsely(model, Coarse(RK4(steps=1), torch.bfloat16, ())):
+            assert model.block.integrator == RK4(steps=1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop()
     assert model.block.integrator == own
     assert not torch.is_autocast_enabled("cpu")
 

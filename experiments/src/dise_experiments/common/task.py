@@ -207,7 +207,7 @@ class Task(ABC):
         return None
 
     def coarse(self, preset: Any, epoch: int) -> Coarse | None:
-        """How an epoch, counted from 0, is trained more coarsely than by the model's own integrator; None: it is not."""
+        """How an epoch (from 0) is trained more coarsely than by the model's own integrator; None: it is not."""
         return None
 
     def selects(self, model: nn.Module) -> bool:

@@ -120,6 +120,7 @@ class Field:
         self.args, self.sample_args = tuple(args), tuple(sample_args)
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
+        self._stage: Callable[..., State] | None = getattr(f, "without_quadrature", None)
         self._rows_checked = stand_ins is None or whole
         self._without_rows = BoundField(f, layout, self.args, ())
 
@@ -152,11 +153,11 @@ class Field:
             return
 
         def part() -> Tensor:
-            return call(self.bound(rows), request.t, request.y.clone())
+            return call(self._requested(request), request.t, request.y.clone())
 
         def whole() -> Tensor:
-            _, t, y = self._completed(request)
-            return call(self.bound(None), t, y)[rows]
+            every = self._completed(request)
+            return call(self._requested(every), every.t, every.y)[rows]
 
         eps = precision(self.f, self.args, self.layout.dtype, request.y.device)
         check_rows(part() if value is None else value, part, whole, f"{number} of {self.samples} samples", eps)
@@ -167,7 +168,7 @@ class Field:
         if self.stand_ins is None or request.rows is None:
             return request
         rows, (t, y) = (request.rows,), self.stand_ins
-        return Request(None, t.index_put(rows, request.t.to(t.dtype)), y.index_put(rows, request.y))
+        return request._replace(rows=None, t=t.index_put(rows, request.t.to(t.dtype)), y=y.index_put(rows, request.y))
 
     def bound(self, rows: Tensor | None) -> BoundField:
         """f for some of the samples (None: all, in order)."""
@@ -175,6 +176,11 @@ class Field:
             return self._without_rows
         args = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
         return self._without_rows._replace(sample_args=args)
+
+    def _requested(self, request: Request) -> BoundField:
+        """f for the request's samples, without the last tensor's slope where f can leave it out."""
+        f = self.bound(request.rows)
+        return f._replace(f=self._stage) if request.stage and self._stage is not None else f
 
     def evaluate(self, f: BoundField, t: Tensor, y: Tensor) -> Tensor:
         """f at times [n] and states [n, F]: [n, F]."""
@@ -197,7 +203,7 @@ class Field:
             if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
                 t = t.to(self.layout.time_dtype).contiguous()
             before, marked = times_changed(t, y), y.requires_grad
-            value = self.evaluate(self.bound(request.rows), t, y)
+            value = self.evaluate(self._requested(request), t, y)
             # with its graph the value would lead back to this object where a backward pass calls f again
             constant = value.detach() if value.requires_grad else value
             self._check_memory(before, t, y, constant)

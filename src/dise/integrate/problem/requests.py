@@ -21,6 +21,7 @@ class Request(NamedTuple):
     rows: Int[Tensor, " n"] | None  # indices into the problem's samples; None: all of them, in order
     t: Float[Tensor, " n"]
     y: Inexact[Tensor, "n F"]
+    stage: bool = False  # of a step whose `Quadrature` computes the last tensor: its slope is not needed
 
 
 class Result(NamedTuple):
@@ -84,7 +85,8 @@ def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Ten
             ((i, request),) = requests.items()
             answers = {i: (yield request)}
         else:
-            values = yield Request(*(torch.cat(field) for field in zip(*requests.values(), strict=True)))
+            rows, t, y = (torch.cat(column) for column in list(zip(*requests.values(), strict=True))[:3])
+            values = yield Request(rows, t, y, stage=all(request.stage for request in requests.values()))
             answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))
 
 
