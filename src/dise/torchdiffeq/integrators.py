@@ -58,6 +58,8 @@ class CallbackObserver:
 
     def see(self, record: StepRecord) -> None:
         """Call "callback_step", then the callback of the outcome; dt is positive in both directions."""
+        if record.stopped is not None:  # a late record follows
+            return
         step, accepted = record.step, bool(record.accept)
         for name in ("callback_step", "callback_accept_step" if accepted else "callback_reject_step"):
             if name in self.callbacks:

@@ -16,7 +16,7 @@ from torch import Tensor
 from dise.integrate.output.events import AnyEvent, Event, SteadyState
 from dise.integrate.output.functions import FunctionCaller
 from dise.integrate.output.interpolation import PiecewisePolynomial, slopes_within, states_within
-from dise.integrate.problem.hooks import EventMemory, Interruption, StepEvents, StepRecord
+from dise.integrate.problem.hooks import EventMemory, EventSteps, Interruption, StepEvents, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import same_structure, shapes
 from dise.integrate.tracing import known_all, known_none
@@ -65,35 +65,50 @@ class EventSearch:
 
     def look(
         self, memory: EventMemory, place: Tensor, record: StepRecord
-    ) -> tuple[EventMemory, StepEvents | None, Interruption | None]:
-        """The memory after a step, and the events within it; see `EventRule`."""
-        side = memory.side.index_select(0, place)
+    ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
+        """The memory after a step, the events within it, and which samples they interrupt; see `EventRule`."""
+        side = memory.side if len(place) == len(memory.side) else memory.side.index_select(0, place)
         thetas, signs = self._scan(record)
         if known_none(signs != side):
             return memory, None, None
         before = torch.cat([side[None], signs[:-1]])
         before = torch.where(before.isnan(), side, before)  # the dense output may overflow where the step does not
         crossed = self._crossed(before, signs) & record.accept[:, None]
-        side = torch.where(record.accept[:, None], signs[-1], side)
-        entries = crossed.permute(1, 2, 0).nonzero()  # by row, event, part of the step
-        if len(entries) == 0:
-            return memory._replace(side=memory.side.index_put((place,), side)), None, None
-        row, event, part = entries.unbind(1)
-        bracket = _Bracket(thetas[part], thetas[part + 1], before[part, row, event])
-        crossings = self._judged(self._locate(record, row, event, bracket), memory.happened[place])
-        found = crossings
+        side = memory.side.index_put((place,), torch.where(record.accept[:, None], signs[-1], side))
+        row, event, part = crossed.permute(1, 2, 0).nonzero().unbind(1)  # by row, event, part of the step
+        if len(row) == 0:
+            return memory._replace(side=side), None, None
+        happened = memory.happened if len(place) == len(memory.happened) else memory.happened[place]
+        count = happened + crossed.sum(0)
+        interrupted = None
+        if self.stops or self.changes:
+            stops = (count >= self._last) & (self._last > 0)
+            interrupted = ((stops | self._changes) & (count > happened)).any(1)
+        found = EventSteps(
+            record, place, happened, row, event, thetas[part], thetas[part + 1], before[part, row, event]
+        )
+        return EventMemory(side, memory.happened.index_put((place,), count)), found, interrupted
+
+    def locate(self, found: EventSteps) -> tuple[StepEvents, Interruption | None]:
+        """The events within steps, and the samples that they interrupt; see `EventRule`."""
+        record = found.record
+        crossings = self._judged(self._located(found), found.happened)
+        events = crossings
         alone = known_all(crossings.cut)  # one crossing in each row, which interrupts its step
         if not alone:
             kept = crossings.kept.nonzero().flatten()
-            found = crossings.take(kept[crossings.theta[kept].argsort(stable=True)])
-        count = memory.happened.index_put((place[found.row], found.event), torch.ones_like(found.row), accumulate=True)
-        happened = StepEvents(record.sample[found.row], found.event, found.t, found.y, found.stop)
-        cut, interruption = found if alone else found.take(found.cut.nonzero().flatten()), None
-        if len(cut.row):
-            interruption = self._interruption(record, cut)
-            if not known_all(cut.stop):  # a stopped sample has no next step
-                side = side.index_put((cut.row,), self._side_after(record, crossings, cut, interruption.y_after))
-        return EventMemory(memory.side.index_put((place,), side), count), happened, interruption
+            kept = kept[crossings.theta[kept].argsort(stable=True)]
+            events = crossings.take(kept[crossings.row[kept].argsort(stable=True)])
+        located = StepEvents(record.sample[events.row], events.event, events.t, events.y, events.stop)
+        cut = events if alone else events.take(events.cut.nonzero().flatten())
+        if len(cut.row) == 0:
+            return located, None
+        y_after, memory = self._changed_states(record, cut), None
+        if not known_all(cut.stop):  # a stopped sample has no next step
+            one = torch.ones_like(events.row)
+            happened = found.happened.index_put((events.row, events.event), one, accumulate=True)
+            memory = EventMemory(self._side_after(record, crossings, cut, y_after), happened[cut.row])
+        return located, Interruption(cut.row, cut.stop, cut.t, cut.y, y_after, memory)
 
     def value(self, sample: Tensor, which: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """[K] the values of the events `which` [K] for samples [K] at times [K] and states [K, F]."""
@@ -120,7 +135,8 @@ class EventSearch:
             y: [M, n, F] states.
             slope: [M, n, F] dy/dt, for events that need it.
         """
-        repeated, times, states = sample.repeat(len(t)), t.reshape(-1), y.flatten(0, 1)
+        repeated = sample.repeat(len(t)) if self._caller.sample_args else sample
+        times, states = t.reshape(-1), y.flatten(0, 1)
         values, is_bool = [], []
         for event in self._events:
             if isinstance(event, SteadyState):
@@ -156,10 +172,11 @@ class EventSearch:
         crossed = (before * after <= 0) & (before != 0)
         return crossed if self._both else crossed & torch.where(before > 0, self._falling, self._rising)
 
-    def _locate(self, record: StepRecord, row: Tensor, event: Tensor, bracket: "_Bracket") -> "_Crossings":
-        """The crossings of events [X] in the rows [X] of a step, within their brackets."""
-        sample = record.sample[row]
-        pieces = PiecewisePolynomial.of_rows([record], row, sample, len(record.sample))
+    def _located(self, found: EventSteps) -> "_Crossings":
+        """The crossings at their exact places."""
+        row, event, sample = found.row, found.event, found.record.sample[found.row]
+        bracket = _Bracket(found.low, found.high, found.side)
+        pieces = PiecewisePolynomial.of_rows([found.record], row, sample, len(found.record.sample))
         constant = pieces.detach()
 
         def value(theta: Tensor, pieces: PiecewisePolynomial) -> Tensor:
@@ -200,8 +217,8 @@ class EventSearch:
         kept = (theta < first) | (~cut & (theta == first)) | chosen
         return found._replace(kept=kept, cut=chosen, stop=stop & chosen)
 
-    def _interruption(self, record: StepRecord, cut: "_Crossings") -> Interruption:
-        """The interrupted rows, with their states changed where they do not stop."""
+    def _changed_states(self, record: StepRecord, cut: "_Crossings") -> Tensor:
+        """[R, F] the states of interrupted rows, changed where they do not stop."""
         y, sample = cut.y, record.sample[cut.row]
         for number, event in enumerate(self._events):
             if isinstance(event, Event) and event.change is not None:
@@ -209,7 +226,7 @@ class EventSearch:
                 if len(of_event):
                     parts = sample[of_event], cut.t[of_event], cut.y[of_event]
                     y = y.index_put((of_event,), self._changed(event.change, *parts))
-        return Interruption(cut.row, cut.stop, cut.t, cut.y, y)
+        return y
 
     def _changed(self, change: Callable[..., object], sample: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """[K, F] the states after a change."""

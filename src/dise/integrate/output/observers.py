@@ -86,6 +86,8 @@ class Steps(NamedTuple):
 class Progress:
     """How far a solve has come; `solve`'s `progress` is called with it after each round of attempted steps.
 
+    Steps that events stop come after their round, when the events are located: one more call, without a new round.
+
     It stays on the device: reading it is up to the callback, e.g. `float(progress.fraction.min())`.
 
     Attributes:
@@ -105,9 +107,9 @@ class Progress:
 
     def see(self, record: StepRecord) -> None:
         """Count the round and call the callback."""
-        reached = torch.where(record.accept, record.t_next, record.step.t).detach()
+        reached = torch.where(record.accept, record.t_next.detach(), self.t[record.sample])
         self.t = self.t.index_put((record.sample,), reached)
-        self.rounds += 1
+        self.rounds += not record.late
         self._callback(self)
 
     def start_over(self, sample: Tensor) -> None:

@@ -63,7 +63,7 @@ class SavePoints:
             self._started = True
             self._pass_starts()
         self._waiting.append(record)
-        self._numel += (len(record.step.stages) + 2) * record.step.y.numel()
+        self._numel += record.numel
         if self._numel >= (WAITING_NUMEL if record.step.y.is_cpu else WAITING_NUMEL_GPU):
             self._write()
 

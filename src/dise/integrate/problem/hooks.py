@@ -1,7 +1,9 @@
 """Hooks called after each attempted step: observers, which change nothing, and a rule that looks for events."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact, Int
@@ -13,6 +15,10 @@ class EventMemory(NamedTuple):
 
     side: Float[Tensor, "N E"]  # sign of each event's function, 0 on its surface
     happened: Int[Tensor, "N E"]  # how often each event has happened
+
+    def put(self, place: Tensor, memory: "EventMemory") -> "EventMemory":
+        """The memory with that of some of the samples [n] replaced."""
+        return EventMemory(*(old.index_put((place,), new) for old, new in zip(self, memory, strict=True)))
 
 
 class StepEvents(NamedTuple):
@@ -33,7 +39,66 @@ class StepRecord(NamedTuple):
     t_next: Float[Tensor, " n"]  # end of the step
     ratio: Float[Tensor, " n"]  # scaled error estimate; NaN if it is not measured
     accept: Bool[Tensor, " n"]  # False for finished samples
-    events: StepEvents | None = None  # within the step; the step of a sample that one of them interrupts ends there
+    # which steps an event stops at a time not known yet: accept is False, and a late record follows
+    stopped: Bool[Tensor, " n"] | None = None
+    late: bool = False  # whether these steps were shown before, as `stopped`
+    events: StepEvents | None = None  # located by now; the step of a sample that one of them interrupts ends there
+
+    @property
+    def numel(self) -> int:
+        """Numbers in the step's states and stages."""
+        return (len(self.step.stages) + 2) * self.step.y.numel()
+
+    def take(self, rows: Tensor) -> "StepRecord":
+        """The record of some of the samples, without events."""
+        sample, t_next, ratio, accept = (
+            x.index_select(0, rows) for x in (self.sample, self.t_next, self.ratio, self.accept)
+        )
+        return StepRecord(sample, self.step.take(rows), t_next, ratio, accept)
+
+    @classmethod
+    def joined(cls, records: "Sequence[StepRecord]") -> "StepRecord":
+        """The steps of several records by one method, one after the other, without events."""
+        if len(records) == 1:
+            return records[0]
+        sample, t_next, ratio, accept = (
+            torch.cat(column)
+            for column in zip(*((r.sample, r.t_next, r.ratio, r.accept) for r in records), strict=True)
+        )
+        return cls(sample, Step.joined([r.step for r in records]), t_next, ratio, accept)
+
+
+class EventSteps(NamedTuple):
+    """Steps of n samples in which events happen: X crossings, each enclosed but not located yet."""
+
+    record: StepRecord  # with indices in the solve's batch
+    place: Int[Tensor, " n"]  # which of the problem's samples
+    happened: Int[Tensor, "n E"]  # how often each event had happened before
+    row: Int[Tensor, " X"]  # of the record, increasing
+    event: Int[Tensor, " X"]
+    low: Float[Tensor, " X"]  # fractions of the step between which the crossing lies
+    high: Float[Tensor, " X"]
+    side: Float[Tensor, " X"]  # sign of the event's function before
+
+    def compact(self) -> "EventSteps":
+        """The same crossings without the rows that have none."""
+        rows, row = torch.unique_consecutive(self.row, return_inverse=True)
+        return self._replace(
+            record=self.record.take(rows), place=self.place[rows], happened=self.happened[rows], row=row
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[EventSteps]") -> "EventSteps":
+        """Several of them, the earlier steps of a sample first."""
+        if len(parts) == 1:
+            return parts[0]
+        rows, before = [], 0
+        for part in parts:
+            rows.append(part.row + before)
+            before += len(part.place)
+        columns = ((p.place, p.happened, p.event, p.low, p.high, p.side) for p in parts)
+        place, happened, *crossings = (torch.cat(column) for column in zip(*columns, strict=True))
+        return cls(StepRecord.joined([p.record for p in parts]), place, happened, torch.cat(rows), *crossings)
 
 
 class Observer(Protocol):
@@ -51,15 +116,16 @@ class Observer(Protocol):
 class Interruption(NamedTuple):
     """R samples whose step ends at an event: they stop there, or restart from another state."""
 
-    row: Int[Tensor, " R"]  # of the step
+    row: Int[Tensor, " R"]  # of the steps
     stop: Bool[Tensor, " R"]
     t: Float[Tensor, " R"]  # time of the event
     y: Inexact[Tensor, "R F"]  # state there
     y_after: Inexact[Tensor, "R F"]  # state from which the sample continues
+    memory: EventMemory | None  # with which the samples continue; None: all stop
 
 
 class EventRule(Protocol):
-    """Looks for events within steps. A pure function: what it remembers of a step is handed to it at the next one."""
+    """Looks for events within steps. Pure functions: what is remembered of a step is handed over at the next one."""
 
     @property
     def stops(self) -> bool:
@@ -77,12 +143,18 @@ class EventRule(Protocol):
 
     def look(
         self, memory: EventMemory, place: Tensor, record: StepRecord
-    ) -> tuple[EventMemory, StepEvents | None, Interruption | None]:
-        """The memory after a step, and the events within it; None: there are none.
+    ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
+        """The memory after a step, the events within it, and [n] bool, which samples they stop or change.
+
+        None: there are none. The memory is not that of samples that events change; see `Interruption`.
 
         Args:
             memory: of N samples.
             place: [n] which of them took the step.
             record: of the step, with indices in the solve's batch.
         """
+        ...
+
+    def locate(self, found: EventSteps) -> tuple[StepEvents, Interruption | None]:
+        """The events within steps, sample by sample in the order of time, and the samples that they interrupt."""
         ...

@@ -50,6 +50,19 @@ class Step(NamedTuple):
         estimate = None if self.estimate is None else StepError(*(x.index_select(0, rows) for x in self.estimate))
         return Step(t, dt, y, y_next, stages, self.tableau, bounds, estimate)
 
+    @classmethod
+    def joined(cls, steps: "Sequence[Step]") -> "Step":
+        """Several steps by one method, one after the other."""
+        first = steps[0]
+        t, dt, y, y_next = (torch.cat(column) for column in list(zip(*steps, strict=True))[:4])
+        stages = tuple(torch.cat(column) for column in zip(*(step.stages for step in steps), strict=True))
+        bounds = None if first.bounds is None else torch.cat([step.bounds for step in steps if step.bounds is not None])
+        estimate = None
+        if first.estimate is not None:
+            estimates = [step.estimate for step in steps if step.estimate is not None]
+            estimate = StepError(*(torch.cat(column) for column in zip(*estimates, strict=True)))
+        return cls(t, dt, y, y_next, stages, first.tableau, bounds, estimate)
+
 
 def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
     """[n, F] k_first + Σ_i factor_i k_i: the weighted sum divided by its scale. Stages of weight 0 are not read."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dise.integrate.clock import real_dtype
 from dise.integrate.multistep.own_steps import AdamsFormula, History
-from dise.integrate.problem.hooks import EventMemory, EventRule, StepRecord
+from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
 from dise.integrate.problem.run import Run
@@ -18,11 +18,11 @@ from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
 from dise.integrate.stepping.control import Controller
+from dise.integrate.stepping.interruptions import interrupted, located
 from dise.integrate.stepping.method import Method
-from dise.integrate.stepping.pieces import first_pieces, in_last_piece, next_pieces
-from dise.integrate.stepping.restart import restart
+from dise.integrate.stepping.pieces import first_pieces, next_pieces
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
-from dise.integrate.stepping.rows import RUNNING, LoopRows, LoopState
+from dise.integrate.stepping.rows import RUNNING, LoopEvents, LoopRows, LoopState, StoppedRows
 from dise.integrate.tracing import check_readable, known_all, known_finite
 
 
@@ -53,13 +53,19 @@ def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, probl
     del k1, values
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
-        start.append(start.pop()._replace(events=run.events.start(problem.samples(samples))))
+        memory = run.events.start(problem.samples(samples))
+        start.append(start.pop()._replace(events=LoopEvents(memory)))
     advance = partial(_advance, method, problem, run)
     if run.checkpoint and run.field is not None:
         state = in_segments(advance, start.pop(), problem, run)
     else:
         state = yield from advance(start.pop(), None, partial(run.show, problem))
-    return _collect([*state.left, state.rows], method, first=1 + evaluations)
+    if run.events is not None and state.events is not None:
+        late, happened = located(state.events, run.events)
+        state = state._replace(events=happened)
+        for record in late:
+            run.show(problem, record)
+    return _collect(state, method, first=1 + evaluations)
 
 
 def _advance(
@@ -71,7 +77,7 @@ def _advance(
     show: Callable[[StepRecord], None],
 ) -> Generator[Request, Tensor, LoopState]:
     """The loop's state after `number` more rounds (None: all). `show` is called with each attempted step."""
-    rows, left, index, running, _, memory = state
+    rows, left, index, running, _, happened = state
     del state  # it would hold the start's first stage
     control = method.control
     rounds: Rounds = (run.rounds or EagerRounds)(method, problem, run)
@@ -83,7 +89,7 @@ def _advance(
             mask = rows.status == RUNNING
             running = int(mask.count_nonzero())  # the only device sync of a round
         if running == 0:
-            return LoopState(rows, left, index, 0, over=True, events=memory)
+            return LoopState(rows, left, index, 0, over=True, events=happened)
         if running is not None and run.drop_finished:
             size = rounds.size(rows.t.shape[0], running)
             if size < rows.t.shape[0]:
@@ -92,10 +98,11 @@ def _advance(
         subset = rows.sample if left else None
         rows, records, done, running = yield from rounds.attempt(rows, index, subset, running, end - index)
         index += done
-        if run.events is not None and memory is not None:
-            before = rows
-            rows, records, memory = yield from _interrupted(rows, records, memory, method, problem, run.events)
+        if run.events is not None and happened is not None:
+            before, (record,) = rows, records  # a round at a time, since its events may change the next one's start
+            rows, records, happened = yield from interrupted(rows, record, happened, method, problem, run.events)
             running = running if rows is before else None
+            del record
         if problem.breaks is not None:
             rows, running = (yield from next_pieces(rows, problem.breaks, method, subset)), None
         if index == control.max_steps:
@@ -103,52 +110,13 @@ def _advance(
             rows, running = rows._replace(status=status), 0
         while records:  # not by a loop variable, which would hold the step's states during the next round
             show(records.pop(0))
-    return LoopState(rows, left, index, running, index in (control.rounds, control.max_steps), memory)
+    return LoopState(rows, left, index, running, index in (control.rounds, control.max_steps), happened)
 
 
 def _split(rows: LoopRows, size: int, running: Tensor) -> tuple[LoopRows, LoopRows]:
     """The first `size` rows and the others, ordered such that those that run [n] come first."""
     order = running.argsort(descending=True, stable=True)
     return rows.take(order[:size]), rows.finished(order[size:])
-
-
-def _interrupted(
-    rows: LoopRows,
-    records: list[StepRecord],
-    memory: EventMemory,
-    method: Method,
-    problem: Problem,
-    events: EventRule,
-) -> Generator[Request, Tensor, tuple[LoopRows, list[StepRecord], EventMemory]]:
-    """The rows, stopped or restarted where an event interrupted the round; its record; and the events' memory."""
-    (record,) = records  # a round at a time, since its events may change the next one's start
-    own = record._replace(sample=problem.samples(record.sample))
-    memory, happened, cut = events.look(memory, record.sample, own)
-    if happened is None:
-        return rows, records, memory
-    record = record._replace(events=happened)
-    if cut is not None:
-        index, step, next_dt = (cut.row,), record.step, rows.dt
-        step_ends = rows.status.index_put(index, torch.full_like(cut.row, int(Status.SUCCESS)))
-        rows = rows._replace(
-            t=rows.t.index_put(index, cut.t),
-            y=rows.y.index_put(index, cut.y_after),
-            k1=rows.k1.index_put(index, torch.full_like(cut.y, torch.nan)),
-            status=step_ends,
-        )
-        if problem.breaks is not None:
-            rows = in_last_piece(rows, problem.breaks, cut.row[cut.stop])
-        goes_on = (~cut.stop).nonzero().flatten()
-        if len(goes_on):
-            row, next_dt = cut.row[goes_on], next_dt[cut.row[goes_on]]
-            # how far the step came tells how fast the state changes, but an event soon after its start tells nothing
-            length = torch.maximum((cut.t[goes_on] - step.t[row]).abs(), 0.1 * step.dt[row].abs()).detach()
-            dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)
-            place = cut.row[goes_on], cut.t[goes_on], cut.y_after[goes_on]
-            rows = yield from restart(rows, *place, dt, method, problem)
-        step = step._replace(y_next=step.y_next.index_put(index, cut.y))
-        record = record._replace(step=step, t_next=record.t_next.index_put(index, cut.t))
-    return rows, [record], memory
 
 
 def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau | AdamsFormula) -> Step:
@@ -202,12 +170,20 @@ def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -
     return LoopState(rows, (), 0, len(problem) if finite and usable else None)
 
 
-def _collect(parts: list[LoopRows], method: Method, *, first: int) -> Result:
+def _collect(state: LoopState, method: Method, *, first: int) -> Result:
     """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
-    rows = parts[0]
-    if len(parts) > 1:
-        rows = LoopRows.joined(parts)
+    rows = state.rows
+    if state.left:
+        rows = LoopRows.joined([*state.left, rows])
         rows = rows.take(rows.sample.argsort())
+    if state.events is not None and state.events.stopped:
+        stopped = StoppedRows(*(torch.cat(column) for column in zip(*state.events.stopped, strict=True)))
+        index = (stopped.sample,)
+        rows = rows._replace(
+            t=rows.t.index_put(index, stopped.t),
+            y=rows.y.index_put(index, stopped.y),
+            k1=rows.k1.index_put(index, torch.full_like(stopped.y, torch.nan)),
+        )
     results = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
     if rows.accumulated is None:
         results["accumulated"] = torch.zeros_like(rows.error)

@@ -19,11 +19,11 @@ def first_pieces(rows: LoopRows, breaks: Breaks) -> LoopRows:
     return rows._replace(t1=breaks.ends[:, 0], piece=torch.zeros_like(rows.sample), bounds=breaks.bounds[:, 0])
 
 
-def in_last_piece(rows: LoopRows, breaks: Breaks, which: Tensor) -> LoopRows:
-    """The rows, of which some [R] have no further piece, wherever they are."""
-    if rows.piece is None:
+def in_last_piece(rows: LoopRows, breaks: Breaks | None, which: Tensor) -> LoopRows:
+    """The rows, of which those where `which` [n] is True have no further piece, wherever they are."""
+    if rows.piece is None or breaks is None:
         return rows
-    return rows._replace(piece=rows.piece.index_fill(0, which, breaks.ends.shape[1] - 1))
+    return rows._replace(piece=rows.piece.masked_fill(which, breaks.ends.shape[1] - 1))
 
 
 def next_pieces(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Inexact, Int
 from dise.integrate.multistep.own_steps import History
-from dise.integrate.problem.hooks import EventMemory
+from dise.integrate.problem.hooks import EventMemory, EventSteps
 from dise.integrate.status import Status
 
 RUNNING = int(Status.RUNNING)
@@ -82,6 +82,22 @@ def changing(rows: LoopRows) -> tuple[str, ...]:
     return tuple(name for name, x in columns if x is not None and name not in constant)
 
 
+class StoppedRows(NamedTuple):
+    """R samples that events have stopped."""
+
+    sample: Int[Tensor, " R"]  # which of the problem's samples
+    t: Float[Tensor, " R"]  # time of the event
+    y: Inexact[Tensor, "R F"]  # state there
+
+
+class LoopEvents(NamedTuple):
+    """The events of the loop."""
+
+    memory: EventMemory  # of all samples of the problem
+    waiting: tuple[EventSteps, ...] = ()  # steps whose events are not located yet
+    stopped: tuple[StoppedRows, ...] = ()  # by the events that are
+
+
 class LoopState(NamedTuple):
     """The loop between two rounds."""
 
@@ -90,4 +106,4 @@ class LoopState(NamedTuple):
     done: int  # number of rounds
     running: int | None  # number of rows that run, where it is known without a device sync
     over: bool = False
-    events: EventMemory | None = None  # of all samples of the problem
+    events: LoopEvents | None = None

@@ -1,0 +1,102 @@
+"""Interruptions: steps that end at an event, where a sample stops or continues from another state.
+
+A state is changed at once. Where events only stop samples, a stopped one leaves the loop, and its step waits: searching
+for many events takes little longer than for one, so those of many rounds are located together.
+"""
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from dise.integrate.problem.hooks import EventRule, EventSteps, StepRecord
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.requests import Request
+from dise.integrate.status import Status
+from dise.integrate.stepping.method import Method
+from dise.integrate.stepping.pieces import in_last_piece
+from dise.integrate.stepping.restart import restart
+from dise.integrate.stepping.rows import LoopEvents, LoopRows, StoppedRows
+
+WAITING_NUMEL = 2**15  # numbers in the steps that wait; of a large state one step is located at a time
+
+
+def interrupted(
+    rows: LoopRows, record: StepRecord, loop: LoopEvents, method: Method, problem: Problem, events: EventRule
+) -> Generator[Request, Tensor, tuple[LoopRows, list[StepRecord], LoopEvents]]:
+    """The rows, stopped or restarted where an event interrupted their step; the records to show; the loop's events.
+
+    Args:
+        rows: n of them, after a round.
+        record: of the round.
+        loop: the events before it.
+        method, problem: of the rows.
+        events: that are looked for.
+    """
+    own = record._replace(sample=problem.samples(record.sample))
+    memory, found, rows_cut = events.look(loop.memory, record.sample, own)
+    loop = loop._replace(memory=memory)
+    if found is None:
+        return rows, [record], loop
+    if events.changes:
+        rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
+        return rows, [record], loop
+    if rows_cut is not None:
+        rows = rows._replace(status=rows.status.masked_fill(rows_cut, int(Status.SUCCESS)))
+        rows = in_last_piece(rows, problem.breaks, rows_cut)
+        record = record._replace(accept=record.accept & ~rows_cut, stopped=rows_cut)
+    loop = loop._replace(waiting=(*loop.waiting, found.compact()))
+    if sum(part.record.numel for part in loop.waiting) < WAITING_NUMEL:
+        return rows, [record], loop
+    late, loop = located(loop, events)
+    return rows, [record, *late], loop
+
+
+def located(loop: LoopEvents, events: EventRule) -> tuple[list[StepRecord], LoopEvents]:
+    """The records of the steps that waited, cut where an event stopped them, and the loop's events without them."""
+    if not loop.waiting:
+        return [], loop
+    found = EventSteps.joined(loop.waiting)
+    happened, cut = events.locate(found)
+    row = found.row[:0] if cut is None else cut.row
+    record, place = found.record.take(row), found.place[row]
+    stopped = loop.stopped
+    if cut is not None:
+        record = record._replace(step=record.step._replace(y_next=cut.y), t_next=cut.t)
+        stopped = (*stopped, StoppedRows(place, cut.t, cut.y))
+    return [record._replace(sample=place, late=True, events=happened)], loop._replace(waiting=(), stopped=stopped)
+
+
+def _changed(
+    rows: LoopRows,
+    record: StepRecord,
+    found: EventSteps,
+    loop: LoopEvents,
+    method: Method,
+    problem: Problem,
+    events: EventRule,
+) -> Generator[Request, Tensor, tuple[LoopRows, StepRecord, LoopEvents]]:
+    """The rows where events may change states, stopped or restarted at once; see `interrupted`."""
+    happened, cut = events.locate(found)
+    record = record._replace(events=happened)
+    if cut is None:
+        return rows, record, loop
+    index, step, next_dt = (cut.row,), record.step, rows.dt
+    rows = rows._replace(
+        t=rows.t.index_put(index, cut.t),
+        y=rows.y.index_put(index, cut.y_after),
+        k1=rows.k1.index_put(index, torch.full_like(cut.y, torch.nan)),
+        status=rows.status.index_put(index, torch.full_like(cut.row, int(Status.SUCCESS))),
+    )
+    stop = torch.zeros_like(record.accept).index_put(index, cut.stop)
+    rows = in_last_piece(rows, problem.breaks, stop)
+    goes_on = (~cut.stop).nonzero().flatten()
+    if cut.memory is not None and len(goes_on):
+        loop = loop._replace(memory=loop.memory.put(record.sample[cut.row], cut.memory))
+        row, next_dt = cut.row[goes_on], next_dt[cut.row[goes_on]]
+        # how far the step came tells how fast the state changes, but an event soon after its start tells nothing
+        length = torch.maximum((cut.t[goes_on] - step.t[row]).abs(), 0.1 * step.dt[row].abs()).detach()
+        dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)
+        rows = yield from restart(rows, row, cut.t[goes_on], cut.y_after[goes_on], dt, method, problem)
+    step = step._replace(y_next=step.y_next.index_put(index, cut.y))
+    return rows, record._replace(step=step, t_next=record.t_next.index_put(index, cut.t)), loop
