@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,3 +124,13 @@ def test_figures_of_images_and_of_failures(stored, tiny, tmp_path):
     draw_pareto(rows, "failed", 0.1, tmp_path / "pareto.png")
     assert (tmp_path / "images.png").read_bytes().startswith(PNG)
     assert (tmp_path / "pareto.png").read_bytes().startswith(PNG)
+
+
+def test_the_committed_report_is_made_of_the_committed_measurements(tmp_path):
+    committed = Path(__file__).parents[4] / "results" / "flows-cpu"
+    for file in [*committed.glob("*/*.json")]:
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / file.parent.name)
+    assert write_flows_report(tmp_path).file.read_text() == (committed / "report.md").read_text()
+    for figure in re.findall(r"!\[.*\]\((.*)\)", (committed / "report.md").read_text()):
+        assert (committed / figure).is_file()

@@ -43,7 +43,7 @@ def measure_field(path: Path, *, data_dir: Path | None = None, log: Log = lambda
     sizes = sizes_of(path)
     if (path / SOLVERS).exists():
         if Sizes.model_validate(read_json(path / SOLVERS)["settings"]) != sizes:
-            raise ExperimentError(f"{path / SOLVERS}: has other settings; move it away to measure again")
+            raise ExperimentError(f"{path / SOLVERS}: has other settings; move it and policies/ away to measure again")
         return False
     config = read_config(path)
     digits = _digits(config.preset, data_dir) if config.task == "digits" else None

@@ -179,7 +179,7 @@ def solver_table(case: Measured) -> Table:
         "solver",
         "NFE",
         "most",
-        *(["model calls", "most"] if guided else []),
+        *(["model calls", "most calls"] if guided else []),
         *("error, 50 %", "90 %", "99 %"),
         f"within {case.settings['tolerance']:g}",
         f"{name}, tight solve",

@@ -21,8 +21,8 @@ def posterior(task: str, index: int, number: int, generator: torch.Generator, da
         data_dir: see `reference_posterior`.
 
     Raises:
-        ValueError: there is no such task or observation.
-        DataError: the task has no closed form, and the benchmark's draws are missing.
+        ValueError: there is no such observation.
+        DataError: the task has no closed form, and the benchmark has no such draws under `data_dir`.
     """
     if task == "gaussian_linear":
         return gaussian_linear(observation(task, index), number, generator)
