@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-long test-clients fuzz test-device test-oldest lint types bench docs figures clean
+.PHONY: setup demo test test-long test-clients test-report fuzz test-device test-oldest lint types bench docs figures clean
 
 setup: .venv/installed
 
@@ -24,6 +24,11 @@ setup: .venv/installed
 		POT torchcde torchcfm torchdyn torchsde trampoline
 	touch $@
 
+.venv/report-installed: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[report]'
+	command -v chromium || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
+	touch $@
+
 .venv/docs-installed: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
@@ -35,7 +40,7 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits: about
 	$(BIN)/dise run mnist --preset sample
 
 # Many tests start Python; without its bytecode each would compile the library again.
-test test-long test-device test-clients: export PYTHONDONTWRITEBYTECODE =
+test test-long test-device test-clients test-report: export PYTHONDONTWRITEBYTECODE =
 
 # Modules stay in their order: the last ones are short, so that no process waits for another.
 test: setup
@@ -46,6 +51,9 @@ test-long: setup  ## what CI runs beside `make test`: notebooks, long pages and 
 
 test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm and diffusers, and their pages
 	$(BIN)/pytest -n auto -m "not slow" -k clients tests/clients tests/test_docs.py
+
+test-report: .venv/report-installed  ## the HTML of `dise report` in headless Chromium, narrow and wide, light and dark
+	$(BIN)/pytest -n 0 tests/report
 
 fuzz: setup  ## the fuzzers with 10,000 inputs each instead of 25, and what they drew: hours
 	$(BIN)/pytest -m fuzz -n 0 --hypothesis-profile long --hypothesis-show-statistics

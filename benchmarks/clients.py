@@ -1,13 +1,15 @@
 """What users of sbi, flow_matching and torchcfm wait for today, beside the same calls on dise.
 
     python benchmarks/clients.py --out results/clients.json
+    python benchmarks/clients.py --out results/clients.json --again
     python benchmarks/clients.py --out results/clients.json --readme
 
 Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
 integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
 (`make_sampler`, ε = 1 %, δ = 5 %), which is made once and kept in the folder of `--policies`. Errors are distances to
 a tight solve in float64: root mean squares over coordinates in standard deviations, or nats. Times are medians of
-alternating runs, in one process. Rows that the file of `--out` has are kept; `--only` measures some of them again.
+alternating runs, in one process. Rows that the file of `--out` has are kept; `--only` measures some of them again, and
+`--again` only the times, in a few minutes.
 Needs the extra `clients`, torchcfm and the experiments; nothing else should run.
 """
 
@@ -235,11 +237,9 @@ CASES: Mapping[str, Callable[[int], Case]] = {
 
 
 @torch.no_grad()
-def measure(make: Callable[[int], Case], number: int, *, draws: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Errors and times of a case with a number of points."""
-    case = make(number)
-    default = case.theirs(None)
-    row: dict[str, Any] = {"error": case.missed(default), "bar": case.bar}
+def choose(case: Case) -> dict[str, Any]:
+    """Errors of their calls, and dise's fastest integrators with no larger error and with the certified one."""
+    row: dict[str, Any] = {"error": case.missed(case.theirs(None)), "bar": case.bar}
     swept = {tol: case.theirs(tol) for tol in THEIR_SCAN}
     row["their tolerances"] = {
         tol: {"error": case.missed(call), "seconds": times([call], 1)[0]} for tol, call in swept.items()
@@ -247,19 +247,24 @@ def measure(make: Callable[[int], Case], number: int, *, draws: int, repeats: in
     scan = Scan(case)
     for key, error in (("equal", row["error"]), ("loose", CERTIFIED)):
         row[key] = scan.best(error)
-    calls = [
-        default,
-        *(
-            case.ours(*integrator(*(row[key][part] for part in ("method", "tolerance", "nats"))))
-            for key in ("equal", "loose")
-        ),
-    ]
+    return row
+
+
+@torch.no_grad()
+def measure(case: Case, chosen: Mapping[str, Any], *, draws: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """A row of `choose` with the times of its calls, in turn."""
+    row = {**chosen}
+    calls = {"theirs": case.theirs(None)} | {
+        key: case.ours(*integrator(*(row[key][part] for part in ("method", "tolerance", "nats"))))
+        for key in ("equal", "loose")
+    }
     if draws:
-        calls.append(case.certified(draws, folder))
-        row["certified"] = {"error": case.missed(calls[-1])}
-    row["seconds"], *others = times(calls, repeats)
-    for key, seconds in zip(("equal", "loose", "certified"), others, strict=False):
-        row[key] |= {"seconds": seconds, "ratio": seconds / row["seconds"]}
+        calls["certified"] = case.certified(draws, folder)
+        row["certified"] = {"error": case.missed(calls["certified"])}
+    seconds = dict(zip(calls, times(list(calls.values()), repeats), strict=True))
+    row["seconds"] = seconds.pop("theirs")
+    for key, own in seconds.items():
+        row[key] = row[key] | {"seconds": own, "ratio": own / row["seconds"]}
     row["holds"] = row["equal"]["ratio"] <= case.bar
     row["certified holds"] = row["certified"]["ratio"] <= CERTIFIED_BAR if draws else None
     return row
@@ -333,6 +338,9 @@ def table(found: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, default=[], help="rows to measure, again too")
+    parser.add_argument(
+        "--again", action="store_true", help="measure the times of the file's rows again, on a quiet machine"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
     parser.add_argument("--number", type=int, default=NUMBER, help="points")
@@ -348,9 +356,12 @@ def main() -> None:
     if args.readme:
         write(table(found), "clients.py")
         return
-    for name in args.only or [name for name in CASES if name not in found]:
+    for name in args.only or [name for name in CASES if args.again or name not in found]:
         folder = args.policies / name.replace(" ", "-")
-        found[name] = measure(CASES[name], args.number, draws=args.draws, repeats=args.repeats, folder=folder)
+        with torch.no_grad():
+            case = CASES[name](args.number)
+        chosen = found[name] if args.again and name in found else choose(case)
+        found[name] = measure(case, chosen, draws=args.draws, repeats=args.repeats, folder=folder)
         found[name] |= {"number": args.number, "torch": torch.__version__, "threads": args.threads}
         print(table({name: found[name]}).splitlines()[-1], flush=True)
         if args.out:

@@ -6,8 +6,8 @@ import pytest
 from dise_experiments.claims.arithmetic import break_even, findings
 from dise_experiments.claims.page import PAGE, page
 from dise_experiments.claims.results import Results
-from dise_experiments.claims.time import time_fits
 from dise_experiments.common.task import Run
+from dise_experiments.common.time_fits import time_fits
 
 BY_HAND = [6.83, 7.63, 34.75, 44.4, 0.960, 0.910, 0.571, 0.63, 0.875, 0.8914]
 

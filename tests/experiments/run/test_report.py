@@ -209,7 +209,7 @@ def test_a_table_for_each_unit_with_its_own_selectors():
 
 
 def test_report(folder, run):
-    file, tables, conclusion = write_report(folder)
+    file, _, tables, conclusion = write_report(folder)
     assert len(conclusion) == 3
     assert file == folder / "report.md"
     task = TASKS["mnist"]
@@ -241,7 +241,12 @@ def test_nothing_else_in_the_run_is_touched(folder, snapshot):
     before = snapshot(folder)
     write_report(folder)
     after = snapshot(folder)
-    assert {name.name for name in set(after) - set(before)} == {"report.md", "training.png", "accuracy-nfe.png"}
+    assert {name.name for name in set(after) - set(before)} == {
+        "report.md",
+        "report.html",
+        "training.png",
+        "accuracy-nfe.png",
+    }
     assert {name: after[name] for name in before} == before
 
 
@@ -290,6 +295,7 @@ def test_a_task_can_draw_a_trained_model(folder, monkeypatch):
 
     def plots(self, runs, folder, load):
         drawn.extend((run.name, load(run)) for run in runs)
+        (folder / "figure.png").write_bytes(PNG)
         return [folder / "figure.png"]
 
     monkeypatch.setattr(MnistTask, "plots", plots)

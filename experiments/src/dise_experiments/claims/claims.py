@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from dise_experiments.circles.report import own_row as flow_row
 from dise_experiments.claims.results import RESULTS, Results, of, published, row
-from dise_experiments.claims.time import time_fits
 from dise_experiments.common.summary import shares
 from dise_experiments.common.task import Run
+from dise_experiments.common.time_fits import time_fits
 from dise_experiments.mnist.report import own_row as mnist_row
 from dise_experiments.physionet.report import own_row as stays_row
 
@@ -135,7 +135,8 @@ def linear_time(results: Results) -> Iterator[Claim]:
     for task, (name, _, _) in _PAPER.items():
         fits = time_fits(getattr(results, task))
         slopes, r2 = [fit.slope for fit in fits], [fit.r2 for fit in fits]
-        low, high = min(fit.routed[0] for fit in fits), max(fit.routed[1] for fit in fits)
+        routed = [fit.routed for fit in fits if fit.routed]
+        low, high = min(least for least, _ in routed), max(most for _, most in routed)
         ours = (
             f"single integrators: R² {min(r2):.3f} to {max(r2):.3f}, slope {min(slopes):.2f} to {max(slopes):.2f} f "
             f"and a constant; routed batches: {low:.1f} to {high:.1f} × NFE × time of f"

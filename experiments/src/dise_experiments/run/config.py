@@ -76,6 +76,16 @@ class RunConfig(BaseModel):
         reading = "-sum" if self.reduce == "sum" else ""
         return f"{self.model}-{self.reg}{reading}{weight}{changes}-seed{self.seed}"
 
+    @property
+    def command(self) -> str:
+        """The command that makes the run, in the shell's form."""
+        standard = TASKS[self.task].presets[self.preset].model_dump()
+        changes = [f"--set {name}={value}" for name, value in self.settings.items() if value != standard.get(name)]
+        weight = [] if self.weight == TASKS[self.task].weights[self.reg] else [f"--weight {self.weight:g}"]
+        reduce = [f"--reduce {self.reduce}"] if self.reg in PER_SAMPLE else []
+        parts = [f"--preset {self.preset}", f"--model {self.model}", f"--reg {self.reg}", *weight, *reduce, *changes]
+        return " ".join(["dise run", self.task, *parts, f"--seed {self.seed}"])
+
     def directory(self, out: Path) -> Path:
         """The run's directory, OUT/task/preset/name."""
         return out / self.task / self.preset / self.name

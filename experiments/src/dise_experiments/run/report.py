@@ -8,9 +8,11 @@ from torch import nn
 
 from dise_experiments.common.table import Table, number
 from dise_experiments.common.task import PER_SAMPLE, Run, Task
+from dise_experiments.common.time_fits import time_fits
 from dise_experiments.run.conclusion import conclusion
 from dise_experiments.run.config import ExperimentError
 from dise_experiments.run.evaluate import METRICS, TIMING
+from dise_experiments.run.page import page
 from dise_experiments.run.plots import training_curves
 from dise_experiments.run.published import published_parts
 from dise_experiments.run.registry import TASKS
@@ -18,7 +20,7 @@ from dise_experiments.run.rundir import CONFIG, TRAINING, load_model, open_run, 
 from dise_experiments.run.timing import TORCHDIFFEQ
 from dise_experiments.run.train import read_log
 
-REPORT = "report.md"
+REPORT, PAGE = "report.md", "report.html"
 
 
 def read_run(path: Path) -> Run:
@@ -153,32 +155,36 @@ def wall_clock(run: Run) -> Table:
 
 
 class Report(NamedTuple):
-    """A written report: its file, the paper's tables, and the last lines of a command."""
+    """A written report: its Markdown and its HTML file, the paper's tables, and the last lines of a command."""
 
     file: Path
+    page: Path
     tables: list[Table]
     conclusion: list[str]
 
 
 def write_report(folder: Path) -> Report:
-    """Write `report.md` of all evaluated runs into a preset's folder."""
+    """Write `report.md` and the self-contained `report.html` of all evaluated runs into a preset's folder."""
     task, paths = evaluated(folder)
-    runs = [read_run(path) for path in paths]
+    configs, runs = [open_run(path) for path in paths], [read_run(path) for path in paths]
     headline = task.tables(runs)
     tables = list(headline)
     for run in runs:
         tables += task.details(run)
         if run.timing:
             tables.append(wall_clock(run))
+    tables += [table for table in (_time(runs), _selections(runs), _training(runs)) if table.rows]
     plots = task.plots(runs, folder, lambda run: _model(folder / run.name))
-    figures = _curves(runs, folder) + plots
-    preset = open_run(paths[0]).preset
-    text = [f"# {task.name}, preset {preset}\n"]
-    text += [table.markdown() for table in [*tables, _selections(runs), _training(runs)]]
-    text.append("\n".join(f"![{file.stem} of {file.parent.name}]({file.relative_to(folder)})\n" for file in figures))
-    file = folder / REPORT
+    figures = [(file, f"{file.stem} of {file.parent.name}") for file in _curves(runs, folder) + plots]
+    title = f"{task.name}, preset {configs[0].preset}"
+    text = [f"# {title}\n", *(table.markdown() for table in tables)]
+    text.append("\n".join(f"![{caption}]({file.relative_to(folder)})\n" for file, caption in figures))
+    file, html = folder / REPORT, folder / PAGE
+    lines = conclusion(task, configs[0].preset, runs, html, plots)
+    commands = [config.command for config in configs]
     write_text(file, "\n".join(text))
-    return Report(file, headline, conclusion(task, preset, runs, file, plots))
+    write_text(html, page(title, tables, figures, summary=lines[:1], commands=commands))
+    return Report(file, html, headline, lines)
 
 
 def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -194,6 +200,20 @@ def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def _model(path: Path) -> nn.Module:
     return load_model(path, open_run(path))
+
+
+def _time(runs: Sequence[Run]) -> Table:
+    """The paper's "inference time is linear in NFE", in each run that was timed."""
+    rows = [
+        [fit.run, f"{fit.slope:.2f}", f"{fit.r2:.3f}", *(f"{part:.1f}×" for part in fit.routed or ())]
+        for fit in time_fits(runs)
+    ]
+    header = ["run", "slope, in times of f", "R²", "routed batches, least", "routed batches, most"]
+    note = (
+        "Least squares of the ODE part's milliseconds on NFE per sample, for single integrators. Routed batches: their "
+        "time as a multiple of NFE times the time of one evaluation of f."
+    )
+    return Table("Time against NFE", header, rows, note)
 
 
 def _selections(runs: Sequence[Run]) -> Table:

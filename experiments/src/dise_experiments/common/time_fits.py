@@ -15,13 +15,14 @@ class TimeFit(NamedTuple):
         run: its name.
         slope: in times of one evaluation of f.
         r2: coefficient of determination.
-        routed: times of routed batches, as multiples of NFE times the time of one evaluation: the smallest and largest.
+        routed: times of routed batches, as multiples of NFE times the time of one evaluation: the smallest and largest;
+            None if there are none.
     """
 
     run: str
     slope: float
     r2: float
-    routed: tuple[float, float]
+    routed: tuple[float, float] | None
 
 
 def time_fits(runs: Sequence[Run]) -> list[TimeFit]:
@@ -38,4 +39,4 @@ def _fit(run: Run, timing: dict[str, Any]) -> TimeFit:
     slope, constant = np.polyfit(nfe, ms, 1)
     r2 = 1 - ((ms - slope * nfe - constant) ** 2).sum() / ((ms - ms.mean()) ** 2).sum()
     routed = [times[name] / (unit * rows[name]["nfe"]) for name in times if name.startswith("DISE") and name in rows]
-    return TimeFit(run.name, float(slope / unit), float(r2), (min(routed), max(routed)))
+    return TimeFit(run.name, float(slope / unit), float(r2), (min(routed), max(routed)) if routed else None)
