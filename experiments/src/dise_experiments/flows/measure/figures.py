@@ -122,16 +122,17 @@ def _paths(case: Case, integrator: Integrator, draws: Draws) -> Tensor:
 
 
 def _gallery(images: Tensor, nfe: Tensor, title: str, file: Path) -> None:
-    """Images at equally distant ranks of their evaluations, with these above them."""
+    """Images at equally distant ranks of their evaluations, with these above them; each image once."""
     rows, columns = GALLERY
-    ranks = torch.linspace(0, len(images) - 1, rows * columns).long()
+    ranks = torch.linspace(0, len(images) - 1, min(rows * columns, len(images))).long()
     chosen = nfe.argsort(stable=True)[ranks]
     with styled():
         figure = Figure(figsize=(0.7 * columns, 0.85 * rows + 0.3), layout="constrained")
         panels: list[Axes] = list(figure.subplots(rows, columns).flat)
-        for panel, i in zip(panels, chosen.tolist(), strict=True):
+        for panel in panels:
+            panel.axis("off")
+        for panel, i in zip(panels, chosen.tolist(), strict=False):
             panel.imshow(images[i, 0].clamp(-1, 1).numpy(), cmap="gray_r", vmin=-1, vmax=1)
             panel.set_title(f"{int(nfe[i])}", fontsize=7, pad=1)
-            panel.axis("off")
         figure.suptitle(title, fontsize=9)
         figure.savefig(file, dpi=110)
