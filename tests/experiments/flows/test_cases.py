@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from dise import Euler
 from dise.flow import Guided
 from dise_experiments.flows.cases import cases
 from dise_experiments.flows.config import FieldConfig
+from dise_experiments.flows.measure.errors import free_draws, outcome, summary
+from dise_experiments.flows.measure.solvers import Solver
 from dise_experiments.flows.simulators.reference import observation
 from dise_experiments.flows.sources import field
 from dise_experiments.flows.stored import claim
@@ -55,3 +58,14 @@ def test_points_are_solved_tightly_by_a_copy_in_double_precision(tmp_path):
 def test_a_field_must_be_trained(tmp_path):
     with pytest.raises(ExperimentError, match="no trained field"):
         cases(tmp_path)
+
+
+def test_a_guided_evaluation_is_two_calls_of_the_network_in_a_solve(tmp_path):
+    _, guided = cases(stored("digits", tmp_path))
+    draws = free_draws(guided, 2, seed=0)
+    with guided.flow.f.counting() as counted:
+        found = outcome(guided, Euler(2), draws, batch=2)
+    row = summary(guided, Solver("Euler", "Euler", Euler(2)), found, 0.1)
+    assert row["nfe"] == {"mean": 2.0, "max": 2}
+    assert row["model_calls"] == {"mean": counted.rows / 2, "max": 4}
+    assert found.ends.shape == (2, 1, 28, 28)
