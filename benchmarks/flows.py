@@ -4,11 +4,14 @@
 
 One row per bar; `--only` measures some of them, and keeps the others that the file of `--out` has. The fields are those
 in results/flows-cpu, trained by `python -m dise_experiments.flows`. `--readme` writes the table of the file into
-benchmarks/README.md. One thread; "speed" and "density" measure time, so nothing else should run.
+benchmarks/README.md. One thread; "speed" and "density" measure time, so nothing else should run. All loops keep the
+memory of their tensors (`KEEP_MEMORY`).
 """
 
 import argparse
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -18,6 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from flow_bars.seen import Seen
 from readme import write
+
+
+# glibc gives large tensors back to the system after each use, and page faults would be a fifth of a loop's time
+KEEP_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
 
 
 class Row(NamedTuple):
@@ -93,4 +100,6 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if not KEEP_MEMORY.keys() <= os.environ.keys():  # glibc reads them when a process starts
+        os.execve(sys.executable, sys.orig_argv, os.environ | KEEP_MEMORY)
     main()
