@@ -13,11 +13,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rounds.py"
 
 # operators per round that compute something, without and with gradients; more are slower in every solve
 LIMITS = {
-    "plain": (58.5, 70.5),
-    "50 save points": (60.5, 72.5),
-    "an event that does not happen": (75, 87),
-    "an event that stops": (155, 207),
-    "record": (60, 72),
+    "plain": (57.5, 70),
+    "50 save points": (60, 72.5),
+    "an event that does not happen": (72, 85),
+    "an event that stops": (105, 121),
+    "record": (59, 71.5),
 }
 
 

@@ -1,6 +1,7 @@
 """Reading tensors: whether they have values at all, and what is known of the values without a device sync."""
 
 import cmath
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def known_all(mask: Tensor) -> bool:
 
 def known_none(*masks: Tensor) -> bool:
     """Whether masks are known to be False everywhere, without a device sync."""
-    return on_host(masks[0]) and not any(bool(mask.any()) for mask in masks)
+    return on_host(masks[0]) and not bool(reduce(torch.logical_or, masks).any())
 
 
 def known_finite(x: Tensor) -> bool:
@@ -94,10 +95,9 @@ def known_finite(x: Tensor) -> bool:
     return on_host(x) and cmath.isfinite(x.sum().item())
 
 
-def times_changed(*tensors: Tensor) -> list[int]:
-    """How often each tensor was changed in place; 0 where torch does not count (inference mode)."""
-    # a private attribute, tried with torch 2.6 and 2.13
-    return [0 if x.is_inference() else x._version for x in tensors]
+def times_changed(x: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where torch does not count (inference mode)."""
+    return 0 if x.is_inference() else x._version  # a private attribute, tried with torch 2.6 and 2.13
 
 
 def stops_recomputation(error: Exception) -> bool:

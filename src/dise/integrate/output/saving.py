@@ -18,8 +18,8 @@ from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Result
 from dise.integrate.problem.state import leaves
 
-# Numbers in the steps that wait for a lookup: one lookup for many steps costs less, and on a GPU it reads the device.
-WAITING_NUMEL, WAITING_NUMEL_GPU = 2**15, 2**20
+# Numbers in the steps that wait for a lookup: one for many steps costs less, and on a GPU it reads the device.
+WAITING_NUMEL, WAITING_NUMEL_GPU = 2**17, 2**20
 POINTS_NUMEL = 2**12  # numbers in the states that are interpolated at once, if the batch has fewer
 
 
@@ -64,7 +64,7 @@ class SavePoints:
             self._pass_starts()
         self._waiting.append(record)
         self._numel += record.numel
-        if self._numel >= (WAITING_NUMEL if record.step.y.is_cpu else WAITING_NUMEL_GPU):
+        if self._numel + record.numel > (WAITING_NUMEL if record.step.y.is_cpu else WAITING_NUMEL_GPU):
             self._write()
 
     def start_over(self, sample: Tensor) -> None:

@@ -202,8 +202,8 @@ class Field:
             t, y = request.t, request.y
             if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
                 t = t.to(self.layout.time_dtype).contiguous()
-            before, marked = times_changed(t, y), y.requires_grad
-            value = self.evaluate(self._requested(request), t, y)
+            before, marked = (times_changed(t), times_changed(y)), y.requires_grad
+            value = self.evaluate(self.bound(request.rows), t, y)
             # with its graph the value would lead back to this object where a backward pass calls f again
             constant = value.detach() if value.requires_grad else value
             self._check_memory(before, t, y, constant)
@@ -214,19 +214,17 @@ class Field:
             self.explain(error, request)
             raise
 
-    def _check_memory(self, before: list[int], t: Tensor, y: Tensor, value: Tensor) -> None:
+    def _check_memory(self, before: tuple[int, int], t: Tensor, y: Tensor, value: Tensor) -> None:
         """Raise if f overwrote memory that the solver still reads: t, y, or the value that f returned before.
 
         Args:
             before: how often t and y had been changed before the call.
             t, y, value: f's arguments and its value.
         """
-        last, last_version = self._last or (value, None)
-        *after, last_now, version = times_changed(t, y, last, value)
-        if after != before:
-            name = "t" if after[0] != before[0] else "y"
+        if (times_changed(t), times_changed(y)) != before:
+            name = "t" if times_changed(t) != before[0] else "y"
             raise RuntimeError(f"f: changed {name} in place; work on a copy")
-        if last_version is not None and last_now != last_version:
+        if self._last is not None and times_changed(self._last[0]) != self._last[1]:
             raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
         if self.layout.working_dtype is self.layout.dtype:  # otherwise the solver has a copy
-            self._last = value, version
+            self._last = value, times_changed(value)

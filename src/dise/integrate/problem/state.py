@@ -92,10 +92,15 @@ class Layout:
 
     def norm(self, x: Tensor) -> Tensor:
         """[n, F] → [n] root mean square of moduli over features; the largest over the tensors of a tuple or dict."""
-        parts = x.split(self.sizes, dim=1) if len(self.sizes) > 1 else (x,)
-        # vector_norm has gradient 0 at 0, sqrt(mean(x²)) has NaN
-        norms = [torch.linalg.vector_norm(part, dim=1) / max(part.shape[1], 1) ** 0.5 for part in parts]
-        return norms[0] if len(norms) == 1 else torch.stack(norms).amax(0)
+        if len(self.sizes) == 1:
+            return _root_mean_square(x)
+        return torch.stack([_root_mean_square(part) for part in x.split(self.sizes, dim=1)]).amax(0)
+
+
+def _root_mean_square(x: Tensor) -> Tensor:
+    """[n, F] → [n]. vector_norm has gradient 0 at 0, sqrt(mean(x²)) has NaN."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1) / max(x.shape[1], 1) ** 0.5
+    return norm
 
 
 def same_structure(value: Any, state: Any) -> bool:

@@ -25,10 +25,10 @@ class RunningSums:
     """
 
     def __init__(self, tableau: ButcherTableau, y: Tensor) -> None:
-        self._weights = _weights(tableau, y.dtype, y.device)
         buffer = y.new_empty((_number(tableau), *y.shape))
         self._sums = buffer.unbind()  # those of the stages 1, 2, …, of the solution unless a stage has it, of the error
-        self._parts = [buffer[rows] for rows, _ in self._weights]
+        self._zero = y.new_zeros(())
+        self._terms = [(buffer[rows], weights) for rows, weights in _weights(tableau, y.dtype, y.device)]
         self._included = 0  # stages
 
     @staticmethod
@@ -50,14 +50,14 @@ class RunningSums:
         self._include(stages)
         return self._sums[i - 1]
 
-    def error(self, stages: Sequence[Tensor]) -> Tensor:
-        """[n, F] the sum for the error estimate over all stages, without its scale."""
+    def error(self, stages: Sequence[Tensor], dt: Tensor, scale: float) -> Tensor:
+        """[n, F] the error estimate: dt [n, 1] times the sum over all stages times its scale."""
         self._include(stages)
-        return self._sums[-1]
+        return torch.addcmul(self._zero, dt, self._sums[-1], value=scale)
 
     def _include(self, stages: Sequence[Tensor]) -> None:
         for i in range(self._included, len(stages)):
-            part, (_, weights) = self._parts[i], self._weights[i]
+            part, weights = self._terms[i]
             if i == 0:
                 torch.mul(weights, stages[0], out=part)
             else:

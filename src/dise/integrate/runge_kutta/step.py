@@ -119,7 +119,8 @@ class Attempt:
         self._dt_column = self.dt.to(dtype).unsqueeze(1)  # the clock's dtype would turn sums of stages into float64
         self._times = _stage_times(tableau, t, t_next, dtype, bounds)
         self.stages = [] if k1 is None else [k1]
-        self.evaluations = tableau.stages - len(self.stages)
+        self._number = tableau.stages
+        self.evaluations = self._number - len(self.stages)
         self._y_stage, self._sums = y, sums
         if sums is not None:
             sums.clear()
@@ -127,7 +128,7 @@ class Attempt:
     @property
     def pending(self) -> bool:
         """Whether a stage is still missing."""
-        return len(self.stages) < self.tableau.stages
+        return len(self.stages) < self._number
 
     def point(self) -> tuple[Tensor, Tensor]:
         """[n] time and [n, F] state of the next stage, both in y's real dtype."""
@@ -146,12 +147,12 @@ class Attempt:
         """[n, F] the completed step's embedded error estimate; see `Step.error`."""
         if self._sums is None or self.tableau.error_sum is None:
             return _error(self.tableau, self._dt_column, self.stages)
-        return self._dt_column * self.tableau.error_sum.scale * self._sums.error(self.stages)
+        return self._sums.error(self.stages, self._dt_column, self.tableau.error_sum.scale)
 
     def _advance(self, i: int) -> Tensor:
         """[n, F] state of stage i, or the step's end if there is none: y + dt · a weighted sum of the stages."""
         tableau = self.tableau
-        weights = tableau.stage_sums[i] if i < tableau.stages else tableau.solution_sum
+        weights = tableau.stage_sums[i] if i < self._number else tableau.solution_sum
         total = unscaled_sum(weights, self.stages) if self._sums is None else self._sums.stage(i, self.stages)
         return torch.addcmul(self.y, self._dt_column, total, value=weights.scale)
 

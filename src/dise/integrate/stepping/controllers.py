@@ -52,7 +52,7 @@ class IController(Value):
         Returns:
             [n] factor, and [n] memory or None.
         """
-        factor = self._limited(ratio.clamp(min=_SMALLEST) ** (-1 / order))
+        factor = self._limited(ratio.clamp(min=_SMALLEST).pow(-1 / order))
         return torch.maximum(factor, accept), before  # a bool is 1 or 0: at least 1 after an accepted step
 
     def _limited(self, factor: Tensor) -> Tensor:

@@ -140,9 +140,9 @@ class Method(NamedTuple):
         arrived = t_next == rows.t1
         stuck = None if every else self.control.stuck(step, verdict, run)
         if running is None:
-            stuck = None if stuck is None or known_none(stuck) else stuck
-            if stuck is None and known_none(arrived):
+            if known_none(arrived) if stuck is None else known_none(arrived, stuck):
                 return rows.status, dt
+            stuck = None if stuck is None or known_none(stuck) else stuck
         status = rows.status
         if stuck is not None:
             failed = stuck > accept
