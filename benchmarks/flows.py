@@ -22,7 +22,6 @@ import torch
 from flow_bars.seen import Seen
 from readme import write
 
-
 # glibc gives large tensors back to the system after each use, and page faults would be a fifth of a loop's time
 KEEP_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
 
