@@ -207,35 +207,53 @@ def by_torchode(task: Task, *, compile: bool = False) -> Way:
     return _way(solver(task.f, compile=compile), task.f, counter.rounds, counter.rows)
 
 
+class JittedDiffrax:
+    """diffrax: vmapped over samples and jitted, so all rows step until the last is done; compiles when first called."""
+
+    def __init__(self, task: Task) -> None:
+        import diffrax
+        import jax
+        import jax.numpy as jnp
+
+        weights = tuple(jnp.asarray(p.detach().numpy()) for p in task.f.parameters())
+        term = diffrax.ODETerm(task.f.for_jax())  # type: ignore[operator]
+        controller = diffrax.PIDController(rtol=task.tolerance, atol=task.tolerance)  # pcoeff=dcoeff=0: an I controller
+
+        def one(y0: Any, weights: Any) -> tuple[Any, Any]:
+            solution = diffrax.diffeqsolve(
+                term, diffrax.Dopri5(), 0.0, task.t1, None, y0, weights,
+                stepsize_controller=controller, max_steps=MAX_STEPS,
+            )  # fmt: skip
+            return solution.ys[0], solution.stats["num_steps"]
+
+        many = jax.vmap(one, in_axes=(0, None))
+        self._start, self._weights = jnp.asarray(task.y0.numpy()), weights
+        self._solve = jax.jit(many)
+        self._loss = jax.jit(jax.grad(lambda y0, w: (many(y0, w)[0] ** 2).sum(), argnums=(0, 1)))
+
+    def forward(self, y0: Tensor) -> Tensor:
+        """As in `Way`."""
+        return self._read(self._solve(self._start, self._weights)[0])
+
+    def backward(self, y0: Tensor) -> Tensor:
+        """As in `Way`."""
+        return self._read(self._loss(self._start, self._weights)[0])
+
+    def rounds(self) -> int:
+        """As in `Way`."""
+        return int(self._solve(self._start, self._weights)[1].max())
+
+    @staticmethod
+    def _read(x: Any) -> Tensor:
+        import jax
+
+        return torch.from_numpy(jax.device_get(x).copy())
+
+
 def by_diffrax(task: Task) -> Way:
-    """diffrax: vmapped over samples and jitted, so all rows step until the last is done."""
-    import diffrax
-    import jax
-    import jax.numpy as jnp
-
-    weights = tuple(jnp.asarray(p.detach().numpy()) for p in task.f.parameters())
-    term = diffrax.ODETerm(task.f.for_jax())  # type: ignore[operator]
-    controller = diffrax.PIDController(rtol=task.tolerance, atol=task.tolerance)  # pcoeff=dcoeff=0: an I controller
-
-    def one(y0: Any, weights: Any) -> tuple[Any, Any]:
-        solution = diffrax.diffeqsolve(
-            term, diffrax.Dopri5(), 0.0, task.t1, None, y0, weights,
-            stepsize_controller=controller, max_steps=MAX_STEPS,
-        )  # fmt: skip
-        return solution.ys[0], solution.stats["num_steps"]
-
-    many = jax.jit(jax.vmap(one, in_axes=(0, None)))
-    loss = jax.jit(jax.grad(lambda y0, w: (many(y0, w)[0] ** 2).sum(), argnums=(0, 1)))
-    y0 = jnp.asarray(task.y0.numpy())
-    rounds = int(many(y0, weights)[1].max())
-
-    def forward(y: Tensor) -> Tensor:
-        return torch.from_numpy(jax.device_get(many(y0, weights)[0]).copy())
-
-    def backward(y: Tensor) -> Tensor:
-        return torch.from_numpy(jax.device_get(loss(y0, weights)[0]).copy())
-
-    return Way(forward, backward, rounds, None)
+    """diffrax, by `JittedDiffrax`."""
+    jitted = JittedDiffrax(task)
+    return Way(jitted.forward, jitted.backward, jitted.rounds(), None)
 
 
 def _way(solve: Solve, f: nn.Module, rounds: int, rows: int | None) -> Way:
