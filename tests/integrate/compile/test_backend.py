@@ -34,12 +34,13 @@ class Parts(nn.Module):
 # ---- solves
 
 
-def test_results_differ_from_eager_ones_by_their_stated_bounds():
+def test_results_differ_from_eager_ones_by_their_stated_bounds(monkeypatch):
     """In one step, y1 = y0 + 1000 f(y0): the errors are those of f and of one sum.
 
     With `compile=True` tanh and products are torch's own. With "fast" tanh is within its bound, and products are other
     sums of the same numbers.
     """
+    monkeypatch.setattr("dise.integrate.compile.field.EAGER_PER_SOLVE", 0)
     x = torch.cat([torch.linspace(-9, 9, 4096), torch.logspace(-4, 0, 4096)]).reshape(-1, 2)
     y0, f = torch.cat([x, torch.randn(len(x), 2)], 1), Parts()
     with torch.no_grad():
@@ -92,6 +93,7 @@ def test_only_the_fast_backend_replaces_functions(backend, fast, grad, monkeypat
     assert passed["decompositions"] == table | replaced
     assert passed["config_patches"]["max_autotune"] is True
     assert passed["config_patches"]["cpp_wrapper"] is True
+    assert passed["config_patches"].get("cpp.vec_isa_ok", False) is private.vectors_work()
     assert "guard_filter_fn" not in passed["config_patches"]
 
 

@@ -1,6 +1,7 @@
 """A bounded number of graphs, kept between solves; what torch cannot compile is named."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
-from dise import RK4, Bosh3, Euler, Heun, Ralston, SolveError, solve
+from dise import RK4, Bosh3, Euler, Heun, Multistep, Ralston, SolveError, solve
 from dise.integrate.compile import cache
 from dise.integrate.compile.backend import fast_inductor, inductor
 from dise.integrate.stepping.method import Method
@@ -19,14 +20,6 @@ OLDEST = torch.__version__.startswith("2.6.")
 TRACED = {"backend": "eager"}  # traces
 DIFFERENTIATED = {"backend": "aot_eager"}  # and differentiates
 BOSH = Bosh3(rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def two_rounds_per_graph():
-    """Half of the time to trace four."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
-        yield
 
 
 @pytest.fixture
@@ -108,7 +101,7 @@ def test_lambdas_of_one_line_are_one_f(y0):
 
 @pytest.mark.parametrize("per_sample", [pytest.param(False, marks=pytest.mark.long), True])
 def test_any_number_of_samples_is_one_graph(starts, per_sample):
-    """As samples end, and in the next solve; f is a graph of its own, as it is evaluated before."""
+    """As samples end, and in the next solve."""
     rate = torch.linspace(0.5, 2, 64, dtype=torch.float64)
 
     def f(t, y, *rates):
@@ -120,13 +113,13 @@ def test_any_number_of_samples_is_one_graph(starts, per_sample):
 
     with torch.no_grad():
         assert len(run(64).n_steps.unique()) > 4
-        assert graphs() == 2
+        assert graphs() == 1
         run(50)
-        assert graphs() <= 1  # f alone
+        assert graphs() == 0
     run(64)
-    assert graphs() <= 3 + per_sample  # of one round, of some at once, and f alone
+    assert graphs() <= 1 + per_sample
     run(50)
-    assert graphs() <= 1
+    assert graphs() == 0
 
 
 def test_compaction_does_happen():
@@ -159,7 +152,7 @@ def test_compaction_does_happen():
     assert sizes[0] == 64
     assert sizes[-1] < 16
     assert loops < solution.n_steps.max()
-    needed = int(solution.nfe.sum())
+    needed = int(solution.nfe.sum()) - 2 * 64  # the evaluations before the first step are eager
     assert needed <= sum(work) <= 1.4 * needed
 
 
@@ -167,14 +160,14 @@ def test_any_number_of_fixed_steps_is_three_graphs(y0):
     with torch.no_grad():
         for steps in (5, 9):
             solve(field, y0, 0.0, 3.0, Heun(steps), compile=TRACED)
-            assert graphs() <= 4  # the first, the last, those between, and f alone
+            assert graphs() <= 3  # the first, the last, and those between
 
 
 def test_training_is_as_many_graphs_as_inference(y0):
     f = torch.nn.Linear(2, 2).double()
     for _ in range(2):
         solve(lambda t, y: f(y), y0, 0.0, 3.0, BOSH, compile=DIFFERENTIATED).y.sum().backward()
-    assert graphs() <= 3
+    assert graphs() == 1
 
 
 def test_more_fs_than_torch_recompiles_for(y0):
@@ -188,6 +181,51 @@ def test_more_fs_than_torch_recompiles_for(y0):
     with torch.no_grad(), torch._dynamo.config.patch(cache_size_limit=2):
         for function in (torch.sin, torch.cos, torch.tanh):
             solve(Pointwise(function), y0[:2], 0.0, 0.1, Euler(1), compile=TRACED)
+
+
+def test_many_rounds_make_a_second_graph(y0, monkeypatch):
+    """Of several rounds, where one step per graph has been taken often."""
+    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
+    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_AFTER", 12)
+    seen = []
+    for _ in range(3):
+        solution = solve(lambda t, y: 1.1 * field(t, y), y0, 0.0, 3.0, BOSH, compile=TRACED)
+        seen.append(graphs())
+    assert solution.n_steps.max() > 12
+    assert seen == [2, 0, 0]
+
+
+def test_a_graph_of_f_alone_is_made_where_f_is_requested_often(y0):
+    """Not for the evaluations before the first step, which precede a graph of steps."""
+    table = Multistep.adams(6)
+    with torch.no_grad():
+        eager, first, later = (solve(field, y0, 0.0, 1.0, table, compile=c) for c in (False, TRACED, TRACED))
+    assert graphs() == 1
+    for compiled in (first, later):
+        assert_close(compiled.y, eager.y, rtol=1e-9, atol=1e-11)
+        assert compiled.calls == eager.calls
+
+
+def test_a_graph_of_f_alone_is_made_in_the_end(y0, monkeypatch):
+    """Also where each solve requests f once."""
+    monkeypatch.setattr("dise.integrate.compile.field.EAGER_IN_ALL", 2)
+    seen = []
+    with torch.no_grad():
+        for _ in range(4):
+            solve(lambda t, y: 0.3 * field(t, y), y0, 0.0, 1.0, Euler(1), compile=TRACED)
+            seen.append(graphs())
+    assert seen == [1, 0, 1, 0]
+
+
+def test_the_log_says_once_what_was_compiled(y0, caplog):
+    def uncompiled(t, y):
+        return -0.7 * y
+
+    with caplog.at_level("INFO", logger="dise"), torch.no_grad():
+        for _ in range(2):
+            solve(uncompiled, y0, 0.0, 1.0, BOSH, compile=TRACED)
+    (message,) = caplog.messages
+    assert re.fullmatch(r"compiled a loop of steps of .*uncompiled in \d+\.\d s", message)
 
 
 # ---- guards

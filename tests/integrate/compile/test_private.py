@@ -48,6 +48,44 @@ def test_options_and_settings_that_torch_lacks_are_left_out(monkeypatch):
     assert isinstance(private.functorch_settings({"cse": False}), nullcontext)
 
 
+@pytest.fixture
+def vectors_work(monkeypatch):
+    """The function, which remembers nothing, where torch's kernels and the CPU have 512 bits."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("torch.cpu._is_avx512_supported", lambda: True)
+    monkeypatch.setattr("dise.integrate.compile.private.sys.platform", "linux")
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "true")
+    return private.vectors_work.__wrapped__
+
+
+def test_vectors_are_those_that_torch_and_the_compiler_have(vectors_work):
+    assert vectors_work()
+
+
+def test_inductor_tests_vectors_where_torch_does_not_use_the_widest(vectors_work, monkeypatch):
+    for capability in ("AVX2", "DEFAULT"):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)  # noqa: B023
+        assert not vectors_work()
+
+
+def test_inductor_tests_vectors_where_the_compiler_refuses_or_is_missing(vectors_work, monkeypatch):
+    for compiler in ("false", "no-such-compiler"):
+        monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: compiler)  # noqa: B023
+        assert not vectors_work()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_the_environment_says_about_vectors_stays(vectors_work, given):
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": given}):
+        assert not vectors_work()
+
+
+@pytest.mark.parametrize("name", ["torch.cpu._is_avx512_supported", "torch._inductor.cpp_builder.get_cpp_compiler"])
+def test_inductor_tests_vectors_where_torch_cannot_tell(vectors_work, monkeypatch, name):
+    without(monkeypatch, name)
+    assert not vectors_work()
+
+
 def test_without_an_operator_for_strides_rows_are_copied(monkeypatch):
     x = torch.arange(6.0).reshape(3, 2).t()
     without(monkeypatch, "torch._inductor.inductor_prims.force_stride_order")
@@ -67,6 +105,7 @@ def test_solves_without_hints_and_loops(starts, monkeypatch, grad):
     without(monkeypatch, "torch._dynamo.maybe_mark_dynamic")
     monkeypatch.setitem(sys.modules, "torch._higher_order_ops.while_loop", None)
     monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
+    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_AFTER", 1)
     y0 = starts(9, 2)
     assert private.while_loop() is None
     with torch.set_grad_enabled(grad):

@@ -38,14 +38,10 @@ CLOSE32 = {"rtol": 1e-6, "atol": 1e-6}  # what is computed in float32; error est
 PER_SAMPLE = ("t", "nfe", "n_steps", "n_accepted", "error", "status", "dt")
 
 
-@pytest.fixture(autouse=True)
-def one_round_per_graph(monkeypatch):
-    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 1)
-
-
 @pytest.fixture
-def two_rounds_per_graph(one_round_per_graph, monkeypatch):
+def two_rounds_per_graph(monkeypatch):
     monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
+    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_AFTER", 1)
 
 
 @pytest.fixture
@@ -207,6 +203,47 @@ def test_observers_see_every_round(y0, two_rounds_per_graph):
     assert rounds[: rounds.index(max(rounds)) + 1] == list(range(1, max(rounds) + 1))
 
 
+def spans():
+    """Forward, backward and empty spans of nine samples: [9] each."""
+    t0 = torch.linspace(0.0, 0.8, 9, dtype=torch.float64)
+    length = torch.tensor([3.0, 0.0, -2.0, 0.1, 2.0, -0.5, 1.0, 3.0, 0.7], dtype=torch.float64)
+    return t0, t0 + length
+
+
+@pytest.mark.parametrize("integrator", [BOSH, pytest.param(RK4(5), marks=pytest.mark.long)], ids=str)
+def test_spans_of_each_sample_with_all_that_is_kept(y0, integrator):
+    (t0, t1), part = spans(), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    options = {
+        "save_at": t0[:, None] + part * (t1 - t0)[:, None],
+        "save_mask": torch.arange(9)[:, None] != torch.tensor([4, -1, 7]),
+        "event": {
+            "stop": Event(lambda t, y: y[:, 0] - 0.6, "rising"),
+            "kick": Event(lambda t, y: y[:, 1] - 0.4, terminal=False, change=lambda t, y: 0.9 * y),
+        },
+        "record": True,
+        "dense": True,
+    }
+    with torch.no_grad():
+        eager, compiled = (solve(field, y0, t0, t1, integrator, compile=c, **options) for c in (False, TRACED))
+    assert_equal(compiled, eager)
+    for name in ("saved", "which", "steps"):
+        assert_close(getattr(compiled, name), getattr(eager, name), **CLOSE, equal_nan=True)
+    for name in ("which", "t", "y"):
+        assert_close(getattr(compiled.events, name), getattr(eager.events, name), **CLOSE, equal_nan=True)
+    middle = ((t0 + eager.t) / 2)[:, None]
+    assert_close(compiled.evaluate(middle), eager.evaluate(middle), **CLOSE)
+    assert set(eager.which.tolist()) == {-1, 0}
+    assert (eager.events.which == 1).any()
+
+
+def test_every_other_step_of_each_sample_is_saved(y0):
+    t0, t1 = spans()
+    with torch.no_grad():
+        eager, compiled = (solve(field, y0, t0, t1, BOSH, save_every=2, compile=c) for c in (False, TRACED))
+    assert_equal(compiled, eager)
+    assert_close((compiled.saved, compiled.saved_t), (eager.saved, eager.saved_t), **CLOSE, equal_nan=True)
+
+
 def test_one_system(y0):
     eager, compiled = both(field, y0, 3.0, BOSH, batched=False)
     assert_equal(compiled, eager)
@@ -277,6 +314,20 @@ def test_gradients_are_those_of_eager_steps(y0, trained, two_rounds_per_graph, g
         start = y0.clone().requires_grad_()
         y = solve(trained, start, 0.0, 1.0, BOSH, gradient=gradient, compile=compile).y
         grads.append(torch.autograd.grad(y.square().sum(), (start, *trained.parameters())))
+    assert_close(grads[1], grads[0], rtol=1e-8, atol=1e-8)
+
+
+def test_gradients_at_save_points_and_events_of_each_span(y0, trained):
+    (t0, t1), part = spans(), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    grads = []
+    for compile in (False, DIFFERENTIATED):
+        start, first, last = (x.clone().requires_grad_() for x in (y0, t0, t1))
+        times = first[:, None] + part * (last - first)[:, None]
+        stop = Event(lambda t, y: y[:, 0] - 0.5)
+        solution = solve(trained, start, first, last, BOSH, save_at=times, event=stop, compile=compile)
+        loss = solution.saved.square().sum() + solution.y.square().sum() + solution.t.square().sum()
+        grads.append(torch.autograd.grad(loss, (start, first, last, *trained.parameters())))
+        assert 0 < int(solution.event.sum()) < 9
     assert_close(grads[1], grads[0], rtol=1e-8, atol=1e-8)
 
 

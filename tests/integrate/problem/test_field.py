@@ -28,8 +28,7 @@ def test_a_change_of_t_is_an_error(integrator):
 
 @pytest.mark.parametrize("integrator", INTEGRATORS, ids=str)
 @pytest.mark.parametrize("options", [{}, {"compile": {"backend": "aot_eager"}}], ids=["inference", "compiled"])
-def test_where_changes_are_not_counted_f_has_a_copy_of_t(integrator, options, monkeypatch):
-    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 1)  # tracing more takes long
+def test_where_changes_are_not_counted_f_has_a_copy_of_t(integrator, options):
     with torch.inference_mode(not options):
         y = solve(scales_t, torch.ones(3, 1), 0.5, 1.5, integrator, **options).y
     assert y.flatten().tolist() == pytest.approx([EXACT] * 3, rel=1e-5)

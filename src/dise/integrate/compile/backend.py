@@ -15,6 +15,9 @@ from dise.integrate.compile import kernels, private
 WHILE_LOOP = "torch.ops.higher_order.while_loop"  # torch's cache on disk keeps graphs with it only if told to
 CACHE_KEYS = "unsafe_marked_cacheable_functions"  # inductor's option: names of such operators, with keys of our own
 
+# Graphs are called from C++. Headers are not compiled on their own: that takes longer than it saves in a few graphs.
+CPU_OPTIONS = {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}
+
 # Backward passes may recompute the activations of a cheap f. Otherwise a graph of several rounds keeps many tensors.
 RECOMPUTATION = {"ban_recompute_used_far_apart": False, "ban_recompute_materialized_backward": False}
 
@@ -51,7 +54,10 @@ def _compile_graph(
         replacements = {**replacements, **kernels.LAYOUTS}
     key = " ".join((_source_hash(), *sorted(str(operator) for operator in replacements)))
     table = _Decompositions(generator.decompositions(), replacements, key)
-    options = {**private.known_options({"cpp_wrapper": True, CACHE_KEYS: {WHILE_LOOP: key}}), **options}
+    own = {**CPU_OPTIONS, CACHE_KEYS: {WHILE_LOOP: key}}
+    if private.vectors_work():
+        own["cpp.vec_isa_ok"] = True
+    options = {**private.known_options(own), **options}
     # The autograd cache ignores decompositions. Options are part of its key, so the key above tells graphs apart; a
     # torch without that option must not use the cache.
     settings = RECOMPUTATION if CACHE_KEYS in options else {**RECOMPUTATION, "enable_autograd_cache": False}

@@ -1,5 +1,7 @@
 """Compiled functions, kept between solves."""
 
+import logging
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import count
 from types import CodeType, FunctionType
@@ -11,6 +13,8 @@ import torch
 from dise.integrate.compile import private
 from dise.integrate.compile.backend import fast_inductor, inductor
 
+LOG = logging.getLogger(__name__)
+
 F = TypeVar("F", bound=Callable)
 Setting = bool | str | Mapping[str, Any]  # `compile=` of `dise.solve`, except False
 
@@ -18,7 +22,32 @@ _copies = count()
 _GRAPHS: WeakKeyDictionary[Any, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
-def compiled(function: F, f: Callable, key: Hashable, setting: Setting) -> F:
+class Graph:
+    """A compiled function. Its first call compiles it, and logs how long that took.
+
+    Args:
+        function: by `torch.compile`.
+        name: what it computes, for the log.
+
+    Attributes:
+        calls: number of finished calls.
+        requests: how often it would have been of use, called or not; counted by its user.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._function, self._name, self.calls, self.requests = function, name, 0, 0
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's value."""
+        start = time.perf_counter()
+        value = self._function(*args)
+        if not self.calls:
+            LOG.info("compiled %s in %.1f s", self._name, time.perf_counter() - start)
+        self.calls += 1
+        return value
+
+
+def compiled(function: Callable[..., Any], f: Callable, key: Hashable, setting: Setting, name: str) -> Graph:
     """`function` compiled into one graph, for calls with the vector field f.
 
     There is one graph for each f (functions with the same code and different closures count as one), key and setting,
@@ -30,13 +59,15 @@ def compiled(function: F, f: Callable, key: Hashable, setting: Setting) -> F:
         f: graphs are dropped together with it.
         key: everything else that the graph depends on.
         setting: True, "fast" or arguments of `torch.compile`.
+        name: what the function computes, for the log.
     """
     graphs = _GRAPHS.setdefault(function_key(f), {})
     options = repr(sorted(setting.items())) if isinstance(setting, Mapping) else setting
     full_key = (function, key, options, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
     if full_key not in graphs:
-        graphs[full_key] = torch.compile(_copy(function), **_arguments(setting))
-    return graphs[full_key]
+        graphs[full_key] = Graph(torch.compile(_copy(function), **_arguments(setting)), name)
+    graph: Graph = graphs[full_key]
+    return graph
 
 
 def function_key(f: Callable) -> Any:

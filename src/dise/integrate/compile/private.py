@@ -3,13 +3,20 @@
 Tried with torch 2.6 and 2.13. Without a part compiled solves still work; each function says what is lost.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+# compiler flags of the instruction sets for which torch has kernels of its own, by torch's names for them
+VECTOR_FLAGS = {"AVX2": "-mavx2 -mfma -mf16c", "AVX512": "-mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma"}
 
 
 class CodeGenerator(NamedTuple):
@@ -38,6 +45,32 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
     except ImportError:
         return {}
     return {name: value for name, value in options.items() if hasattr(config, name)}
+
+
+@cache
+def vectors_work() -> bool:
+    """Whether inductor may use the CPU's widest vectors without the programs by which it tests that.
+
+    It builds, loads and runs one for each instruction set that the CPU has, which takes seconds. They are not needed
+    where torch's own kernels use the widest vectors and the compiler knows their flags. False: inductor tests. Tried
+    with torch 2.13.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if sys.platform != "linux" or capability not in VECTOR_FLAGS:
+        return False
+    has_avx512 = getattr(torch.cpu, "_is_avx512_supported", None)
+    if has_avx512 is None or has_avx512() != (capability == "AVX512"):
+        return False
+    try:
+        from torch._inductor import config
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        if config.cpp.vec_isa_ok is not None:  # the user's environment says it
+            return False
+        command = [get_cpp_compiler(), *VECTOR_FLAGS[capability].split(), "-fsyntax-only", "-x", "c++", os.devnull]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except Exception:  # inductor says what is wrong with the compiler
+        return False
 
 
 def functorch_settings(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:

@@ -22,7 +22,8 @@ from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds, RoundsDone
 from dise.integrate.stepping.rows import RUNNING, LoopRows, changing
 
-ROUNDS_PER_GRAPH = 4  # in a graph without a loop, between two device syncs
+ROUNDS_PER_GRAPH = 4  # in a graph of several, between two device syncs
+UNROLL_AFTER = 20_000  # rounds, one per graph; they have then taken about as long as compiling several takes
 UNROLL_MAX_NUMEL = 2**14  # largest state for which calling a graph costs more than a round in it
 MAX_ROUNDS_PER_CALL = 1000  # of a graph with a loop: it returns to Python regularly so that Ctrl-C works
 
@@ -37,11 +38,12 @@ def graph_rounds(field: CompiledField, method: Method, problem: Problem, run: Ru
 
 
 class GraphRounds:
-    """Runs several rounds per graph: for small states a graph call costs more than a round.
+    """Runs rounds as graphs.
 
     Without gradients, observers and events, on the CPU, a graph contains the loop itself and returns when enough rows
     have finished for a compaction to pay. Otherwise, and where torch cannot compile a loop around f (for example an f
-    that counts its calls), a graph contains `ROUNDS_PER_GRAPH` rounds, or one if fewer are expected.
+    that counts its calls), a graph contains one round. Calling it costs more than a round of a small state, so after
+    `UNROLL_AFTER` of them a second graph is compiled, with `ROUNDS_PER_GRAPH` rounds for where as many are expected.
     """
 
     def __init__(self, field: CompiledField, method: Method, problem: Problem, run: Run) -> None:
@@ -49,8 +51,11 @@ class GraphRounds:
         parts = () if run.accumulate is None else run.accumulate.parts
         accumulate = tuple((function_key(part.function), part.reduce) for part in parts)
         key = (method, problem.layout, run.differentiate_step_sizes, bool(run.observers), accumulate)
-        self._unrolled = {number: field.compiled(_some_rounds, number, *key) for number in (1, ROUNDS_PER_GRAPH)}
-        self._looped = field.compiled(_rounds_until, *key)
+        self._unrolled = {
+            number: field.compiled(_some_rounds, number, *key, name=f"{number} steps" if number > 1 else "a step")
+            for number in (1, ROUNDS_PER_GRAPH)
+        }
+        self._looped = field.compiled(_rounds_until, *key, name="a loop of steps")
         self._adaptive = method.control.rounds is None
         self._interrupted = run.events is not None or problem.breaks is not None  # Python acts between two rounds
         self._while_loop = private.while_loop() if self._loop_allowed() else None
@@ -102,8 +107,8 @@ class GraphRounds:
                     private.mark_dynamic(x, 0)
 
     def _unrolled_rounds(self, rows: LoopRows, index: int, limit: float) -> RoundsDone:
-        large = rows.y.numel() > UNROLL_MAX_NUMEL
-        single = large or self._interrupted or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
+        new, large = self._unrolled[1].calls < UNROLL_AFTER, rows.y.numel() > UNROLL_MAX_NUMEL
+        single = new or large or self._interrupted or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
         number = 1 if single else ROUNDS_PER_GRAPH
         if self._adaptive or self.problem.breaks is not None:
             # An index is a constant of the graph: pass only what matters, whether the round is the first.
