@@ -123,7 +123,7 @@ def test_as_a_program():
         text=True,
     )
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: preset: there is no 'huge'; choose one of sample, cpu, paper\n"
+    assert result.stderr == "error: preset: there is no 'huge'; choose one of sample, cpu, long, paper\n"
 
 
 def test_neither_the_library_nor_help_waits_for_what_training_needs():
@@ -256,7 +256,7 @@ def test_threads(finished, ran, dise):
     ("arguments", "message"),
     [
         (["cifar"], "task: there is no 'cifar'; choose one of mnist"),
-        (["mnist", "--preset", "huge"], "preset: there is no 'huge'; choose one of sample, cpu, paper"),
+        (["mnist", "--preset", "huge"], "preset: there is no 'huge'; choose one of sample, cpu, long, paper"),
         (["mnist", "--reg", "l3"], "reg: there is no 'l3'"),
         (["mnist", "--model", "vgg", "--reg", "none"], "model: there is no 'vgg'; choose one of odenet, rknet, resnet"),
         (["mnist", "--set", "epoch=3"], "set: expected NAME=VALUE with a NAME of data, epochs, schedule"),

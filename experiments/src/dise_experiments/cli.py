@@ -1,4 +1,4 @@
-"""The command line: `dise run`, and its parts `dise train | select | evaluate | report`."""
+"""The command line: `dise run`, its parts `dise train | select | evaluate | report`, and `dise reproduce`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,9 +14,11 @@ from dise_experiments.options import (
     Data,
     DataDir,
     Device,
+    Devices,
     EulerSteps,
     Limit,
     Models,
+    Nodes,
     On,
     Out,
     Penalty,
@@ -35,11 +37,13 @@ from dise_experiments.options import (
     Timing,
     Weight,
 )
+from dise_experiments.reproduce.command import reproduce
 from dise_experiments.run.terminal import errors, print_lines, print_table, say
 
 if TYPE_CHECKING:
     from dise_experiments.common.task import AsPublished
     from dise_experiments.run.config import RunConfig
+    from dise_experiments.run.processes import Processes
 
 # The heavy imports are inside the commands: `dise --help` must not wait for Lightning.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
@@ -81,6 +85,8 @@ def run(
     device: Device = "auto",
     out: Out = Path("runs"),
     threads: Threads = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     resume: Resume = True,
     timing: Timing = True,
 ) -> None:
@@ -92,17 +98,19 @@ def run(
         _run_flows(target, preset, seed, data_dir, device, out, threads, resume, timing)
         return
     from dise_experiments.run.evaluate import evaluate_run
+    from dise_experiments.run.processes import Processes, rank
     from dise_experiments.run.select import check_rules
-    from dise_experiments.run.train import train_run
+    from dise_experiments.run.show import print_report
+    from dise_experiments.run.start import start
 
-    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
+    accelerator, published = start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
     configs = _configs(task, preset, model, reg, weight, reduce, seed, changes)
     check_rules(configs[0].found[0], alpha, penalty)  # before hours of training
     runs = {config.directory(out): config for config in configs}
     for path, config in runs.items():
-        say(f"training {config.name} in {path}")
-        trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
-        say("trained" if trained else "trained before: reused")
+        _train(config, path, data_dir, device, resume, Processes(devices, nodes))
+    if rank() > 0:  # of several processes the first goes on
+        return
     for path, config in runs.items():
         task_found, _ = config.found
         if task_found.selects(task_found.models[config.model]()):
@@ -110,7 +118,7 @@ def run(
     for path in runs:
         about = published if published is not None and (path / published.folder).exists() else None
         evaluate_run(path, data_dir=data_dir, device=accelerator, timing=timing, published=about, log=say)
-    _report(out / task / preset)
+    print_report(out / task / preset)
 
 
 @app.command()
@@ -130,18 +138,21 @@ def train(
     device: Device = "auto",
     out: Out = Path("runs"),
     threads: Threads = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     resume: Resume = True,
 ) -> None:
     """Train one model and print its run directory."""
     from dise_experiments.run.config import RunConfig
-    from dise_experiments.run.train import train_run
+    from dise_experiments.run.processes import Processes, rank
+    from dise_experiments.run.start import start
 
-    _start(device, threads)
+    start(device, threads)
     config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, reduce=reduce, seed=seed, changes=changes)
     path = config.directory(out)
-    trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume)
-    say("trained" if trained else "trained before: reused")
-    print_lines([str(path)])
+    _train(config, path, data_dir, device, resume, Processes(devices, nodes))
+    if rank() == 0:
+        print_lines([str(path)])
 
 
 @app.command()
@@ -161,8 +172,9 @@ def select(
 ) -> None:
     """Fit the integrator selectors of a trained run."""
     from dise_experiments.run.report import selection_tables
+    from dise_experiments.run.start import start
 
-    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
+    accelerator, published = start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
     result = _select(run_dir, published, on, alpha, penalty, beta, data_dir, accelerator)
     for table in selection_tables(result):
         print_table(table)
@@ -184,8 +196,9 @@ def evaluate(
     from dise_experiments.run.evaluate import evaluate_run
     from dise_experiments.run.report import read_run, wall_clock
     from dise_experiments.run.rundir import open_run
+    from dise_experiments.run.start import start
 
-    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit)
+    accelerator, published = start(device, threads), _published(selector, euler_steps, rk4_steps, limit)
     evaluate_run(run_dir, data_dir=data_dir, device=accelerator, timing=timing, published=published, log=say)
     result = read_run(run_dir)
     task, _ = open_run(run_dir).found
@@ -205,12 +218,16 @@ def report(
     """Print and write a report for each preset that has evaluated runs in a folder."""
     from dise_experiments.flows.measure.report import measured_folders
     from dise_experiments.run.report import preset_folders
+    from dise_experiments.run.show import print_report
 
     flows = measured_folders(folder)
     for found in flows:
         _report_flows(found)
     for found in preset_folders(folder, besides=flows):
-        _report(found)
+        print_report(found)
+
+
+app.command()(reproduce)
 
 
 def _check_options(context: typer.Context, task: str) -> None:
@@ -240,8 +257,9 @@ def _run_flows(
     timing: bool,
 ) -> None:
     from dise_experiments.flows.run import run_flows
+    from dise_experiments.run.start import start
 
-    _start(device, threads)
+    start(device, threads)
     folder = run_flows(
         targets, preset, seed, out=out, data_dir=data_dir, device=device, resume=resume, timing=timing, log=say
     )
@@ -257,6 +275,20 @@ def _report_flows(folder: Path) -> None:
     print_lines(report.conclusion)
 
 
+def _train(
+    config: "RunConfig", path: Path, data_dir: Path | None, device: str, resume: bool, processes: "Processes"
+) -> None:
+    """Train a run; the first of several processes says so."""
+    from dise_experiments.run.processes import rank
+    from dise_experiments.run.train import train_run
+
+    if rank() == 0:
+        say(f"training {config.name} in {path}")
+    trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume, processes=processes)
+    if rank() == 0:
+        say("trained" if trained else "trained before: reused")
+
+
 def _configs(
     task: str,
     preset: str,
@@ -269,7 +301,7 @@ def _configs(
 ) -> "list[RunConfig]":
     """The runs of a command; λ and the reduction are of those regularizers that have one."""
     from dise_experiments.common.task import PER_SAMPLE
-    from dise_experiments.run.config import RunConfig
+    from dise_experiments.run.config import RunConfig, combinations
 
     return [
         RunConfig.of(
@@ -282,23 +314,8 @@ def _configs(
             seed=seed,
             changes=changes,
         )
-        for model, reg in _combinations(task, models, regs)
+        for model, reg in combinations(task, models, regs)
     ]
-
-
-def _combinations(task: str, models: list[str], regs: list[str]) -> list[tuple[str, str]]:
-    """Models and regularizers to run: the first model with each regularizer, the others without regularizer."""
-    from dise_experiments.run.config import ExperimentError, choose
-    from dise_experiments.run.registry import TASKS
-
-    found = choose("task", task, TASKS)
-    first = next(iter(found.models))
-    for reg in regs:
-        choose("reg", reg, found.weights)
-    for model in models:
-        if choose("model", model, found.models) and model != first and "none" not in regs:
-            raise ExperimentError(f"reg: model {model!r} is a baseline, trained without regularizer; add --reg none")
-    return [(model, reg) for model in models or [first] for reg in regs if model == first or reg == "none"]
 
 
 def _published(
@@ -337,30 +354,6 @@ def _select(
     return select_as_published(
         path, published, data_dir=data_dir, alpha=alpha, penalty=penalty, beta=beta, device=device, log=say
     )
-
-
-def _report(folder: Path) -> None:
-    from dise_experiments.run.report import write_report
-
-    report = write_report(folder)
-    for table in report.tables:
-        print_table(table)
-    print_lines(report.conclusion)
-
-
-def _start(device: str, threads: int | None) -> str:
-    """Set up torch; the torch device of Lightning's accelerator."""
-    import torch
-
-    from dise_experiments.run.config import ExperimentError
-
-    if device not in ("auto", "cpu", "gpu"):
-        raise ExperimentError(f"device: there is no {device!r}; choose one of auto, cpu, gpu")
-    if device == "gpu" and not torch.cuda.is_available():
-        raise ExperimentError("device: no GPU that torch can use was found; use --device cpu")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def main() -> None:

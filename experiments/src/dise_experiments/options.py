@@ -110,3 +110,9 @@ Beta = Annotated[
     ),
 ]
 Timing = Annotated[bool, typer.Option(help="Also measure wall-clock times; nothing else should run meanwhile.")]
+Devices = Annotated[
+    int, typer.Option(min=1, help="Processes on this machine that share out each training batch, with a device each.")
+]
+Nodes = Annotated[
+    int, typer.Option(min=1, help="Machines; start the command on each of them by torchrun -m dise_experiments.")
+]

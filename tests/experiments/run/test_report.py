@@ -9,6 +9,7 @@ from dise_experiments.mnist.model import resnet
 from dise_experiments.mnist.task import MnistTask
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.evaluate import evaluate_run
+from dise_experiments.run.over_seeds import over_seeds
 from dise_experiments.run.registry import TASKS
 from dise_experiments.run.report import evaluated, read_run, selection_tables, wall_clock, write_report
 from dise_experiments.run.rundir import claim_run, read_json, save_weights, write_json
@@ -213,7 +214,7 @@ def test_report(folder, run):
     assert len(conclusion) == 3
     assert file == folder / "report.md"
     task = TASKS["mnist"]
-    assert tables == task.tables([run])
+    assert tables == [*task.tables([run]), over_seeds(task, [run])]
     text = file.read_text()
     assert text.startswith("# mnist, preset sample\n")
     for table in (*tables, *task.details(run), wall_clock(run)):

@@ -72,6 +72,7 @@ class CirclesTask(Task):
         "point": SelectorSpec(lambda model, candidates: SetNetwork(candidates), DEVIATING, unit="point", equation=5),
     }
     default_selector = "set"
+    splits_systems = True
 
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> TaskErrorCost:
         """Eq. 5 with Γ the mean distance of a row's log-likelihoods from the reference's, raised to at least β."""
@@ -94,6 +95,14 @@ class CirclesTask(Task):
     def monitored_batches(self, splits: Preset, preset: Preset) -> list[Tensor]:
         """512 points in sets of 32, none of them a test point."""
         return [sets(splits.target, SMALL, "monitored")]
+
+    def rows(self, batch: Tensor) -> int:
+        """Number of points."""
+        return batch.shape[1]
+
+    def take(self, batch: Tensor, rows: slice) -> Tensor:
+        """Some of the points."""
+        return batch[:, rows]
 
     def selection_batches(
         self, model: nn.Module, splits: Preset, *, on: str, unit: str

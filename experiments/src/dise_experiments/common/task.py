@@ -187,6 +187,7 @@ class Task(ABC):
         selectors: selectors by name.
         default_selector: the selector whose results summaries give.
         keeps: the logged metric, larger is better, that decides which epoch's weights are kept; None: the last epoch's.
+        splits_systems: whether `take` splits what is solved as one system, so that each part is a system of its own.
     """
 
     name: ClassVar[str]
@@ -201,6 +202,7 @@ class Task(ABC):
     selectors: Mapping[str, SelectorSpec]
     default_selector: str
     keeps: ClassVar[str | None] = None
+    splits_systems: ClassVar[bool] = False
 
     def check(self, model: str, reg: str) -> str | None:
         """The reason why a model cannot be trained with a regularizer; None if it can."""
@@ -229,6 +231,14 @@ class Task(ABC):
     @abstractmethod
     def monitored_batches(self, splits: Any, preset: Any) -> Iterable[Any]:
         """Held-out batches on which the metrics are logged after each epoch."""
+
+    @abstractmethod
+    def rows(self, batch: Any) -> int:
+        """Number of rows of a training batch, among which processes can share it out."""
+
+    @abstractmethod
+    def take(self, batch: Any, rows: slice) -> Any:
+        """Some rows of a training batch, consecutive ones."""
 
     @abstractmethod
     def selection_batches(self, model: nn.Module, splits: Any, *, on: str, unit: str) -> Iterable[Any]:

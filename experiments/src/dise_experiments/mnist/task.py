@@ -76,6 +76,14 @@ class MnistTask(Task):
         """Held-out images on which accuracy is logged during training; it decides nothing."""
         return Batches.evaluation(splits.held_out[: preset.monitored], batch_size=TEST_BATCH)
 
+    def rows(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Number of images."""
+        return len(batch[1])
+
+    def take(self, batch: tuple[Tensor, Tensor], rows: slice) -> tuple[Tensor, Tensor]:
+        """Some of the images."""
+        return batch[0][rows], batch[1][rows]
+
     def selection_batches(self, model: nn.Module, splits: MnistSplits, *, on: str, unit: str) -> Batches:
         """The held-out images, or the same number of training images."""
         images = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from dise_experiments.common.shares import mean_over_processes
 from dise_experiments.physionet.model import OBSERVED, Reconstruction
 from dise_experiments.physionet.stays import Stays
 
@@ -19,8 +20,9 @@ CLASSIFICATION = 100.0  # weight of the cross-entropy
 
 def latent_ode_loss(made: Reconstruction, x: Stays) -> tuple[Tensor, dict[str, Tensor]]:
     """−logsumexp over S samples of (log p(x|z) − w·KL) + 100·CE/S, and its parts."""
-    likelihood = log_likelihood(made.values, x)
-    kl = kl_divergence(Normal(made.mean, made.deviation), Normal(0.0, 1.0)).mean()
+    # the bound is a function of means over the stays of the whole batch
+    likelihood = mean_over_processes(log_likelihood(made.values, x))
+    kl = mean_over_processes(kl_divergence(Normal(made.mean, made.deviation), Normal(0.0, 1.0)).mean())
     bound = torch.logsumexp(likelihood - x.kl_weight * kl, 0)
     labels = x.labels.expand_as(made.logits)
     cross_entropy = F.binary_cross_entropy_with_logits(made.logits, labels)

@@ -125,6 +125,24 @@ class Stays:
     def __len__(self) -> int:
         return len(self.end)
 
+    def __getitem__(self, rows: slice) -> "Stays":
+        """Some of the stays, consecutive ones."""
+        index = torch.arange(len(self))[rows]
+        kept = (self.stay >= index[0]) & (self.stay <= index[-1])
+        times, stay, end = self.times[kept], self.stay[kept] - index[0], self.end[rows]
+        return replace(
+            self,
+            times=times,
+            values=self.values[kept],
+            mask=self.mask[kept],
+            stay=stay,
+            place=self.place[kept],
+            end=end,
+            labels=self.labels[rows],
+            walk=Walk.of(times, stay, end),
+            noise=self.noise[:, rows],
+        )
+
     @property
     def device(self) -> torch.device:
         """The device of the tensors."""

@@ -109,6 +109,14 @@ class PhysionetTask(Task):
         noise = draw(preset.samples, len(splits.held_out), torch.Generator().manual_seed(0))
         return [Stays.of(splits.held_out, noise=noise)]
 
+    def rows(self, batch: Stays) -> int:
+        """Number of stays."""
+        return len(batch)
+
+    def take(self, batch: Stays, rows: slice) -> Stays:
+        """Some of the stays."""
+        return batch[rows]
+
     def selection_batches(
         self, model: nn.Module, splits: PhysionetSplits, *, on: str, unit: str
     ) -> Iterable[tuple[Stays, Tensor]]:

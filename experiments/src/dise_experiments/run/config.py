@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dise.regularize import Regularizer
@@ -97,11 +98,20 @@ class RunConfig(BaseModel):
         return task, type(task.presets[self.preset])(**self.settings)
 
     @property
+    def with_error(self) -> "RunConfig":
+        """The run with the same seed and settings, DOPRI's error estimate as regularizer, and the paper's λ.
+
+        R over a batch is reduced as the preset does by default, or as in this run if its own is of samples.
+        """
+        reduce = self.reduce if self.reg in PER_SAMPLE else _reading(self.preset, "error", None)
+        return self.model_copy(update={"reg": "error", "weight": TASKS[self.task].weights["error"], "reduce": reduce})
+
+    @property
     def regularizer(self) -> Regularizer:
         """The regularizer."""
         make = TASKS[self.task].regularizers[self.reg]
         if self.reg == "steer":
-            return make(self.weight)
+            return make(self.weight, generator=torch.Generator())
         return make(reduce="sum") if self.reduce == "sum" else make()
 
 
@@ -135,3 +145,19 @@ def choose(what: str, name: str, options: Any) -> Any:
     if name not in options:
         raise ExperimentError(f"{what}: there is no {name!r}; choose one of {', '.join(options)}")
     return options[name]
+
+
+def combinations(task: str, models: Sequence[str], regs: Sequence[str]) -> list[tuple[str, str]]:
+    """Models and regularizers to run: the first model with each regularizer, the others without regularizer.
+
+    Raises:
+        ExperimentError: an unknown name, or a model that is trained without regularizer, and "none" is not among them.
+    """
+    found = choose("task", task, TASKS)
+    first = next(iter(found.models))
+    for reg in regs:
+        choose("reg", reg, found.weights)
+    for model in models:
+        if choose("model", model, found.models) and model != first and "none" not in regs:
+            raise ExperimentError(f"reg: model {model!r} is a baseline, trained without regularizer; add --reg none")
+    return [(model, reg) for model in models or [first] for reg in regs if model == first or reg == "none"]

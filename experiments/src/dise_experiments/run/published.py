@@ -33,10 +33,22 @@ def published_task(path: Path, config: RunConfig, about: AsPublished, beta: floa
         if beta is None:
             raise ExperimentError(f"{path}: Eq. 5 needs β")
         return PublishedCircles(about, seed=config.seed, beta=beta)
-    task = PublishedMnist(about) if config.task == "mnist" else PublishedPhysionet(about)
+    task = _with_eq_4(config, about)
     if reason := task.check(config.model, config.reg):
         raise ExperimentError(f"{path}: {reason}")
     return task
+
+
+def has_published(config: RunConfig) -> bool:
+    """Whether the run's model can have the paper's selector."""
+    if config.task == "circles":
+        return True
+    task = _with_eq_4(config, AsPublished())
+    return task.check(config.model, config.reg) is None and task.selects(task.models[config.model]())
+
+
+def _with_eq_4(config: RunConfig, about: AsPublished) -> Task:
+    return PublishedMnist(about) if config.task == "mnist" else PublishedPhysionet(about)
 
 
 def stored_task(path: Path, config: RunConfig, about: AsPublished) -> Task:
@@ -54,19 +66,26 @@ class Beta(NamedTuple):
     of: str | None
 
 
+def run_of_beta(config: RunConfig) -> RunConfig | None:
+    """The run whose mean task error is β of Eq. 5: with R_err, the paper's λ, and the same seed and settings.
+
+    None for a task whose costs are those of Eq. 4.
+    """
+    return config.with_error if isinstance(TASKS[config.task], CirclesTask) else None
+
+
 def find_beta(path: Path, config: RunConfig, about: AsPublished) -> Beta | None:
     """β of Eq. 5 as published: the mean task error, on its training data, of the model trained with R_err.
 
-    It is that of the run of the same seed and settings with the error regularizer and the paper's λ, beside the run's
-    directory, or of the run itself. None for a task whose costs are those of Eq. 4.
+    It is that of `run_of_beta`, beside the run's directory, or of the run itself. None for a task whose costs are those
+    of Eq. 4.
 
     Raises:
         ExperimentError: that run is not trained.
     """
-    task = TASKS[config.task]
-    if not isinstance(task, CirclesTask):
+    task, with_error = TASKS[config.task], run_of_beta(config)
+    if with_error is None or not isinstance(task, CirclesTask):
         return None
-    with_error = config.model_copy(update={"reg": "error", "weight": task.weights["error"]})
     source = path if with_error == config else path.absolute().parent / with_error.name
     if not (source / MODEL).exists():
         raise ExperimentError(

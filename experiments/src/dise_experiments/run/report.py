@@ -12,6 +12,7 @@ from dise_experiments.common.time_fits import time_fits
 from dise_experiments.run.conclusion import conclusion
 from dise_experiments.run.config import ExperimentError
 from dise_experiments.run.evaluate import METRICS, TIMING
+from dise_experiments.run.over_seeds import over_seeds
 from dise_experiments.run.page import page
 from dise_experiments.run.plots import training_curves
 from dise_experiments.run.published import published_parts
@@ -81,6 +82,11 @@ def preset_folders(folder: Path, *, besides: Sequence[Path] = ()) -> list[Path]:
     if not folders and not besides:
         raise ExperimentError(f"{folder} contains no evaluated run; `dise run` creates them")
     return folders
+
+
+def has_evaluated(folder: Path) -> bool:
+    """Whether a preset's folder has evaluated runs."""
+    return any(evaluated_parts(file.parent) for file in folder.glob(f"*/{CONFIG}"))
 
 
 def evaluated(folder: Path) -> tuple[Task, list[Path]]:
@@ -167,7 +173,7 @@ def write_report(folder: Path) -> Report:
     """Write `report.md` and the self-contained `report.html` of all evaluated runs into a preset's folder."""
     task, paths = evaluated(folder)
     configs, runs = [open_run(path) for path in paths], [read_run(path) for path in paths]
-    headline = task.tables(runs)
+    headline = [*task.tables(runs), over_seeds(task, runs)]
     tables = list(headline)
     for run in runs:
         tables += task.details(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -18,11 +19,16 @@ from torch import nn
 from dise.integrate import SolveError
 from dise.regularize import NoRegularizer, RandomEndTime, Regularizer
 from dise.select import contains_block, find_block
-from dise_experiments.common.task import Coarse, Loss
+from dise_experiments.common.shares import sharing
+from dise_experiments.common.task import PER_SAMPLE, Coarse, Loss
+from dise_experiments.run.checkpoints import AtomicCheckpoints
 from dise_experiments.run.config import ExperimentError, RunConfig
+from dise_experiments.run.processes import ONE, Processes, in_processes, rank
 from dise_experiments.run.progress import progress
 from dise_experiments.run.quiet import quiet_lightning
 from dise_experiments.run.rundir import MODEL, TRAINING, claim_run, save_weights, write_json
+
+LOGGED_EVERY = 10  # training steps
 
 
 class Training(L.LightningModule):
@@ -35,33 +41,65 @@ class Training(L.LightningModule):
         self.regularizer = config.regularizer
         self.model = self.task.models[config.model]()
 
+    def on_train_epoch_start(self) -> None:
+        """Seed the regularizers' draws, so that a resumed training draws the same as an uninterrupted one."""
+        torch.manual_seed(epoch_seed(self.config.seed, self.current_epoch, self.global_rank))
+        if isinstance(self.regularizer, RandomEndTime) and self.regularizer.generator is not None:
+            # all processes have the same end
+            self.regularizer.generator.manual_seed(epoch_seed(self.config.seed, self.current_epoch))
+
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        """The loss of Eq. 3."""
+        """The loss of Eq. 3; with several processes this one's part, whose mean over processes is the loss."""
         coarse = self.task.coarse(self.settings, self.current_epoch)
         off = coarse is not None and self.config.reg in coarse.without
         regularizer = NoRegularizer() if off else self.regularizer
-        with coarsely(self.model, coarse), random_end(self.model, regularizer):
+        batch, share = self._own_part(batch)
+        parts = sharing(share if self._number > 1 else None)
+        with coarsely(self.model, coarse), random_end(self.model, regularizer), parts:
             loss = self.task.loss(self.model, batch, regularizer.accumulate)
-        penalty = self.config.weight * regularizer(loss.solution, loss.dynamics)
-        self._log("train", loss, {"loss": loss.value, "penalty": penalty})
-        return loss.value + penalty
+        value = self._number * share * loss.value
+        penalty = self._penalty_factor(share) * self.config.weight * regularizer(loss.solution, loss.dynamics)
+        self._log("train", loss, {"loss": value, "penalty": penalty}, self._number * share)
+        return value + penalty
+
+    @property
+    def _number(self) -> int:
+        """Number of processes."""
+        return self._trainer.world_size if self._trainer else 1
+
+    def _own_part(self, batch: Any) -> tuple[Any, float]:
+        """This process's rows of a batch, and their share; a process without any has the first one with share 0."""
+        number, rows = self._number, self.task.rows(batch)
+        if number == 1:
+            return batch, 1.0
+        own = range(self.global_rank * rows // number, (self.global_rank + 1) * rows // number)
+        part = slice(own.start, own.stop) if own else slice(0, 1)
+        return self.task.take(batch, part), len(own) / rows
+
+    def _penalty_factor(self, share: float) -> float:
+        """The factor of this process's λ·R, so that the mean over processes is that of the whole batch."""
+        if self.config.reg not in PER_SAMPLE:
+            return 1.0
+        if self.config.reduce == "sum" and not self.task.splits_systems:
+            return float(self._number) if share > 0 else 0.0
+        return self._number * share
 
     def validation_step(self, batch: Any, index: int) -> None:
-        """Log the same measures on held-out data."""
+        """Log the same measures on held-out data, all of which each process has: some are no means over rows."""
         loss = self.task.loss(self.model, batch, None)
-        self._log("held_out", loss, {"loss": loss.value})
+        self._log("held_out", loss, {"loss": loss.value}, 1.0)
 
-    def _log(self, part: str, loss: Loss, values: dict[str, torch.Tensor]) -> None:
-        values = {name: value.detach() for name, value in (values | loss.metrics).items()}
+    def _log(self, part: str, loss: Loss, values: dict[str, torch.Tensor], factor: float) -> None:
+        """Log values of the whole batch: the means over processes of their own, times their shares."""
+        values = {name: value.detach() for name, value in values.items()}
+        own, batch_size = dict(loss.metrics), 1
         if loss.solution is not None:
-            values |= {
-                "nfe": loss.solution.nfe.float().mean(),
-                "nfe_batch": torch.tensor(float(loss.solution.calls)),
-            }
-            values |= {"error": loss.solution.error.detach().mean()}
-        batch_size = 1 if loss.solution is None else loss.solution.nfe.numel()
-        for name, value in values.items():
-            self.log(f"{part}/{name}", value, batch_size=batch_size)
+            own |= {"nfe": loss.solution.nfe.float().mean(), "error": loss.solution.error.mean()}
+            batch_size = loss.solution.nfe.numel()
+            calls, largest = torch.tensor(float(loss.solution.calls)), "max" if part == "train" else "mean"
+            self.log(f"{part}/nfe_batch", calls, batch_size=batch_size, sync_dist=True, reduce_fx=largest)
+        for name, value in (values | {name: factor * value.detach() for name, value in own.items()}).items():
+            self.log(f"{part}/{name}", value, batch_size=batch_size, sync_dist=True)
 
     def train_dataloader(self) -> Any:
         """The current epoch's batches; Lightning calls this once per epoch."""
@@ -75,6 +113,11 @@ class Training(L.LightningModule):
         """The task's optimizer and schedule."""
         steps = len(self.train_dataloader())
         return self.task.optimizer(self.model, self.settings, steps)
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """The seed of an epoch's random numbers in a process, for a run's seed."""
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
@@ -125,7 +168,13 @@ class _Loader:
 
 
 def train_run(
-    config: RunConfig, path: Path, *, data_dir: Path | None = None, device: str = "auto", resume: bool = True
+    config: RunConfig,
+    path: Path,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    resume: bool = True,
+    processes: Processes = ONE,
 ) -> bool:
     """Train a run to its end: continue an interrupted training, do nothing if it is finished.
 
@@ -137,6 +186,8 @@ def train_run(
         data_dir: folder of the data.
         device: Lightning's accelerator: "auto", "cpu" or "gpu".
         resume: False refuses a directory that exists.
+        processes: those that share out each batch; they are started if this is none of them. Processes on several
+            machines need the directory on all of them.
 
     Returns:
         whether anything was trained.
@@ -152,23 +203,39 @@ def train_run(
     if (path / MODEL).exists():
         claim_run(path, config)
         return False
+    if processes.must_be_started:
+        threads = max(torch.get_num_threads() // processes.devices, 1)
+        return in_processes(processes.devices, _train_part, config, path, data_dir, device, processes, threads)
     splits = task.load(settings, data_dir)
-    claim_run(path, config)
+    if rank() == 0:
+        claim_run(path, config)
     checkpoint = path / "checkpoints" / "last.ckpt"
     torch.manual_seed(config.seed)
     module = Training(config, splits)
     clock, keep = _Clock(), partial(ModelCheckpoint, checkpoint.parent, enable_version_counter=False)
     best = None if task.keeps is None else keep(filename="best", monitor=task.keeps, mode="max")
-    callbacks = [clock, progress(task.quality), keep(filename=checkpoint.stem), *([best] if best else [])]
+    # the best epoch's first: the last checkpoint then knows of it, so that a resumed training compares with it
+    shown = [progress(task.quality)] if rank() == 0 else []
+    callbacks = [clock, *shown, *([best] if best else []), keep(filename=checkpoint.stem)]
     with quiet_lightning():
-        trainer = _trainer(path, settings.epochs, device, callbacks)
+        trainer = _trainer(path, settings.epochs, device, processes, callbacks)
         _fit(trainer, module, checkpoint)
+    if rank() > 0:
+        return True
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.isfinite()}
     if best is not None:
         metrics |= _take_best(module, Path(best.best_model_path))
     write_json(path / TRAINING, {"seconds": clock.seconds, "threads": torch.get_num_threads()} | metrics)
     save_weights(module.model, path / MODEL)
     return True
+
+
+def _train_part(
+    config: RunConfig, path: Path, data_dir: Path | None, device: str, processes: Processes, threads: int
+) -> bool:
+    """`train_run` in one of several processes."""
+    torch.set_num_threads(threads)
+    return train_run(config, path, data_dir=data_dir, device=device, processes=processes)
 
 
 def _fit(trainer: L.Trainer, module: Training, checkpoint: Path) -> None:
@@ -246,17 +313,21 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [last[step] for step in sorted(last)]
 
 
-def _trainer(path: Path, epochs: int, device: str, callbacks: Sequence[Callback]) -> L.Trainer:
+def _trainer(path: Path, epochs: int, device: str, processes: Processes, callbacks: Sequence[Callback]) -> L.Trainer:
     return L.Trainer(
         accelerator=device,
-        devices=1,
+        devices=processes.devices,
+        num_nodes=processes.nodes,
+        # a head that reads z(0) leaves parameters of f without gradients
+        strategy="ddp_find_unused_parameters_true" if processes.number > 1 else "auto",
         max_epochs=epochs,
         callbacks=list(callbacks),
+        plugins=[AtomicCheckpoints()],
         logger=[
             CSVLogger(path, name="logs", version=_new_version(path / "logs", "csv")),
             TensorBoardLogger(path, name="logs", version="tensorboard"),
         ],
-        log_every_n_steps=10,
+        log_every_n_steps=LOGGED_EVERY,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,

@@ -1,0 +1,147 @@
+"""Data-parallel training: two processes have the loss curve of one at the same global batch."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from dise_experiments.common.errors import UserError
+from dise_experiments.run.config import ExperimentError, RunConfig
+from dise_experiments.run.processes import Processes, in_processes, rank
+from dise_experiments.run.rundir import open_run, read_json
+from dise_experiments.run.train import read_log, train_run
+
+SCRIPT = Path(__file__).with_name("training_in_parts.py")
+NAMES = ("mean", "sum", "parameters", "steer", "one system", "bound")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("training_in_parts", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def alone(script, tmp_path_factory):
+    """OUT of the trainings in this process."""
+    out = tmp_path_factory.mktemp("alone")
+    with script.small_world():
+        for name, config in script.configs().items():
+            train_run(config, out / name, device="cpu")
+    return out
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """OUT of the trainings in two processes of torchrun."""
+    out = tmp_path_factory.mktemp("shared")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    subprocess.run([*command, str(out)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (out / "rank0").exists()
+    assert (out / "rank1").exists()
+    return out
+
+
+# float32, summed in another order; two systems of 32 points have other steps than one of 64
+TOLERANCES = {"one system": {"rtol": 2e-3, "atol": 1e-4}}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_have_the_loss_curve_of_one(alone, shared, name):
+    one, two = (read_log(out / name) for out in (alone, shared))
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    assert len(one) >= 6
+    tolerance = TOLERANCES.get(name, {"rtol": 2e-4, "atol": 2e-5})
+    for key in ("train/loss", "train/penalty"):
+        assert_close(
+            *(torch.tensor([row[key] for row in log]) for log in (two, one)), **tolerance, msg=f"{name}: {key}"
+        )
+    if name not in ("one system", "bound"):
+        for key in ("train/accuracy", "train/nfe"):
+            assert_close(*(torch.tensor([row[key] for row in log]) for log in (two, one)), rtol=0.02, atol=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_and_held_out_measures_are_those_of_one(alone, shared, name):
+    tolerance = TOLERANCES.get(name, {"rtol": 1e-3, "atol": 2e-4})
+    one, two = (load_file(out / name / "model.safetensors") for out in (alone, shared))
+    assert_close(two, one, **tolerance)
+    one, two = (read_json(out / name / "training.json") for out in (alone, shared))
+    assert one.keys() == two.keys()
+    for key in (key for key in one if key.startswith("held_out/") and "nfe" not in key):
+        assert two[key] == pytest.approx(one[key], rel=5e-3, abs=1e-4), key
+
+
+@pytest.mark.long
+def test_the_first_process_alone_writes_files(alone, shared):
+    for name in NAMES:
+        one, two = (
+            {str(file.relative_to(out / name)) for file in (out / name).rglob("*") if "events.out" not in file.name}
+            for out in (alone, shared)
+        )
+        assert two == one
+        assert len(list((shared / name / "logs" / "tensorboard").glob("events.out*"))) == 1
+
+
+@pytest.mark.long
+def test_processes_are_started_where_torchrun_is_not(tmp_path, alone):
+    changes = ["epochs=1", "iterations=2", "batch_size=64"]
+    config = RunConfig.of("circles", "sample", changes=changes)
+    assert train_run(config, tmp_path / "two", device="cpu", processes=Processes(2)) is True
+    assert train_run(config, tmp_path / "two", device="cpu", processes=Processes(2)) is False
+    train_run(config, tmp_path / "one", device="cpu")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert_close(two, one, rtol=2e-3, atol=1e-4)
+
+
+# ---- processes
+
+
+@pytest.mark.long
+def test_the_error_of_a_process_is_the_callers_and_the_first_value_the_result():
+    assert in_processes(2, os.getenv, "RANK") == "0"
+    with pytest.raises(UserError, match=r"nowhere is not a run directory"):
+        in_processes(2, open_run, Path("nowhere"))
+    with pytest.raises(RuntimeError, match=r"process \d of the training ended with 1"):
+        in_processes(2, int, "no number")
+
+
+@pytest.mark.parametrize(
+    ("processes", "environment", "expected"),
+    [
+        (Processes(), {}, False),
+        (Processes(2), {}, True),
+        (Processes(2), {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, False),
+        (Processes(2, 2), {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_processes_are_started_once(monkeypatch, processes, environment, expected):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.must_be_started is expected
+    assert rank() == int(environment.get("RANK", 0))
+
+
+def test_several_machines_need_torchrun(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ExperimentError, match="torchrun --nnodes 2 --nproc-per-node 3"):
+        _ = Processes(3, 2).must_be_started
+
+
+def test_other_numbers_than_torchruns_are_refused(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ExperimentError, match="torchrun started 2 processes, 2 on this machine; expected 1 × 1"):
+        _ = Processes().must_be_started
