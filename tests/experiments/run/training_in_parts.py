@@ -32,7 +32,7 @@ def small_world():
 
 
 def configs():
-    """Batches of 7 images, which are 3 and 4 of two processes; 64 points of one system; 33 records, the last alone."""
+    """Batches of 7 images, which are 3 and 4 of two processes; 64 points of one system; 33 records, fewer in the last batch."""
     circles = ["epochs=2", "iterations=3", "batch_size=64"]
     return {
         "mean": RunConfig.of("mnist", "sample", reg="error", weight=0.5),

@@ -11,7 +11,7 @@ from dise_experiments.run.config import ExperimentError, RunConfig, choose, comb
 from dise_experiments.run.evaluate import METRICS
 from dise_experiments.run.published import has_published, run_of_beta
 from dise_experiments.run.registry import TASKS
-from dise_experiments.run.rundir import CONFIG, MODEL, open_run
+from dise_experiments.run.rundir import MODEL, open_run
 
 # the paper's rows, then those of the literature
 REGULARIZERS = (
@@ -81,10 +81,16 @@ class Cell(NamedTuple):
             Part.published: path / self.about.folder / METRICS,
         }[self.part]
 
+    def _owns(self, out: Path) -> bool:
+        """Whether the run's directory is of this run; of one that cannot be read the job says why."""
+        try:
+            return open_run(self.config.directory(out)) == self.config
+        except ExperimentError:
+            return False
+
     def state(self, out: Path) -> State:
         """How far the cell is, as far as its files tell; a directory of another run is not done."""
-        path = self.config.directory(out)
-        if self.results(out).exists() and (path / CONFIG).exists() and open_run(path) == self.config:
+        if self.results(out).exists() and self._owns(out):
             return State.done
         if failure(out, self.name):
             return State.failed

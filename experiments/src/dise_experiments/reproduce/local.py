@@ -53,7 +53,7 @@ class LocalEngine(Engine):
 
 def _reason(code: int | None) -> str | None:
     """Why a job's process ended early, from its exit code; None if it did not."""
-    if code in (0, None):
+    if not code:
         return None
     if code < 0:
         return f"the process was ended by signal {signal.Signals(-code).name}"

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from dise_experiments.reproduce.grid import Cell
 from dise_experiments.reproduce.logs import log_end, log_file
@@ -99,7 +99,7 @@ class LiveView(View):
         )  # fmt: skip
         self.cells = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=errors)
         self.bar = self.all.add_task("cells", total=None, text="")
-        self.lines: dict[str, int] = {}
+        self.lines: dict[str, TaskID] = {}
         self.live = Live(Group(self.cells, self.all), console=errors, refresh_per_second=4)
 
     def __enter__(self) -> Self:

@@ -76,18 +76,20 @@ def in_processes(number: int, call: Callable[..., Any], *args: Any) -> Any:
         context.Process(target=_process, args=(rank, number, port, sender, call, args))
         for rank, (_, sender) in enumerate(pipes)
     ]
+    begun: list[BaseProcess] = []
     try:
         for process, (_, sender) in zip(processes, pipes, strict=True):
             process.start()
+            begun.append(process)
             sender.close()
-        return _first_value(processes, [receiver for receiver, _ in pipes])
+        return _first_value(begun, [receiver for receiver, _ in pipes])
+    except BaseException:  # Ctrl-C too
+        for process in begun:
+            process.kill()
+        raise
     finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
-        for process in processes:
-            if process.pid is not None:
-                process.join()
+        for process in begun:
+            process.join()
 
 
 def _first_value(processes: list[BaseProcess], receivers: list[Connection]) -> Any:
