@@ -19,7 +19,7 @@ setup: .venv/installed
 # torchcfm needs torchdyn, which asks for torchvision and packages of notebooks without importing them; a torchvision
 # for another build of torch would break torchmetrics
 .venv/clients-installed: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[clients]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[clients]' --editable 'experiments[ray]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps \
 		POT torchcde torchcfm torchdyn torchsde trampoline
 	touch $@
@@ -49,8 +49,8 @@ test: setup
 test-long: setup  ## what CI runs beside `make test`: notebooks, long pages and tests of some seconds
 	$(BIN)/pytest -n auto -m "long and not slow"
 
-test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm and diffusers, and their pages
-	$(BIN)/pytest -n auto -m "not slow" -k clients tests/clients tests/test_docs.py
+test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm, diffusers and Ray, and their pages
+	$(BIN)/pytest -n auto -m "not slow" -k "clients or on_ray" tests/clients tests/test_docs.py tests/experiments/reproduce
 
 test-report: .venv/report-installed  ## the HTML of `dise report` in headless Chromium, narrow and wide, light and dark
 	$(BIN)/pytest -n 0 tests/report

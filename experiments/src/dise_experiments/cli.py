@@ -101,14 +101,12 @@ def run(
     from dise_experiments.run.processes import Processes, rank
     from dise_experiments.run.select import check_rules
     from dise_experiments.run.show import print_report
-    from dise_experiments.run.start import start
 
-    accelerator, published = start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
+    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
     configs = _configs(task, preset, model, reg, weight, reduce, seed, changes)
     check_rules(configs[0].found[0], alpha, penalty)  # before hours of training
     runs = {config.directory(out): config for config in configs}
-    for path, config in runs.items():
-        _train(config, path, data_dir, device, resume, Processes(devices, nodes))
+    _train(runs, data_dir, device, resume, Processes(devices, nodes))
     if rank() > 0:  # of several processes the first goes on
         return
     for path, config in runs.items():
@@ -116,7 +114,7 @@ def run(
         if task_found.selects(task_found.models[config.model]()):
             _select(path, published, on, alpha, penalty, beta, data_dir, accelerator)
     for path in runs:
-        about = published if published is not None and (path / published.folder).exists() else None
+        about = _stored(path, published)
         evaluate_run(path, data_dir=data_dir, device=accelerator, timing=timing, published=about, log=say)
     print_report(out / task / preset)
 
@@ -145,12 +143,11 @@ def train(
     """Train one model and print its run directory."""
     from dise_experiments.run.config import RunConfig
     from dise_experiments.run.processes import Processes, rank
-    from dise_experiments.run.start import start
 
-    start(device, threads)
+    _start(device, threads)
     config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, reduce=reduce, seed=seed, changes=changes)
     path = config.directory(out)
-    _train(config, path, data_dir, device, resume, Processes(devices, nodes))
+    _train({path: config}, data_dir, device, resume, Processes(devices, nodes))
     if rank() == 0:
         print_lines([str(path)])
 
@@ -172,9 +169,8 @@ def select(
 ) -> None:
     """Fit the integrator selectors of a trained run."""
     from dise_experiments.run.report import selection_tables
-    from dise_experiments.run.start import start
 
-    accelerator, published = start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
+    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit, beta)
     result = _select(run_dir, published, on, alpha, penalty, beta, data_dir, accelerator)
     for table in selection_tables(result):
         print_table(table)
@@ -196,9 +192,8 @@ def evaluate(
     from dise_experiments.run.evaluate import evaluate_run
     from dise_experiments.run.report import read_run, wall_clock
     from dise_experiments.run.rundir import open_run
-    from dise_experiments.run.start import start
 
-    accelerator, published = start(device, threads), _published(selector, euler_steps, rk4_steps, limit)
+    accelerator, published = _start(device, threads), _published(selector, euler_steps, rk4_steps, limit)
     evaluate_run(run_dir, data_dir=data_dir, device=accelerator, timing=timing, published=published, log=say)
     result = read_run(run_dir)
     task, _ = open_run(run_dir).found
@@ -257,9 +252,8 @@ def _run_flows(
     timing: bool,
 ) -> None:
     from dise_experiments.flows.run import run_flows
-    from dise_experiments.run.start import start
 
-    start(device, threads)
+    _start(device, threads)
     folder = run_flows(
         targets, preset, seed, out=out, data_dir=data_dir, device=device, resume=resume, timing=timing, log=say
     )
@@ -276,17 +270,18 @@ def _report_flows(folder: Path) -> None:
 
 
 def _train(
-    config: "RunConfig", path: Path, data_dir: Path | None, device: str, resume: bool, processes: "Processes"
+    runs: "dict[Path, RunConfig]", data_dir: Path | None, device: str, resume: bool, processes: "Processes"
 ) -> None:
-    """Train a run; the first of several processes says so."""
+    """Train runs, by their directories; the first of several processes says so."""
     from dise_experiments.run.processes import rank
     from dise_experiments.run.train import train_run
 
-    if rank() == 0:
-        say(f"training {config.name} in {path}")
-    trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume, processes=processes)
-    if rank() == 0:
-        say("trained" if trained else "trained before: reused")
+    for path, config in runs.items():
+        if rank() == 0:
+            say(f"training {config.name} in {path}")
+        trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume, processes=processes)
+        if rank() == 0:
+            say("trained" if trained else "trained before: reused")
 
 
 def _configs(
@@ -334,6 +329,18 @@ def _published(
     if (euler, rk4, limit, beta) != (1, 1, None, None):
         raise ExperimentError("euler-steps, rk4-steps, limit and beta are options of --selector published; add it")
     return None
+
+
+def _start(device: str, threads: int | None) -> str:
+    """Set up torch; the torch device of Lightning's accelerator."""
+    from dise_experiments.run.start import start
+
+    return start(device, threads)
+
+
+def _stored(path: Path, published: "AsPublished | None") -> "AsPublished | None":
+    """The published selector, if the run has it."""
+    return published if published is not None and (path / published.folder).exists() else None
 
 
 def _select(

@@ -1,13 +1,17 @@
 """The order of jobs, with an engine that does nothing but end them as it is told."""
 
+from io import StringIO
+
 import pytest
+from rich.console import Console
 
 from dise_experiments.reproduce import schedule as module
+from dise_experiments.reproduce import view as view_module
 from dise_experiments.reproduce.engine import Engine
 from dise_experiments.reproduce.grid import Cell, Part, grid, with_trainings
 from dise_experiments.reproduce.logs import note_failure
 from dise_experiments.reproduce.schedule import Schedule, carry_out_all
-from dise_experiments.reproduce.view import View, duration, summary
+from dise_experiments.reproduce.view import LiveView, View, duration, summary, view_of
 from dise_experiments.run.config import RunConfig
 from dise_experiments.run.rundir import claim_run
 
@@ -109,6 +113,27 @@ def test_the_time_left_is_that_of_like_cells(monkeypatch):
     clock[0] += 100  # longer than the others took
     assert schedule.seconds_left(1) == 0 + 10 + 60 + 10
     assert summary(schedule, 1) == "6 of 10 done, 1 running, 0 failed, about 1 min 20 s left"
+
+
+def test_a_terminal_has_one_live_view_and_shows_failures(cells, tmp_path, monkeypatch):
+    shown, bad = StringIO(), cells[0].name
+    monkeypatch.setattr(view_module, "errors", Console(file=shown, force_terminal=True, width=160))
+    view, schedule = view_of(tmp_path), Schedule(cells, 2)
+    assert isinstance(view, LiveView)
+    carry_out_all(schedule, tmp_path, Told(tmp_path, failing=[bad]), view)
+    assert not view.lines  # no cell is shown as running
+    last = shown.getvalue().rpartition("cells")[2]
+    assert f"{schedule.done}/{schedule.total}" in last
+    assert f"{len(schedule.failed)} failed" in last
+    assert f"{bad}: failed; the end of" in shown.getvalue()
+
+
+def test_elsewhere_a_line_is_one_cell(cells, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    carried_out(cells, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 * len(cells)
+    assert all(": begins" in line or ": done in" in line for line in lines)
 
 
 @pytest.mark.parametrize(

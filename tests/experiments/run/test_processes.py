@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -50,8 +49,12 @@ def shared(tmp_path_factory):
     return out
 
 
-# float32, summed in another order; two systems of 32 points have other steps than one of 64
-TOLERANCES = {"one system": {"rtol": 2e-3, "atol": 1e-4}}
+# Losses and penalties are float32 sums in another order: one step differs by about 1e-7.
+# Two systems of 32 points have other steps than one of 64, so they differ by the solver's tolerance of 1e-5.
+LOSSES = dict.fromkeys(NAMES, 1e-5) | {"one system": 1e-3}
+# A bias before a normalization has no gradient but rounding, so weights are compared with a step's size: 0.02 · 7/128
+# for MNIST; Adam divides by a gradient's own size, so small gradients that differ give steps that differ, 3e-3 each.
+WEIGHTS = dict.fromkeys(NAMES, 1e-4) | {"one system": 2e-3}
 
 
 @pytest.mark.long
@@ -60,25 +63,21 @@ def test_two_processes_have_the_loss_curve_of_one(alone, shared, name):
     one, two = (read_log(out / name) for out in (alone, shared))
     assert [row["step"] for row in two] == [row["step"] for row in one]
     assert len(one) >= 6
-    tolerance = TOLERANCES.get(name, {"rtol": 2e-4, "atol": 2e-5})
     for key in ("train/loss", "train/penalty"):
-        assert_close(
-            *(torch.tensor([row[key] for row in log]) for log in (two, one)), **tolerance, msg=f"{name}: {key}"
-        )
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=LOSSES[name]), key
     if name not in ("one system", "bound"):
         for key in ("train/accuracy", "train/nfe"):
-            assert_close(*(torch.tensor([row[key] for row in log]) for log in (two, one)), rtol=0.02, atol=1e-6)
+            assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-6), key
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_and_held_out_measures_are_those_of_one(alone, shared, name):
-    tolerance = TOLERANCES.get(name, {"rtol": 1e-3, "atol": 2e-4})
     one, two = (load_file(out / name / "model.safetensors") for out in (alone, shared))
-    assert_close(two, one, **tolerance)
+    assert_close(two, one, rtol=1e-3, atol=WEIGHTS[name])
     one, two = (read_json(out / name / "training.json") for out in (alone, shared))
     assert one.keys() == two.keys()
-    for key in (key for key in one if key.startswith("held_out/") and "nfe" not in key):
+    for key in (key for key in one if key.startswith("held_out/") and key[9:] not in ("nfe", "nfe_batch", "error")):
         assert two[key] == pytest.approx(one[key], rel=5e-3, abs=1e-4), key
 
 
@@ -101,7 +100,7 @@ def test_processes_are_started_where_torchrun_is_not(tmp_path, alone):
     assert train_run(config, tmp_path / "two", device="cpu", processes=Processes(2)) is False
     train_run(config, tmp_path / "one", device="cpu")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert_close(two, one, rtol=2e-3, atol=1e-4)
+    assert_close(two, one, rtol=1e-3, atol=WEIGHTS["one system"])
 
 
 # ---- processes

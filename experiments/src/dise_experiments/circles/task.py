@@ -21,6 +21,7 @@ from dise_experiments.circles.report import (
     larger_test,
     other_shares,
     other_targets,
+    own_row,
     policy_table,
     seed_table,
     table_8,
@@ -138,6 +139,10 @@ class CirclesTask(Task):
             part = test if unit == "set" else test[: SMALL + max(splits.test_sets // POINT_PART, 1)]
             rows += policy_rows(model, self.candidates, self.rule(None, None, 5), own, selector_macs, part, unit)
         return {"target": splits.target, "samples": test.shape[0] * test.shape[1], "policies": rows}
+
+    def own_row(self, run: Run) -> dict[str, Any]:
+        """Its evaluation with the integrator that it was trained with."""
+        return own_row(run)
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
         """Tables 8 and 9, the same for other targets, the larger test, and means over seeds."""

@@ -273,6 +273,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def own_row(self, run: Run) -> dict[str, Any]:
+        """The evaluation of a run's model with the integrator that it was trained with."""
+
+    @abstractmethod
     def tables(self, runs: Sequence[Run]) -> list[Table]:
         """The paper's tables beside the runs' numbers."""
 

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dise_experiments.common.statistics import mcnemar_of_errors
-from dise_experiments.common.summary import by_seed
-from dise_experiments.common.table import Table, number, spread
+from dise_experiments.common.table import Table, number
 from dise_experiments.common.task import Run
 from dise_experiments.mnist.paper import TABLE_1, TABLE_3, Row
 
@@ -64,20 +63,6 @@ def table_3(runs: Sequence[Run]) -> Table:
             shares = [row["shares"].get(name, 0.0) for name in names]
             rows.append([f"{run.name}, {row['policy']}", *(f"{share:.1%}" for share in shares)])
     return Table("Table 3: MNIST, share of test images for each integrator", ["run", *names], rows)
-
-
-def seed_table(runs: Sequence[Run]) -> Table:
-    """Each model with its own integrator, and its policies, over seeds."""
-    rows = []
-    for name, group in by_seed(runs).items():
-        found = [{"own": own_row(run)} | {row["policy"]: row for row in run.policies("DISE")} for run in group]
-        for policy in dict.fromkeys(policy for policies in found for policy in policies):
-            same = [policies[policy] for policies in found if policy in policies]
-            label = name if policy == "own" else f"{name}, {policy[5:]}"
-            nfe = [row["nfe"] + row.get("selector_macs", 0.0) for row in same if "nfe" in row]
-            rows.append([label, str(len(same)), spread([row["accuracy"] for row in same], 4), spread(nfe, 2)])
-    header = ["runs", "seeds", "accuracy", "NFE per sample, selector included"]
-    return Table("Over seeds: mean ± standard deviation", header, rows)
 
 
 def model_table(runs: Sequence[Run]) -> Table:

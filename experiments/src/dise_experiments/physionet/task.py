@@ -32,7 +32,7 @@ from dise_experiments.physionet.presets import (
     Preset,
 )
 from dise_experiments.physionet.records import Scaling
-from dise_experiments.physionet.report import against_dopri, policy_tables, seed_table, table_5, table_6
+from dise_experiments.physionet.report import against_dopri, own_row, policy_tables, seed_table, table_5, table_6
 from dise_experiments.physionet.selector import PaperNetwork
 from dise_experiments.physionet.starts import encoded
 from dise_experiments.physionet.stays import Stays
@@ -164,6 +164,10 @@ class PhysionetTask(Task):
             )
             metrics[f"published{suffix}"] = published_test(latent, batches)
         return metrics
+
+    def own_row(self, run: Run) -> dict[str, Any]:
+        """Its evaluation with the integrator that it was trained with."""
+        return own_row(run.metrics["policies"])
 
     def tables(self, runs: Sequence[Run]) -> list[Table]:
         """Tables 5 and 6, DISE against DOPRI, and each regularizer over its seeds."""

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from dise_experiments.reproduce.grid import Cell
 from dise_experiments.reproduce.logs import log_end, log_file
-from dise_experiments.run.terminal import errors, print_lines, say
+from dise_experiments.run.terminal import errors, print_lines
 
 
 class Counts(Protocol):
@@ -47,6 +47,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole} s"
 
 
+def _line(text: str) -> None:
+    """Print a line on the progress, on stderr, whole whatever the width, so that logs can be searched."""
+    errors.print(text, style="dim", soft_wrap=True, markup=False)
+
+
 class View:
     """Lines on stderr: one for each cell that begins or ends.
 
@@ -68,14 +73,14 @@ class View:
 
     def began(self, cell: Cell) -> None:
         """Show that a cell began."""
-        say(f"{cell.name}: begins")
+        _line(f"{cell.name}: begins")
 
     def ended(self, cell: Cell, seconds: float, counts: Counts, workers: int) -> None:
         """Show that a cell ended, and the end of its log if it failed."""
         if cell.name in counts.failed:
             self._failed(cell.name)
         else:
-            say(f"{cell.name}: done in {duration(seconds)}; {summary(counts, workers)}")
+            _line(f"{cell.name}: done in {duration(seconds)}; {summary(counts, workers)}")
 
     def _failed(self, name: str) -> None:
         print_failure(self.out, name)

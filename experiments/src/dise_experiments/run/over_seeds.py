@@ -9,7 +9,7 @@ from dise_experiments.common.task import Run, Task
 
 
 def over_seeds(task: Task, runs: Sequence[Run]) -> Table:
-    """Quality and NFE of DOPRI, the published selectors and the task's default one, over the seeds of each model."""
+    """Quality and NFE of each model with its own integrator and with its selectors, over the seeds."""
     rows = []
     for name, group in by_seed(runs).items():
         found = [_policies(task, run) for run in group]
@@ -24,9 +24,6 @@ def over_seeds(task: Task, runs: Sequence[Run]) -> Table:
 
 
 def _policies(task: Task, run: Run) -> dict[str, dict[str, Any]]:
-    """Rows of a run that the table has; of several units the first."""
-    rows = {row["policy"]: row for row in reversed(run.policies())}
-    own = str(task.reference) if str(task.reference) in rows else run.policies()[0]["policy"]
-    published = [policy for policy in rows if policy.startswith("DISE (as published")]
-    shown = [own, *sorted(published), f"DISE ({task.default_selector})"]
-    return {policy: rows[policy] for policy in shown if policy in rows}
+    """The rows of a run that the table has, by policy."""
+    rows = [task.own_row(run), *run.policies("DISE")]
+    return {row["policy"]: row for row in rows}
