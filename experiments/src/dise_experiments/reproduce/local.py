@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from dise_experiments.reproduce.engine import Engine
 from dise_experiments.reproduce.grid import Cell
@@ -24,7 +25,7 @@ class LocalEngine(Engine):
     def __init__(self, workers: int, work: Work) -> None:
         self.workers, self.work = workers, work
         fork = "forkserver" in multiprocessing.get_all_start_methods()
-        self.context = multiprocessing.get_context("forkserver" if fork else "spawn")
+        self.context: Any = multiprocessing.get_context("forkserver" if fork else "spawn")
         if fork:
             self.context.set_forkserver_preload([PRELOADED])
         self.running: list[tuple[Cell, BaseProcess]] = []

@@ -72,7 +72,7 @@ def in_processes(number: int, call: Callable[..., Any], *args: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     port = _free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(number)]
-    processes = [
+    processes: list[BaseProcess] = [
         context.Process(target=_process, args=(rank, number, port, sender, call, args))
         for rank, (_, sender) in enumerate(pipes)
     ]
