@@ -97,7 +97,6 @@ def run(
     if task == FLOWS:
         _run_flows(target, preset, seed, data_dir, device, out, threads, resume, timing)
         return
-    from dise_experiments.run.evaluate import evaluate_run
     from dise_experiments.run.processes import Processes, rank
     from dise_experiments.run.select import check_rules
     from dise_experiments.run.show import print_report
@@ -114,8 +113,7 @@ def run(
         if task_found.selects(task_found.models[config.model]()):
             _select(path, published, on, alpha, penalty, beta, data_dir, accelerator)
     for path in runs:
-        about = _stored(path, published)
-        evaluate_run(path, data_dir=data_dir, device=accelerator, timing=timing, published=about, log=say)
+        _evaluate(path, published, data_dir, accelerator, timing)
     print_report(out / task / preset)
 
 
@@ -338,9 +336,12 @@ def _start(device: str, threads: int | None) -> str:
     return start(device, threads)
 
 
-def _stored(path: Path, published: "AsPublished | None") -> "AsPublished | None":
-    """The published selector, if the run has it."""
-    return published if published is not None and (path / published.folder).exists() else None
+def _evaluate(path: Path, published: "AsPublished | None", data_dir: Path | None, device: str, timing: bool) -> None:
+    """Evaluate a run, with the published selector if it has it."""
+    from dise_experiments.run.evaluate import evaluate_run
+
+    about = published if published is not None and (path / published.folder).exists() else None
+    evaluate_run(path, data_dir=data_dir, device=device, timing=timing, published=about, log=say)
 
 
 def _select(
