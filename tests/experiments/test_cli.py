@@ -152,7 +152,7 @@ def test_run_prints_the_papers_tables_and_writes_everything(finished):
         r"DISE: accuracy 0\.\d{3}, [\d.]+ NFE, [\d.]+ ms; torchdiffeq dopri5: 0\.\d{3}, \d+ NFE, [\d.]+ ms",
         conclusion[0],
     )
-    assert conclusion[1] == f"See {path.parent / 'report.md'} and odenet-error-seed0/accuracy-nfe.png there"
+    assert conclusion[1] == f"See {path.parent / 'report.html'} and odenet-error-seed0/accuracy-nfe.png there"
     assert conclusion[2] == "Next: dise run mnist --preset cpu"
 
 
@@ -235,7 +235,7 @@ def test_report_prints_and_writes(ran, dise):
     for title in ("Table 1", "Table 3", "Models against the plain ODE-Net of the same seed"):
         assert title in out
     assert "all policies" not in out
-    assert f"See {ran.parent / 'report.md'} and " in out
+    assert f"See {ran.parent / 'report.html'} and " in out
     assert err == ""
 
 
@@ -392,7 +392,7 @@ def test_report_of_a_run_a_preset_a_task_or_all(ran, dise, level):
     folder = [ran, *ran.parents][level]
     code, out, _ = dise("report", folder)
     assert code == 0
-    assert f"See {ran.parent / 'report.md'}" in out
+    assert f"See {ran.parent / 'report.html'}" in out
 
 
 def test_reports_of_several_presets(ran, dise):
@@ -401,7 +401,7 @@ def test_reports_of_several_presets(ran, dise):
     assert code == 0
     for folder in ("sample", "again"):
         assert (ran.parent.parent / folder / "report.md").exists()
-        assert f"See {ran.parent.parent / folder / 'report.md'}" in out
+        assert f"See {ran.parent.parent / folder / 'report.html'}" in out
 
 
 def test_a_file_in_place_of_a_folder(refusal, tmp_path):

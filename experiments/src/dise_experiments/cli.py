@@ -141,12 +141,15 @@ def train(
     """Train one model and print its run directory."""
     from dise_experiments.run.config import RunConfig
     from dise_experiments.run.processes import Processes, rank
+    from dise_experiments.run.train import train_run
 
     _start(device, threads)
     config = RunConfig.of(task, preset, model=model, reg=reg, weight=weight, reduce=reduce, seed=seed, changes=changes)
     path = config.directory(out)
-    _train({path: config}, data_dir, device, resume, Processes(devices, nodes))
+    processes = Processes(devices, nodes)
+    trained = train_run(config, path, data_dir=data_dir, device=device, resume=resume, processes=processes)
     if rank() == 0:
+        say("trained" if trained else "trained before: reused")
         print_lines([str(path)])
 
 
