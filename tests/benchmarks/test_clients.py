@@ -34,7 +34,7 @@ def decay(script):
         ours,
         exact,
         lambda a, b: (a - b).abs().flatten(),
-        lambda draws: ours(dise.RK4(2), None),
+        lambda draws, folder: ours(dise.RK4(2), None),
     )
 
 
@@ -55,7 +55,7 @@ def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
     begin, end = readme.marks("clients.py")
     readme.PAGE.write_text(f"before\n{begin}\n{end}\nafter\n")
     out = tmp_path / "clients.json"
-    for options in (["--repeats", "1"], [], ["--readme"]):
+    for options in (["--repeats", "1"], [], ["--again", "--repeats", "1"], ["--readme"]):
         monkeypatch.setattr(sys, "argv", ["clients.py", "--out", str(out), *options])
         script.main()
     row = json.loads(out.read_text())["decay"]
@@ -65,3 +65,24 @@ def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
     before, *table, after = readme.PAGE.read_text().splitlines()
     assert (before, after) == ("before", "after")
     assert [line.count("|") for line in table[1:-1]] == [COLUMNS + 1] * 3
+
+
+def test_a_certified_policy_is_made_once(script, tmp_path, monkeypatch):
+    made = []
+    field = torch.nn.Linear(2, 2)
+    flow = dise.FlowSampler(dise.Flow(field, dise.DiagonalNormal(torch.zeros(2), torch.ones(2)), dise.Euler(1)))
+
+    def make_sampler(flow, **options):
+        made.append(options["draws"])
+        sampler = dise.FlowSampler(flow)
+        sampler.block.integrator = dise.Dynamic((dise.Euler(1), dise.Dopri5()), lambda h0, k1: h0)
+        return sampler
+
+    saved = []
+    monkeypatch.setattr(script.dise, "make_sampler", make_sampler)
+    monkeypatch.setattr(script, "save_policy", lambda sampler, folder: (folder.mkdir(), saved.append(folder)))
+    monkeypatch.setattr(script, "load_policy", lambda sampler, folder: (sampler, folder))
+    first = script.certify(field, 2, 100, tmp_path / "policy", density=False)
+    second, folder = script.certify(field, 2, 100, tmp_path / "policy", density=False)
+    assert (made, saved, folder) == ([100], [tmp_path / "policy"], tmp_path / "policy")
+    assert type(first) is type(second) is type(flow)
