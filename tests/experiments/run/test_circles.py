@@ -181,7 +181,7 @@ def test_help_says_how_to_change_a_setting(dise):
     assert code == 0
     assert "--set" in out
     assert "NAME=VALUE" in out
-    assert "mnist, physionet or circles" in out
+    assert "mnist, physionet, circles or flows" in out
 
 
 # ---- end to end
@@ -389,6 +389,6 @@ def test_another_target_through_the_command_line(finished, dise, tmp_path):
     assert "Table 8" not in out
     folder = tmp_path / "circles" / "sample"
     assert {file.name for file in folder.iterdir() if file.is_file()} == {
-        "figure-3-moons.png", "flow-moons.gif", "report.md"
+        "figure-3-moons.png", "flow-moons.gif", "report.html", "report.md"
     }  # fmt: skip
     assert json.loads(next(folder.glob("*/metrics.json")).read_text())["target"] == "moons"
