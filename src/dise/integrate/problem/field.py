@@ -203,7 +203,7 @@ class Field:
             if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
                 t = t.to(self.layout.time_dtype).contiguous()
             before, marked = (times_changed(t), times_changed(y)), y.requires_grad
-            value = self.evaluate(self.bound(request.rows), t, y)
+            value = self.evaluate(self._requested(request), t, y)
             # with its graph the value would lead back to this object where a backward pass calls f again
             constant = value.detach() if value.requires_grad else value
             self._check_memory(before, t, y, constant)
