@@ -29,7 +29,7 @@ PRESETS = {
     "sample": Preset(data="sample", epochs=2, schedule="one-cycle", batch_size=32, learning_rate=0.4, monitored=200),
     # about a quarter of an hour per model on two cores
     "cpu": Preset(data="full", epochs=2, schedule="one-cycle", batch_size=64, learning_rate=0.2),
-    # the paper's accuracy in three quarters of an hour per model on two cores
+    # the paper's accuracy at a fraction of its epochs and evaluations
     "long": Preset(
         data="full", epochs=30, schedule="one-cycle", coarse_epochs=28, coarse_precision="bfloat16", monitored=1000
     ),
