@@ -127,6 +127,42 @@ def test_scale_of_the_first_step():
     assert still.n_steps.item() == 1
 
 
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_last_steps(direction):
+    """The last step is up to 1/safety times as long as the controller's; else the last two are equal."""
+
+    def lengths(span, **options):
+        steady = IController(grow=1 + 1e-9, safety=0.65)
+        method = Adams(rtol=1e6, atol=1e6, first_step=0.3, controller=steady, **options)
+        end = 2 + direction * torch.tensor([span], dtype=DOUBLE)
+        t = solve(pendulum, torch.ones(1, 2, dtype=DOUBLE), 2.0, end, method, record=True).steps.t[0]
+        return (direction * torch.diff(t, prepend=torch.tensor([2.0], dtype=DOUBLE))).tolist()
+
+    assert lengths(1.0) == pytest.approx([0.3, 0.3, 0.4])
+    assert lengths(0.8) == pytest.approx([0.3, 0.25, 0.25])
+    assert lengths(0.95) == pytest.approx([0.3, 0.3, 0.35])
+    assert lengths(1.2) == pytest.approx([0.3] * 4)
+    assert lengths(0.4) == pytest.approx([0.3, 0.1])  # a first step is as long as told
+    assert lengths(1.0, dt_max=0.35) == pytest.approx([0.3, 0.3, 0.35, 0.05])
+    assert lengths(0.8, dt_min=0.26) == pytest.approx([0.3, 0.26, 0.24])
+
+
+def test_a_rejected_last_step_is_not_repeated():
+    f = lambda t, y: torch.exp(20 * t)  # noqa: E731
+    method = Adams(rtol=1e-3, atol=1e-3, first_step=0.3, controller=IController(shrink=0.9, safety=0.65))
+    solution = solve(f, torch.zeros(1, 1, dtype=DOUBLE), 0.0, 1.0, method)
+    assert (solution.n_steps > solution.n_accepted).all()
+    assert_close(solution.y.item(), (math.exp(20) - 1) / 20, rtol=1e-2, atol=0)
+
+
+def test_a_solve_in_parts_keeps_its_steps():
+    """Where a part ends, its step size is kept, not that of the last step."""
+    y0, method = torch.ones(1, 2, dtype=DOUBLE), Adams(rtol=1e6, atol=1e6, first_step=0.3, dt_max=0.3)
+    part = solve(pendulum, y0, 0.0, 0.61, method)
+    assert part.n_steps == 3
+    assert resume(part, pendulum, 1.0, method).n_steps.item() == 2
+
+
 # ---- where it is hard
 
 

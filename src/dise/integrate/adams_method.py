@@ -1,12 +1,13 @@
 """`Adams`: an Adams method with each sample's own steps, as an integrator."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 from dise.integrate.integrators import ErrorControlled
 from dise.integrate.multistep.own_steps import NODES, AdamsFormula
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
 from dise.integrate.problem.run import Run
+from dise.integrate.stepping.control import ErrorControl
 from dise.integrate.stepping.controllers import IController, PIController
 from dise.integrate.stepping.loop import integrate
 
@@ -21,6 +22,8 @@ class Adams(ErrorControlled):
     A step predicts, evaluates f at the predicted end, and corrects (PEC mode); the difference of corrector and
     predictor is the error estimate. A sample starts with order 2 and raises it by one with each step, up to `order`;
     it starts again after an event that changed its state, and after a jump of f. Dense output has the method's order.
+    The step that ends the span may be longer than the controller's by 1/safety, since no step follows it and the error
+    test still holds; where more is left but less than two steps, the last two are equal.
 
     For smooth fields, such as those of flow-matching samplers, it needs 0.5 to 0.8 times the evaluations of adaptive
     Runge–Kutta methods at equal error. Not for stiff fields: its stability region is smaller than theirs.
@@ -54,6 +57,11 @@ class Adams(ErrorControlled):
     def error_order(self) -> int:
         """That of the corrector, reached after the first steps."""
         return self.order
+
+    @property
+    def control(self) -> ErrorControl:
+        """Error control; a last step may be as long as the error test is expected to allow."""
+        return replace(super().control, stretch=1 / self.controller.safety)
 
     @property
     def tableau(self) -> AdamsFormula:

@@ -92,6 +92,10 @@ class Controller(Protocol):
         """
         ...
 
+    def planned(self, dt: Tensor, accept: Tensor, t: Tensor, t1: Tensor) -> Tensor:
+        """[n] length of the next attempt, from the verdict's, for steps that ended at t [n] of spans that end at t1."""
+        ...
+
     def stuck(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
         """[n] bool, whether a sample cannot continue after this verdict, unless its step was accepted."""
         ...
@@ -161,6 +165,10 @@ class FixedSteps:
         accept = torch.ones_like(step.t, dtype=torch.bool) if finite else finite_rows(step.y_next)
         return Verdict(accept, ratio, step.dt, memory, finite)
 
+    def planned(self, dt: Tensor, accept: Tensor, t: Tensor, t1: Tensor) -> Tensor:
+        """The same: a grid ends at t1."""
+        return dt
+
     def stuck(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
         """Samples whose step is not finite."""
         return ~verdict.accept
@@ -182,6 +190,7 @@ class ErrorControl:
     accept_at_dt_min: bool
     max_steps: int | None
     order: int  # power of dt with which the error estimate decreases
+    stretch: float = 1.0  # longest last step, in units of the controller's; 1: last steps are what is left
     rounds: None = None
     on_grid = False
 
@@ -245,6 +254,19 @@ class ErrorControl:
         order = self.order if step.estimate is None else step.estimate.order
         factor, memory = self.controller.factor(ratio, memory, accept, order)
         return Verdict(accept, scaled, self._limited(dt * factor), memory)
+
+    def planned(self, dt: Tensor, accept: Tensor, t: Tensor, t1: Tensor) -> Tensor:
+        """The length after an accepted step, without a short last step.
+
+        No step follows the last one, so that may be longer by `stretch`; two equal steps replace a long and a shorter
+        one. After a rejected step the controller's length stays, hence a rejected last step is not repeated.
+        """
+        if self.stretch == 1:
+            return dt
+        left = t1 - t
+        steps = left / dt
+        ahead = torch.where(steps <= self.stretch, left, torch.where(steps <= 2, left / 2, dt))
+        return torch.where(accept & (left != 0), self._limited(ahead), dt)
 
     def stuck(self, step: Step, verdict: Verdict, run: Run) -> Tensor:
         """Samples whose next step would be too short to attempt."""

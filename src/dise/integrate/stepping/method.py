@@ -134,7 +134,7 @@ class Method(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """[n] status and [n] next step; the status itself, unchanged, if all rows run and none is known to end."""
         adaptive = self.control.rounds is None
-        dt = verdict.dt if adaptive else rows.dt
+        dt = self.control.planned(verdict.dt, accept, t_next, rows.t1) if adaptive else rows.dt
         if every and not adaptive:  # only the last one of a fixed number of steps ends at t1, and it is t1 itself
             return (torch.full_like(rows.status, int(Status.SUCCESS)) if t_next is rows.t1 else rows.status), dt
         arrived = t_next == rows.t1
@@ -151,8 +151,8 @@ class Method(NamedTuple):
         arrived = arrived if every else arrived & accept
         status = status.masked_fill(arrived, int(Status.SUCCESS))
         if adaptive:
-            # the last step was truncated at t1; keep the untruncated size for `resume`
-            dt = torch.where(arrived, rows.dt, dt)
+            # where the last step was truncated at t1, keep the untruncated size for `resume`
+            dt = torch.where(arrived & (step.dt.abs() < rows.dt.abs()), rows.dt, dt)
             dt = dt if running is None else torch.where(running, dt, rows.dt)
         return status, dt
 
