@@ -93,7 +93,7 @@ def _ways(f: MixtureField, base: DiagonalNormal, x: Tensor) -> dict[str, Way]:
     from flow_matching.solver import ODESolver
     from zuko.transforms import FreeFormJacobianTransform
 
-    def by_dise(method: type[dise.Adaptive], quadrature: Literal["stages", "gauss"] = "stages") -> Way:
+    def by_dise(method: type[dise.Adaptive], quadrature: Literal["stages", "lobatto"] = "stages") -> Way:
         how: dict[str, Any] = {"divergence": ExactDivergence(), "quadrature": quadrature}
         return lambda tol: Flow(f, base, method(rtol=tol, atol=tol), **how).log_prob(x)
 
@@ -109,8 +109,8 @@ def _ways(f: MixtureField, base: DiagonalNormal, x: Tensor) -> dict[str, Way]:
     return {
         "dise, Dopri5": _without_gradients(by_dise(dise.Dopri5)),
         "dise, Dopri8": _without_gradients(by_dise(dise.Dopri8)),
-        "dise, Dopri5, gauss": _without_gradients(by_dise(dise.Dopri5, "gauss")),
-        "dise, Dopri8, gauss": _without_gradients(by_dise(dise.Dopri8, "gauss")),
+        "dise, Dopri5, lobatto": _without_gradients(by_dise(dise.Dopri5, "lobatto")),
+        "dise, Dopri8, lobatto": _without_gradients(by_dise(dise.Dopri8, "lobatto")),
         "zuko": _without_gradients(by_zuko),
         "flow_matching, dopri5": _without_gradients(by_flow_matching("dopri5")),
         "flow_matching, dopri8": _without_gradients(by_flow_matching("dopri8")),

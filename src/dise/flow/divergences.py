@@ -139,7 +139,7 @@ def divergence(f: VectorField, t: Tensor, z: Tensor) -> Tensor:
     return ExactDivergence()(f, t, z, (), 1)[1]
 
 
-Quadrature = Literal["stages", "gauss"]  # how log-densities are integrated; see `Flow`
+Quadrature = Literal["stages", "lobatto"]  # how log-densities are integrated; see `Flow`
 
 
 class AugmentedField(nn.Module):
@@ -149,7 +149,7 @@ class AugmentedField(nn.Module):
         f: as in `Flow`.
         divergence: how to compute it; None: by f's own `with_divergence` if there is one, else exactly.
         event_dims: number of dimensions of a point.
-        quadrature: "gauss" lets `solve` evaluate the divergence apart from the stages; see `Flow`.
+        quadrature: "lobatto" lets `solve` integrate the points alone, and the log-density along them; see `Flow`.
 
     Raises:
         ValueError: another quadrature.
@@ -163,10 +163,10 @@ class AugmentedField(nn.Module):
         quadrature: Quadrature = "stages",
     ) -> None:
         super().__init__()
-        if quadrature not in ("stages", "gauss"):
-            raise ValueError(f"quadrature: expected 'stages' or 'gauss', got {quadrature!r}")
+        if quadrature not in ("stages", "lobatto"):
+            raise ValueError(f"quadrature: expected 'stages' or 'lobatto', got {quadrature!r}")
         self.f, self.divergence, self.event_dims, self.quadrature = f, divergence, event_dims, quadrature
-        if quadrature == "gauss":
+        if quadrature == "lobatto":
             self.without_quadrature = self._points_alone  # where `solve` looks for it
 
     def probes(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -191,14 +191,13 @@ class AugmentedField(nn.Module):
         dz, div = how(lambda t, z: self.f(t, z, *conditions), t, z, probes, self.event_dims)
         return dz, -div
 
-    def _points_alone(self, t: Tensor, state: tuple[Tensor, Tensor], *further: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, with 0 in place of d log p/dt."""
-        z, log_density = state
+    def _points_alone(self, t: Tensor, z: Tensor, *further: Tensor) -> Tensor:
+        """dz/dt [n, ...] at z [n, ...], as in `forward`."""
         draws = self.divergence is not None and self.divergence.draws
-        dz = self.f(t, z, *(further[:-1] if draws else further))
+        dz: Tensor = self.f(t, z, *(further[:-1] if draws else further))
         if dz.shape != z.shape:
             raise ValueError(f"f: expected dz/dt of shape {list(z.shape)} like z, got {list(dz.shape)}")
-        return dz, torch.zeros_like(log_density)
+        return dz
 
 
 Trace = Callable[[Callable[[Tensor], Tensor], Tensor, bool], tuple[Tensor, Tensor]]

@@ -27,7 +27,6 @@ from dise.integrate.output.events import EventArgument, as_events, check_backsol
 from dise.integrate.output.functions import FunctionCaller, Values
 from dise.integrate.output.interpolation import DenseSolution
 from dise.integrate.output.observers import Progress, StepLog, Steps
-from dise.integrate.output.quadrature import GaussQuadrature
 from dise.integrate.output.saved_steps import SavedSteps
 from dise.integrate.output.saving import SavePoints
 from dise.integrate.problem.field import Field
@@ -35,6 +34,7 @@ from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
 from dise.integrate.problem.run import MakeRounds, Run
 from dise.integrate.problem.state import Layout, State
+from dise.integrate.quadrature import Separated
 from dise.integrate.solution import Interpolant, Solution
 from dise.integrate.stepping.statistics import Accumulate, Accumulators
 from dise.integrate.tracing import check_transforms, has_values
@@ -197,17 +197,21 @@ def solve(
     log = StepLog(len(packed), packed.device, stages=dense) if dense or record else None
     statistics = None if accumulate is None else _statistics(accumulate, options, integrator)
     meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
-    within = dense or times is not None or ends is not None or search is not None or statistics is not None
-    apart = hasattr(f, "without_quadrature") and not (within or options.compile or back is not None)
+    # save points, events and statistics look at all tensors within a step, and f may be called on some rows only
+    whole = dense or any(part is not None for part in (times, ends, search, statistics, back)) or not drop_finished
+    apart = None if whole or checkpoint or compile else Separated.of(plain, problem, integrator)
+    if apart is not None:
+        field, problem, integrator = apart.field, apart.problem, apart.integrator
+    quadrature = None if apart is None else apart.quadrature
+    observers = (log, points, ends, happened, meter, quadrature)
     run = Run(
         field=field,
         rounds=rounds,
-        observers=tuple(observer for observer in (log, points, ends, happened, meter) if observer is not None),
+        observers=tuple(observer for observer in observers if observer is not None),
         events=search,
         drop_finished=drop_finished,
         differentiate_step_sizes=differentiate_step_sizes,
         accumulate=statistics,
-        quadrature=GaussQuadrature(layout) if apart else None,
         checkpoint=checkpoint,
     )
     answers = None
@@ -217,6 +221,7 @@ def solve(
         answers = ForwardAnswers(field, plain, packed.device.type)
     with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
         result = _integrated(integrator, problem, run, answers or field, times)
+        result = result if quadrature is None else quadrature.finish(result)
         saved = None if points is None else points.finish(result)
         saved_t, saved_ends = (None, None) if ends is None else ends.finish()
     which = None if happened is None else happened.stopped_by()
@@ -228,7 +233,7 @@ def solve(
             points = SavePoints(*times, problem, caller, save)
             saved = points.apply(states, result.t)
     solution = replace(
-        _solution(result, layout, field.calls),
+        _solution(result, layout, field.calls + (0 if quadrature is None else quadrature.calls)),
         accumulated=None if statistics is None else statistics.result(result.accumulated, batched=batched),
         saved=saved_ends if points is None or saved is None else points.in_structure(saved),
         saved_t=saved_t,

@@ -120,7 +120,6 @@ class Field:
         self.args, self.sample_args = tuple(args), tuple(sample_args)
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
-        self._stage: Callable[..., State] | None = getattr(f, "without_quadrature", None)
         self._rows_checked = stand_ins is None or whole
         self._without_rows = BoundField(f, layout, self.args, ())
 
@@ -153,11 +152,11 @@ class Field:
             return
 
         def part() -> Tensor:
-            return call(self._requested(request), request.t, request.y.clone())
+            return call(self.bound(request.rows), request.t, request.y.clone())
 
         def whole() -> Tensor:
             every = self._completed(request)
-            return call(self._requested(every), every.t, every.y)[rows]
+            return call(self.bound(every.rows), every.t, every.y)[rows]
 
         eps = precision(self.f, self.args, self.layout.dtype, request.y.device)
         check_rows(part() if value is None else value, part, whole, f"{number} of {self.samples} samples", eps)
@@ -176,11 +175,6 @@ class Field:
             return self._without_rows
         args = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
         return self._without_rows._replace(sample_args=args)
-
-    def _requested(self, request: Request) -> BoundField:
-        """f for the request's samples, without the last tensor's slope where f can leave it out."""
-        f = self.bound(request.rows)
-        return f._replace(f=self._stage) if request.stage and self._stage is not None else f
 
     def evaluate(self, f: BoundField, t: Tensor, y: Tensor) -> Tensor:
         """f at times [n] and states [n, F]: [n, F]."""
@@ -203,7 +197,7 @@ class Field:
             if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
                 t = t.to(self.layout.time_dtype).contiguous()
             before, marked = (times_changed(t), times_changed(y)), y.requires_grad
-            value = self.evaluate(self._requested(request), t, y)
+            value = self.evaluate(self.bound(request.rows), t, y)
             # with its graph the value would lead back to this object where a backward pass calls f again
             constant = value.detach() if value.requires_grad else value
             self._check_memory(before, t, y, constant)

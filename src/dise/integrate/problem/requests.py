@@ -21,7 +21,6 @@ class Request(NamedTuple):
     rows: Int[Tensor, " n"] | None  # indices into the problem's samples; None: all of them, in order
     t: Float[Tensor, " n"]
     y: Inexact[Tensor, "n F"]
-    stage: bool = False  # of a step whose `Quadrature` computes the last tensor: its slope is not needed
 
 
 class Result(NamedTuple):
@@ -85,8 +84,7 @@ def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Ten
             ((i, request),) = requests.items()
             answers = {i: (yield request)}
         else:
-            rows, t, y = (torch.cat(column) for column in list(zip(*requests.values(), strict=True))[:3])
-            values = yield Request(rows, t, y, stage=all(request.stage for request in requests.values()))
+            values = yield Request(*(torch.cat(column) for column in zip(*requests.values(), strict=True)))
             answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))
 
 

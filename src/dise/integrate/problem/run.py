@@ -35,19 +35,6 @@ class Accumulator(Protocol):
         ...
 
 
-class Quadrature(Protocol):
-    """Integrates a state's last tensor, on which the others do not depend, apart from the stages."""
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of f per step, beside those of the stages."""
-        ...
-
-    def completed(self, step: Step, error: Tensor, field: BoundField) -> tuple[Step, Tensor]:
-        """A step with the change of its last tensor, and its error estimate [n, F]."""
-        ...
-
-
 MakeRounds = Callable[[Any, Problem, "Run"], Any]  # (method, problem, run) → the loop's `Rounds`
 
 
@@ -62,7 +49,6 @@ class Run:
         observers: shown each attempted step.
         events: what may stop a sample before t1, or change its state.
         drop_finished, differentiate_step_sizes, accumulate: see `dise.solve`.
-        quadrature: of the state's last tensor, for Runge–Kutta methods that choose their steps; None: by stages.
         checkpoint: keep only some states for the backward pass, and recompute the steps between them.
     """
 
@@ -73,7 +59,6 @@ class Run:
     drop_finished: bool = True
     differentiate_step_sizes: bool = False
     accumulate: Accumulator | None = None
-    quadrature: Quadrature | None = None
     checkpoint: bool = False
 
     def answer(self, problem: Problem, request: Request) -> Tensor:
@@ -94,17 +79,6 @@ class Run:
         """f for some of a problem's samples (None: all, in order), if the statistics evaluate it."""
         if self.accumulate is None or self.field is None or not self.accumulate.calls_field:
             return None
-        return self.field.bound(problem.requested(rows))
-
-    def field_of_quadrature(self, problem: Problem, rows: Tensor | None) -> BoundField:
-        """f for some of a problem's samples (None: all, in order), for one more call.
-
-        Raises:
-            RuntimeError: the run has no field.
-        """
-        if self.field is None:
-            raise RuntimeError("this run has no field to call; its integrations request evaluations")
-        self.field.calls += 1
         return self.field.bound(problem.requested(rows))
 
     def show(self, problem: Problem, record: StepRecord) -> None:

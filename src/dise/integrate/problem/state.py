@@ -45,6 +45,16 @@ class Layout:
         object.__setattr__(self, "time_dtype", self.dtype.to_real())
         object.__setattr__(self, "plain", not structured and len(self.shapes[0]) == 1)
 
+    @property
+    def first(self) -> "Layout":
+        """That of a state of the first tensor alone."""
+        return Layout(self.shapes[:1], False, self.batched, None, self.dtype)
+
+    @property
+    def last(self) -> "Layout":
+        """That of a state of the last tensor alone."""
+        return Layout(self.shapes[-1:], False, self.batched, None, self.dtype)
+
     @classmethod
     def of(cls, y: State, *, batched: bool) -> "Layout":
         """Layout of a state whose tensors are [B, ...]."""

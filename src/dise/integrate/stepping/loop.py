@@ -45,9 +45,7 @@ def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, probl
         control, problem = control.with_breaks(problem, problem.breaks)
     dt, evaluations = yield from control.first_step(problem, k1, tableau.first_order, run)
     control = control.with_restarts() if run.events is not None and run.events.changes else control
-    # a fixed number of steps is as exact between its ends as it happens to be
-    apart = isinstance(tableau, ButcherTableau) and tableau.interpolant is not None and control.rounds is None
-    method = Method(tableau, control, run.quadrature if apart else None)
+    method = Method(tableau, control)
     # popped, not named, and k1 too: this frame would hold the first stage until the end
     start = [_start(method, problem, run, k1, dt)]
     del k1, values
@@ -187,9 +185,7 @@ def _collect(state: LoopState, method: Method, *, first: int) -> Result:
     results = {name: getattr(rows, name) for name in Result._fields if name in LoopRows._fields}
     if rows.accumulated is None:
         results["accumulated"] = torch.zeros_like(rows.error)
-    if method.quadrature is not None:
-        results["k1"] = None  # the last tensor's is unknown
-    elif not method.tableau.fsal:
+    if not method.tableau.fsal:
         # With fixed steps k1 is known only after a failed step, and failed samples are not resumed.
         results["k1"] = None if rows.known is None else torch.where(rows.known[:, None], rows.k1, torch.nan)
     return Result(nfe=first + method.evaluations(rows), **results)

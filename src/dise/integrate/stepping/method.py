@@ -8,7 +8,7 @@ from torch import Tensor
 from dise.integrate.multistep.own_steps import AdamsAttempt, AdamsFormula, History
 from dise.integrate.problem.field import BoundField
 from dise.integrate.problem.hooks import StepRecord
-from dise.integrate.problem.run import Quadrature, Run
+from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout
 from dise.integrate.runge_kutta.running_sums import RunningSums
 from dise.integrate.runge_kutta.step import Attempt, Step
@@ -26,7 +26,6 @@ class Method(NamedTuple):
 
     tableau: ButcherTableau | AdamsFormula
     control: Controller
-    quadrature: Quadrature | None = None
 
     @property
     def always_known(self) -> bool:
@@ -64,12 +63,13 @@ class Method(NamedTuple):
     ) -> tuple[LoopRows, StepRecord]:
         """The rows after the step, and its record: accepted rows advance, rejected ones and those not running stay.
 
-        `field` is f for these rows, where the run's statistics or the method's quadrature need it.
+        `field` is f for these rows, where the run's statistics need it.
 
         If all rows run and all are known to be accepted, new values replace old ones without a `torch.where`.
         """
         t_next = attempt.t_next
-        step, error = self._finished(attempt, field)
+        step = attempt.finish()
+        error = None if self.control.test is None else (attempt if isinstance(attempt, Attempt) else step).error()
         verdict = self.control.judge(step, error, rows.memory, layout, run)
         every = running is None and (verdict.all_accepted or known_all(verdict.accept))
         accept = verdict.accept if running is None else verdict.accept & running
@@ -110,15 +110,6 @@ class Method(NamedTuple):
             long = step.dt.abs() >= SHORT_STEP * dt.abs()
             after = after.with_history(history.after(rows.t, rows.k1, accept & long))
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
-
-    def _finished(self, attempt: Attempt | AdamsAttempt, field: BoundField | None) -> tuple[Step, Tensor | None]:
-        """The completed step and its error estimate [n, F], if there is an error test."""
-        step = attempt.finish()
-        estimated = attempt if isinstance(attempt, Attempt) else step
-        error = None if self.control.test is None else estimated.error()
-        if self.quadrature is None or field is None or error is None:
-            return step, error
-        return self.quadrature.completed(step, error, field)
 
     def _outcome(
         self,
@@ -162,10 +153,6 @@ class Method(NamedTuple):
         The first stage is known at the first step, after a rejected step, and after every step of a method whose last
         stage is the next step's first.
         """
-        further = 0 if self.quadrature is None else self.quadrature.evaluations * rows.n_steps
-        return further + self._evaluations_of_stages(rows)
-
-    def _evaluations_of_stages(self, rows: LoopRows) -> Tensor:
         if self.tableau.fsal:
             evaluations = self.tableau.evaluations * rows.n_steps
             return evaluations if rows.restarts is None else evaluations + rows.restarts

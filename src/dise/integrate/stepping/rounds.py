@@ -72,9 +72,8 @@ class EagerRounds:
             rows, known = yield from _first_stages(rows, mask, subset)
         attempt = method.begin(rows, index, mask, self._sums_for(rows.y), known=known)
         while attempt.pending:
-            attempt.stages.append((yield Request(subset, *attempt.point(), stage=method.quadrature is not None)))
-        further = self._run.field_of_statistics if method.quadrature is None else self._run.field_of_quadrature
-        f = further(self._problem, subset)
+            attempt.stages.append((yield Request(subset, *attempt.point())))
+        f = self._run.field_of_statistics(self._problem, subset)
         after, record = method.end(rows, attempt, self._layout, self._run, mask, f)
         if not method.tableau.fsal and method.control.rounds is not None:  # the next step begins with a k1 of its own
             unknown = after.k1.new_full((), torch.nan).expand_as(after.k1) if index == 0 else rows.k1
