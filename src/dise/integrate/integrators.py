@@ -104,7 +104,7 @@ class FixedStep(RungeKutta):
 
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Step every sample from t0 to t1."""
-        problem.check_span(self.grid.span)
+        problem.check_span(self.steps.span if isinstance(self.steps, TimeGrid) else None)
         return super().integrate(problem, run)
 
 

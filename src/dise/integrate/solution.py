@@ -122,9 +122,10 @@ class Solution:
         """
         if not has_values(self.status):
             return self
-        failed = torch.atleast_1d(self.status != int(Status.SUCCESS)).nonzero().flatten()
-        if len(failed) == 0:
+        unsuccessful = self.status != int(Status.SUCCESS)
+        if not unsuccessful.any():
             return self
+        failed = torch.atleast_1d(unsuccessful).nonzero().flatten()
         i = int(failed[0])
         status = Status(int(torch.atleast_1d(self.status)[i]))
         problem, remedy = FAILURES[status]

@@ -1,7 +1,6 @@
 """`solve`: checks the arguments, answers the integrator's requests and returns a Solution."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -232,8 +231,10 @@ def solve(
         if times is not None and states is not None:
             points = SavePoints(*times, problem, caller, save)
             saved = points.apply(states, result.t)
-    solution = replace(
-        _solution(result, layout, field.calls + (0 if quadrature is None else quadrature.calls)),
+    solution = _solution(
+        result,
+        layout,
+        calls=field.calls + (0 if quadrature is None else quadrature.calls),
         accumulated=None if statistics is None else statistics.result(result.accumulated, batched=batched),
         saved=saved_ends if points is None or saved is None else points.in_structure(saved),
         saved_t=saved_t,
@@ -292,9 +293,10 @@ def _integrated(
     return drive(integrate_nonempty(integrator, problem, run, gradients_in_time=in_time), answer)
 
 
-def _solution(result: Result, layout: Layout, calls: int) -> Solution:
-    """The result in the structure of the user's state."""
-    values = result._asdict() | {"accumulated": None}
+def _solution(result: Result, layout: Layout, **further: Any) -> Solution:
+    """The result in the structure of the user's state, with further fields of the solution."""
+    values = result._asdict()
+    del values["accumulated"]
     if not layout.batched:
         values |= {name: x.reshape(()) for name, x in values.items() if name not in ("y", "k1") and x is not None}
-    return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.slope), "calls": calls}))
+    return Solution(**(values | {"y": layout.unpack(result.y), "k1": layout.unpack(result.slope)}), **further)

@@ -92,7 +92,7 @@ def known_finite(x: Tensor) -> bool:
 
     Tests the sum, so False is also returned where finite numbers overflow when summed.
     """
-    return on_host(x) and cmath.isfinite(x.sum().item())
+    return on_host(x) and cmath.isfinite((x.detach() if x.requires_grad else x).sum().item())
 
 
 def times_changed(x: Tensor) -> int:

@@ -35,7 +35,7 @@ class RunningSums:
     def suit(tableau: ButcherTableau, y: Tensor) -> bool:
         """Whether steps of states like y [n, F] gain by a buffer: it is small, and nothing tracks what it holds."""
         # the size last: a traced graph would be for sizes up to it only
-        return untracked(y) and _saved_operations(tableau) > 1 and _number(tableau) * y.numel() <= MAX_NUMEL
+        return tableau.stages > 1 and untracked(y) and _saves(tableau) and _number(tableau) * y.numel() <= MAX_NUMEL
 
     def fit(self, y: Tensor) -> bool:
         """Whether these are sums for states like y [n, F]."""
@@ -78,11 +78,12 @@ def _number(tableau: ButcherTableau) -> int:
     return tableau.stages - tableau.last_at_end + (tableau.b_err is not None)
 
 
-def _saved_operations(tableau: ButcherTableau) -> int:
-    """How many fewer operations a step takes than with sums made one by one."""
+@lru_cache(maxsize=64)
+def _saves(tableau: ButcherTableau) -> bool:
+    """Whether a step takes at least two operations fewer than with sums made one by one."""
     sums = [*tableau.stage_sums, *(() if tableau.last_at_end else (tableau.solution_sum,))]
     apart = sum(len(weights.others) for weights in sums)
-    return apart + (0 if tableau.error_sum is None else len(tableau.error_sum.others) + 1) - tableau.stages
+    return apart + (0 if tableau.error_sum is None else len(tableau.error_sum.others) + 1) - tableau.stages > 1
 
 
 @lru_cache(maxsize=64)  # needed whenever samples leave a solve, and they may have to be copied to a device

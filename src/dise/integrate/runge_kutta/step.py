@@ -117,9 +117,9 @@ class Attempt:
         self.dt = t_next - t
         dtype = real_dtype(y)
         self._dt_column = self.dt.to(dtype).unsqueeze(1)  # the clock's dtype would turn sums of stages into float64
-        self._times = _stage_times(tableau, t, t_next, dtype, bounds)
         self.stages = [] if k1 is None else [k1]
         self._number = tableau.stages
+        self._times = _stage_times(tableau, t, t_next, dtype, bounds) if self.pending else ()
         self.evaluations = self._number - len(self.stages)
         self._y_stage, self._sums = y, sums
         if sums is not None:

@@ -161,7 +161,7 @@ class FixedSteps:
             ratio = torch.full_like(step.t, torch.nan, dtype=real_dtype(step.y))
         else:
             ratio = self.test.ratio(step, error, layout)
-        finite = known_finite(step.y_next.detach())
+        finite = known_finite(step.y_next)
         accept = torch.ones_like(step.t, dtype=torch.bool) if finite else finite_rows(step.y_next)
         return Verdict(accept, ratio, step.dt, memory, finite)
 

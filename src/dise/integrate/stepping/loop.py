@@ -130,14 +130,13 @@ def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau | AdamsForm
 def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -> LoopState:
     """The loop before the first step."""
     control, accumulate = method.control, run.accumulate
-    zero = torch.zeros_like(problem.t0, dtype=real_dtype(problem.y0))
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     status = torch.full_like(none, RUNNING)
-    stepping = dt.detach() != 0
-    usable = known_all(stepping)
+    error = torch.full_like(problem.t0, torch.nan if control.test is None else 0, dtype=real_dtype(problem.y0))
+    usable = known_all(dt)
     if not usable:
-        status = status.masked_fill(~stepping, int(Status.STEP_UNDERFLOW))
-    finite = known_finite(k1.detach()) and known_finite(problem.y0.detach())
+        status = status.masked_fill(dt.detach() == 0, int(Status.STEP_UNDERFLOW))
+    finite = known_finite(k1) and known_finite(problem.y0)
     if not finite:
         status = status.masked_fill(~(finite_rows(k1) & finite_rows(problem.y0)), int(Status.NON_FINITE))
     accumulated = None
@@ -145,19 +144,19 @@ def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -
         step, field = empty_step(problem, k1, method.tableau), run.field_of_statistics(problem, None)
         accumulated = accumulate.start(step, field)
     rows = LoopRows(
-        sample=torch.arange(problem.y0.shape[0], device=zero.device),
+        sample=torch.arange(problem.y0.shape[0], device=none.device),
         t1=problem.t1,
         k1=k1,
         y=problem.y0,
         t=problem.t0,
         n_steps=none,
         n_accepted=none,
-        error=torch.full_like(zero, torch.nan) if control.test is None else zero,
+        error=error,
         status=status,
         dt=dt,
         t0=problem.t0 if control.on_grid else None,
         known=None if method.always_known else torch.ones_like(none, dtype=torch.bool),
-        memory=torch.ones_like(zero) if control.remembers else None,
+        memory=torch.ones_like(error) if control.remembers else None,
         accumulated=accumulated,
         restarts=None if run.events is None and problem.breaks is None else none,
     )
@@ -188,4 +187,4 @@ def _collect(state: LoopState, method: Method, *, first: int) -> Result:
     if not method.tableau.fsal:
         # With fixed steps k1 is known only after a failed step, and failed samples are not resumed.
         results["k1"] = None if rows.known is None else torch.where(rows.known[:, None], rows.k1, torch.nan)
-    return Result(nfe=first + method.evaluations(rows), **results)
+    return Result(nfe=method.evaluations(rows, first), **results)

@@ -147,16 +147,19 @@ class Method(NamedTuple):
             dt = dt if running is None else torch.where(running, dt, rows.dt)
         return status, dt
 
-    def evaluations(self, rows: LoopRows) -> Tensor:
-        """[n] evaluations of f that the rows' steps needed.
+    def evaluations(self, rows: LoopRows, first: int) -> Tensor:
+        """[n] evaluations of f that the rows needed: `first` of them before the steps, k1 among them.
 
         The first stage is known at the first step, after a rejected step, and after every step of a method whose last
         stage is the next step's first.
         """
+        each = self.tableau.evaluations if self.tableau.fsal else self.tableau.stages
+        evaluations = rows.n_steps if each == 1 else each * rows.n_steps
         if self.tableau.fsal:
-            evaluations = self.tableau.evaluations * rows.n_steps
+            evaluations = evaluations + first
             return evaluations if rows.restarts is None else evaluations + rows.restarts
-        if rows.known is None:  # a rejected step ends a sample
-            return self.tableau.stages * rows.n_steps - (rows.n_steps > 0).long()
+        if rows.known is None:  # the first step's k1 is among `first`; a rejected step ends a sample
+            evaluations = evaluations.clamp(min=1)
+            return evaluations if first == 1 else evaluations + (first - 1)
         repeated = rows.n_steps - rows.n_accepted + ~rows.known
-        return self.tableau.stages * rows.n_steps - repeated
+        return evaluations - repeated + first

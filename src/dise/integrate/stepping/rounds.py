@@ -75,7 +75,8 @@ class EagerRounds:
             attempt.stages.append((yield Request(subset, *attempt.point())))
         f = self._run.field_of_statistics(self._problem, subset)
         after, record = method.end(rows, attempt, self._layout, self._run, mask, f)
-        if not method.tableau.fsal and method.control.rounds is not None:  # the next step begins with a k1 of its own
+        rounds = method.control.rounds
+        if not method.tableau.fsal and rounds is not None and index + 1 < rounds:  # the next step has a k1 of its own
             unknown = after.k1.new_full((), torch.nan).expand_as(after.k1) if index == 0 else rows.k1
             after = after._replace(k1=unknown)
         # `end` returns the status itself only if all rows ran and none ended

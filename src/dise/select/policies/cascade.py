@@ -71,7 +71,7 @@ class Cascade(Integrator):
         k1 = yield from problem.first_stage()
         check_readable("integrator: a choice for each sample", k1, problem.y0, problem.t0, problem.t1)
         rows = torch.arange(len(problem), device=problem.t0.device)
-        nfe = torch.ones_like(rows)  # k1
+        nfe = rows  # before the first candidate
         stages: dict[float, SharedStage] = {}
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
@@ -81,7 +81,7 @@ class Cascade(Integrator):
                 result = yield from integration
             else:
                 (result,) = yield from merge([(rows, integration)])
-            nfe = nfe + result.nfe - 1  # k1 is counted once
+            nfe = result.nfe if final is None else nfe + result.nfe - 1  # k1 is counted once
             result = result._replace(nfe=nfe, choice=torch.full_like(rows, index))
             final = _overwrite(final, rows, result, first=index == 1)
             if index + 1 == len(self.candidates):
@@ -123,6 +123,8 @@ def _overwrite(final: Result | None, rows: Tensor, result: Result, *, first: boo
     """
     if final is None:
         return result
-    put = Tensor.index_put if first else Tensor.index_put_
+    if first:  # torch's out-of-place `index_put` takes several times as long
+        final = Result._make(None if column is None else column.clone() for column in final)
     pairs = zip(Result._fields, *with_slopes(final, result), strict=True)
-    return Result(**{name: put(old, (rows,), new) for name, old, new in pairs if old is not None and new is not None})
+    changed = {name: old.index_put_((rows,), new) for name, old, new in pairs if old is not None and new is not None}
+    return Result(**changed)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.integrators import Adaptive, FixedStep, Integrator
+from dise.integrate.multistep.grids import TimeGrid
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
 
@@ -47,7 +48,7 @@ def second_node(candidate: Integrator, problem: Problem) -> float | None:
     if problem.breaks is not None:
         return None
     if isinstance(candidate, FixedStep):
-        first = candidate.grid.fractions[1]
+        first = candidate.steps.fractions[1] if isinstance(candidate.steps, TimeGrid) else 1 / candidate.steps
         if candidate.tableau.stages > 1:
             return candidate.tableau.c[1] * first
         return first if first < 1 else None
