@@ -46,8 +46,9 @@ test test-long test-device test-clients test-report: export PYTHONDONTWRITEBYTEC
 test: setup
 	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow and not long"
 
+# only the modules that have such tests: importing the others would take as long as a page
 test-long: setup  ## what CI runs beside `make test`: notebooks, long pages and tests of some seconds
-	$(BIN)/pytest -n auto -m "long and not slow"
+	$(BIN)/pytest -n auto -m "long and not slow" $$(grep --recursive --files-with-matches mark.long tests --include='test_*.py')
 
 test-clients: .venv/clients-installed  ## tests beside sbi, zuko, flow_matching, torchcfm, diffusers and Ray, and their pages
 	$(BIN)/pytest -n auto -m "not slow" -k "clients or on_ray" tests/clients tests/test_docs.py tests/experiments/reproduce

@@ -95,7 +95,7 @@ assert torch.allclose(y[-1], torch.full_like(y[-1], -1).exp(), rtol=1e-6)
     "make_dynamic": """
 import dise
 model = nn.Sequential(dise.NeuralODE(Field(), dise.Dopri5(rtol=1e-5, atol=1e-5)), nn.Linear(2, 3)).eval()
-dynamic = dise.make_dynamic(model, [torch.randn(1000, 2)], epsilon=0.05)
+dynamic = dise.make_dynamic(model, [torch.randn(400, 2)], epsilon=0.05, candidates=(dise.Euler(1), dise.RK4(1)))
 assert dynamic(torch.randn(5, 2)).shape == (5, 3)
 """,
 }

@@ -8,15 +8,16 @@ test's tensors are, the library has to say so, and operators refuse to mix devic
 
 `second` needs no hardware: it is a device of its own to torch, whose operators run on the CPU (`second_device.cpp`,
 compiled here by g++). It says nothing of speed, nor of what a GPU's kernels compute. A test is marked `host` if it
-takes to the device what was made on the host (a network that the library made, a file, NumPy's arrays), or counts
-calls of torch's methods, which pass here once more.
+takes to the device what was made on the host (a network that the library made, a file, NumPy's arrays).
 """
 
+import importlib
 import os
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from functools import wraps
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -25,39 +26,39 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 SOURCE = Path(__file__).with_name("second_device.cpp")
 TESTS = Path(__file__).parents[1] / "tests"
 TORCH = Path(torch.__file__).parent
 SECOND = "second"
 
-FACTORIES = frozenset(
-    {
-        torch.arange, torch.as_tensor, torch.empty, torch.eye, torch.full, torch.linspace,
-        torch.logspace, torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.zeros,
-    }
+FACTORIES = (
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn",
+    "randperm", "tensor", "zeros",
 )  # fmt: skip
 
 
-class MadeByTests(TorchFunctionMode):
-    """Moves to a device what tests make, and to the host what they look at by numpy."""
+def _moved(factory: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """A function of torch's that makes tensors: on the device, if a test calls it and names no other."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
+    @wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Tensor:
+        made = factory(*args, **kwargs)
+        if kwargs.get("device") is not None or made.device.type == device.type or not _by_test():
+            return made
+        return made.detach().to(device).requires_grad_(made.requires_grad)
 
-    def __torch_function__(self, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is Tensor.numpy and _by_test():
-            args = (args[0].cpu(), *args[1:])
-        made = function(*args, **kwargs)
-        if function not in FACTORIES:
-            return made
-        there = kwargs.get("device") is not None or made.device.type == self.device.type
-        if there or not _by_test():
-            return made
-        return made.detach().to(self.device).requires_grad_(made.requires_grad)
+    return make
+
+
+def _on_host(numpy: Callable[..., Any]) -> Callable[..., Any]:
+    """Tensor.numpy, which takes what tests look at to the host."""
+
+    @wraps(numpy)
+    def look(x: Tensor, **kwargs: Any) -> Any:
+        return numpy(x.cpu() if _by_test() else x, **kwargs)
+
+    return look
 
 
 def _by_test() -> bool:
@@ -78,7 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     if name == SECOND:
         _register(_built(config.cache.mkdir("second_device")))  # type: ignore[union-attr]
-    MadeByTests(torch.device(name)).__enter__()
+    importlib.import_module("torch._decomp.decompositions_for_jvp")  # scripts functions that call torch's factories
+    device = torch.device(name)
+    for factory in FACTORIES:
+        setattr(torch, factory, _moved(getattr(torch, factory), device))
+    Tensor.numpy = _on_host(Tensor.numpy)  # type: ignore[method-assign]
 
 
 def _built(folder: Path) -> Path:

@@ -2,12 +2,22 @@
 // device, but for single numbers (tensors without a dimension) and indices, which may lie on the host as a GPU's may.
 // Views share their memory, as on any device.
 
-#include <ATen/ATen.h>
+#define AT_PER_OPERATOR_HEADERS  // all operators' headers together take several times as long to compile
 #include <ATen/EmptyTensor.h>
-#include <ATen/NativeFunctions.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
+#include <ATen/ops/view_native.h>
 #include <torch/library.h>
 
 namespace {

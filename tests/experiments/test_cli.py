@@ -31,7 +31,7 @@ def tiny():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "sample", TINY)
         patch.setattr(mnist_task, "load_mnist_sample", lambda: splits)
-        quick = partial(choose_penalty, penalties=(1e3, 1e5), folds=4)
+        quick = partial(choose_penalty, penalties=(1e3, 1e5), folds=3)
         patch.setattr("dise_experiments.run.select.choose_penalty", quick)
         patch.delenv("DISE_DATA", raising=False)
         patch.setenv("COLUMNS", "200")

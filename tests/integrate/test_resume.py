@@ -134,6 +134,7 @@ def test_bad_steps(change, error, message):
 # ---- resume
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("integrator", [DOPRI, Tsit5(rtol=1e-6, atol=1e-6), Bosh3(rtol=1e-5, atol=1e-5)], ids=str)
 def test_two_parts_cost_as_much_as_one(starts, integrator):
     """But for the step that the joint cuts short, and what follows from it."""

@@ -150,6 +150,7 @@ def test_they_have_their_order(method, order):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4)
 
 
+@pytest.mark.host
 @adams
 @both
 def test_gradcheck(method, interface, start):

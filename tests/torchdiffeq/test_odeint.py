@@ -75,6 +75,7 @@ PROBLEMS = {
 LOW = {"bosh3", "adaptive_heun", "fehlberg2"}
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("problem", PROBLEMS)
 @directions
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -91,6 +92,7 @@ def test_adaptive_methods_reach_the_exact_solution(problem, reverse, dtype, meth
     assert ((y - exact(t)) / exact(t).abs().clamp(min=1)).abs().max() < bound
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("problem", ["constant", "linear", "exp"])
 @directions
 @pytest.mark.parametrize(
@@ -151,6 +153,7 @@ def test_adaptive_methods_take_its_steps(method, reverse, start, record):
     assert f.calls == calls
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("method", PEERS)
 def test_adaptive_methods_agree_with_it_within_the_tolerance(method, start):
     t = torch.linspace(0, 3, 9, dtype=torch.float64)
@@ -188,6 +191,7 @@ def test_options_act_as_there(options, start):
     assert_close(torch.tensor(steps["ours"]), torch.tensor(steps["theirs"]), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
 @pytest.mark.parametrize(
     ("method", "ignored"),

@@ -37,6 +37,7 @@ def pair(starts):
     return Pair(), (starts(4, 3).requires_grad_(), torch.ones(4, dtype=torch.float64))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", *FIXED])
 def test_it_calls_func_as_often_as_torchdiffeq(method, pair):
     """Up to a step per interval: there the last step of an interval is beyond its end."""

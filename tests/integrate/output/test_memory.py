@@ -95,6 +95,5 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_other_ways_to_the_end(way, dtype):
-    assert peak(WAYS[way], torch.ones(20, SIZE // 20, dtype=dtype))[0] < 30
+def test_other_ways_to_the_end(way):
+    assert peak(WAYS[way], torch.ones(20, SIZE // 20))[0] < 30

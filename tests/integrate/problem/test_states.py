@@ -377,6 +377,7 @@ def test_checkpoints_give_the_same_gradients():
         assert_close(gradients(y0, gradient="checkpoint"), gradients(y0))
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.long)])
 def test_one_f_compiles_for_states_of_every_kind(backend):
     for y0 in STATES.values():

@@ -33,6 +33,7 @@ def gradients(f, y0, integrator, gradient, of=lambda s: s.y.square().sum() + s.e
     return torch.autograd.grad(of(solution), (start, *f.parameters()))
 
 
+@pytest.mark.host
 def test_memory():
     """Forward and backward together: of 256 steps at most a fifth of direct's; it grows with the square root."""
     peaks, y0 = {}, torch.ones(8, 2, dtype=torch.float64)
@@ -99,6 +100,7 @@ def test_f_is_called_again_for_gradients_alone(record, starts):
     assert 80 < f.calls <= 120
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("backward", [True, False])
 def test_all_is_freed_at_once(backward):
     """Without the garbage collector, which frees circles only."""

@@ -162,6 +162,7 @@ def test_a_component_that_stays_0_needs_no_atol():
     torch.testing.assert_close(solution.y, column(0.0, math.exp(-1)), rtol=1e-5, atol=0)
 
 
+@pytest.mark.host
 def test_a_step_that_rounding_repeats_does_not_hang():
     """At a jump a rejected step of a few roundings, made a tenth shorter, ends where it ended before."""
 

@@ -147,6 +147,7 @@ def test_choices_are_those_of_the_members_that_have_not_seen_the_sample():
         assert torch.equal(choice[part], selector_choice(unaware, costs.take(part)))
 
 
+@pytest.mark.host
 def test_what_can_be_learnt_is_learnt():
     costs = samples(400)
     committee, choice = cross_fit(costs, network)
@@ -159,6 +160,7 @@ def test_what_can_be_learnt_is_learnt():
         assert routed[~hard].double().mean() < 0.35
 
 
+@pytest.mark.host
 def test_a_cross_fit_depends_on_its_seed_alone():
     costs, before = samples(80), torch.get_rng_state()
     first, chosen = cross_fit(costs, network, folds=3, seed=3)

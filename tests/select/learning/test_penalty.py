@@ -172,6 +172,7 @@ def test_noise_cannot_be_learnt():
     assert trial.adequate == pytest.approx(1 - share_of_euler / 2, abs=0.08)
 
 
+@pytest.mark.host
 def test_the_choice_depends_on_its_seed_alone():
     costs, before = sided(200, hard=0.3), torch.get_rng_state()
     first = choose_penalty(costs, network, penalties=[1e3], seed=3)

@@ -63,6 +63,7 @@ def test_the_same_model_is_faster_and_says_the_same(classifier, points, fresh):
     assert report.families[report.family] == min(report.families.values())
 
 
+@pytest.mark.host
 def test_what_is_tried_and_told(classifier, points):
     lines = []
     model = make_dynamic(classifier(), points(2000), log=lines.append, **LOOSE)
@@ -79,6 +80,7 @@ def test_what_is_tried_and_told(classifier, points):
     assert "at most 2.00% with confidence 0.95" in lines[-1]
 
 
+@pytest.mark.host
 def test_the_best_policy_beats_the_best_single_candidate(classifier, points, fresh):
     model = make_dynamic(classifier(), points(2000), **LOOSE)
     expected = run(model, fresh, REFERENCE)[0].argmax(1)
@@ -90,6 +92,7 @@ def test_the_best_policy_beats_the_best_single_candidate(classifier, points, fre
     assert run(model, fresh)[1].double().mean() < min(singles)
 
 
+@pytest.mark.host
 def test_a_result_depends_on_its_seed_alone(classifier, points, fresh):
     state = torch.get_rng_state()
     first, again = (make_dynamic(classifier(), points(1000), seed=3, **LOOSE) for _ in range(2))
@@ -300,6 +303,7 @@ def test_too_few_samples(classifier, points):
     assert math.ceil(samples_needed(0.001, 0.05) / 0.7) == 4279
 
 
+@pytest.mark.host
 def test_the_fewest_samples_that_are_enough(classifier, points):
     needed = math.ceil(samples_needed(0.05, 0.05) / 0.7)
     report = find_block(make_dynamic(classifier(), points(needed), epsilon=0.05)).report
@@ -308,6 +312,7 @@ def test_the_fewest_samples_that_are_enough(classifier, points):
         make_dynamic(classifier(), points(needed - 1), epsilon=0.05)
 
 
+@pytest.mark.host
 def test_a_reference_that_chooses(classifier, points):
     model = make_dynamic(classifier(), points(1000), **LOOSE)
     assert model[1].integrator.chooses

@@ -63,6 +63,7 @@ def test_the_adapted_block_gives_torchdiffeqs_states():
     assert_close(block(h0), exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.host
 def test_a_published_models_block_is_made_dynamic():
     model, x = example(), points(1000)
     original = copy.deepcopy(model)
