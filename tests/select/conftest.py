@@ -111,7 +111,7 @@ def make_costs():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def classifier(tanh_field):
     """classifier(seed=): points [n, 4] → logits [n, 3] by a stem, a nonlinear field and a head, DOPRI at 1e-4."""
 

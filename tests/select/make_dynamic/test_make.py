@@ -2,6 +2,7 @@
 
 import math
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -46,9 +47,19 @@ def fresh(points):
     return torch.cat(points(5000, seed=9))
 
 
-def test_the_same_model_is_faster_and_says_the_same(classifier, points, fresh):
-    model = classifier()
-    assert make_dynamic(model, points(2000), **LOOSE) is model
+@pytest.fixture(scope="module")
+def log():
+    """What was said while `model` was made."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def model(classifier, points, log):
+    """A classifier made dynamic, which tests leave as it is."""
+    return make_dynamic(classifier(), points(2000), log=log.append, **LOOSE)
+
+
+def test_the_model_is_faster_and_says_the_same(model, fresh):
     report = find_block(model).report
     output, nfe = run(model, fresh)
     expected, reference_nfe = run(model, fresh, REFERENCE)
@@ -64,9 +75,7 @@ def test_the_same_model_is_faster_and_says_the_same(classifier, points, fresh):
 
 
 @pytest.mark.host
-def test_what_is_tried_and_told(classifier, points):
-    lines = []
-    model = make_dynamic(classifier(), points(2000), log=lines.append, **LOOSE)
+def test_what_is_tried_and_told(model, log):
     names = set(find_block(model).report.families)
     assert {
         "one candidate for all",
@@ -75,14 +84,13 @@ def test_what_is_tried_and_told(classifier, points):
         "selector on the state's channels",
     } <= names
     assert sum(name.startswith("cascade Euler") for name in names) >= 2
-    assert all(any(line.startswith(name) for line in lines) for name in names)
-    assert lines[-1] == str(find_block(model).report)
-    assert "at most 2.00% with confidence 0.95" in lines[-1]
+    assert all(any(line.startswith(name) for line in log) for name in names)
+    assert log[-1] == str(find_block(model).report)
+    assert "at most 2.00% with confidence 0.95" in log[-1]
 
 
 @pytest.mark.host
-def test_the_best_policy_beats_the_best_single_candidate(classifier, points, fresh):
-    model = make_dynamic(classifier(), points(2000), **LOOSE)
+def test_the_best_policy_beats_the_best_single_candidate(model, fresh):
     expected = run(model, fresh, REFERENCE)[0].argmax(1)
     singles = [
         float(nfe.double().mean())
@@ -103,7 +111,7 @@ def test_a_result_depends_on_its_seed_alone(classifier, points, fresh):
 def test_given_settings_are_tested_and_nothing_else(classifier, points):
     model = classifier()
     settings = [Cascade((Euler(1), RK4(1)), Confidence(model[2], top)) for top in (0.99, 0.9)]
-    make_dynamic(model, points(500), settings=settings, **LOOSE)
+    assert make_dynamic(model, points(500), settings=settings, **LOOSE) is model
     report = find_block(model).report
     assert (report.family, report.families, report.samples) == ("as given", {}, 500)
     assert model[1].integrator in settings
@@ -243,8 +251,8 @@ def test_a_head_may_be_given(classifier, points):
 # ---- what a model goes through afterwards
 
 
-def test_it_runs_in_inference_mode_and_training_does_not_touch_it(classifier, points, fresh):
-    model = make_dynamic(classifier(), points(1000), **LOOSE)
+def test_it_runs_in_inference_mode_and_training_does_not_touch_it(model, fresh):
+    model = deepcopy(model)
     expected = run(model, fresh)[0]
     with torch.inference_mode():
         torch.testing.assert_close(model(fresh), expected)
@@ -280,8 +288,7 @@ def test_it_runs_under_autocast(kind):
     torch.testing.assert_close(output.float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
 
 
-def test_any_batch_gives_a_sample_the_same_answer(classifier, points, fresh):
-    model = make_dynamic(classifier(), points(1000), **LOOSE)
+def test_any_batch_gives_a_sample_the_same_answer(model, fresh):
     whole = run(model, fresh[:64])[0]
     parts = torch.cat([run(model, x)[0] for x in fresh[:64].split([1, 30, 33])])
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
@@ -313,8 +320,8 @@ def test_the_fewest_samples_that_are_enough(classifier, points):
 
 
 @pytest.mark.host
-def test_a_reference_that_chooses(classifier, points):
-    model = make_dynamic(classifier(), points(1000), **LOOSE)
+def test_a_reference_that_chooses(model, points):
+    model = deepcopy(model)
     assert model[1].integrator.chooses
     with pytest.raises(ValueError, match="reference: expected an integrator that is the same for each sample"):
         make_dynamic(model, points(1000), **LOOSE)
