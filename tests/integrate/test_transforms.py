@@ -215,10 +215,10 @@ def test_onnx_runtime_knows_the_exponential(tmp_path):
 
     class Decay(nn.Module):
         def forward(self, y):
-            return solve(lambda t, y: -2 * t * y, y, 0.0, 1.0, RK4(6)).y
+            return solve(lambda t, y: -2 * t * y, y, 0.0, 1.0, RK4(3)).y
 
     program = torch.onnx.export(Decay().eval(), (torch.ones(3, 1),), dynamo=True, verbose=False)
     program.save(tmp_path / "decay.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "decay.onnx")
     (end,) = session.run(None, {session.get_inputs()[0].name: torch.tensor([[1.0], [2.0], [-3.0]]).numpy()})
-    assert end[:, 0].tolist() == pytest.approx([math.exp(-1), 2 * math.exp(-1), -3 * math.exp(-1)], rel=1e-4)
+    assert end[:, 0].tolist() == pytest.approx([math.exp(-1), 2 * math.exp(-1), -3 * math.exp(-1)], rel=1e-3)

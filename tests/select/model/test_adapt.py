@@ -63,11 +63,14 @@ def test_the_adapted_block_gives_torchdiffeqs_states():
     assert_close(block(h0), exact, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.host
-def test_a_published_models_block_is_made_dynamic():
-    model, x = example(), points(1000)
-    original = copy.deepcopy(model)
-    make_dynamic(model, x.split(100), epsilon=0.02, block="1.0")
+@pytest.fixture(scope="module")
+def dynamic():
+    """The example, made dynamic."""
+    return make_dynamic(example(), points(1000).split(100), epsilon=0.02, block="1.0")
+
+
+def test_a_published_models_block_is_made_dynamic(dynamic):
+    model, original = dynamic, example()
     assert isinstance(model[1][0], AdaptedBlock)
     fresh = points(3000, seed=1)
     with torch.no_grad():
@@ -154,10 +157,8 @@ def test_a_block_that_returns_something_else():
         make_dynamic(model, points(1000).split(100), epsilon=0.02, block="1")
 
 
-def test_a_published_models_policy_is_saved_and_loaded(tmp_path):
-    model, x = example(), points(1000)
-    make_dynamic(model, x.split(100), epsilon=0.02, block="1.0")
-    save_policy(model, tmp_path)
-    other = load_policy(example(), tmp_path)
+def test_a_published_models_policy_is_saved_and_loaded(dynamic, tmp_path):
+    save_policy(dynamic, tmp_path)
+    other, x = load_policy(example(), tmp_path), points(1000)
     assert isinstance(other[1][0], AdaptedBlock)
-    assert torch.equal(model(x), other(x))
+    assert torch.equal(dynamic(x), other(x))
