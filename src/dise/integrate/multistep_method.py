@@ -1,6 +1,6 @@
 """`Multistep`: methods of a fixed number of evaluations of f, as integrators."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -130,15 +130,20 @@ class Multistep(Integrator):
         table, dt = self.table, problem.t1 - problem.t0
         column = dt.to(real_dtype(problem.y0)).unsqueeze(1)
         states: dict[int, Tensor] = {0: problem.y0}
-        values: list[Tensor] = []
+        values: dict[int, Tensor] = {}
         for k, (time, update) in enumerate(zip(_times(table, problem), table.updates, strict=True)):
             if k == 0 and table.times[0] == 0:
-                values.append((yield from problem.first_stage()))
+                values[k] = yield from problem.first_stage()
+            elif run.checkpoint and run.field is not None:
+                values[k] = _recomputed(Request(None, time, states[k]), problem, run)
             else:
-                values.append((yield from _evaluation(Request(None, time, states[k]), problem, run)))
+                values[k] = yield Request(None, time, states[k])
             states[k + 1] = _state(update, states, column, values)
             for base in table.last_used[k]:
                 del states[base]
+            if table.quadrature is None:
+                for i in table.values_last_used[k]:
+                    del values[i]
         end = states[table.evaluations]
         if table.quadrature is not None and len(problem.layout.sizes) > 1:
             end = _with_integrals(end, problem, column, values, table.quadrature)
@@ -179,10 +184,8 @@ def _times(table: MultistepTable, problem: Problem) -> Sequence[Tensor]:
     return torch.lerp(t0, t1, fractions).to(dtype).unbind()
 
 
-def _evaluation(request: Request, problem: Problem, run: Run) -> Generator[Request, Tensor, Tensor]:
-    """f as requested; with checkpoints its intermediate values are computed again in the backward pass."""
-    if not (run.checkpoint and run.field is not None):
-        return (yield request)
+def _recomputed(request: Request, problem: Problem, run: Run) -> Tensor:
+    """f as requested; its intermediate values are computed again in the backward pass."""
     from torch.utils.checkpoint import checkpoint  # it imports torch's compiler when called
 
     def answer(y: Tensor) -> Tensor:
@@ -192,7 +195,7 @@ def _evaluation(request: Request, problem: Problem, run: Run) -> Generator[Reque
     return value
 
 
-def _state(update: Update, states: dict[int, Tensor], dt: Tensor, values: list[Tensor]) -> Tensor:
+def _state(update: Update, states: dict[int, Tensor], dt: Tensor, values: dict[int, Tensor]) -> Tensor:
     """scale · base + dt Σ weights · values."""
     base = states[update.base]
     base = base if update.scale == 1 else base * update.scale
@@ -202,21 +205,21 @@ def _state(update: Update, states: dict[int, Tensor], dt: Tensor, values: list[T
 
 
 def _with_integrals(
-    end: Tensor, problem: Problem, dt: Tensor, values: list[Tensor], quadrature: tuple[float, ...]
+    end: Tensor, problem: Problem, dt: Tensor, values: dict[int, Tensor], quadrature: tuple[float, ...]
 ) -> Tensor:
     """The end, with the parts of the state after the first integrated by weights of their own."""
     points = problem.layout.sizes[0]
-    total = sum(weight * value[:, points:] for weight, value in zip(quadrature, values, strict=True))
+    total = sum(weight * value[:, points:] for weight, value in zip(quadrature, values.values(), strict=True))
     return torch.cat([end[:, :points], problem.y0[:, points:] + dt * total], dim=1)
 
 
 def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result:
     """The end of the solve; samples that are not finite there stay at their start."""
     number = torch.full_like(problem.t0, evaluations, dtype=torch.int64)
-    status, t = torch.full_like(number, int(Status.SUCCESS)), problem.t1
+    status, t, accepted = torch.full_like(number, int(Status.SUCCESS)), problem.t1, number
     if not known_finite(y.detach()):
         finite = finite_rows(y)
-        status = torch.where(finite, status, int(Status.NON_FINITE))
+        status, accepted = torch.where(finite, status, int(Status.NON_FINITE)), number * finite
         y, t = torch.where(finite[:, None], y, problem.y0), torch.where(finite, t, problem.t0)
     zero = torch.zeros_like(problem.t0, dtype=real_dtype(y))
     return Result(
@@ -224,7 +227,7 @@ def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result
         t=t,
         nfe=number,
         n_steps=number,
-        n_accepted=torch.where(status == int(Status.SUCCESS), number, 0),
+        n_accepted=accepted,
         error=torch.full_like(zero, torch.nan),
         status=status,
         dt=dt,

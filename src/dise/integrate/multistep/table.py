@@ -126,6 +126,15 @@ class MultistepTable:
         last = {base: j for j, update in enumerate(self.updates) for base in (j, update.base)}
         return tuple(tuple(base for base, j in last.items() if j == k) for k in range(self.evaluations))
 
+    @cached_property
+    def values_last_used(self) -> tuple[tuple[int, ...], ...]:
+        """For each update, the values of f that no later one needs."""
+        last = {k: k for k in range(self.evaluations)}
+        for j, update in enumerate(self.updates):
+            used = () if update.sum is None else (update.sum.first, *(i for i, _ in update.sum.others))
+            last |= dict.fromkeys(used, j)
+        return tuple(tuple(k for k, j in last.items() if j == update) for update in range(self.evaluations))
+
     def _update(self, j: int) -> Update:
         bases = {0, *range(max(0, j - _SEARCHED), j)}
         candidates = [(base, *self._difference(j, base)) for base in sorted(bases) if self.scales[base] != 0]

@@ -121,7 +121,7 @@ class Field:
         self.calls = 0
         self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
         self._rows_checked = stand_ins is None or whole
-        self._without_rows = BoundField(f, layout, self.args, ())
+        self._all_rows = BoundField(f, layout, self.args, self.sample_args)
 
     def __call__(self, request: Request) -> Tensor:
         """The requested values of f."""
@@ -171,10 +171,9 @@ class Field:
 
     def bound(self, rows: Tensor | None) -> BoundField:
         """f for some of the samples (None: all, in order)."""
-        if not self.sample_args:
-            return self._without_rows
-        args = self.sample_args if rows is None else tuple(arg[rows] for arg in self.sample_args)
-        return self._without_rows._replace(sample_args=args)
+        if rows is None or not self.sample_args:
+            return self._all_rows
+        return self._all_rows._replace(sample_args=tuple(arg[rows] for arg in self.sample_args))
 
     def evaluate(self, f: BoundField, t: Tensor, y: Tensor) -> Tensor:
         """f at times [n] and states [n, F]: [n, F]."""

@@ -1,6 +1,6 @@
 """One Runge–Kutta step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ class Step(NamedTuple):
         return cls(t, dt, y, y_next, stages, first.tableau, bounds, estimate)
 
 
-def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor]) -> Tensor:
+def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
     """[n, F] k_first + Σ_i factor_i k_i: the weighted sum divided by its scale. Stages of weight 0 are not read."""
     total = stages[weights.first]
     for i, factor in weights.others:
