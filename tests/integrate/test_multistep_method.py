@@ -1,6 +1,7 @@
 """`Multistep` as an integrator: batches, gradients, failures, compilation, policies."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -91,6 +92,23 @@ def test_states_without_further_use_are_freed():
         alive += 1 - len(freed)
         assert alive <= 2  # a step's start and its prediction
     assert Multistep.of(dise.RK4(2)).table.last_used[3] == (0, 3)  # a step's start, when its last stage is done
+
+
+def test_values_of_f_are_freed_with_their_last_use():
+    alive, most = weakref.WeakSet(), 0
+
+    def f(t, y):
+        nonlocal most
+        value = torch.cos(y)
+        alive.add(value)
+        most = max(most, len(alive))
+        return value
+
+    with torch.no_grad():
+        dise.solve(f, torch.zeros(2, 3), 0.0, 1.0, Multistep.adams(20, order=2))
+    assert most <= 3
+    table = Multistep.of(dise.RK4(2)).table
+    assert sorted(k for freed in table.values_last_used for k in freed) == list(range(8))
 
 
 def test_half_precision_adds_up_in_float32():

@@ -3,7 +3,6 @@
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
