@@ -11,7 +11,7 @@ Source: Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, III
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -177,44 +177,49 @@ def _weights(formula: AdamsFormula, t: Tensor, dt: Tensor, history: History) -> 
     With k points the corrector adds the difference of f and the polynomial at the predicted end, times N_k(θ)/N_k(1).
 
     Returns:
-        [order, n, points] weights of the integral over the step and of the values at all nodes but the first, and
+        [order, points, n] weights of the integral over the step and of the values at all nodes but the first, and
         [order − 1, n] N_k(θ)/N_k(1), its integral first, then its values at the nodes between the ends.
     """
-    nodes, quadrature = _constants(formula, t)
+    nodes = _nodes(formula, t)
     length = torch.where(dt == 0, 1, dt)  # of samples that do not run
-    x = torch.cat([torch.zeros_like(t)[:, None], (history.t - t[:, None]) / length[:, None]], 1)
-    number = torch.arange(x.shape[1], device=x.device)
-    used = number <= history.number[:, None]  # [n, points]
-    both = used[:, :, None] & used[:, None, :] & (number[:, None] != number)
-    gaps = torch.where(both, x[:, None, :] - x[:, :, None], 1)  # [n, l, i] x_i − x_l
-    differences = gaps.cumprod(1).reciprocal().tril()  # [n, j, i] weights of f_i in f[x_0, …, x_j]
-    factors = torch.where(used, nodes[:, None, None] - x, 1)  # [nodes, n, points]
-    newton = torch.cat([torch.ones_like(factors[..., :1]), factors.cumprod(2)], 2)
-    terms = torch.where(used, newton[..., :-1], 0)[..., None]  # [nodes, n, j, 1]
-    values = (terms * differences).sum(2)
-    further = newton[..., -1] / newton[-1, :, -1]
-    integral, further_integral = ((quadrature[:, None] * f.flatten(1)).sum(0).view_as(f[0]) for f in (values, further))
-    return torch.cat([integral[None], values[1:]]), torch.cat([further_integral[None], further[1:-1]])
+    x = ((history.t - t[:, None]) / length[:, None]).T.contiguous()  # samples last: operations on many are faster
+    newton = nodes.expand(-1, len(t))  # N_j at the nodes, from N_1 = θ on
+    values = [torch.ones_like(newton)]  # weights of each point's f
+    differences = [torch.ones_like(t)]  # 1 / Π_{l≠i} (x_i − x_l) for each point i
+    for j, x_j in enumerate(x):
+        used = history.number > j
+        gaps = [torch.where(used, gap, 1) for gap in (-x_j, *(x_i - x_j for x_i in x[:j]))]
+        differences = [d / gap for d, gap in zip(differences, gaps, strict=True)]
+        last = math.prod(gaps[1:], start=gaps[0]).reciprocal()
+        differences.append(last if j % 2 else -last)  # j + 1 factors x_j − x_i = −gap
+        term = torch.where(used, newton, 0)
+        values = [torch.addcmul(v, term, d) for v, d in zip(values, differences, strict=False)]
+        values.append(term * differences[-1])
+        newton = newton * torch.where(used, nodes - x_j, 1)
+    rows = torch.stack([*values, newton / newton[-1]], 1)  # [nodes, points and the further term, n]
+    integral = rows[0] * formula.b[0]
+    for row, weight in zip(rows[1:], formula.b[1:], strict=True):
+        integral = torch.add(integral, row, alpha=weight)
+    rows = torch.cat([integral[None], rows[1:]])
+    return rows[:, :-1], rows[:-1, -1]
 
 
-def _constants(formula: AdamsFormula, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the quadrature."""
+def _nodes(formula: AdamsFormula, like: Tensor) -> Tensor:
+    """[nodes, 1] those of the quadrature."""
     if torch.compiler.is_compiling():  # a tensor of numbers would be a constant of the graph
-        full = partial(torch.full, (), dtype=like.dtype, device=like.device)
-        return torch.stack([full(c) for c in formula.c]), torch.stack([full(b) for b in formula.b])
-    return _kept_constants(formula, like.dtype, like.device)
+        return torch.stack([torch.full((1,), c, dtype=like.dtype, device=like.device) for c in formula.c])
+    return _kept_nodes(formula, like.dtype, like.device)
 
 
 @lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device
-def _kept_constants(formula: AdamsFormula, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _kept_nodes(formula: AdamsFormula, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
-        nodes, weights = torch.tensor([formula.c, formula.b], dtype=dtype, device=device)
-        return nodes, weights
+        return torch.tensor(formula.c, dtype=dtype, device=device)[:, None]
 
 
 def _sums(weights: Tensor, points: Sequence[Tensor]) -> Tensor:
-    """[S, n, F] Σ_i weights[S, n, i] · points_i [n, F]."""
-    total = weights[..., 0, None] * points[0]
+    """[S, n, F] Σ_i weights[S, i, n] · points_i [n, F]."""
+    total = weights[:, 0, :, None] * points[0]
     for i, point in enumerate(points[1:], start=1):
-        total = torch.addcmul(total, weights[..., i, None], point)
+        total = torch.addcmul(total, weights[:, i, :, None], point)
     return total
