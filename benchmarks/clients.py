@@ -6,7 +6,8 @@
 
 Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
 integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
-(`make_sampler`, ε = 1 %, δ = 5 %), which is made once and kept in the folder of `--policies`. Errors are distances to
+(`make_sampler`, ε = 1 %, δ = 5 %; of samples with tables of `fit_solver` among the candidates), which is made once, in
+a minute or two, and kept in the folder of `--policies`. Errors are distances to
 a tight solve in float64: root mean squares over coordinates in standard deviations, or nats. Times are medians of
 alternating runs, in one process. Rows that the file of `--out` has are kept; `--only` measures some of them again, and
 `--again` only the times, in a few minutes.
@@ -30,15 +31,17 @@ from readme import write
 from torch import Size, Tensor, nn
 
 import dise
+from dise.flow.certified.candidates import default_candidates
 from dise.select import LogProbDeviation, OutputDeviation, load_policy, save_policy
 
 NUMBER = 10_000
 SHARE = 0.99
 CERTIFIED = 0.01  # error of the policy, and its bar beside theirs
 CERTIFIED_BAR = 1 / 8
+FITTED = (3, 4, 5, 6, 8)  # evaluations of tables fitted to a field, among the policies' candidates
 REPEATS = 5
 TIGHT = dise.Dopri8(rtol=1e-9, atol=1e-9)
-SCAN = [10 ** (-k / 4) for k in range(2, 33)]  # dise's tolerances, from loose to tight
+SCAN = [10 ** (-k / 12) for k in range(6, 97)]  # dise's tolerances, from loose to tight
 THEIR_SCAN = [10.0**-k for k in range(1, 6)]
 
 FAMILIES: Mapping[str, Callable[[float], dise.Integrator]] = {
@@ -52,12 +55,16 @@ FAMILIES: Mapping[str, Callable[[float], dise.Integrator]] = {
     "Dopri8": lambda tol: dise.Dopri8(rtol=tol, atol=tol, first_step="scale"),
 }
 
+SWAY = 0.3  # of grids whose steps become shorter, as fields of flows bend more near the data
 FIXED: Mapping[str, Callable[[float], dise.Integrator]] = {  # of 1/evaluations
     "RK4": lambda part: dise.RK4(max(1, round(1 / part / 4))),
     "AB3": lambda part: dise.Multistep.adams(round(1 / part), 3),
     "AB4": lambda part: dise.Multistep.adams(round(1 / part), 4),
+    f"AB3 on sway({SWAY})": lambda part: dise.Multistep.adams(dise.grids.sway(round(1 / part), SWAY), 3),
+    f"AB4 on sway({SWAY})": lambda part: dise.Multistep.adams(dise.grids.sway(round(1 / part), SWAY), 4),
 }
-FIXED_SCAN = [1 / n for n in (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256)]
+EVALUATIONS = (*range(8, 33), 40, 48, 64, 80, 96, 128, 160, 192, 256)
+FIXED_SCAN = {name: [1 / n for n in EVALUATIONS if name != "RK4" or n % 4 == 0] for name in FIXED}
 
 Call = Callable[[], Tensor]
 
@@ -216,7 +223,12 @@ def certify(field: nn.Module, dim: int, number: int, folder: Path, *, density: b
     if folder.exists():
         return load_policy(dise.FlowDensity(flow) if density else dise.FlowSampler(flow), folder)
     risk = LogProbDeviation(CERTIFIED) if density else OutputDeviation(CERTIFIED)
-    made = dise.make_sampler(flow, risk=risk, draws=number)
+    candidates = list(default_candidates(risk))
+    if not density:
+        with torch.enable_grad():
+            fits = (dise.fit_solver(flow, n, draws=4096, loss="mse", iterations=100, batch=1024) for n in FITTED)
+            candidates += [fit.solver for fit in fits]
+    made = dise.make_sampler(flow, risk=risk, draws=number, candidates=candidates)
     print(made.block.report, flush=True)
     save_policy(made, folder)
     return made
@@ -284,7 +296,7 @@ class Scan:
     def best(self, error: float) -> dict[str, Any]:
         """The fastest of those with an error of at most `error`."""
         rows = []
-        for name, scanned in [*((name, SCAN) for name in FAMILIES), *((name, FIXED_SCAN) for name in FIXED)]:
+        for name, scanned in [*((name, SCAN) for name in FAMILIES), *FIXED_SCAN.items()]:
             for factor in (1.0, 10.0) if self.case.density and name in FAMILIES else (1.0,):
                 low = bisect.bisect_left(
                     scanned, 0, key=lambda tol: -1 if self.missed(name, tol, factor) > error else 0
@@ -329,10 +341,15 @@ def table(found: Mapping[str, Any]) -> str:
         equal, certified = row["equal"], row.get("certified", {})
         policy = f"{certified['seconds']:.3f} s | {certified['ratio']:.3f}" if certified else "– | –"
         lines.append(
-            f"| {name} | {row['error']:.2g} | {row['seconds']:.3f} | {equal['method']} {equal['tolerance']:.2g}, "
+            f"| {name} | {row['error']:.2g} | {row['seconds']:.3f} | {_called(equal['method'], equal['tolerance'])}, "
             f"{equal['seconds']:.3f} s | {equal['ratio']:.3f} | {row['bar']:.3f} | {policy} | {CERTIFIED_BAR} |"
         )
     return "\n".join(lines)
+
+
+def _called(method: str, tolerance: float) -> str:
+    """A family's integrator in a table: with its evaluations, or its tolerance."""
+    return f"{method} × {round(1 / tolerance)}" if method in FIXED else f"{method} at {tolerance:.2g}"
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,11 +75,14 @@ def test_a_certified_policy_is_made_once(script, tmp_path, monkeypatch):
 
     def make_sampler(flow, **options):
         made.append(options["draws"])
+        assert options["candidates"][-2:] == [dise.Euler(16), dise.Euler(32)]
         sampler = dise.FlowSampler(flow)
         sampler.block.integrator = dise.Dynamic((dise.Euler(1), dise.Dopri5()), lambda h0, k1: h0)
         return sampler
 
     saved = []
+    monkeypatch.setattr(script, "FITTED", (16, 32))
+    monkeypatch.setattr(script.dise, "fit_solver", lambda flow, n, **_: SimpleNamespace(solver=dise.Euler(n)))
     monkeypatch.setattr(script.dise, "make_sampler", make_sampler)
     monkeypatch.setattr(script, "save_policy", lambda sampler, folder: (folder.mkdir(), saved.append(folder)))
     monkeypatch.setattr(script, "load_policy", lambda sampler, folder: (sampler, folder))
