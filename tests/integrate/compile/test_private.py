@@ -2,13 +2,16 @@
 
 import sys
 from contextlib import nullcontext
+from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from dise import Bosh3, solve
-from dise.integrate.compile import cache, private
+from dise.integrate.compile import private
+from dise.integrate.compile.backend import fast_inductor, inductor
 
 BOSH = Bosh3(rtol=1e-4, atol=1e-4, first_step="span")
 
@@ -23,18 +26,41 @@ def without(monkeypatch, *names):
         monkeypatch.delattr(name)
 
 
-def test_without_inductors_table_the_backend_is_torchs(monkeypatch):
+def test_without_inductors_table_it_is_found_by_its_name(monkeypatch):
     assert private.code_generator() is not None
-    assert "backend" in cache._arguments(True)
     without(monkeypatch, "torch._inductor.decomposition.select_decomp_table")
     assert private.code_generator() is None
-    for setting in (True, "fast", {}):
-        assert cache._arguments(setting) == {"fullgraph": True}
+    called = []
+    monkeypatch.setattr(
+        "torch._dynamo.backends.registry.lookup_backend", lambda name: lambda *call: called.append((name, *call))
+    )
+    for backend in (inductor, fast_inductor):
+        backend("graph", [], options={"max_autotune": True})
+    assert called == [("inductor", "graph", [])] * 2
 
 
-def test_without_a_way_to_pass_the_table_the_backend_is_torchs(monkeypatch):
+def test_without_a_way_to_pass_the_table_inductor_is_found_by_its_name(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, inputs: graph)
     assert private.code_generator() is None
+    monkeypatch.setitem(sys.modules, "torch._dynamo.backends.registry", None)
+    with pytest.raises(RuntimeError, match="inductor"):
+        private.torchs_inductor()
+
+
+def test_without_torchs_cache_and_formulas_there_are_others(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._inductor.runtime.cache_dir_utils", None)
+    monkeypatch.setitem(sys.modules, "torch._decomp", None)
+    assert Path(private.cache_folder()).parent == Path(gettempdir())
+    assert private.decomposition(torch.ops.aten.silu.default) is None
+
+
+def test_without_a_way_to_see_operators_inductor_compiles(monkeypatch):
+    passed = []
+    generator = private.CodeGenerator(lambda graph, inputs, **keywords: passed.append(graph), dict)
+    monkeypatch.setattr(private, "code_generator", lambda: generator)
+    monkeypatch.setitem(sys.modules, "dise.integrate.compile.rowwise.graphs", None)
+    inductor("graph", [])
+    assert passed == ["graph"]
 
 
 def test_options_and_settings_that_torch_lacks_are_left_out(monkeypatch):

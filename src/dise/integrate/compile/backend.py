@@ -1,5 +1,6 @@
-"""Backends of torch.compile: torch's inductor, set up for small fields on the CPU."""
+"""Backends of torch.compile for small fields on the CPU: kernels of `rowwise`, or torch's inductor."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
@@ -12,6 +13,8 @@ from torch.fx import GraphModule
 
 from dise.integrate.compile import kernels, private
 
+LOG = logging.getLogger(__name__)
+
 WHILE_LOOP = "torch.ops.higher_order.while_loop"  # torch's cache on disk keeps graphs with it only if told to
 CACHE_KEYS = "unsafe_marked_cacheable_functions"  # inductor's option: names of such operators, with keys of our own
 
@@ -23,9 +26,9 @@ RECOMPUTATION = {"ban_recompute_used_far_apart": False, "ban_recompute_materiali
 
 
 def inductor(graph: GraphModule, inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None) -> Any:
-    """Backend "inductor" of torch.compile; on the CPU graphs are called from C++ and use `kernels.LAYOUTS`.
+    """A kernel of `rowwise`, or torch's "inductor", whose graphs are called from C++ and use `kernels.LAYOUTS`.
 
-    The operators of f are torch's own. Backward passes recompute cheap activations.
+    The functions of f are torch's own. Backward passes recompute cheap activations.
 
     Args:
         graph, inputs, options: as torch.compile passes them.
@@ -44,9 +47,12 @@ def _compile_graph(
     options: Mapping[str, Any],
     replacements: Mapping[Any, Callable[..., Tensor]],
 ) -> Any:
+    kernel = _row_kernel(graph, inputs, options, fast=bool(replacements))
+    if kernel is not None:
+        return kernel
     generator = private.code_generator()
     if generator is None:
-        raise RuntimeError("this torch's inductor takes no decompositions; use its backend by name")
+        return private.torchs_inductor()(graph, inputs)
     options = {name: value for name, value in options.items() if name != "guard_filter_fn"}  # torch 2.6 leaves it there
     if not all(x.is_cpu for x in inputs if isinstance(x, Tensor)):
         return generator.compile_fx(graph, inputs, config_patches=options)
@@ -63,6 +69,20 @@ def _compile_graph(
     settings = RECOMPUTATION if CACHE_KEYS in options else {**RECOMPUTATION, "enable_autograd_cache": False}
     with private.functorch_settings(settings):
         return generator.compile_fx(graph, inputs, config_patches=options, decompositions=table)
+
+
+def _row_kernel(graph: GraphModule, inputs: Sequence[Any], options: Mapping[str, Any], *, fast: bool) -> Any:
+    """The graph with a kernel of `rowwise`; None: inductor must compile it."""
+    if options.keys() - {"guard_filter_fn"} or not all(x.is_cpu for x in inputs if isinstance(x, Tensor)):
+        return None
+    try:
+        from dise.integrate.compile.rowwise.graphs import with_kernel
+        from dise.integrate.compile.rowwise.operators import FAST
+
+        return with_kernel(graph, FAST if fast else {})
+    except Exception as reason:  # of any kind, since torch runs f: inductor knows more of torch, or says what is wrong
+        LOG.debug("inductor compiles the graph: %s", reason)
+        return None
 
 
 class _Decompositions(dict[Any, Any]):

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from dise.integrate.compile import private
 from dise.integrate.compile.backend import fast_inductor, inductor
 
 LOG = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def _arguments(setting: Setting) -> dict[str, Any]:
     given = setting if isinstance(setting, Mapping) else {}
     arguments = {"fullgraph": True, **given}
     # a mode belongs to torch's own backend
-    if "backend" in given or "mode" in given or private.code_generator() is None:
+    if "backend" in given or "mode" in given:
         return arguments
     # a prototype of torch; torch 2.6 passes it on to the backend, which ignores it, and checks all guards
     options = {"guard_filter_fn": _checked_guards, **given.get("options", {})}

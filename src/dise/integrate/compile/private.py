@@ -3,9 +3,11 @@
 Tried with torch 2.6 and 2.13. Without a part compiled solves still work; each function says what is lost.
 """
 
+import getpass
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -36,6 +38,39 @@ def code_generator() -> CodeGenerator | None:
     if not {"config_patches", "decompositions"} <= signature(compile_fx).parameters.keys():
         return None
     return CodeGenerator(compile_fx, select_decomp_table)
+
+
+def torchs_inductor() -> Callable[..., Any]:
+    """Inductor by its name, for where `code_generator` is None.
+
+    Raises:
+        RuntimeError: this torch has no such backend.
+    """
+    try:
+        from torch._dynamo.backends.registry import lookup_backend
+    except ImportError as error:
+        raise RuntimeError("this torch has no backend named inductor") from error
+    backend: Callable[..., Any] = lookup_backend("inductor")
+    return backend
+
+
+def cache_folder() -> str:
+    """The folder where torch's compiler keeps its files; without it a folder for temporary files of this user."""
+    try:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+    except ImportError:
+        return os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    folder: str = cache_dir()
+    return folder
+
+
+def decomposition(operator: Any) -> Callable[..., Any] | None:
+    """torch's formula for an operator in terms of simpler ones; None: there is none."""
+    try:
+        from torch._decomp import decomposition_table
+    except ImportError:
+        return None
+    return decomposition_table.get(operator)
 
 
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:

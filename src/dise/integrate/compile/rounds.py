@@ -157,6 +157,8 @@ def _rounds_until(
 ) -> tuple[LoopRows, Tensor, int]:
     """Rounds until fewer than bounds[0] rows run or bounds[1] rounds are done, a pure function of tensors.
 
+    `rowwise.graphs` relies on what the loop carries: how many rows run, how many rounds are left, and the columns.
+
     Returns:
         the rows, [2] number of rows that run and of rounds, and the number of calls of f per round.
     """
@@ -165,21 +167,21 @@ def _rounds_until(
         if field is not None:
             private.assume(field.shape[0] == rows.t.shape[0])
 
-    def unfinished(running: Tensor, done: Tensor, *_: Tensor) -> Tensor:
-        return (running >= bounds[0]) & (done < bounds[1])
+    def unfinished(running: Tensor, left: Tensor, *_: Tensor) -> Tensor:
+        return (running >= bounds[0]) & (left > 0)
 
-    def body(_: Tensor, done: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    def body(_: Tensor, left: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
         before = _updated(rows, dict(zip(names, columns, strict=True)))
         after = _feature_major(_one_round(f, method, run, before, 1)[0])
         results = [getattr(after, name) for name in names]
         # torch does not allow a loop's body to return one of its inputs
         copies = [new.clone() if new is old else new for new, old in zip(results, columns, strict=True)]
-        return (after.status == RUNNING).sum(), done + 1, *copies
+        return (after.status == RUNNING).sum(), left - 1, *copies
 
-    start = (rows.status == RUNNING).sum(), torch.zeros_like(bounds[0]), *(getattr(rows, name) for name in names)
-    running, done, *columns = while_loop(unfinished, body, start)
+    start = (rows.status == RUNNING).sum(), bounds[1].clone(), *(getattr(rows, name) for name in names)
+    running, left, *columns = while_loop(unfinished, body, start)
     calls = method.tableau.evaluations + (not method.tableau.fsal)
-    return _updated(rows, dict(zip(names, columns, strict=True))), torch.stack([running, done]), calls
+    return _updated(rows, dict(zip(names, columns, strict=True))), torch.stack([running, bounds[1] - left]), calls
 
 
 def _one_round(f: BoundField, method: Method, run: Run, rows: LoopRows, index: int) -> tuple[LoopRows, StepRecord, int]:
@@ -199,7 +201,7 @@ def _compaction_threshold(rows: int) -> int:
 def _outlook(rows: LoopRows) -> Tensor:
     """[2] number of rows that run, and the most steps of its present size that one of them has left."""
     running = rows.status == RUNNING
-    steps = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0)
+    steps = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0).detach()
     return torch.stack([running.sum().double(), steps.max().double()])
 
 

@@ -1,0 +1,150 @@
+"""Kernels as functions of tensors."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dise.integrate.compile.rowwise.build import VECTOR_BYTES, built
+from dise.integrate.compile.rowwise.kernel import Loop, kernel_source
+from dise.integrate.compile.rowwise.trace import Replacements, Tracer
+from dise.integrate.compile.rowwise.values import Section, UnsupportedError, View
+
+ROWS = (13, 17)  # in traces of graphs for any number of rows; both must give the same code
+ROWS_PER_THREAD = 256
+_FORMATS = (torch.preserve_format, torch.contiguous_format)  # of results of up to two dimensions, and of others
+
+
+class Spec(NamedTuple):
+    """What a kernel must know of an input."""
+
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+
+def spec_of(x: Any) -> Any:
+    """What a kernel must know of a tensor; sizes stay as they are."""
+    return Spec(tuple(x.shape), x.dtype, x.requires_grad) if isinstance(x, Tensor) else x
+
+
+class Result(NamedTuple):
+    """A result of a kernel: [n, *shape], or `shape` if it is not per row."""
+
+    per_row: bool
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    by_feature: bool  # whether features, not rows, are the outer dimension in memory
+
+    def empty(self, n: int) -> Tensor:
+        """Memory for it."""
+        if self.by_feature:
+            return torch.empty(*self.shape, n, dtype=self.dtype).t()
+        return torch.empty((n, *self.shape) if self.per_row else self.shape, dtype=self.dtype)
+
+
+class Kernel:
+    """A function of tensors, compiled.
+
+    Args:
+        function: (inputs) → (results, running); running is None, or the number of rows that run after a round of a
+            loop whose results are the next values of its first inputs.
+        inputs: fake tensors, and sizes, which must be the number of rows.
+        rows: the number of rows, or a symbol for it.
+        replacements: as in `Tracer`.
+
+    Raises:
+        UnsupportedError: there is no code for it.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], inputs: Sequence[Any], rows: Any, replacements: Replacements
+    ) -> None:
+        self._per_row = [is_per_row(x, rows) for x in inputs]
+        numbers = (rows,) if isinstance(rows, int) else ROWS
+        if numbers[0] < 2:
+            raise UnsupportedError("fewer than two rows")
+        source = self._source(function, inputs, numbers[0], replacements)
+        constants = self._constants
+        for number in numbers[1:]:
+            same = source == self._source(function, inputs, number, replacements)
+            if not same or not all(map(torch.equal, constants, self._constants)):
+                raise UnsupportedError("numbers that depend on the number of rows")
+        self._function = built(source)
+
+    def _source(self, function: Any, inputs: Sequence[Any], rows: int, replacements: Replacements) -> str:
+        tracer, examples = Tracer(rows, replacements), list[Any]()
+        for x, per_row in zip(inputs, self._per_row, strict=True):
+            examples.append(rows if per_row is None else _example(x, rows, per_row=per_row))
+            if per_row is not None:
+                tracer.input(examples[-1].detach(), per_row=per_row)
+        with tracer:
+            outputs, running = function(*examples)
+        results, trace, loop = [tracer.view(x) for x in outputs], tracer.trace, None
+        if running is not None:
+            number = tracer.view(running).value
+            counted = next((node for node in trace.nodes if node.value == number), None)
+            if counted is None or counted.operator != "sum over rows":
+                raise UnsupportedError("a loop that does not count its rows")
+            loop = Loop(trace.inputs[: len(results)], counted.arguments["self"])
+        self._constants = trace.constants
+        self._results = [_result(x, view) for x, view in zip(outputs, results, strict=True)]
+        vector = VECTOR_BYTES[torch.backends.cpu.get_cpu_capability()]
+        return kernel_source(trace, results, loop, vector)
+
+    def __call__(
+        self, inputs: Sequence[Any], limit: int = 1, likes: Sequence[Tensor] = ()
+    ) -> tuple[list[Tensor], list[int]]:
+        """The results, and of a loop the number of rows that still run and of rounds.
+
+        Args:
+            inputs: as before.
+            limit: the largest number of rounds.
+            likes: tensors whose strides the results have.
+        """
+        tensors, n = [], 0
+        for x, per_row in zip(inputs, self._per_row, strict=True):
+            if per_row is not None:
+                tensors.append(x if per_row and x.ndim <= 2 else x.contiguous())
+                n = x.shape[0] if per_row else n
+        results = [torch.empty_like(x, memory_format=_FORMATS[x.ndim > 2]) for x in likes]
+        results = results or [result.empty(n) for result in self._results]
+        tensors += [*self._constants, *results]
+        pointers = (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
+        strides = (ctypes.c_long * (2 * len(tensors)))(*[s for x in tensors for s in _strides(x)])
+        counts = (ctypes.c_long * 2)()
+        threads = max(1, min(torch.get_num_threads(), n // ROWS_PER_THREAD))
+        self._function(pointers, strides, n, limit, threads, counts)
+        return results, list(counts)
+
+
+def is_per_row(x: Any, rows: Any) -> bool | None:
+    """Whether the first dimension of an input is that of rows; None: it is their number."""
+    if isinstance(x, Spec):
+        return len(x.shape) > 0 and str(x.shape[0]) == str(rows)
+    if str(x) != str(rows):
+        raise UnsupportedError("another size")
+    return None
+
+
+def _example(x: Spec, rows: int, *, per_row: bool) -> Tensor:
+    shape = (rows, *x.shape[1:]) if per_row else tuple(x.shape)
+    if not all(isinstance(size, int) for size in shape):
+        raise UnsupportedError("another size")
+    return torch.ones(shape, dtype=x.dtype, requires_grad=x.requires_grad)
+
+
+def _result(x: Tensor, view: View) -> Result:
+    if view.row not in (None, 0) or (view.row is None and view.value.section is Section.ROW):
+        raise UnsupportedError("a result with rows in another dimension")
+    by_feature = view.row == 0 and x.ndim == 2 and x.shape[1] > 1 and x.stride(0) == 1
+    return Result(view.row == 0, view.tail, x.dtype, by_feature)
+
+
+def _strides(x: Tensor) -> tuple[int, int]:
+    """Elements between rows, and between the elements of a row."""
+    if x.ndim == 0:
+        return 0, 0
+    return x.stride(0), x.stride(1) if x.ndim == 2 else 1

@@ -1,0 +1,27 @@
+"""Graphs of torch.compile as kernels."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from dise.integrate.compile.rowwise.build import VECTOR_BYTES
+from dise.integrate.compile.rowwise.loops import with_loop_kernel
+from dise.integrate.compile.rowwise.steps import with_step_kernels
+from dise.integrate.compile.rowwise.trace import Replacements
+from dise.integrate.compile.rowwise.values import UnsupportedError
+
+
+def with_kernel(graph: GraphModule, replacements: Replacements) -> Callable[..., Any]:
+    """A graph of `rounds` as a kernel.
+
+    Raises:
+        UnsupportedError: there is no code for it.
+    """
+    if torch.backends.cpu.get_cpu_capability() not in VECTOR_BYTES or not sys.platform.startswith("linux"):
+        raise UnsupportedError("another CPU")
+    if any(getattr(node.target, "__name__", "") == "while_loop" for node in graph.graph.nodes):
+        return with_loop_kernel(graph, replacements)
+    return with_step_kernels(graph, replacements)

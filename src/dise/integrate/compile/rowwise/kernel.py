@@ -1,0 +1,176 @@
+"""The C++ source of a kernel: a trace, and perhaps a loop of it, for one block of rows after the other."""
+
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from math import prod
+from typing import NamedTuple
+
+from dise.integrate.compile import kernels
+from dise.integrate.compile.rowwise.source import Writer, declaration
+from dise.integrate.compile.rowwise.trace import Trace, needed
+from dise.integrate.compile.rowwise.values import Section, UnsupportedError, View
+
+MAX_BYTES = 2**21  # of float32 values and totals of a block, which lie on the stack
+
+# data: inputs, then results. strides: of each, between rows and between the elements of a row.
+KERNEL = """
+extern "C" void kernel(char** data, const long* strides, long n, long limit, int threads, long* counts) {{
+{shared}
+  long running = 0, rounds = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : running) reduction(max : rounds) if (threads > 1)
+  {{
+{totals}
+#pragma omp for
+  for (long first = 0; first < n; first += W) {{
+    const int lanes = n - first < W ? n - first : W;
+    bool live[W];
+    EACH live[w] = w < lanes;
+{load}
+{body}
+{store}
+  }}
+#pragma omp critical
+  {{
+{fold}
+  }}
+  }}
+{sums}
+}}
+"""
+LOOP = """
+    long done = 0;
+    int left;
+    do {{
+{body}
+      left = 0;
+      EACH left += {running}[w] && live[w];
+{carry}
+    }} while (++done < limit && left);
+    running += left;
+    rounds = rounds > done ? rounds : done;
+"""
+AFTER_LOOP = "  counts[0] = running;\n  counts[1] = rounds;"
+
+
+class Loop(NamedTuple):
+    """A trace that is repeated for each block of rows until none of them runs; it leaves those as they are.
+
+    Attributes:
+        carried: the inputs that it changes; its results are their next values.
+        running: [n] bool, whether a row runs after it.
+    """
+
+    carried: Sequence[View]
+    running: View
+
+
+def kernel_source(trace: Trace, results: Sequence[View], loop: Loop | None, vector: int) -> str:
+    """The source of a kernel with vectors of so many bytes.
+
+    Raises:
+        UnsupportedError: the rows of a loop depend on each other, or a block's values take too much memory.
+    """
+    ends = [*results, *([loop.running] if loop else [])]
+    writer, nodes = Writer(), needed(trace.nodes, ends)
+    for node in nodes:
+        writer.write(node)
+    lines = writer.lines
+    if loop and (lines[Section.SUM] or any(x.row != 0 for x in ends)):
+        raise UnsupportedError("a loop whose rows depend on each other")
+    if (
+        sum(node.value.count for node in nodes if node.value.section is Section.ROW) + writer.summed
+    ) * vector > MAX_BYTES:
+        raise UnsupportedError("values too large")
+    used = {x.value for node in nodes for x in node.operands()} | {x.value for x in ends}
+    used |= {x.value for x in (loop.carried if loop else ())}
+    inputs = [(index, x) for index, x in enumerate(trace.inputs) if x.value in used]
+    shared = [f"const {x.value.c_type}* {x.value.name} = (const {x.value.c_type}*)data[{index}];"
+              for index, x in inputs if x.row is None]  # fmt: skip
+    load = [line for index, x in inputs if x.row is not None for line in (declaration(x), _loaded(x, index))]
+    body = "\n".join(lines[Section.ROW])
+    if loop:
+        running = f"{loop.running.value.name}[{loop.running.offset}]"
+        body = LOOP.format(body=body, running=running, carry="\n".join(_carry(trace, loop.carried, results)))
+    stored = loop.carried if loop else results
+    store = [_stored(x, len(trace.inputs) + k) for k, x in enumerate(stored)]
+    own = [text for x, text in zip(stored, store, strict=True) if x.row is not None]
+    sums = [text for x, text in zip(stored, store, strict=True) if x.row is None]
+    code = KERNEL.format(
+        shared="\n".join([*shared, *lines[Section.SHARED]]),
+        load="\n".join(load),
+        body=body,
+        store="\n".join(own),
+        totals="\n".join(writer.totals),
+        fold="\n".join(writer.folds),
+        sums="\n".join([*lines[Section.SUM], *sums, AFTER_LOOP if loop else ""]),
+    )
+    return _functions(writer, vector) + code
+
+
+def _carry(trace: Trace, carried: Sequence[View], results: Sequence[View]) -> Iterator[str]:
+    """Results become inputs of the next round; first those that are inputs, before these change."""
+    inputs = {x.value for x in trace.inputs}
+    copies = []
+    for k, (old, new) in enumerate(zip(carried, results, strict=True)):
+        source, each = f"{new.value.name}[{_place(new)}][w]", f"for (int i = 0; i < {old.value.count}; i++) EACH"
+        if new == old:
+            continue
+        if new.value in inputs:
+            yield f"{new.value.c_type} next{k}[{old.value.count}][W]; {each} next{k}[i][w] = {source};"
+            source = f"next{k}[i][w]"
+        copies.append(f"{each} {old.value.name}[i][w] = {source};")
+    yield from copies
+
+
+def _place(x: View) -> str:
+    """Element number i of x, or of its row, in the order of the dimensions, in x's value."""
+    sizes, strides = x.tail, [stride for dim, stride in enumerate(x.strides) if dim != x.row]
+    after = [prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
+    return " + ".join([*(f"i / {a} % {s} * {t}" for a, s, t in zip(after, sizes, strides, strict=True)), str(x.offset)])
+
+
+def _loaded(x: View, index: int) -> str:
+    """A block of an input; rows after the last one are copies of it."""
+    there = f"((const {x.value.c_type}*)data[{index}])[r * strides[{2 * index}] + i * strides[{2 * index + 1}]]"
+    return (
+        f"for (int i = 0; i < {x.value.count}; i++) EACH "
+        f"{{ const long r = first + (w < lanes ? w : lanes - 1); {x.value.name}[i][w] = {there}; }}"
+    )
+
+
+def _stored(x: View, index: int) -> str:
+    """A block of a result, or a result that is not per row."""
+    T, count = x.value.c_type, prod(x.tail)
+    if x.row is None:
+        return f"for (int i = 0; i < {count}; i++) (({T}*)data[{index}])[i] = {x.value.name}[{_place(x)}];"
+    there = f"(({T}*)data[{index}])[(first + w) * strides[{2 * index}] + i * strides[{2 * index + 1}]]"
+    return (
+        f"for (int i = 0; i < {count}; i++) for (int w = 0; w < lanes; w++) {there} = {x.value.name}[{_place(x)}][w];"
+    )
+
+
+def _functions(writer: Writer, vector: int) -> str:
+    """What operators use."""
+    text = resources.files(__package__).joinpath("preamble.cpp").read_text(encoding="utf-8")
+    lines = [f"enum {{ W = {vector // 4}, BYTES = {vector} }};"]
+    lines += [_coefficients(name) for name in ("TANH_NUMERATOR", "TANH_DENOMINATOR")]
+    lines += [f"constexpr float TANH_SATURATION = {kernels.TANH_SATURATION!r}f;", text]
+    for name, accuracy, c_type in sorted(writer.functions):
+        if not accuracy:  # of the preamble
+            continue
+        size, letter = (4, "f") if c_type == "float" else (8, "d")
+        lanes, operands, V = vector // size, ("x", "y") if name == "pow" else ("x",), f"Vector<{c_type}>::type"
+        function = f"Sleef_{name}{letter}{lanes}_{accuracy}"
+        pointers = ", ".join(f"const {c_type}* {x}" for x in operands)
+        vectors = ", ".join(f"*(const {V}*)({x} + w)" for x in operands)
+        lines.append(
+            f'extern "C" {V} {function}({", ".join([V] * len(operands))});\n'
+            f"static inline void map_{name}({pointers}, {c_type}* out) {{\n"
+            f"  for (int w = 0; w < W; w += {lanes}) *({V}*)(out + w) = {function}({vectors});\n}}"
+        )
+    return "\n".join(lines)
+
+
+def _coefficients(name: str) -> str:
+    numbers = ", ".join(f"{c!r}f" for c in getattr(kernels, name))
+    return f"constexpr float {name}[] = {{{numbers}}};"

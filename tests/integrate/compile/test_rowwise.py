@@ -1,0 +1,302 @@
+"""Kernels for rows: torch's operators in C++, equal to torch's own."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.testing import assert_close
+
+from dise import RK4, Bosh3, Event, HeunEuler, PIController, solve
+from dise.integrate.compile import kernels, private
+from dise.integrate.compile.rowwise.build import FLAGS
+from dise.integrate.compile.rowwise.function import Kernel, Spec
+from dise.integrate.compile.rowwise.graphs import with_kernel
+from dise.integrate.compile.rowwise.operators import FAST
+from dise.integrate.compile.rowwise.values import UnsupportedError
+
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() not in FLAGS, reason="no kernels for this CPU's vectors"
+)
+N = 37  # rows: two blocks and a part of one
+
+
+def kernel(function, *inputs, rows="n", replacements=None):
+    """A kernel of a function that returns a tensor or some; inputs with N rows are per row."""
+    specs = [Spec((rows, *x.shape[1:]) if len(x) == N else tuple(x.shape), x.dtype, x.requires_grad) for x in inputs]
+
+    def outputs(*values):
+        results = function(*values)
+        return (results if isinstance(results, tuple) else (results,)), None
+
+    return Kernel(outputs, specs, rows, replacements or {})
+
+
+def both(function, *inputs, **options):
+    """A kernel's results and the function's."""
+    expected = function(*inputs)
+    return kernel(function, *inputs, **options)(inputs)[0], list(
+        expected if isinstance(expected, tuple) else (expected,)
+    )
+
+
+def numbers(dtype, *shape):
+    torch.manual_seed(0)
+    return torch.randn(N, *shape, dtype=dtype)
+
+
+SPECIAL = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_elementwise_operators(dtype):
+    x, y = numbers(dtype, 3), numbers(dtype, 3).flip(1)
+    x[: len(SPECIAL), 0] = SPECIAL.to(dtype)
+    y[: len(SPECIAL), 1] = SPECIAL.to(dtype)
+    calls = ("tanh", "exp", "expm1", "sin", "cos", "tan", "atan", "sinh", "cosh", "erf", "relu", "neg", "abs", "sign")
+    plain = ("reciprocal", "isnan", "isinf", "isfinite", "square", "sigmoid")
+    binary = ("add", "sub", "mul", "div", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge")
+
+    def everything(x, y):
+        unary = [getattr(torch, name)(x) for name in (*calls, *plain)]
+        positive = [getattr(torch, name)(x.abs()) for name in ("sqrt", "rsqrt", "log", "log1p")]
+        powers = [x.abs() ** p for p in (-0.2, 2.5, 0.5, 2, 3, -1)] + [x.abs() ** y, 2.0**x, 3.0**x]
+        limited = [x.clamp(-0.5, 0.5), x.clamp(min=0.1), x.clamp(max=0.1), x.nan_to_num(nan=0.2), x.nan_to_num()]
+        mixed = [torch.lerp(x, y, 0.3), torch.lerp(x, y, 0.8), torch.addcmul(x, x, y, value=0.7)]
+        logic = [(x > 0) & (y > 0), (x > 0) | (y > 0), ~(x > 0), (x > 0) ^ (y > 0), torch.logical_not(x)]
+        other = [torch.where(x > y, x, y), x.masked_fill(y > 0, 7.0), torch.add(x, y, alpha=0.3), 1 - x, x + 1, 2 / x]
+        pairs = [getattr(torch, name)(x, y) for name in binary]
+        return (*unary, *positive, *powers, *limited, *mixed, *logic, *other, *pairs)
+
+    assert_close(*both(everything, x, y), equal_nan=True)
+
+
+def test_operators_on_integers():
+    x, n = numbers(torch.float32, 3), (10 * numbers(torch.float64)).long()
+    assert_close(
+        *both(
+            lambda x, n: (x.long(), n + 1, n / 3, n * x[:, 0], n.double(), ~n, n.abs(), n == 4, n.bool(), n + (n > 2)),
+            x,
+            n,
+        )
+    )
+
+
+def test_operators_of_rows():
+    x, weight, bias = numbers(torch.float64, 3, 4), torch.randn(5, 4).double(), torch.randn(5).double()
+
+    def function(x, weight, bias):
+        a = x[:, 1]
+        return (
+            x.sum((1, 2)), x.mean(1), x.amax(2), x.amin((1,), keepdim=True), torch.linalg.vector_norm(x, dim=2),
+            (x > 0).any(1), (x > 0).all(1), torch.cat([a, x[:, :, 0]], 1), torch.stack([a, 2 * a], 2),
+            functional.linear(a, weight, bias), a @ weight.t(), x.flatten(1)[:, 2:7], x.transpose(1, 2) + 1,
+            a[:, None] * x, functional.softplus(a), functional.silu(a), functional.gelu(a), functional.elu(a),
+            functional.softmax(a, 1), torch.zeros_like(a) + a, (weight.exp() * bias[:, None]).sum(0) * a,
+            a[:, :1].expand(-1, 3), bias.tanh()[:4] * a, a.flip(1) - x[:, 0].flip((1,))[:, 1:2], a.t().contiguous().t(),
+        )  # fmt: skip
+
+    found, expected = both(function, x, weight, bias)
+    assert_close(found, expected)
+    assert found[-1].stride() == expected[-1].stride()
+
+
+def test_sums_over_rows():
+    x, y = numbers(torch.float64, 3), numbers(torch.float64, 5)
+
+    def function(x, y):
+        return (x.t() @ y).t(), x.sum(0), x.sum() + 1, (x * x).sum(0, keepdim=True), (x.t() @ y) + (x.t() @ y), y.max()
+
+    assert_close(*both(function, x, y))
+
+
+@pytest.mark.parametrize("layers", [(2, 64, 2), (5, 7, 3)], ids=str)
+@pytest.mark.parametrize("rows", [1, 16, 500])
+def test_networks_on_any_number_of_rows_and_threads(layers, rows):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(*layers[:2]), nn.Tanh(), nn.Linear(*layers[1:]))
+    weights = [p.detach() for p in net.parameters()]
+
+    def function(x, a, b, c, d):
+        y = functional.linear(functional.linear(x, a, b).tanh(), c, d)
+        return y, y.sum(0)
+
+    compiled = kernel(function, torch.ones(N, layers[0]), *weights)
+    x, threads = torch.randn(rows, layers[0]), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert_close(compiled([x, *weights])[0], list(function(x, *weights)), rtol=1e-5, atol=1e-4)
+        assert_close(compiled([x.t().contiguous().t(), *weights])[0][0], function(x, *weights)[0], rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_fast_tanh_is_within_its_bound():
+    x = torch.linspace(-10, 10, 2 * N * 1000).reshape(N, -1)
+    (found,), (expected,) = both(torch.tanh, x, replacements=FAST)
+    unit = torch.nextafter(expected.abs(), torch.tensor(2.0)) - expected.abs()
+    assert 1 < ((found - expected).abs() / unit).max() <= kernels.TANH_ULPS + 1
+
+
+def test_what_changes_in_place_is_what_torch_changes():
+    def function(x):
+        z = 2 * x
+        before = z + 1
+        view = z[:, :1]
+        z.mul_(3.0)
+        return z, view + 0, before
+
+    assert_close(*both(function, numbers(torch.float64, 2)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.cumsum(0),
+        lambda x: x - x.mean(0),
+        lambda x: x.sort(1).values,
+        lambda x: x[1:],
+        lambda x: x.reshape(-1),
+        lambda x: x * x.shape[0],
+        lambda x: x * torch.linspace(0, x.shape[0], 2),
+        lambda x: x + torch.arange(x.shape[0])[:, None],
+        lambda x: torch.rand_like(x),
+        lambda x: x + torch.randn(2),
+        lambda x: x.mul_(2),
+        lambda x: x.clone()[:, :1].mul_(2),
+        lambda x: x.to(torch.bfloat16),
+        lambda x: torch.complex(x, x),
+        lambda x: x[:, [1, 0]],
+        lambda x: torch.zeros(x.shape),
+        lambda x: x[:, :0],
+        lambda x: x @ torch.ones(2, 10_000),
+        lambda x: x @ x.t(),
+    ],
+)
+def test_what_has_no_code_is_said(function):
+    with pytest.raises((UnsupportedError, RuntimeError), match=r"\w"):
+        kernel(function, torch.ones(N, 2))
+
+
+def test_a_fixed_number_of_rows():
+    x = numbers(torch.float64, 2)
+    assert_close(*both(lambda x: x * x.shape[0] + torch.zeros(x.shape, dtype=x.dtype), x, rows=N))
+    with pytest.raises(UnsupportedError, match="rows"):
+        kernel(lambda x: x.reshape(2, -1), x, rows=N)
+
+
+def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(private, "cache_folder", lambda: str(tmp_path))
+    for compiler in ("false", "no-such-compiler"):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(UnsupportedError, match=compiler):
+            kernel(lambda x: x * 1.2345, torch.ones(N, 2))
+    assert not list(tmp_path.rglob("*.so"))
+
+
+# ---- solves
+
+
+def only_kernels(graph, inputs):
+    """A backend that has no other way."""
+    return with_kernel(graph, {})
+
+
+KERNELS = {"backend": only_kernels}
+BOSH = Bosh3(rtol=1e-5, atol=1e-5)
+CLOSE = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def field(t, y, gain=1.0):
+    """Nonlinear and time-dependent."""
+    return torch.tanh(2 * gain * y.flip(1) + 0.5) + torch.sin(3 * t) - y
+
+
+def decay(t, y, rate):
+    return -rate * y * torch.cos(t)
+
+
+def assert_equal(compiled, eager):
+    assert_close(compiled.y, eager.y, **CLOSE)
+    for name in ("t", "nfe", "n_steps", "n_accepted", "error", "status", "dt"):
+        assert_close(getattr(compiled, name), getattr(eager, name), **CLOSE, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("f", "integrator", "options"),
+    [
+        (field, Bosh3(rtol=1e-5, atol=(1e-5, 1e-6), controller=PIController()), {"throw": False}),
+        (field, HeunEuler(rtol=1e-3, atol=1e-3, first_step="span"), {"drop_finished": False}),
+        (
+            decay,
+            BOSH,
+            {"sample_args": (torch.linspace(0.1, 9, 40).double()[:, None],), "accumulate": lambda s: s.dt.abs()},
+        ),
+    ],
+    ids=["control", "all rows", "samples"],
+)
+def test_loops_are_eager(starts, f, integrator, options):
+    with torch.no_grad():
+        eager, compiled = (
+            solve(f, starts(40, 2), 0.0, 3.0, integrator, compile=c, **options) for c in (False, KERNELS)
+        )
+    assert_equal(compiled, eager)
+    assert compiled.calls == eager.calls or integrator is not BOSH  # others evaluate k1 again in all rows
+    assert len(eager.nfe.unique()) > 3
+    if eager.accumulated is not None:
+        assert_close(compiled.accumulated, eager.accumulated, **CLOSE)
+
+
+def test_a_failing_row_fails_alone(starts):
+    y0 = torch.cat([starts(40, 1), (torch.arange(40) == 17).double()[:, None]], 1)
+
+    def f(t, y):
+        return torch.where((y[:, 1:] == 1) & (t > 0.5), math.nan, torch.stack([-y[:, 0], 0 * y[:, 1]], 1))
+
+    with torch.no_grad():
+        eager, compiled = (solve(f, y0, 0.0, 1.0, BOSH, throw=False, compile=c) for c in (False, KERNELS))
+    assert_equal(compiled, eager)
+    assert compiled.status.unique(return_counts=True)[1].tolist() == [39, 1]
+
+
+def test_rounds_with_save_points_and_events_are_eager(starts):
+    options = {"save_at": [0.5, 2.5], "record": True, "event": Event(lambda t, y: y[:, 0] - 0.5)}
+    with torch.no_grad():
+        eager, compiled = (solve(field, starts(40, 2), 0.0, 3.0, BOSH, compile=c, **options) for c in (False, KERNELS))
+    assert_equal(compiled, eager)
+    for name in ("saved", "steps", "event"):
+        assert_close(getattr(compiled, name), getattr(eager, name), **CLOSE, equal_nan=True)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def forward(self, t, y, gain):
+        return self.net(y) * gain.exp() + torch.sin(3 * t) - y
+
+
+@pytest.mark.parametrize(
+    ("integrator", "options"),
+    [(BOSH, {}), (BOSH, {"differentiate_step_sizes": True, "gradient": "checkpoint"}), (RK4(1), {})],
+    ids=["adaptive", "step sizes", "one step"],
+)
+def test_gradients_are_eager(starts, integrator, options):
+    f, outcomes = Network(), []
+    for setting in (False, KERNELS):
+        y0, gain = starts(40, 2).requires_grad_(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        solution = solve(f, y0, 0.0, 1.0, integrator, args=(gain,), compile=setting, **options)
+        loss = solution.y.square().sum() + solution.error.nan_to_num().sum()
+        outcomes.append((solution.y, torch.autograd.grad(loss, (y0, gain, *f.parameters()))))
+    assert_close(outcomes[1], outcomes[0], rtol=1e-8, atol=1e-9)
+
+
+def test_gradients_of_gradients_are_refused(starts):
+    y0, gain = starts(40, 2).requires_grad_(), torch.ones((), dtype=torch.float64)
+    y = solve(Network(), y0, 0.0, 0.1, RK4(1), args=(gain,), compile=KERNELS).y
+    (gradient,) = torch.autograd.grad(y.square().sum(), y0, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        gradient.sum().backward()
