@@ -161,6 +161,8 @@ def test_what_changes_in_place_is_what_torch_changes():
         lambda x: x * x.shape[0],
         lambda x: x * torch.linspace(0, x.shape[0], 2),
         lambda x: x + torch.arange(x.shape[0])[:, None],
+        lambda x: x * x[0, 0].item(),
+        lambda x: x if x[0, 0] > 0 else -x,
         lambda x: torch.rand_like(x),
         lambda x: x + torch.randn(2),
         lambda x: x.mul_(2),
@@ -203,6 +205,14 @@ def only_kernels(graph, inputs):
     return with_kernel(graph, {})
 
 
+def kernel_or_eager(graph, inputs):
+    """A backend that runs a graph as it is where there is no code for it."""
+    try:
+        return with_kernel(graph, {})
+    except UnsupportedError:
+        return graph
+
+
 KERNELS = {"backend": only_kernels}
 BOSH = Bosh3(rtol=1e-5, atol=1e-5)
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -215,6 +225,16 @@ def field(t, y, gain=1.0):
 
 def decay(t, y, rate):
     return -rate * y * torch.cos(t)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+    def forward(self, t, y, gain):
+        return self.net(y) * gain.exp() + torch.sin(3 * t) - y
 
 
 def assert_equal(compiled, eager):
@@ -248,6 +268,19 @@ def test_loops_are_eager(starts, f, integrator, options):
         assert_close(compiled.accumulated, eager.accumulated, **CLOSE)
 
 
+def test_a_number_that_changes_between_solves_counts(starts):
+    """torch makes it an input of its second graph."""
+    f = Network()
+    f.rate = 1.0
+    f.forward = lambda t, y: f.rate * f.net(y)
+    with torch.no_grad():
+        for f.rate in (1.0, 2.0, 3.0):
+            eager, compiled = (
+                solve(f, starts(40, 2), 0.0, 1.0, BOSH, compile=c) for c in (False, {"backend": kernel_or_eager})
+            )
+            assert_equal(compiled, eager)
+
+
 def test_a_failing_row_fails_alone(starts):
     y0 = torch.cat([starts(40, 1), (torch.arange(40) == 17).double()[:, None]], 1)
 
@@ -267,16 +300,6 @@ def test_rounds_with_save_points_and_events_are_eager(starts):
     assert_equal(compiled, eager)
     for name in ("saved", "steps", "event"):
         assert_close(getattr(compiled, name), getattr(eager, name), **CLOSE, equal_nan=True)
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-
-    def forward(self, t, y, gain):
-        return self.net(y) * gain.exp() + torch.sin(3 * t) - y
 
 
 @pytest.mark.parametrize(

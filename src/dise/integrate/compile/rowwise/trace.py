@@ -34,6 +34,7 @@ Replacements = Mapping[Any, Call]  # of operators on float32
 
 _aten = torch.ops.aten
 PRODUCTS = (_aten.mm.default, _aten.addmm.default)
+SIZES = (_aten.sym_size.int, _aten.sym_stride.int, _aten.sym_numel.default, _aten._assert_scalar.default)
 ROW_SUMS = (_aten.sum.default, _aten.sum.dim_IntList)
 
 
@@ -118,6 +119,8 @@ class Tracer(TorchDispatchMode):
             return self._changed(func, args, kwargs)
         out = func(*args, **kwargs)
         results = [x for x in (out if isinstance(out, list | tuple) else [out]) if isinstance(x, Tensor)]
+        if not results and func not in SIZES:
+            raise UnsupportedError(f"{func}, which reads a tensor")
         if all(x.untyped_storage().data_ptr() in self._places for x in results) or func in DATA:
             self._kept.extend(results)
             return out
