@@ -26,7 +26,7 @@ Preset = Annotated[
     str,
     typer.Option(
         help="Size of the experiment: sample (minutes), cpu (at most a quarter of an hour per model), long (mnist, "
-        "30 epochs) or paper."
+        "10 epochs) or paper."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights, order and random draws in training.")]

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dise import RK4, Dopri5, Dynamic, Euler
+from dise import RK4, Dopri5, Dynamic, Euler, Status, solve
 from dise.select import ClassificationCost
 from dise_experiments.common.errors import DataError
 from dise_experiments.common.task import Run
@@ -90,11 +90,21 @@ def test_what_can_be_trained_with_what(task, model, reg, reason):
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", None), ("bfloat16", torch.bfloat16)])
 def test_first_epochs_are_coarse(task, precision, dtype):
-    preset = SMALL.model_copy(update={"coarse_epochs": 2, "coarse_precision": precision})
-    coarse = task.coarse(preset, 0)
-    assert coarse == task.coarse(preset, 1) == (RK4(steps=1), dtype, coarse.without)
-    assert task.coarse(preset, 2) is None
-    assert task.coarse(SMALL, 0) is None
+    preset = SMALL.model_copy(update={"coarse_epochs": 2, "precision": precision})
+    assert task.coarse(preset, 0, "none") == task.coarse(preset, 1, "kinetic") == (RK4(steps=1), dtype)
+    assert task.coarse(preset, 2, "none") == (None if dtype is None else (None, dtype))
+    assert task.coarse(SMALL, 0, "none") is None
+
+
+@pytest.mark.parametrize("reg", ["error", "raw-error", "weighted-error", "stiffness"])
+def test_coarse_epochs_take_one_step_of_what_the_regularizer_needs(task, reg):
+    coarse = task.coarse(SMALL.model_copy(update={"coarse_epochs": 1}), 0, reg)
+    large = torch.full([3, 2], 100.0)  # far outside the tolerance for one step
+    solution = solve(lambda t, y: -20 * y, large, 0.0, 1.0, coarse.integrator)
+    assert (solution.status == Status.SUCCESS).all()
+    assert (solution.n_accepted == 1).all()
+    assert (solution.nfe == 7).all()
+    assert (solution.error > 1).all()
 
 
 # ---- batches

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from dise import RK4, SolveError
+from dise import RK4, Dopri5, SolveError
 from dise.regularize import NoRegularizer, RandomEndTime
 from dise_experiments.common.errors import UserError
 from dise_experiments.common.task import Coarse
@@ -345,29 +345,40 @@ def coarse_batch(tiny, reg, **settings):
     return training, training.training_step(batch, 0), batch
 
 
-def test_a_coarse_epoch_is_trained_by_rk4_without_dopris_error(tiny):
-    training, loss, (x, y) = coarse_batch(tiny, "error", coarse_epochs=1)
+def test_a_coarse_epoch_is_trained_by_rk4(tiny):
+    training, loss, (x, y) = coarse_batch(tiny, "none", coarse_epochs=1)
     model, own = training.model, training.model.block.integrator
     assert own == training.task.reference
     model.block.integrator = RK4(steps=1)
     assert_close(loss, torch.nn.functional.cross_entropy(model(x), y), atol=0, rtol=0)
 
 
-def test_after_the_coarse_epochs_the_error_counts(tiny):
-    _, with_error, _ = coarse_batch(tiny, "error")
-    _, without, _ = coarse_batch(tiny, "none")
-    assert with_error > without
+def test_a_coarse_epoch_regularizes_the_error_of_one_step_of_dopri(tiny):
+    training, loss, (x, y) = coarse_batch(tiny, "error", coarse_epochs=1)
+    model = training.model
+    model.block.integrator = Dopri5(rtol=1e-3, atol=1e-3, first_step="span", dt_min=1.0, accept_at_dt_min=True)
+    logits, solution = model.solve(x)
+    expected = torch.nn.functional.cross_entropy(logits, y) + training.config.weight * solution.error.mean()
+    assert_close(loss, expected, atol=0, rtol=1e-6)
 
 
 def test_bfloat16_leaves_states_and_weights_in_single_precision(tiny):
-    training, loss, (x, _) = coarse_batch(tiny, "none", coarse_epochs=1, coarse_precision="bfloat16")
+    training, loss, (x, _) = coarse_batch(tiny, "none", coarse_epochs=1, precision="bfloat16")
     _, single, _ = coarse_batch(tiny, "none", coarse_epochs=1)
     assert loss.dtype == torch.float32
     assert loss != single
     assert_close(loss, single, atol=0.02, rtol=0)
-    with coarsely(training.model, training.task.coarse(training.settings, 0)):
+    with coarsely(training.model, training.task.coarse(training.settings, 0, "none")):
         _, solution = training.model.solve(x)
     assert solution.y.dtype == torch.float32
+
+
+def test_bfloat16_alone_keeps_the_integrator(tiny):
+    training, loss, (x, y) = coarse_batch(tiny, "none", precision="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, solution = training.model.solve(x)
+    assert (solution.n_accepted > 1).all()
+    assert_close(loss, torch.nn.functional.cross_entropy(logits.float(), y), atol=1e-3, rtol=0)
 
 
 def test_a_coarse_epoch_leaves_the_integrator_even_on_an_error():
@@ -375,7 +386,7 @@ def test_a_coarse_epoch_leaves_the_integrator_even_on_an_error():
     own = model.block.integrator
 
     def stop():
-        with coarsely(model, Coarse(RK4(steps=1), torch.bfloat16, ())):
+        with coarsely(model, Coarse(RK4(steps=1), torch.bfloat16)):
             assert model.block.integrator == RK4(steps=1)
             raise RuntimeError("stop")
 
@@ -386,5 +397,5 @@ def test_a_coarse_epoch_leaves_the_integrator_even_on_an_error():
 
 
 def test_a_model_without_an_ode_can_be_coarse():
-    with coarsely(resnet(), Coarse(RK4(steps=1), torch.bfloat16, ())):
+    with coarsely(resnet(), Coarse(RK4(steps=1), torch.bfloat16)):
         assert torch.is_autocast_enabled("cpu")

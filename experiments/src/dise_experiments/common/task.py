@@ -144,17 +144,15 @@ class AsPublished(NamedTuple):
 
 
 class Coarse(NamedTuple):
-    """How an epoch of training integrates, if not by the model's own integrator.
+    """How an epoch of training computes, if more coarsely than the model does afterwards.
 
     Attributes:
-        integrator: in place of the model's.
+        integrator: in place of the model's; None: the model's own.
         dtype: of matrix products and convolutions, by autocast; None: that of the weights.
-        without: regularizers that are not added, since the integrator lacks what they need.
     """
 
-    integrator: Integrator
+    integrator: Integrator | None
     dtype: torch.dtype | None
-    without: tuple[str, ...]
 
 
 class Quality(NamedTuple):
@@ -208,8 +206,11 @@ class Task(ABC):
         """The reason why a model cannot be trained with a regularizer; None if it can."""
         return None
 
-    def coarse(self, preset: Any, epoch: int) -> Coarse | None:
-        """How an epoch (from 0) is trained more coarsely than by the model's own integrator; None: it is not."""
+    def coarse(self, preset: Any, epoch: int, reg: str) -> Coarse | None:
+        """How an epoch (from 0) is trained more coarsely than the model computes afterwards; None: it is not.
+
+        Its integrator has what the regularizer needs.
+        """
         return None
 
     def selects(self, model: nn.Module) -> bool:

@@ -17,9 +17,13 @@ class Preset(BaseModel):
     learning_rate: float = Field(
         default=0.1, gt=0, description="peak rate for a batch of 128; scales with the batch size"
     )
-    coarse_epochs: int = Field(default=0, ge=0, description="first epochs, which integrate by one step of RK4")
-    coarse_precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the coarse epochs' convolutions; DOPRI's error test needs float32"
+    coarse_epochs: int = Field(
+        default=0,
+        ge=0,
+        description="first epochs: one step of RK4, or of DOPRI for its regularizers",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of convolutions and products in training; states, sums and weights are float32"
     )
     monitored: int = Field(default=1000, ge=1, description="held-out images on which accuracy is logged each epoch")
 
@@ -30,9 +34,7 @@ PRESETS = {
     # about a quarter of an hour per model on two cores
     "cpu": Preset(data="full", epochs=2, schedule="one-cycle", batch_size=64, learning_rate=0.2),
     # the paper's accuracy at a fraction of its epochs and evaluations
-    "long": Preset(
-        data="full", epochs=30, schedule="one-cycle", coarse_epochs=28, coarse_precision="bfloat16", monitored=1000
-    ),
+    "long": Preset(data="full", epochs=10, schedule="one-cycle", coarse_epochs=9, precision="bfloat16", monitored=1000),
     # the paper's: torchdiffeq's examples/odenet_mnist.py, ×{0.1, 0.01, 0.001} at epochs {60, 100, 140}
     "paper": Preset(data="full", epochs=160, schedule="steps", monitored=5000),
 }

@@ -24,6 +24,7 @@ from dise_experiments.mnist.selector import PaperNetwork, confidence_network
 _DECAY_EPOCHS = (60, 100, 140)
 TEST_BATCH = 100
 _OF_DOPRI = ("error", "raw-error", "weighted-error", "stiffness")  # regularizers that need DOPRI's stages
+_ONE_STEP_OF_DOPRI = Dopri5(rtol=1e-3, atol=1e-3, first_step="span", dt_min=1.0, accept_at_dt_min=True)
 ACCURACY_LOSS = 1e-3  # tolerance of selectors: 0.1 points of accuracy
 
 
@@ -53,12 +54,12 @@ class MnistTask(Task):
             return f"reg: {reg!r} needs DOPRI's stages, and model 'rknet' is trained with RK4"
         return None
 
-    def coarse(self, preset: Preset, epoch: int) -> Coarse | None:
-        """The first epochs integrate by one step of RK4."""
+    def coarse(self, preset: Preset, epoch: int, reg: str) -> Coarse | None:
+        """The first epochs take one step of RK4, or one of DOPRI, whatever its error, if that is regularized."""
+        dtype = torch.bfloat16 if preset.precision == "bfloat16" else None
         if epoch >= preset.coarse_epochs:
-            return None
-        dtype = torch.bfloat16 if preset.coarse_precision == "bfloat16" else None
-        return Coarse(RK4(steps=1), dtype, without=_OF_DOPRI)
+            return None if dtype is None else Coarse(None, dtype)
+        return Coarse(_ONE_STEP_OF_DOPRI if reg in _OF_DOPRI else RK4(steps=1), dtype)
 
     def rule(self, alpha: float | None, penalty: float | None, equation: int) -> ClassificationCost:
         """Eq. 4."""

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from dise.integrate import SolveError
-from dise.regularize import NoRegularizer, RandomEndTime, Regularizer
+from dise.regularize import RandomEndTime, Regularizer
 from dise.select import contains_block, find_block
 from dise_experiments.common.shares import sharing
 from dise_experiments.common.task import PER_SAMPLE, Coarse, Loss
@@ -50,15 +50,13 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         """The loss of Eq. 3; with several processes this one's part, whose mean over processes is the loss."""
-        coarse = self.task.coarse(self.settings, self.current_epoch)
-        off = coarse is not None and self.config.reg in coarse.without
-        regularizer = NoRegularizer() if off else self.regularizer
+        coarse = self.task.coarse(self.settings, self.current_epoch, self.config.reg)
         batch, share = self._own_part(batch)
         parts = sharing(share if self._number > 1 else None)
-        with coarsely(self.model, coarse), random_end(self.model, regularizer), parts:
-            loss = self.task.loss(self.model, batch, regularizer.accumulate)
+        with coarsely(self.model, coarse), random_end(self.model, self.regularizer), parts:
+            loss = self.task.loss(self.model, batch, self.regularizer.accumulate)
         value = self._number * share * loss.value
-        penalty = self._penalty_factor(share) * self.config.weight * regularizer(loss.solution, loss.dynamics)
+        penalty = self._penalty_factor(share) * self.config.weight * self.regularizer(loss.solution, loss.dynamics)
         self._log("train", loss, {"loss": value, "penalty": penalty}, self._number * share)
         return value + penalty
 
@@ -122,11 +120,11 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 @contextmanager
 def coarsely(model: nn.Module, coarse: Coarse | None) -> Iterator[None]:
-    """Within it the model's ODE, if it has one, is integrated as an epoch's `Coarse` says."""
+    """Within it the model computes, and its ODE, if it has one, is integrated as an epoch's `Coarse` says."""
     if coarse is None:
         yield
         return
-    blocks = [find_block(model)] if contains_block(model) else []
+    blocks = [find_block(model)] if coarse.integrator is not None and contains_block(model) else []
     own = [block.integrator for block in blocks]
     for block in blocks:
         block.integrator = coarse.integrator
