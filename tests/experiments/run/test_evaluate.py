@@ -29,7 +29,7 @@ def metrics(finished):
 
 def test_files(finished):
     names = [{file.name for file in finished[stage].iterdir()} for stage in ("selected", "evaluated")]
-    assert names[1] - names[0] == {"metrics.json", "timing.json"}
+    assert names[1] - names[0] == {"metrics.json", "timing.json", "samples.json", "chosen.png"}
 
 
 def test_what_the_metrics_are_of(metrics):
@@ -136,7 +136,8 @@ def test_no_run(tmp_path):
 
 
 def test_no_selectors(stage):
-    path = stage("trained")
+    path = stage("selected")
+    (path / "selector-paper.safetensors").unlink()
     with pytest.raises(ExperimentError, match=r"has no selector 'paper' .*`dise select` fits it"):
         evaluate_run(path)
     assert not (path / "metrics.json").exists()

@@ -15,6 +15,7 @@ from dise_experiments.run.report import evaluated, read_run, selection_tables, w
 from dise_experiments.run.rundir import claim_run, read_json, save_weights, write_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
+FIGURES = ["training.png", "accuracy-nfe.png", "steps.png", "shares.png", "calibration.png", "chosen.png"]
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def test_report(folder, run):
     for number in ("5.79", "11.36", "0.9963", "37%", "34%", "29%"):
         assert number in text
     images = re.findall(r"!\[.*\]\((.*)\)", text)
-    assert images == ["odenet-error-seed0/training.png", "odenet-error-seed0/accuracy-nfe.png"]
+    assert images == [f"odenet-error-seed0/{name}" for name in FIGURES]
     for image in images:
         assert (folder / image).read_bytes().startswith(PNG)
 
@@ -242,12 +243,7 @@ def test_nothing_else_in_the_run_is_touched(folder, snapshot):
     before = snapshot(folder)
     write_report(folder)
     after = snapshot(folder)
-    assert {name.name for name in set(after) - set(before)} == {
-        "report.md",
-        "report.html",
-        "training.png",
-        "accuracy-nfe.png",
-    }
+    assert {name.name for name in set(after) - set(before)} == {"report.md", "report.html", *FIGURES} - {"chosen.png"}
     assert {name: after[name] for name in before} == before
 
 
@@ -269,7 +265,7 @@ def test_a_renamed_run_keeps_its_figures(folder):
     (folder / "odenet-error-seed0").rename(folder / "old")
     text = write_report(folder)[0].read_text()
     assert "## old: all policies" in text
-    assert re.findall(r"!\[.*\]\((.*)\)", text) == ["old/training.png", "old/accuracy-nfe.png"]
+    assert re.findall(r"!\[.*\]\((.*)\)", text) == [f"old/{name}" for name in FIGURES]
 
 
 def test_a_run_of_an_earlier_preset_keeps_its_figures(folder):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Solution
@@ -243,7 +244,11 @@ class Task(ABC):
 
     @abstractmethod
     def selection_batches(self, model: nn.Module, splits: Any, *, on: str, unit: str) -> Iterable[Any]:
-        """Batches (x, target) on which costs are collected: `on` is "held-out" or "train"."""
+        """Batches (x, target) on which costs are collected: `on` is "held-out", "train" or "test"."""
+
+    @abstractmethod
+    def draw(self, axes: Axes, x: Any, row: int) -> None:
+        """Draw one of the samples of `selection_batches`."""
 
     @abstractmethod
     def timed_batches(self, splits: Any, number: int, *, unit: str) -> Iterable[Input]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,9 +87,13 @@ class MnistTask(Task):
         return batch[0][rows], batch[1][rows]
 
     def selection_batches(self, model: nn.Module, splits: MnistSplits, *, on: str, unit: str) -> Batches:
-        """The held-out images, or the same number of training images."""
-        images = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]
-        return Batches.evaluation(images, batch_size=TEST_BATCH)
+        """The held-out images, the same number of training images, or the test images."""
+        parts = {"held-out": splits.held_out, "train": splits.train[: len(splits.held_out)], "test": splits.test}
+        return Batches.evaluation(parts[on], batch_size=TEST_BATCH)
+
+    def draw(self, axes: Axes, x: Tensor, row: int) -> None:
+        """The image."""
+        axes.imshow(x[row, 0].numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
 
     def timed_batches(self, splits: MnistSplits, number: int, *, unit: str) -> Iterable[Tensor]:
         """Test images in batches of 100, as in the paper."""

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from dise.integrate import RK4, Bosh3, Dopri5, Euler, Integrator
 from dise.select import BinaryCost, CostRule, Dynamic, PooledNetwork, TaskErrorCost
-from dise_experiments.common.plots import quality_against_nfe
+from dise_experiments.common.plots import COLOURS, quality_against_nfe
 from dise_experiments.common.table import Table
 from dise_experiments.common.task import Loss, Quality, Run, SelectorSpec, Task
 from dise_experiments.physionet.batches import TestBatches, TrainingBatches, draw
@@ -120,9 +121,18 @@ class PhysionetTask(Task):
     def selection_batches(
         self, model: nn.Module, splits: PhysionetSplits, *, on: str, unit: str
     ) -> Iterable[tuple[Stays, Tensor]]:
-        """The held-out records, or the same number of training records."""
-        records = splits.held_out if on == "held-out" else splits.train[: len(splits.held_out)]
-        return TestBatches(records, TEST_BATCH)
+        """The held-out records, the same number of training records, or the test records."""
+        parts = {"held-out": splits.held_out, "train": splits.train[: len(splits.held_out)], "test": splits.test}
+        return TestBatches(parts[on], TEST_BATCH)
+
+    def draw(self, axes: Axes, x: Stays, row: int) -> None:
+        """When what was measured, a line for each variable, red for a death."""
+        own = x.stay == row
+        measured, variable = x.mask[own].nonzero().T
+        times = x.times[own][measured].numpy(force=True)
+        colour = COLOURS[3] if x.labels[row] else COLOURS[0]
+        axes.scatter(times, variable.numpy(force=True), s=0.5, color=colour)
+        axes.set(xlim=(0, 1), ylim=(x.mask.shape[1], -1))
 
     def timed_batches(self, splits: PhysionetSplits, number: int, *, unit: str) -> Iterable[Stays]:
         """Test records in batches of 60, as in the paper, without a last smaller batch."""

@@ -14,6 +14,8 @@ from dise_experiments.common.task import AsPublished, Task
 from dise_experiments.run.config import ExperimentError
 from dise_experiments.run.published import SELECTION, stored_task
 from dise_experiments.run.rundir import load_model, open_run, read_json, write_json
+from dise_experiments.run.sample_plots import draw_chosen
+from dise_experiments.run.samples import CHOSEN, SAMPLES, studied_batches, study
 from dise_experiments.run.select import load_dynamic
 from dise_experiments.run.timing import time_policies
 
@@ -52,13 +54,14 @@ def evaluate_run(
     task = task if published is None else stored_task(path, config, published)
     results = {name: read_json(folder / name) for name in (METRICS, TIMING) if (folder / name).exists()}
     model = load_model(path, config).to(device)
-    dynamics = _dynamics(model, folder, task)
-    selection = _selection(folder) if dynamics else {}
+    selection = _selection(folder) if task.selects(model) else {}
     if METRICS in results and results[METRICS].get("selection", {}) != selection:
         raise ExperimentError(
             f"{folder / METRICS} belongs to a selection with {results[METRICS].get('selection')}, the present one has "
             f"{selection}; move {METRICS} and {TIMING} away to evaluate again"
         )
+    timed = timing and selection and TIMING not in results
+    dynamics = _dynamics(model, folder, task) if METRICS not in results or timed else {}
     splits = None
     if METRICS not in results:
         log(f"evaluating {config.name} on the test set")
@@ -68,16 +71,34 @@ def evaluate_run(
         about = {"selection": selection, "macs": macs} if dynamics else {}
         results[METRICS] = about | task.metrics(model, dynamics, in_f, splits)
         write_json(folder / METRICS, results[METRICS])
-    if timing and dynamics and TIMING not in results:
+    if selection and published is None and not (path / SAMPLES).exists():
+        log(f"studying single samples of {config.name}")
+        splits = splits or task.load(settings, data_dir)
+        _study(path, model, task, splits)
+    if timed:
         log(f"timing {config.name}")
         splits = splits or task.load(settings, data_dir)
-        unit = next(iter(task.selectors.values())).unit
-        inputs = [x.to(device) for x in task.timed_batches(splits, TIMED, unit=unit)]
-        timed = {name: dynamic for name, dynamic in dynamics.items() if task.selectors[name].unit == unit}
-        integrators = (*task.candidates, *task.baselines)
-        results[TIMING] = time_policies(model, integrators, timed, inputs, tolerance=task.reference)
+        results[TIMING] = _timing(model, task, dynamics, splits, device)
         write_json(folder / TIMING, results[TIMING])
     return results[METRICS] | {"timing": results.get(TIMING)}
+
+
+def _timing(model: nn.Module, task: Task, dynamics: dict[str, Dynamic], splits: Any, device: str) -> dict[str, Any]:
+    """Wall-clock of the policies of the first selector's unit."""
+    unit = next(iter(task.selectors.values())).unit
+    inputs = [x.to(device) for x in task.timed_batches(splits, TIMED, unit=unit)]
+    own = {name: dynamic for name, dynamic in dynamics.items() if task.selectors[name].unit == unit}
+    return time_policies(model, (*task.candidates, *task.baselines), own, inputs, tolerance=task.reference)
+
+
+def _study(path: Path, model: nn.Module, task: Task, splits: Any) -> None:
+    """Write what the default selector does with single samples, and the picture of some."""
+    dynamic = load_dynamic(path, task.default_selector, task, model)
+    batches = studied_batches(model, task, splits)
+    samples = study(model, task, dynamic, read_json(path / SELECTION), batches)
+    pictures = [(x, row) for x, target in batches for row in range(len(target))]
+    draw_chosen(samples, lambda axes, i: task.draw(axes, *pictures[i]), path.name, path / CHOSEN)
+    write_json(path / SAMPLES, samples)
 
 
 def _selection(path: Path) -> dict[str, Any]:

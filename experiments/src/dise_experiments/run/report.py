@@ -18,6 +18,8 @@ from dise_experiments.run.plots import training_curves
 from dise_experiments.run.published import published_parts
 from dise_experiments.run.registry import TASKS
 from dise_experiments.run.rundir import CONFIG, TRAINING, load_model, open_run, read_json, write_text
+from dise_experiments.run.sample_plots import SAMPLE_PLOTS
+from dise_experiments.run.samples import CHOSEN, SAMPLES
 from dise_experiments.run.timing import TORCHDIFFEQ
 from dise_experiments.run.train import read_log
 
@@ -181,7 +183,8 @@ def write_report(folder: Path) -> Report:
             tables.append(wall_clock(run))
     tables += [table for table in (_time(runs), _selections(runs), _training(runs)) if table.rows]
     plots = task.plots(runs, folder, lambda run: _model(folder / run.name))
-    figures = [(file, f"{file.stem} of {file.parent.name}") for file in _curves(runs, folder) + plots]
+    drawn = _curves(runs, folder) + plots + _of_samples(runs, folder)
+    figures = [(file, f"{file.stem} of {file.parent.name}") for file in drawn]
     title = f"{task.name}, preset {configs[0].preset}"
     text = [f"# {title}\n", *(table.markdown() for table in tables)]
     text.append("\n".join(f"![{caption}]({file.relative_to(folder)})\n" for file, caption in figures))
@@ -201,6 +204,19 @@ def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
         if log := read_log(folder / run.name):  # committed results have the figure without its log
             training_curves(log, run.name, file)
         files += [file] if file.exists() else []
+    return files
+
+
+def _of_samples(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """The figures of single test samples, in each run's directory."""
+    files = []
+    for path in (folder / run.name for run in runs):
+        if (path / SAMPLES).exists():
+            samples = read_json(path / SAMPLES)
+            for name, draw in SAMPLE_PLOTS.items():
+                files.append(path / name)
+                draw(samples, path.name, files[-1])
+            files += [path / CHOSEN] if (path / CHOSEN).exists() else []
     return files
 
 

@@ -124,10 +124,10 @@ def coarsely(model: nn.Module, coarse: Coarse | None) -> Iterator[None]:
     if coarse is None:
         yield
         return
-    blocks = [find_block(model)] if coarse.integrator is not None and contains_block(model) else []
+    blocks = [find_block(model)] if contains_block(model) else []
     own = [block.integrator for block in blocks]
     for block in blocks:
-        block.integrator = coarse.integrator
+        block.integrator = coarse.integrator or block.integrator
     device = next(model.parameters()).device.type
     try:
         with torch.autocast(device, coarse.dtype, enabled=coarse.dtype is not None):
