@@ -130,8 +130,12 @@ def test_figures_of_few_samples_with_errors_of_0_and_empty_spans(study, tmp_path
 
 
 def test_samples_are_drawn_in_the_row_of_their_candidate(study, tmp_path, monkeypatch):
-    drawn, titles = [], []
-    monkeypatch.setattr(mpl.axes.Axes, "set_title", lambda axes, text, **_: titles.append(text))
+    drawn, titles, set_title = [], [], mpl.axes.Axes.set_title
+    monkeypatch.setattr(
+        mpl.axes.Axes,
+        "set_title",
+        lambda axes, text, **options: titles.append(text) or set_title(axes, text, **options),
+    )
     draw_chosen(
         study, lambda axes, i: drawn.append((axes.get_subplotspec().rowspan.start, i)), "title", tmp_path / "c.png"
     )

@@ -84,7 +84,7 @@ def draw_calibration(samples: dict[str, Any], title: str, file: Path) -> None:
             axes.plot(
                 part["predicted"], part["actual"], color=colour, marker="o", markersize=3, linewidth=1, label=name
             )
-        scale = "log" if ends[0] > 0 else "symlog"
+        scale = "linear" if ends[1] < 10 * ends[0] else "symlog" if ends[0] <= 0 else "log"
         axes.set(xlabel="predicted cost", ylabel="actual cost", xscale=scale, yscale=scale, title=title)
         axes.legend(fontsize=7)
         figure.savefig(file, dpi=150)
@@ -103,14 +103,16 @@ def draw_chosen(samples: dict[str, Any], draw: Callable[[Axes, int], None], titl
     rows = [(name, np.flatnonzero(choice == i)[:PICTURES]) for i, name in enumerate(samples["candidates"])]
     rows = [(name, found) for name, found in rows if len(found)]
     with styled():
-        figure = Figure(figsize=(6.4, 0.5 + 0.95 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(6.4, 0.6 + 1.05 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), PICTURES, squeeze=False)
         for line, (name, found) in zip(grid, rows, strict=True):
             for axes, i in zip(line, found, strict=False):
                 draw(axes, int(i))
             for axes in line:
                 axes.set_axis_off()
-            line[0].set_title(f"{name}: {100 * np.mean(choice == samples['candidates'].index(name)):.1f} %", loc="left")
+            share = 100 * np.mean(choice == samples["candidates"].index(name))
+            heading = line[0].set_title(f"{name}: {share:.1f} %", loc="left")
+            heading.set_in_layout(False)  # it may be longer than its picture is wide
         figure.suptitle(title)
         figure.savefig(file, dpi=150)
 
