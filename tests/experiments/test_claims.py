@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dise_experiments.claims.arithmetic import break_even, findings
+from dise_experiments.claims.claims import Own, _improved
 from dise_experiments.claims.page import PAGE, page
 from dise_experiments.claims.results import Results
 from dise_experiments.common.task import Run
@@ -38,6 +39,19 @@ def test_a_fit_of_times():
     assert fit.slope == pytest.approx(1.5)
     assert fit.r2 == pytest.approx(1)
     assert np.allclose(fit.routed, 3)
+
+
+@pytest.mark.parametrize(
+    ("own", "verdict"),
+    [
+        ((0.805, 40.0), "NFE yes, AUROC no difference"),
+        ((0.85, 40.0), "NFE yes, AUROC yes"),
+        ((0.75, 60.0), "NFE no, AUROC no"),
+    ],
+)
+def test_an_improvement_is_one_of_all_models(own, verdict):
+    better = Own(0.85, 40.0, 1) if own[0] != 0.805 else Own(0.8, 40.0, 1)
+    assert _improved(Own(0.8, 50.0, 1), {"l1": Own(*own, 1), "l2": better}) == verdict
 
 
 def test_the_page_is_what_the_results_give():
