@@ -11,16 +11,18 @@ RESULTS = ROOT / "results"
 
 
 class Results(NamedTuple):
-    """Evaluated runs of each task."""
+    """Evaluated runs of each task, of the preset `cpu`, and of MNIST's preset `long`."""
 
     mnist: list[Run]
     physionet: list[Run]
     circles: list[Run]
+    mnist_long: list[Run]
 
     @classmethod
     def read(cls, folder: Path = RESULTS) -> "Results":
-        """The runs of the preset `cpu`."""
-        return cls(*([read_run(path) for path in evaluated(folder / f"{task}-cpu")[1]] for task in cls._fields))
+        """The committed runs."""
+        names = ("mnist-cpu", "physionet-cpu", "circles-cpu", "mnist-long")
+        return cls(*([read_run(path) for path in evaluated(folder / name)[1]] for name in names))
 
 
 def of(runs: list[Run], reg: str, *, model: str | None = None) -> list[Run]:
