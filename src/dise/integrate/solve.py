@@ -36,7 +36,7 @@ from dise.integrate.problem.state import Layout, State
 from dise.integrate.quadrature import Separated
 from dise.integrate.solution import Interpolant, Solution
 from dise.integrate.stepping.statistics import Accumulate, Accumulators
-from dise.integrate.tracing import check_transforms, has_values
+from dise.integrate.tracing import check_no_tangents, check_transforms, has_values
 
 
 def solve(
@@ -274,6 +274,7 @@ def _compiled(field: Field, compile: Compile) -> tuple[Field, MakeRounds | None]
     """The field and the factory of the loop's rounds, compiled as `compile` says; None: eager rounds."""
     if compile is False:
         return field, None
+    check_no_tangents()
     from dise.integrate.compile.rounds import CompiledField, graph_rounds  # they import torch's compiler
 
     graphs = CompiledField(field, compile)

@@ -66,6 +66,12 @@ def check_transforms(gradient: str) -> None:
         )
 
 
+def check_no_tangents() -> None:
+    """Raise a ValueError in forward-mode differentiation, whose tangents compiled graphs drop."""
+    if _dual_level() >= 0:
+        raise ValueError("compile: compiled graphs have no forward-mode derivatives; use compile=False for them")
+
+
 def on_host(x: Tensor) -> bool:
     """Whether a tensor's values can be read without a device sync: they are in host memory and no graph is traced."""
     return x.is_cpu and not torch.compiler.is_compiling() and not _is_mapped(x)

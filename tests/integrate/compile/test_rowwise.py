@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
+from torch.testing._internal.two_tensor import TwoTensor
 
 from dise import RK4, Bosh3, Event, HeunEuler, PIController, solve
 from dise.integrate.compile import kernels, private
-from dise.integrate.compile.rowwise.build import FLAGS
+from dise.integrate.compile.rowwise.build import FLAGS, built
 from dise.integrate.compile.rowwise.function import Kernel, Spec
 from dise.integrate.compile.rowwise.graphs import with_kernel
 from dise.integrate.compile.rowwise.operators import FAST
@@ -197,6 +198,62 @@ def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
     assert not list(tmp_path.rglob("*.so"))
 
 
+def test_rows_after_the_last_one_count_for_nothing():
+    x = numbers(torch.float64, 3)
+    x[-1, 0] = math.inf
+    assert_close(*both(lambda x: (x.sum(0), (x * x).t() @ x.abs(), x.abs() ** -0.5), x))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float64])
+def test_memory_read_as_other_numbers_is_refused(dtype):
+    with pytest.raises((UnsupportedError, RuntimeError), match=r"numbers|setStorage"):
+        kernel(lambda x: x.view(dtype) + 1, torch.ones(N, 2))
+    with pytest.raises(UnsupportedError, match="numbers"):
+        kernel(lambda x: torch._neg_view(x) + 1, torch.ones(N, 2))
+
+
+def test_inputs_with_a_lazy_sign():
+    x, weight = numbers(torch.float64, 2), torch.randn(2).double()
+    compiled = kernel(lambda x, weight: x * weight, x, weight)
+    lazy = [torch.complex(torch.zeros_like(v), -v).conj().imag for v in (x, weight)]
+    assert lazy[0].is_neg()
+    assert_close(compiled(lazy)[0][0], x * weight)
+
+
+def test_tensors_without_memory_are_refused():
+    graph = torch.fx.symbolic_trace(lambda rows_y: (rows_y * 2,))
+    next(iter(graph.graph.nodes)).meta["example_value"] = TwoTensor(torch.ones(N, 2), torch.ones(N, 2))
+    with pytest.raises(UnsupportedError, match="memory"):
+        with_kernel(graph, {})
+
+
+def test_diagonals_across_a_fixed_number_of_rows_are_refused():
+    with pytest.raises(UnsupportedError, match="each row"):
+        kernel(lambda x: x.diagonal()[:, None] * x, torch.randn(N, N), rows=N)
+
+
+def test_large_values_are_refused():
+    """They would lie on the stack."""
+    for function in (lambda x, w: x * w.exp().sum(0), lambda x, w: x * (w.exp() + w).amax(0)):
+        with pytest.raises(UnsupportedError, match="large"):
+            kernel(function, torch.ones(N, 2), torch.ones(450_000, 2))
+    with pytest.raises(UnsupportedError, match="large"):
+        kernel(lambda x: x + 1, torch.ones(N, 40_000, dtype=torch.float64))
+
+
+def test_damaged_files_are_made_again(monkeypatch, tmp_path):
+    x = numbers(torch.float64, 2)
+    for size in (None, 5000, 0):  # of what is found, all but the first time
+        folder = tmp_path / str(size)
+        for library in (tmp_path / "None").rglob("*.so"):
+            folder.joinpath("dise").mkdir(parents=True)
+            folder.joinpath("dise", library.name).write_bytes(library.read_bytes()[:size])
+        monkeypatch.setattr(private, "cache_folder", lambda folder=folder: str(folder))
+        built.cache_clear()
+        assert_close(*both(lambda x: x * 2.5, x))
+        assert size is None or library.stat().st_size == folder.joinpath("dise", library.name).stat().st_size
+
+
 # ---- solves
 
 
@@ -318,8 +375,16 @@ def test_gradients_are_eager(starts, integrator, options):
 
 
 def test_gradients_of_gradients_are_refused(starts):
-    y0, gain = starts(40, 2).requires_grad_(), torch.ones((), dtype=torch.float64)
-    y = solve(Network(), y0, 0.0, 0.1, RK4(1), args=(gain,), compile=KERNELS).y
+    """Also where other paths of second derivatives, those of the eager first evaluation, reach the start."""
+    y0, gain = starts(40, 2).requires_grad_(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    y = solve(Network(), y0, 0.0, 1.0, BOSH, args=(gain,), compile=KERNELS).y
     (gradient,) = torch.autograd.grad(y.square().sum(), y0, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(gradient.square().sum(), y0)
+
+
+@pytest.mark.parametrize("setting", [True, "fast"])
+def test_forward_mode_is_refused(starts, setting):
+    """Kernels and inductor would drop the tangents."""
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="forward-mode"):
+        solve(field, torch.autograd.forward_ad.make_dual(starts(4, 2), starts(4, 2)), 0.0, 1.0, BOSH, compile=setting)

@@ -37,7 +37,7 @@ def built(source: str) -> Any:
     key = sha256("\0".join([*command, *link, torch.__version__, source]).encode()).hexdigest()
     library = Path(private.cache_folder()) / "dise" / f"{key}.so"
     try:
-        if not library.exists():
+        if not _whole(library):
             library.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=library.parent) as folder:
                 code, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
@@ -45,6 +45,8 @@ def built(source: str) -> Any:
                 subprocess.run(
                     [*command, str(code), "-o", str(made), *link], check=True, capture_output=True, text=True
                 )
+                content = made.read_bytes()
+                made.write_bytes(content + sha256(content).digest())  # loaders ignore what follows
                 made.replace(library)  # at once: other processes may build the same
         function = ctypes.CDLL(str(library)).kernel
     except (OSError, subprocess.CalledProcessError, AttributeError) as error:
@@ -52,3 +54,11 @@ def built(source: str) -> Any:
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_void_p]
     function.restype = None
     return function
+
+
+def _whole(library: Path) -> bool:
+    """Whether a library is there and not damaged, by the hash at its end: calling a part of one ends the process."""
+    if not library.exists():
+        return False
+    content, size = library.read_bytes(), sha256().digest_size
+    return content[-size:] == sha256(content[:-size]).digest()

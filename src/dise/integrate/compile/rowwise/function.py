@@ -107,6 +107,7 @@ class Kernel:
         tensors, n = [], 0
         for x, per_row in zip(inputs, self._per_row, strict=True):
             if per_row is not None:
+                x = x.resolve_neg() if x.is_neg() else x
                 tensors.append(x if per_row and x.ndim <= 2 else x.contiguous())
                 n = x.shape[0] if per_row else n
         results = [torch.empty_like(x, memory_format=_FORMATS[x.ndim > 2]) for x in likes]

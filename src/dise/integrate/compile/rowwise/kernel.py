@@ -8,9 +8,9 @@ from typing import NamedTuple
 from dise.integrate.compile import kernels
 from dise.integrate.compile.rowwise.source import Writer, declaration
 from dise.integrate.compile.rowwise.trace import Trace, needed
-from dise.integrate.compile.rowwise.values import Section, UnsupportedError, View
+from dise.integrate.compile.rowwise.values import Section, UnsupportedError, Value, View
 
-MAX_BYTES = 2**21  # of float32 values and totals of a block, which lie on the stack
+MAX_BYTES = 3 * 2**20  # of a block's values and totals and of shared values, which lie on the stack, of 8 MiB mostly
 
 # data: inputs, then results. strides: of each, between rows and between the elements of a row.
 KERNEL = """
@@ -77,13 +77,12 @@ def kernel_source(trace: Trace, results: Sequence[View], loop: Loop | None, vect
     lines = writer.lines
     if loop and (lines[Section.SUM] or any(x.row != 0 for x in ends)):
         raise UnsupportedError("a loop whose rows depend on each other")
-    if (
-        sum(node.value.count for node in nodes if node.value.section is Section.ROW) + writer.summed
-    ) * vector > MAX_BYTES:
-        raise UnsupportedError("values too large")
     used = {x.value for node in nodes for x in node.operands()} | {x.value for x in ends}
     used |= {x.value for x in (loop.carried if loop else ())}
     inputs = [(index, x) for index, x in enumerate(trace.inputs) if x.value in used]
+    values = [*(node.value for node in nodes), *(x.value for _, x in inputs if x.row is not None)]
+    if _bytes(values, writer, vector // 4) > MAX_BYTES:
+        raise UnsupportedError("values too large")
     shared = [f"const {x.value.c_type}* {x.value.name} = (const {x.value.c_type}*)data[{index}];"
               for index, x in inputs if x.row is None]  # fmt: skip
     load = [line for index, x in inputs if x.row is not None for line in (declaration(x), _loaded(x, index))]
@@ -105,6 +104,12 @@ def kernel_source(trace: Trace, results: Sequence[View], loop: Loop | None, vect
         sums="\n".join([*lines[Section.SUM], *sums, AFTER_LOOP if loop else ""]),
     )
     return _functions(writer, vector) + code
+
+
+def _bytes(values: Sequence[Value], writer: Writer, rows: int) -> int:
+    """Memory of values and totals for so many rows."""
+    lanes = {Section.SHARED: 1, Section.ROW: rows, Section.SUM: 1}
+    return sum(x.count * x.dtype.itemsize * lanes[x.section] for x in values) + writer.summed * rows
 
 
 def _carry(trace: Trace, carried: Sequence[View], results: Sequence[View]) -> Iterator[str]:

@@ -159,7 +159,14 @@ for _table in _tables:
 
 FAST: Mapping[Any, Call] = {_aten.tanh.default: Call("fast_tanh", "")}
 
-SIMPLE_POWERS = {1: "{x}", 2: "{x} * {x}", 3: "{x} * {x} * {x}", -1: "T(1) / {x}", 0.5: "root({x})"}
+SIMPLE_POWERS = {
+    1: "{x}",
+    2: "{x} * {x}",
+    3: "{x} * {x} * {x}",
+    -1: "T(1) / {x}",
+    0.5: "root({x})",
+    -0.5: "T(1) / root({x})",
+}
 
 
 def simple_power(operator: Any, exponent: Any) -> Elementwise | None:

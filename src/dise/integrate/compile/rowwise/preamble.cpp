@@ -56,8 +56,11 @@ static void __attribute__((noinline))
 product_over_rows(const T (*a)[W], long sa, const T (*b)[W], long sb, const bool* live, T (*total)[W]) {
   for (int i = 0; i < K; i++) {
     alignas(64) T x[W];
-    EACH x[w] = live[w] ? a[i * sa][w] : 0;
-    for (int j = 0; j < M; j++) EACH total[i * M + j][w] += x[w] * b[j * sb][w];
+    EACH x[w] = a[i * sa][w];
+    for (int j = 0; j < M; j++) {
+      if (live[W - 1]) EACH total[i * M + j][w] += x[w] * b[j * sb][w];
+      else EACH total[i * M + j][w] += live[w] ? x[w] * b[j * sb][w] : 0;
+    }
   }
 }
 

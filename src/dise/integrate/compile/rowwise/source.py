@@ -25,7 +25,7 @@ class Writer:
         self.lines: dict[Section, list[str]] = {section: [] for section in Section}
         self.totals: list[str] = []  # sums of a thread
         self.folds: list[str] = []  # into sums of all threads
-        self.summed = 0  # elements of these sums
+        self.summed = 0  # bytes of these sums, per row of a block
         self.functions: set[tuple[str, str, str]] = set()  # name, accuracy and type of Sleef's that are used
 
     def write(self, node: Node) -> None:
@@ -75,7 +75,7 @@ class Writer:
             self._write_extremum(node, node.operator.split()[0])
             return
         total, T = f"total{value.number}", value.c_type
-        self.summed += value.count
+        self.summed += value.count * value.dtype.itemsize
         self.lines[Section.SHARED].append(f"alignas(64) {T} {value.name}[{value.count}] = {{}};")
         self.totals.append(f"alignas(64) {T} {total}[{value.count}][W] = {{}};")
         self.folds.append(f"fold({total}, {value.name});")
@@ -96,7 +96,8 @@ class Writer:
             at = dict(zip(others, place, strict=True))
             target = _affine(0, [(at[dim], prod(x.shape[d] for d in kept if d > dim)) for dim in kept])
             source = _affine(x.offset, [(at[dim], x.strides[dim]) for dim in at])
-            lines.append(f"{_for(loops)}EACH {total}[{target}][w] += {x.value.name}[{source}][w] * {T}(live[w]);")
+            added = f"live[w] ? {T}({x.value.name}[{source}][w]) : 0"
+            lines.append(f"{_for(loops)}EACH {total}[{target}][w] += {added};")
 
     def _write_extremum(self, node: Node, function: str) -> None:
         """The largest or smallest element of all rows."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.fx import GraphModule
 
 from dise.integrate.compile.rowwise.function import Kernel, spec_of
@@ -81,11 +80,24 @@ class _StepFunction(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the inputs."""
         step, saved = ctx.step, iter(ctx.saved_tensors)
         inputs = [next(saved) if size is None else size for size in ctx.sizes]
-        found, _ = step.backward([*inputs, *(gradients[k] for k in step.given)])
-        by_input = dict(zip(step.used, found, strict=True))
+        values = *inputs, *(gradients[k] for k in step.given)
+        by_input = dict(zip(step.used, _StepGradients.apply(step, *values), strict=True))  # type: ignore[no-untyped-call]
         return None, *(by_input.get(k) for k in range(len(inputs)))
+
+
+class _StepGradients(torch.autograd.Function):
+    """Calls the kernel of gradients. A node of its own: second derivatives must not leave this path out silently."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Any, *values: Any) -> tuple[Tensor, ...]:
+        """The gradients."""
+        return tuple(step.backward(values)[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """There is none."""
+        raise RuntimeError("compiled solves have no second derivatives; use compile=False for them")

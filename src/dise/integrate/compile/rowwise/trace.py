@@ -97,6 +97,8 @@ class Tracer(TorchDispatchMode):
     def view(self, x: Tensor) -> View:
         """A tensor as a view of a value."""
         place = self._places.get(x.untyped_storage().data_ptr())
+        if x.is_neg() or (place is not None and x.dtype is not place[0].dtype):
+            raise UnsupportedError("a view of other numbers than those in memory")
         if place is None:
             if x.numel() == 0 or not x.is_contiguous():
                 raise UnsupportedError("a constant without elements, or with strides")

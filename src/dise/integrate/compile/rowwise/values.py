@@ -86,6 +86,8 @@ def view_of(x: Tensor, value: Value, index: Tensor, rows: int) -> View:
         row, places = _row_dimension(places, value.count, rows)
     first = int(places.flatten()[0])
     strides = [0 if size == 1 else int(places.select(dim, 1).flatten()[0]) - first for dim, size in enumerate(x.shape)]
+    if row is not None and strides[row] != 0:
+        raise UnsupportedError("a view of other elements in each row")
     expected = torch.full_like(places, first)
     for dim, (size, stride) in enumerate(zip(x.shape, strides, strict=True)):
         shape = [1] * x.ndim
