@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dise_experiments.options import Changes, DataDir, Device, Limit, Out, Preset
+from dise_experiments.options import Changes, DataDir, Device, Limit, Out, Preset, Selectors
 
 if TYPE_CHECKING:
     from dise_experiments.reproduce.engine import Engine
@@ -25,13 +25,6 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
-class PartName(StrEnum):
-    """Selectors of a run."""
-
-    standard = "standard"
-    published = "published"
-
-
 Tasks = Annotated[list[str], typer.Option("--task", help="mnist, physionet or circles; all by default. Repeatable.")]
 Rows = Annotated[
     list[str],
@@ -42,7 +35,7 @@ Models = Annotated[
     typer.Option("--model", help="Model; by default each task's first, and MNIST's resnet and rknet. Repeatable."),
 ]
 Parts = Annotated[
-    list[PartName],
+    list[Selectors],
     typer.Option(
         "--selector",
         help="standard: DOPRI and the task's selectors; published: the paper's as published. Both by default.",
@@ -96,7 +89,7 @@ def reproduce(
     if address is not None and engine is not EngineName.ray:
         raise ExperimentError("address: only --engine ray has one; add it, or omit --address")
     tasks = list(dict.fromkeys(task or TASKS))
-    parts = [Part(name) for name in dict.fromkeys(selector or PartName)]
+    parts = [Part(name) for name in dict.fromkeys(selector or Selectors)]
     about = AsPublished(limit=limit)
     cells = grid(tasks, preset, seeds=seeds, models=model, regs=reg, parts=parts, changes=changes, about=about)
     out = out.absolute()
