@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Normal
@@ -39,3 +41,14 @@ def test_the_published_sum(stays):
     assert_close(value, 100 * cross_entropy / 3 - bound, rtol=1e-4, atol=1e-4)
     assert_close(parts["kl"], kl)
     assert_close(parts["cross_entropy"], cross_entropy)
+
+
+def test_the_cross_entropy_alone(stays):
+    """Neither reconstruction nor z(0)'s distribution matters, and nothing weighs it: λ is the paper's."""
+    torch.manual_seed(2)
+    logits, far = torch.randn(3, 5, requires_grad=True), torch.randn(3, *stays.values.shape, requires_grad=True)
+    made = Reconstruction(torch.randn(5, 20), torch.rand(5, 20) + 0.1, far, logits, None)
+    value, _ = latent_ode_loss(made, replace(stays, reconstructed=False))
+    p = logits.sigmoid()
+    assert_close(value, -(stays.labels * p.log() + (1 - stays.labels) * (1 - p).log()).mean())
+    assert torch.autograd.grad(value, (logits, far), allow_unused=True)[1] is None

@@ -198,6 +198,17 @@ def test_timed_batches_are_whole_ones_of_the_test_part(task, splits, monkeypatch
 # ---- loss and optimizer
 
 
+def test_the_loss_of_a_preset_may_be_the_cross_entropy(task, splits):
+    preset = SMALL.model_copy(update={"loss": "cross-entropy"})
+    (x, *_), (held_out,) = (
+        task.training_batches(splits, preset, seed=0, epoch=11),
+        task.monitored_batches(splits, preset),
+    )
+    for batch in (x, x[:4], held_out):
+        loss = task.loss(model(), batch, None)
+        assert torch.equal(loss.value, loss.metrics["cross_entropy"])
+
+
 @pytest.mark.parametrize("head", ["z_end", "z0"])
 def test_loss_is_the_published_one(task, splits, head):
     latent = model(head)

@@ -27,7 +27,7 @@ from dise_experiments.run.rundir import load_model, open_run
 
 CHANGES = ("epochs=2", "batch_size=15", "samples=2")
 OPTIONS = [option for change in CHANGES for option in ("--set", change)]
-SETTINGS = "data, quantization, held_out, epochs, batch_size, samples, left_out, learning_rate, decay, floor"
+SETTINGS = "data, quantization, held_out, epochs, batch_size, samples, left_out, loss, learning_rate, decay, floor"
 NAME = "z_end-error-epochs=2-batch_size=15-samples=2-seed0"
 ANCHOR = "z0-none-epochs=2-batch_size=15-samples=2-seed0"
 REFERENCE = "Dopri5(atol=0.0001)"

@@ -24,6 +24,7 @@ class TrainingBatches:
         samples: samples of z(0) per stay.
         seed, epoch: they determine the order, the samples and the measurements left out.
         left_out: share of the measurements left out, different ones in each epoch, against overfitting.
+        reconstructed: as in `Stays`.
     """
 
     records: Records
@@ -32,6 +33,7 @@ class TrainingBatches:
     seed: int
     epoch: int
     left_out: float = 0.0
+    reconstructed: bool = True
 
     def __len__(self) -> int:
         return -(-len(self.records) // self.batch_size)
@@ -47,6 +49,7 @@ class TrainingBatches:
                 records,
                 noise=draw(self.samples, len(rows), generator),
                 kl_weight=kl_weight(self.epoch),
+                reconstructed=self.reconstructed,
             )
 
 

@@ -1,4 +1,4 @@
-"""The published loss of a Latent ODE: reconstruction and classification.
+"""L_task: the published loss of a Latent ODE, reconstruction and classification, or the cross-entropy alone.
 
 Source: Rubanova, Chen, Duvenaud, 2019, and its code, with the same weights, averages and deviation of observations.
 """
@@ -19,7 +19,7 @@ CLASSIFICATION = 100.0  # weight of the cross-entropy
 
 
 def latent_ode_loss(made: Reconstruction, x: Stays) -> tuple[Tensor, dict[str, Tensor]]:
-    """−logsumexp over S samples of (log p(x|z) − w·KL) + 100·CE/S, and its parts."""
+    """−logsumexp over S samples of (log p(x|z) − w·KL) + 100·CE/S, or CE if nothing is reconstructed; and the parts."""
     # the bound is a function of means over the stays of the whole batch
     likelihood = mean_over_processes(log_likelihood(made.values, x))
     kl = mean_over_processes(kl_divergence(Normal(made.mean, made.deviation), Normal(0.0, 1.0)).mean())
@@ -27,6 +27,8 @@ def latent_ode_loss(made: Reconstruction, x: Stays) -> tuple[Tensor, dict[str, T
     labels = x.labels.expand_as(made.logits)
     cross_entropy = F.binary_cross_entropy_with_logits(made.logits, labels)
     parts = {"likelihood": likelihood.mean(), "kl": kl, "cross_entropy": cross_entropy}
+    if not x.reconstructed:
+        return cross_entropy, parts
     # as published: the mean over samples is divided by their number again
     return CLASSIFICATION * cross_entropy / len(made.logits) - bound, parts
 

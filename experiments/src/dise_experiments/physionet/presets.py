@@ -29,6 +29,10 @@ class Preset(BaseModel):
     left_out: float = Field(
         default=0.0, ge=0, lt=1, description="share of measurements left out in training, at random"
     )
+    loss: Literal["latent-ode", "cross-entropy"] = Field(
+        default="latent-ode",
+        description="L_task: the published Latent ODE's, or the cross-entropy alone, as the paper has it",
+    )
     learning_rate: float = Field(default=0.01, gt=0, allow_inf_nan=False, description="initial learning rate of Adamax")
     decay: float = Field(default=0.999, gt=0, le=1, description="factor of the learning rate per batch")
     floor: float = Field(default=0.001, ge=0, allow_inf_nan=False, description="smallest learning rate")

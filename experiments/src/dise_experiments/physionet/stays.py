@@ -90,6 +90,7 @@ class Stays:
         walk: the encoder's walk.
         noise: [S, B, 20] standard normal, for S samples of z(0); S = 0 if none are drawn.
         kl_weight: weight of the Kullback–Leibler term in this epoch.
+        reconstructed: whether L_task has the bound on the observations' likelihood beside the cross-entropy.
     """
 
     times: Tensor
@@ -102,9 +103,12 @@ class Stays:
     walk: Walk
     noise: Tensor
     kl_weight: float = 1.0
+    reconstructed: bool = True
 
     @classmethod
-    def of(cls, records: Records, *, noise: Tensor | None = None, kl_weight: float = 1.0) -> "Stays":
+    def of(
+        cls, records: Records, *, noise: Tensor | None = None, kl_weight: float = 1.0, reconstructed: bool = True
+    ) -> "Stays":
         """Stays from (scaled) records with times in hours."""
         times = records.times / HORIZON
         stay = torch.arange(len(records)).repeat_interleave(records.counts)
@@ -120,6 +124,7 @@ class Stays:
             walk=Walk.of(times, stay, end),
             noise=torch.empty(0, len(records), 0) if noise is None else noise,
             kl_weight=kl_weight,
+            reconstructed=reconstructed,
         )
 
     def __len__(self) -> int:

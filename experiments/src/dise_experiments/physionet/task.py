@@ -103,12 +103,13 @@ class PhysionetTask(Task):
 
     def training_batches(self, splits: PhysionetSplits, preset: Preset, *, seed: int, epoch: int) -> TrainingBatches:
         """Batches of one epoch, shuffled and sampled as determined by (seed, epoch)."""
-        return TrainingBatches(splits.train, preset.batch_size, preset.samples, seed, epoch, preset.left_out)
+        size, samples, reconstructed = preset.batch_size, preset.samples, _reconstructs(preset)
+        return TrainingBatches(splits.train, size, samples, seed, epoch, preset.left_out, reconstructed)
 
     def monitored_batches(self, splits: PhysionetSplits, preset: Preset) -> list[Stays]:
         """The held-out records in one batch, since the area under the curve is that of all of them."""
         noise = draw(preset.samples, len(splits.held_out), torch.Generator().manual_seed(0))
-        return [Stays.of(splits.held_out, noise=noise)]
+        return [Stays.of(splits.held_out, noise=noise, reconstructed=_reconstructs(preset))]
 
     def rows(self, batch: Stays) -> int:
         """Number of stays."""
@@ -140,7 +141,7 @@ class PhysionetTask(Task):
         return (x for x, _ in islice(TestBatches(splits.test, TEST_BATCH), min(number, whole)))
 
     def loss(self, model: nn.Module, batch: Stays, accumulate: Any) -> Loss:
-        """The published loss; in evaluation mode also the area under the ROC curve of the batch."""
+        """L_task of the preset; in evaluation mode also the area under the ROC curve of the batch."""
         latent = _latent_ode(model)
         made = latent.reconstruct(batch, accumulate=accumulate)
         value, metrics = latent_ode_loss(made, batch)
@@ -197,6 +198,10 @@ class PhysionetTask(Task):
                 label = "mean distance of probability from the reference's"
                 quality_against_nfe(rows, run.name, files[-1], quality=lambda row: row["gap"], label=label, log=True)
         return files
+
+
+def _reconstructs(preset: Preset) -> bool:
+    return preset.loss == "latent-ode"
 
 
 def _latent_ode(model: nn.Module) -> LatentODE:
