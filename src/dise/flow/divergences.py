@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from functools import partial
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -166,8 +167,14 @@ class AugmentedField(nn.Module):
         if quadrature not in ("stages", "lobatto"):
             raise ValueError(f"quadrature: expected 'stages' or 'lobatto', got {quadrature!r}")
         self.f, self.divergence, self.event_dims, self.quadrature = f, divergence, event_dims, quadrature
-        if quadrature == "lobatto":
-            self.without_quadrature = self._points_alone  # where `solve` looks for it
+
+    @property
+    def without_quadrature(self) -> Callable[..., Tensor] | None:
+        """The field of the points, called as `forward`, if `solve` may integrate the log-density along them."""
+        if self.quadrature == "stages":
+            return None
+        draws = self.divergence is not None and self.divergence.draws
+        return partial(_without_probes, self.f) if draws else self.f
 
     def probes(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the divergence draws for a solve of points x [B, ...]."""
@@ -191,13 +198,10 @@ class AugmentedField(nn.Module):
         dz, div = how(lambda t, z: self.f(t, z, *conditions), t, z, probes, self.event_dims)
         return dz, -div
 
-    def _points_alone(self, t: Tensor, z: Tensor, *further: Tensor) -> Tensor:
-        """dz/dt [n, ...] at z [n, ...], as in `forward`."""
-        draws = self.divergence is not None and self.divergence.draws
-        dz: Tensor = self.f(t, z, *(further[:-1] if draws else further))
-        if dz.shape != z.shape:
-            raise ValueError(f"f: expected dz/dt of shape {list(z.shape)} like z, got {list(dz.shape)}")
-        return dz
+
+def _without_probes(f: nn.Module, t: Tensor, z: Tensor, *further: Tensor) -> Tensor:
+    """dz/dt [n, ...] at z [n, ...]; `further`: f's conditions, then the probes."""
+    return cast(Tensor, f(t, z, *further[:-1]))
 
 
 Trace = Callable[[Callable[[Tensor], Tensor], Tensor, bool], tuple[Tensor, Tensor]]

@@ -48,11 +48,11 @@ class Flow(nn.Module):
             take the steps that the points and the log-density need, each by its own error test. Kept as
             `flow.block.log_prob_tolerance`. Samples without log-densities do not use it.
         quadrature: how log-densities are integrated. "stages": with the points, by one divergence in each stage of the
-            integrator. "lobatto": along the points, which are solved for alone, by seven divergences in each step, at
-            the nodes of Lobatto's rule on the dense output, those of several steps in one call. Steps whose estimated
-            quadrature error exceeds the tolerance are halved for the log-density alone. It is the faster way, best with
-            `Dopri8`. For methods with error control and dense output, without `compile`; see the guide for the other
-            solves that use the stages. The seven are counted as evaluations of f.
+            integrator. "lobatto": along the points, which are solved for alone, by six divergences in each step (and
+            one at the start), at the nodes of Lobatto's rule on the dense output, those of several steps in one call.
+            Steps whose estimated quadrature error exceeds the tolerance are halved for the log-density alone. It is the
+            faster way, best with `Dopri8`. For methods with error control and dense output, without `compile`; see the
+            guide for the other solves that use the stages. The divergences are counted as evaluations of f.
         jump_at, step_at: times at which f jumps, such as the ends of a guidance interval, and at which steps end; see
             `dise.solve`.
         options: how solves run, as in `dise.NeuralODE`; kept as `flow.block.options`, for densities and for samples.

@@ -104,13 +104,22 @@ class PiecewisePolynomial(NamedTuple):
             t_next, step = record.t_next, record.step
             if rows is not None:
                 t_next, step = t_next[rows], step.take(rows)
-            return cls(sample, step.t, t_next, step.dt, step.y, step.y_next, _coefficients([step]), number)
+            return cls.of_step(step, t_next, sample, number)
         steps = [record.step for record in records]
         if rows is None:
             rows = torch.arange(len(sample), device=sample.device)
         t, dt, y, y_next = (torch.cat(column)[rows] for column in list(zip(*steps, strict=True))[:4])
         t_next = torch.cat([record.t_next for record in records])[rows]
         return cls(sample, t, t_next, dt, y, y_next, _coefficients(steps)[rows], number)
+
+    @classmethod
+    def of_step(cls, step: Step, t_next: Tensor, sample: Tensor, number: int) -> "PiecewisePolynomial":
+        """Steps of `sample` [P] that end at t_next [P].
+
+        Raises:
+            ValueError: the method has no interpolant.
+        """
+        return cls(sample, step.t, t_next, step.dt, step.y, step.y_next, _coefficients([step]), number)
 
     def at(self, times: Tensor, sign: Tensor, otherwise: Tensor) -> Tensor:
         """[B, T, F] values at times [B, T]; `otherwise` [B, T, F] where a sample has no piece.
@@ -149,6 +158,14 @@ class PiecewisePolynomial(NamedTuple):
     def take(self, rows: Tensor) -> "PiecewisePolynomial":
         """Some of the pieces."""
         return self._map(lambda column: column.index_select(0, rows), number=self.number)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[PiecewisePolynomial]") -> "PiecewisePolynomial":
+        """Several ones, one after the other."""
+        sample, t, t_next, dt, y, y_next, coefficients = (
+            torch.cat(column) for column in list(zip(*parts, strict=True))[:-1]
+        )
+        return cls(sample, t, t_next, dt, y, y_next, coefficients, parts[0].number)
 
     def detach(self) -> "PiecewisePolynomial":
         """The same values without autograd graph."""

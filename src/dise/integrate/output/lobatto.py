@@ -57,7 +57,7 @@ def error_estimate(coefficients: Tensor) -> Tensor:
     """
     first, second, third = torch.hypot(coefficients[1::2], coefficients[2::2])
     ratio = torch.maximum(second / first, third / second)  # r²
-    return torch.where(ratio <= 0.25, third * ratio**3, third)
+    return torch.where(ratio <= 0.25, third * ratio * ratio * ratio, third)  # pow is ten times as slow
 
 
 @lru_cache(maxsize=16)  # every call needs them, and they may have to be copied to a device
