@@ -11,6 +11,7 @@ from dise_experiments.common.summary import shares
 from dise_experiments.common.task import Run
 from dise_experiments.common.time_fits import time_fits
 from dise_experiments.mnist.report import own_row as mnist_row
+from dise_experiments.physionet.paper import TABLE_5
 from dise_experiments.physionet.report import own_row as stays_row
 
 RUN = "`dise run {} --preset cpu --reg none --reg error{}`"
@@ -228,6 +229,25 @@ def others(results: Results) -> Iterator[Claim]:
     )  # fmt: skip
 
 
+def cross_entropy(results: Results) -> Iterator[Claim]:
+    """Table 5's level: is it that of a Latent ODE trained by its cross-entropy alone, as the paper's L_task is?"""
+    runs = of(results.cross_entropy, "none", changes="-loss=cross-entropy")
+    none, published = _own("physionet", runs), _own("physionet", of(results.physionet, "none"))
+    euler = fmean(row(run, "Euler")["auroc"] for run in runs)
+    paper = next(line for line in TABLE_5 if line.reg == "none" and not line.dise)
+    ours = (
+        f"AUROC {none.quality:.4f} at {none.nfe:.1f} NFE, {euler:.4f} by Euler's single step (seeds: {none.seeds}); "
+        f"by the loss of the published Latent ODE {published.quality:.4f} at {published.nfe:.1f}"
+    )
+    nearer = abs(none.quality - paper.auroc) < abs(published.quality - paper.auroc)
+    alike = abs(none.nfe / paper.nfe - 1) < SLACK
+    yield Claim(
+        "L_task is a cross-entropy: does it explain Table 5, no reg.?", f"{paper.auroc:.4f} at {paper.nfe:g} NFE", ours,
+        f"{'nearer' if nearer else 'no nearer'} in AUC, {'alike' if alike else 'not'} in NFE",
+        "`dise run physionet --preset cpu --reg none --set loss=cross-entropy`",
+    )  # fmt: skip
+
+
 def _improved(none: Own, others: dict[str, Own]) -> str:
     """Whether all others are better than the model without a regularizer."""
     fewer = all(own.nfe < none.nfe for own in others.values())
@@ -239,5 +259,5 @@ def _improved(none: Own, others: dict[str, Own]) -> str:
 
 def claims(results: Results) -> list[Claim]:
     """All rows."""
-    parts = (regularization, selection, simple_integrators, linear_time, share_tables, others)
+    parts = (regularization, selection, simple_integrators, linear_time, share_tables, others, cross_entropy)
     return [claim for part in parts for claim in part(results)]
