@@ -9,7 +9,6 @@ sets, and a larger test. The selector `set` stands beside it if the run was eval
 """
 
 import argparse
-import json
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -23,6 +22,7 @@ import dise
 from dise.integrate import FixedStep, Integrator
 from dise.integrate.runge_kutta import classical
 from dise.select import run_candidates
+from dise.select.deploy import strict_json
 from dise_experiments.circles.evaluate import SMALL, batches
 from dise_experiments.circles.points import sets
 from dise_experiments.circles.task import CirclesTask
@@ -92,7 +92,7 @@ def _selected(path: Path) -> dict[str, float] | None:
     file = path / "metrics.json"
     if not file.exists():
         return None
-    for row in json.loads(file.read_text())["policies"]:
+    for row in strict_json.loads(file.read_text())["policies"]:
         if row["policy"] == "DISE (set)" and row["unit"] == "set":
             small = row["small"]
             nfe = small["nfe_sum"] + SMALL * row["selector_macs"]
@@ -120,7 +120,7 @@ def main() -> None:
     Console(width=130).print(table)
     if args.out:
         about = {"bound": args.bound, "selection sets": args.sets, "runs": rows}
-        args.out.write_text(json.dumps(about, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Needs the extra `clients`, torchcfm and the experiments; nothing else should run
 import argparse
 import bisect
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +32,7 @@ from torch import Size, Tensor, nn
 import dise
 from dise.flow.certified.candidates import default_candidates
 from dise.select import LogProbDeviation, OutputDeviation, load_policy, save_policy
+from dise.select.deploy import strict_json
 
 NUMBER = 10_000
 SHARE = 0.99
@@ -369,7 +369,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    found: dict[str, Any] = strict_json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     if args.readme:
         write(table(found), "clients.py")
         return
@@ -382,7 +382,7 @@ def main() -> None:
         found[name] |= {"number": args.number, "torch": torch.__version__, "threads": args.threads}
         print(table({name: found[name]}).splitlines()[-1], flush=True)
         if args.out:
-            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            args.out.write_text(strict_json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

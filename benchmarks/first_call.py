@@ -11,7 +11,6 @@ the first one of another process which finds the first one's files. Medians. `--
 """
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dise
+from dise.select.deploy import strict_json
 
 TOLERANCE = 1e-5
 FIELDS = {"Van der Pol": VanDerPol, "tanh network": TanhNetwork}
@@ -78,11 +78,11 @@ def _cpu_seconds() -> float:
 def in_new_process(folder: str, request: dict[str, Any]) -> dict[str, float]:
     """`first_call` in a process of its own, with a folder for its temporary files."""
     folders = {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "torch")}
-    command = [sys.executable, __file__, "--serve", json.dumps(request)]
+    command = [sys.executable, __file__, "--serve", strict_json.dumps(request)]
     done = subprocess.run(command, env=os.environ | folders, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{request}: {done.stderr}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, float] = strict_json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -133,15 +133,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
-    parser.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=strict_json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        print(json.dumps(first_call(**args.serve)))
+        print(strict_json.dumps(first_call(**args.serve)))
         return
     if args.readme:
         if not (args.out and args.out.exists()):
             parser.error("--readme: give the file with the measurements as --out")
-        write(markdown(json.loads(args.out.read_text())["results"]), "first_call.py")
+        write(markdown(strict_json.loads(args.out.read_text())["results"]), "first_call.py")
         return
     rows = measure(args)
     header, *lines = table(rows)
@@ -154,7 +154,7 @@ def main() -> None:
     if args.out:
         about = {"batch": args.batch, "repeats": args.repeats, "t1": args.t1, "threads": args.threads}
         about |= {"tolerance": TOLERANCE, "torch": torch.__version__}
-        args.out.write_text(json.dumps(about | {"results": rows}, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(about | {"results": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

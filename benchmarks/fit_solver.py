@@ -10,7 +10,6 @@ on draws of another seed. With points the loss is "mse" and the bar is on the ro
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import dise
 from dise.flow import Flow
 from dise.flow.fitting.draws import draw
 from dise.flow.fitting.errors import SolverErrors, solver_errors
+from dise.select.deploy import strict_json
 from dise_experiments.flows.cases import cases
 
 FIELDS = Path(__file__).parents[1] / "results" / "flows-cpu"
@@ -107,12 +107,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = json.loads(args.out.read_text()) if args.out and args.out.exists() else []
+    rows = strict_json.loads(args.out.read_text()) if args.out and args.out.exists() else []
     for task in args.task or TASKS:
         for n in args.n:
             rows = [row for row in rows if (row["task"], row["n"]) != (task, n)] + [measure(task, n, args.scale)]
             if args.out:
-                args.out.write_text(json.dumps(rows, indent=1) + "\n")
+                args.out.write_text(strict_json.dumps(rows, indent=1) + "\n")
     Console(width=120).print(table(rows))
 
 

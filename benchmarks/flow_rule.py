@@ -7,7 +7,6 @@ each set is routed by selectors of kind `set` that were fitted to others, with t
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dise.select import Costs, TaskErrorCost, choose_penalty, oracle, run_candidates
+from dise.select.deploy import strict_json
 from dise_experiments.circles.presets import ALPHA, BETA, PENALTY
 from dise_experiments.circles.task import CirclesTask, likelihood_gap
 from dise_experiments.run.rundir import load_model, open_run
@@ -74,7 +74,7 @@ def main() -> None:
         )
     Console(width=120).print(table)
     if args.out:
-        args.out.write_text(json.dumps(rows, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

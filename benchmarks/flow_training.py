@@ -10,7 +10,6 @@ torchdiffeq steps beyond the end and interpolates, so its NFE is also given with
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 import dise
+from dise.select.deploy import strict_json
 from dise_experiments.circles.model import DIM, END, WIDTH
 from dise_experiments.circles.points import draw
 from dise_experiments.run.rundir import load_model, open_run
@@ -143,7 +143,7 @@ def main() -> None:
     Console(width=120).print(table)
     if args.out:
         about = {"run": config.name, "batch": BATCH, "threads": args.threads, "iterations": args.iterations}
-        args.out.write_text(json.dumps(about | {"ways": rows}, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(about | {"ways": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ on the same 625 sets of 32 points by a solve at 1e-7 in double precision; NFE is
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dise.select import find_block
+from dise.select.deploy import strict_json
 from dise_experiments.circles.evaluate import Reference
 from dise_experiments.circles.points import sets
 from dise_experiments.common.table import spread
@@ -92,7 +92,7 @@ def main() -> None:
         )
     Console(width=120).print(table)
     if args.out:
-        args.out.write_text(json.dumps(means, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(means, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ memory of their tensors (`KEEP_MEMORY`).
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from flow_bars.seen import Seen
 from readme import write
+
+from dise.select.deploy import strict_json
 
 # glibc gives large tensors back to the system after each use, and page faults would be a fifth of a loop's time
 KEEP_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**32))
@@ -68,13 +69,13 @@ def main() -> None:
     if args.readme and not (args.out and (args.out.exists() or args.only)):
         parser.error("--readme: give the file with the measurements as --out")
     torch.set_num_threads(args.threads)
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    found: dict[str, Any] = strict_json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     if not args.readme or args.only:
         for name in args.only or ROWS:
             found[name] = timed(Row.measure(name)) | {"torch": torch.__version__, "threads": args.threads}
             print(f"{name}: {found[name]['text']} (bar: {ROWS[name].bar}): {verdict(found[name])}", flush=True)
             if args.out:
-                args.out.write_text(json.dumps(found, indent=1) + "\n")
+                args.out.write_text(strict_json.dumps(found, indent=1) + "\n")
     if args.readme:
         write(table(found), "flows.py")
 

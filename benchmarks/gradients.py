@@ -18,7 +18,6 @@ With `--compiled` compiled solves are timed too.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from dise import RK38, Dopri5, Dopri8, Integrator, solve
+from dise.select.deploy import strict_json
 
 SPAN = (0.0, 2.0)
 SAVE_AT = (0.7, 1.3)
@@ -290,7 +290,7 @@ def main() -> None:
         about = {"batch": args.batch, "width": args.width, "steps": args.steps, "runs": args.runs}
         about |= {"threads": args.threads, "torch": torch.__version__}
         listed = [{"tol": tol, "ways": rows} for tol, rows in errors.items()]
-        args.out.write_text(json.dumps({"about": about, "accuracy": listed, "cost": costs}, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps({"about": about, "accuracy": listed, "cost": costs}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from training images, without their labels.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 import dise
 from dise.select import disagreement, exact_binomial, hoeffding_bentkus, nfe_with_overhead, run_candidates
+from dise.select.deploy import strict_json
 from dise.select.make_dynamic.families import forecast_cascades
 
 REFERENCE = dise.Dopri5(rtol=1e-3, atol=1e-3)
@@ -126,7 +126,7 @@ def main() -> None:
     if args.out:
         result = {"run": trained.name, "images": number, "reference NFE": full, "settings": settings, "rows": rows}
         args.out.write_text(
-            json.dumps(result | {k: options[k] for k in ("splits", "epsilon", "delta")}, indent=2) + "\n"
+            strict_json.dumps(result | {k: options[k] for k in ("splits", "epsilon", "delta")}, indent=2) + "\n"
         )
 
 

@@ -11,7 +11,6 @@ benchmarks/README.md.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from dise import Multistep
 from dise.flow.certified.varied_tables import STEPS, varied_tables
+from dise.select.deploy import strict_json
 from dise.select.policies.overhead import count_macs
 
 TAUS = (0.1, 0.03, 0.01)
@@ -60,16 +60,16 @@ def main() -> None:
         began = time.process_time()
         found = points(task, Split(args.learn, args.test, args.test))
         found |= {"cpu seconds": round(time.process_time() - began), "torch": torch.__version__}
-        print(task, json.dumps(found, indent=1), flush=True)
+        print(task, strict_json.dumps(found, indent=1), flush=True)
         if args.out:
-            args.out.write_text(json.dumps(stored(args.out) | {task: found}, indent=1) + "\n")
+            args.out.write_text(strict_json.dumps(stored(args.out) | {task: found}, indent=1) + "\n")
     if args.readme:
         write(text(stored(args.out)), "late_decisions.py")
 
 
 def stored(path: Path) -> dict[str, Any]:
     """What a file has of earlier runs."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return strict_json.loads(path.read_text()) if path.exists() else {}
 
 
 def points(task: str, split: Split) -> dict[str, Any]:

@@ -8,7 +8,6 @@ batches of 100 as one system each. A sum over a batch of B is a mean with the we
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import dise
 from dise.select import find_block
+from dise.select.deploy import strict_json
 from dise_experiments.common.statistics import mcnemar
 from dise_experiments.mnist.data import Batches
 from dise_experiments.mnist.task import TEST_BATCH
@@ -80,7 +80,7 @@ def main() -> None:
         table.add_row(*(_cell(key, value) for key, value in row.items()))
     Console(width=160).print(table)
     if args.out:
-        args.out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        args.out.write_text(strict_json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def _cell(name: str, value: Any) -> str:

@@ -11,7 +11,6 @@ against torchdiffeq's dopri5: let nothing else run. `--rows` takes accuracies an
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -38,6 +37,7 @@ from dise.select import (
     samples_needed,
     time_side_by_side,
 )
+from dise.select.deploy import strict_json
 from dise.select.guarantee.calibrate import run_policy
 from dise.select.make_dynamic.families import families, forecast_cascades
 from dise.select.model.data import as_batches
@@ -290,7 +290,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=140)
     trained = load(args.run, args.data_dir, args.images)
-    known = {_key(row): row for row in json.loads(args.rows.read_text())["rows"]} if args.rows else {}
+    known = {_key(row): row for row in strict_json.loads(args.rows.read_text())["rows"]} if args.rows else {}
     rows: list[dict[str, Any]] = []
     reference: dict[str, Tensor] = {}
     timed: dict[str, dise.Integrator] = {}
@@ -324,7 +324,7 @@ def main() -> None:
         print_timing(console, times)
     if args.out:
         report = {"run": trained.name, "best": str(best), "rows": rows, "timing": times}
-        args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        args.out.write_text(strict_json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if args.plot:
         plot(rows, times, trained.name, args.plot)
 

@@ -10,7 +10,6 @@ is read where the next step begins. All three are shown.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from rich.table import Table
 from torchdiffeq import odeint
 
 import dise
+from dise.select.deploy import strict_json
 from dise_experiments.mnist.data import to_input
 from dise_experiments.run.rundir import load_model, open_run
 
@@ -97,7 +97,7 @@ def main() -> None:
         table.add_row(key, *(f"{r[key]:.3g}" if isinstance(r[key], float) else str(r[key]) for r in results))
     Console().print(table)
     if args.out:
-        args.out.write_text(json.dumps(results, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the policy looks at (a selector, the classifier of a cascade) in multiply–adds
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 import dise
 from dise.select import ProbabilityShift, find_block, nfe_with_overhead
+from dise.select.deploy import strict_json
 from dise_experiments.common.statistics import bootstrap_auroc, interval
 from dise_experiments.physionet.model import LATENT, TRAINING_INTEGRATOR, LatentODE
 from dise_experiments.physionet.records import Records
@@ -122,7 +122,7 @@ def main() -> None:
     console.print(table)
     if args.out:
         about = {"tau": args.tau, "epsilon": args.epsilon, "runs": results}
-        args.out.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        args.out.write_text(strict_json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

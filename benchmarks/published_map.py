@@ -8,7 +8,6 @@ network's choices on the test data. On circles β is that of the committed selec
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
 
 from dise.select import Costs, CostSelector, Outcomes, PooledNetwork, run_candidates
+from dise.select.deploy import strict_json
 from dise_experiments.circles.evaluate import CHUNK
 from dise_experiments.circles.points import sets
 from dise_experiments.common.task import AsPublished, Task
@@ -114,7 +114,7 @@ def main() -> None:
             for alpha in EXPONENTS
         ],
     }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    options.out.write_text(strict_json.dumps(report, indent=2) + "\n")
     print(f"wrote {options.out}")
 
 

@@ -8,7 +8,6 @@ solve the same batch in turns, in one process; the median counts. "rows of f" ar
 called on; dise's are the sum of what each sample needs (Σ nfe). Eager ways alone: the network's time is the same.
 """
 
-import json
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from dise.select.deploy import strict_json
 from dise.select.judging.profile import time_side_by_side
 
 TOLERANCE = 1e-5
@@ -75,7 +75,7 @@ def main() -> None:
     if args.out:
         about = {"batch": args.batch, "width": args.width, "repeats": args.repeats, "t1": args.t1}
         about |= {"tolerance": TOLERANCE, "threads": args.threads, "torch": torch.__version__}
-        args.out.write_text(json.dumps(about | {"ways": found}, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(about | {"ways": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

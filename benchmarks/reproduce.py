@@ -9,7 +9,6 @@ measures wall-clock, so nothing else should run. Both compare everything that ha
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -19,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from dise.select.deploy import strict_json
 
 KILLS = 5
 SMALL = ("epochs=3", "iterations=5", "batch_size=64", "selection_sets=8", "test_sets=2")
@@ -104,7 +105,7 @@ def main():
         result = call(Path(folder), options.seed if options.what == "kills" else options.seeds)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        options.out.write_text(strict_json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ backward) and of their ratios, torchdiffeq's beside them.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dise
+from dise.select.deploy import strict_json
 
 TOLERANCE = 1e-5
 FIELDS = {"Van der Pol": VanDerPol, "tanh network": TanhNetwork}
@@ -105,7 +105,7 @@ def serve(tasks: dict[str, Task]) -> None:
     """Answer requests from standard input: the seconds of a solve, by this checkout or by torchdiffeq."""
     theirs = {name: by_torchdiffeq(task) for name, task in tasks.items()}
     for line in sys.stdin:
-        name, kind, gradients = json.loads(line)
+        name, kind, gradients = strict_json.loads(line)
         if kind == "torchdiffeq":
             call: Solve = theirs[name].backward if gradients else theirs[name].forward
             start = time.process_time()
@@ -113,7 +113,7 @@ def serve(tasks: dict[str, Task]) -> None:
             spent = time.process_time() - start
         else:
             spent = seconds(tasks[name], kind, gradients=gradients)
-        print(json.dumps(spent), flush=True)
+        print(strict_json.dumps(spent), flush=True)
 
 
 class Checkout:
@@ -130,8 +130,8 @@ class Checkout:
         """CPU time of a solve."""
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("the process has no pipes")
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return float(json.loads(self._process.stdout.readline()))
+        print(strict_json.dumps(request), file=self._process.stdin, flush=True)
+        return float(strict_json.loads(self._process.stdout.readline()))
 
     def end(self) -> None:
         """Let the process end."""
@@ -193,7 +193,7 @@ def main() -> None:
     Console(width=140).print(table)
     if args.out:
         about = {"batch": args.batch, "t1": args.t1, "torch": torch.__version__}
-        args.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(about | {"results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from the same noise, as a share of that with equal steps; the fit has seen 128 o
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import dise
+from dise.select.deploy import strict_json
 
 DOUBLE = torch.float64
 BASE = dise.DiagonalNormal(torch.zeros(2, dtype=DOUBLE), torch.ones(2, dtype=DOUBLE))
@@ -104,7 +104,7 @@ def main() -> None:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row.values()))
     Console().print(table)
     if out:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        out.write_text(strict_json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ shift without labels and without DOPRI.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 import dise
 from dise.select import find_block
+from dise.select.deploy import strict_json
 from dise_experiments.mnist.data import Batches
 from dise_experiments.run.rundir import load_model, open_run
 
@@ -85,7 +85,7 @@ def main() -> None:
     console.print(table)
     if args.out:
         report = {"run": config.name, "policy": block.report.to_json(), "images": args.images, "rows": rows}
-        args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        args.out.write_text(strict_json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ whole solve's time is divided by it, so that its beginning and end are in it; it
 forward and backward. The first solve of a compiled way, which compiles, is not in the median; it has a column.
 """
 
-import json
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from peers import Solve, TanhNetwork, Task, VanDerPol, Way, arguments, ways
 from rich.console import Console
 from rich.table import Table
 
+from dise.select.deploy import strict_json
 from dise.select.judging.profile import time_side_by_side
 
 TOLERANCE = 1e-5
@@ -75,7 +75,7 @@ def main() -> None:
     if args.out:
         about = {"batch": args.batch, "repeats": args.repeats, "t1": args.t1, "tolerance": TOLERANCE}
         about |= {"threads": args.threads, "torch": torch.__version__}
-        args.out.write_text(json.dumps(about | {"results": results}, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(about | {"results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

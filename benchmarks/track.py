@@ -9,7 +9,6 @@ status 1 says that one became worse. Files at revisions that had another form ar
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +17,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+
+from dise.select.deploy import strict_json
 
 Ratios = dict[str, float]
 REVISIONS = 20  # of a file, from the last one, that are looked at
@@ -99,7 +100,7 @@ def history(root: Path, file: str, ratios_of: Callable[[Any], Ratios]) -> dict[s
 
 def _ratios(text: str, ratios_of: Callable[[Any], Ratios]) -> Ratios:
     try:
-        return ratios_of(json.loads(text))
+        return ratios_of(strict_json.loads(text))
     except (KeyError, TypeError, AttributeError, ValueError):  # another form, or deleted at that revision
         return {}
 

@@ -21,7 +21,6 @@ itself both grids are one; that the losses are equal there is checked first, at 
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from dise import Dopri5, solve
+from dise.select.deploy import strict_json
 from dise_experiments.physionet.batches import TrainingBatches, draw
 from dise_experiments.physionet.data import load_physionet, load_physionet_sample
 from dise_experiments.physionet.loss import latent_ode_loss
@@ -242,7 +242,7 @@ def main() -> None:
         about = {"records": len(records), "batch": args.batch_size, "quantization": PRESET.quantization}
         about |= {"threads": args.threads, "batches": args.batches, "epoch_batches": EPOCH}
         result = about | {"largest relative loss difference of single records": difference, "ways": ways}
-        args.out.write_text(json.dumps(result, indent=2) + "\n")
+        args.out.write_text(strict_json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from the tightest one, and the two-sided p of McNemar's exact test between the t
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 import dise
 from dise.select import find_block
+from dise.select.deploy import strict_json
 from dise_experiments.common.statistics import mcnemar
 from dise_experiments.mnist.data import Batches
 from dise_experiments.mnist.task import TEST_BATCH
@@ -65,7 +65,7 @@ def main() -> None:
         table.add_row(row["integrator"], f"{row['accuracy']:.4f}", str(row["other answers"]), f"{row['p']:.2g}")
     Console().print(table)
     if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+        args.out.write_text(strict_json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -211,6 +211,30 @@ def test_logarithms_make_the_geometric_mean_small():
     assert fits[1].gain == pytest.approx(20 * math.log10(fits[1].before.geometric_mean / fits[1].after.geometric_mean))
 
 
+@pytest.mark.slow
+def test_a_tolerance_brings_more_draws_within_it():
+    f, tolerance = Mixture(0.2), 0.02
+    noise = torch.randn(2000, 2, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
+    with torch.no_grad():
+        tight = dise.solve(f, noise, 0.0, 1.0, LOOSER).y
+    within = {}
+    for name, given in {"mse": {}, "log": {"loss": "log"}, "τ": {"loss": "log", "tolerance": tolerance}}.items():
+        fit = fit_solver(flow_of(f), 5, draws=256, reference=LOOSER, iterations=60, **given)
+        with torch.no_grad():
+            end = dise.solve(f, noise, 0.0, 1.0, fit.solver).y
+        within[name] = float(((end - tight).square().mean(1).sqrt() <= tolerance).double().mean())
+    assert within["τ"] > max(within["mse"], within["log"])
+
+
+def test_with_a_tolerance_the_means_are_of_what_is_fitted():
+    given = {"draws": 64, "reference": LOOSER, "start": Multistep.adams(4), "iterations": 10, "loss": "log"}
+    fit = fit_solver(flow_of(Mixture()), 4, tolerance=0.1, **given)
+    assert fit.before.geometric_mean > 0.1
+    assert fit.gain == pytest.approx(20 * math.log10(fit.before.geometric_mean / fit.after.geometric_mean))
+    assert "geometric mean of √(e² + 0.1²), with errors e" in str(fit)
+    assert fit.to_json()["tolerance"] == 0.1
+
+
 def test_conditions_are_drawn_once_and_used():
     asked = []
 
@@ -308,6 +332,7 @@ def test_errors_of_a_solver_are_summed_up():
     assert (errors.median, errors.q90, errors.q99) == (50, 90, 99)
     assert errors.rms == pytest.approx((101 * 201 / 6) ** 0.5)
     assert errors.geometric_mean == pytest.approx(math.exp(math.lgamma(101) / 100))
+    assert SolverErrors.of(torch.tensor([0.0, 3.0]), 4.0).geometric_mean == pytest.approx(20**0.5)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +343,9 @@ def test_errors_of_a_solver_are_summed_up():
         ({"batch": 0}, ValueError, "batch: expected a whole number"),
         ({"rows": "any"}, ValueError, "rows: expected 'consistent' or 'free', got 'any'"),
         ({"loss": "mae"}, ValueError, "loss: expected 'mse' or 'log', got 'mae'"),
+        ({"tolerance": 0.0, "loss": "log"}, ValueError, "tolerance: expected a finite number above 0"),
+        ({"tolerance": 0.1}, ValueError, "tolerance: expected None unless"),
+        ({"tolerance": 0.1, "loss": "log", "density": True}, ValueError, "tolerance: expected None unless"),
         ({"density": 1}, TypeError, "density: expected True or False, got 1"),
         ({"start": []}, ValueError, "start: expected at least one method"),
         ({"start": Dopri5()}, TypeError, "start: expected Multistep or fixed-step methods, got Dopri5"),

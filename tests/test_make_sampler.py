@@ -1,6 +1,7 @@
 """`make_sampler`, on fields in closed form whose draws differ in how many evaluations they need."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,10 @@ from torch.testing import assert_close
 
 import dise
 from dise import Adams, DiagonalNormal, Dopri5, Euler, Flow, FlowDensity, FlowSampler, Midpoint, Multistep, make_sampler
+from dise.flow.certified import prepare
 from dise.flow.certified.choice import Trial, worth_testing
 from dise.flow.certified.families import Material, mean_oracle, most_useful
+from dise.flow.certified.fitted_tables import draws_to_fit
 from dise.select import Costs, LogProbDeviation, OutputDeviation, RiskCost, StateNetwork, disagreement
 from dise.select.make_dynamic.comparison import Comparison
 from dise.select.make_dynamic.families import ONE_FOR_ALL, Family
@@ -204,9 +207,147 @@ def test_any_function_is_a_risk():
     assert made.report.nfe < made.report.reference_nfe / 3
 
 
+# ---- tables fitted to the flow
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return make_sampler(flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, fitted=(4, 6), **FEW)
+
+
+def test_fitted_tables_save_evaluations_within_the_risk(fitted, sampler):
+    """Against the closed form, on fresh draws."""
+    torch.manual_seed(8)
+    z, speed = torch.randn(20_000, 2), speeds(20_000)
+    with torch.no_grad():
+        error = (fitted(z, speed) - turned(z, speed)).square().mean(1).sqrt()
+    assert float((error > TOLERANCE).double().mean()) <= EPSILON
+    assert fitted.report.nfe < 0.8 * sampler.report.nfe
+    assert "Fitted(6" in str(fitted.report)
+
+
+def test_the_report_says_what_the_fits_took(fitted, sampler):
+    comparison = fitted.report.comparison
+    assert (comparison.draws, comparison.fitted, comparison.fit_draws) == ((1000, 200, 800), 2, 200)
+    assert comparison.fit_seconds > 0
+    assert "200 more for 2 fitted tables" in str(fitted.report)
+    assert "fitted tables" not in str(sampler.report)
+
+
+def test_samplers_with_fitted_tables_are_saved_loaded_and_exported(fitted, tmp_path):
+    dise.save_policy(fitted, tmp_path / "policy")
+    other = FlowSampler(flow_of(fitted.block.f))
+    other.block.integrator = TIGHT
+    dise.load_policy(other, tmp_path / "policy")
+    z, speed = torch.randn(50, 2), speeds(50)
+    assert torch.equal(other(z, speed), fitted(z, speed))
+    assert other.report.comparison == fitted.report.comparison
+    dise.export_policy(fitted, (torch.randn(8, 2), speeds(8)), tmp_path / "graphs", head=nn.Identity())
+    assert (tmp_path / "graphs" / "serve.json").exists()
+
+
+def test_tables_are_fitted_to_draws_that_are_used_for_nothing_else(monkeypatch):
+    asked, seen = [], {}
+
+    def condition(number):
+        asked.append(number)
+        return speeds(number)
+
+    def fit_tables(flow, noise, conditions, evaluations, **options):
+        seen["fitting"], seen["tables"] = noise, evaluations
+        return fitting(flow, noise, conditions, evaluations, **options)
+
+    def spy(material):
+        seen["learning"] = material.costs.h0
+
+    fitting = prepare.fit_tables
+    monkeypatch.setattr(prepare, "fit_tables", fit_tables)
+    prepared = prepare.prepare(
+        flow_of(Rotation()),
+        (1000, 200, 800),
+        risk=OutputDeviation(TOLERANCE),
+        condition=condition,
+        reference=TIGHT,
+        candidates=TABLES,
+        fitted=(2,),
+        families=(spy,),
+        epsilon=EPSILON,
+        batch=300,
+        seed=0,
+        log=lambda line: None,
+    )
+    assert (asked, seen["tables"], len(seen["fitting"]), len(seen["learning"])) == ([2200], (2,), 200, 1000)
+    test = torch.cat([batch.inputs.positional[0] for batch in prepared.test])
+    every = torch.cat([seen["fitting"], seen["learning"], test])
+    assert len(every.unique(dim=0)) == 2000
+
+
+def test_a_seed_fixes_the_fitted_tables():
+    given = {"risk": OutputDeviation(TOLERANCE), "condition": speeds, "families": (), "fitted": (6,)} | FEW
+    first, again, other = (make_sampler(flow_of(Rotation()), seed=seed, **given) for seed in (5, 5, 6))
+    assert first.block.integrator == again.block.integrator
+    assert "Fitted(6" in str(first.block.integrator)
+    assert first.block.integrator != other.block.integrator
+
+
+def test_tables_are_fitted_beside_the_default_candidates_alone():
+    options = {"risk": OutputDeviation(TOLERANCE), "condition": speeds, "draws": 1000, "epsilon": EPSILON}
+    options |= {"families": (), "reference": TIGHT}
+    by_default = make_sampler(flow_of(Rotation()), **options).report.comparison
+    assert (by_default.fitted, by_default.fit_draws) == (5, 100)
+    assert make_sampler(flow_of(Rotation()), **options, fitted=()).report.comparison.fitted == 0
+    assert make_sampler(flow_of(Rotation()), **options, candidates=TABLES).report.comparison.fitted == 0
+
+
+def test_fits_of_densities_are_possible():
+    made = make_sampler(
+        flow_of(Decay()), risk=LogProbDeviation(0.05), condition=lambda n: speeds(n) / 2, fitted=(4,), **FEW
+    )
+    assert made.report.comparison.fitted == 1
+    assert made.report.risk <= EPSILON
+
+
+def test_a_field_without_gradients_has_no_fitted_tables_and_the_report_says_so():
+    class Foreign(Rotation):
+        @torch.inference_mode()
+        def forward(self, t, y, speed):
+            return super().forward(t, y, speed)
+
+    made = make_sampler(flow_of(Foreign()), risk=OutputDeviation(TOLERANCE), condition=speeds, fitted=(3,), **FEW)
+    assert made.report.comparison.fitted == 0
+    assert "No table was fitted: Inference tensors" in str(made.report)
+    assert made.report.nfe < made.report.reference_nfe / 3
+
+
+def test_fits_leave_out_draws_that_fail():
+    class Holes(Rotation):
+        def forward(self, t, y, speed):
+            return torch.where(speed[:, None] > 2.9, torch.nan, super().forward(t, y, speed))
+
+    def made(condition):
+        given = {"condition": condition, "families": (), "fitted": (6,), **FEW}
+        return make_sampler(flow_of(Holes()), risk=OutputDeviation(TOLERANCE), **given)
+
+    assert "Fitted(6" in str(made(speeds).block.integrator)
+    most_fail = made(lambda number: 2.8 + 2 * torch.rand(number))
+    assert re.search(r"No table was fitted: the reference integrates \d+ of 200 draws\.", str(most_fail.report))
+
+
+@pytest.mark.parametrize(("draws", "size", "expected"), [(100, 2, 16), (2000, 2, 200), (60_000, 2, 2048)])
+def test_small_draws_need_more_of_them_to_fit(draws, size, expected):
+    flow = Flow(Rotation(), DiagonalNormal(torch.zeros(size), torch.ones(size)), Euler())
+    assert draws_to_fit(draws, flow) == expected
+    images = Flow(Rotation(), DiagonalNormal(torch.zeros(1, 28, 28), torch.ones(1, 28, 28)), Euler())
+    assert draws_to_fit(draws, images) == min(96, max(16, draws // 10))
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
+        ({"fitted": (0,)}, "fitted: expected a whole number"),
+        ({"fitted": (True,)}, "fitted: expected a whole number"),
+        ({"fitted": 4}, "fitted: expected numbers of evaluations"),
+        ({"fitted": "34"}, "fitted: expected numbers of evaluations"),
         ({"draws": 100}, "draws: expected at least"),
         ({"draws": 1.5}, "draws: expected a whole number"),
         ({"risk": 0.03}, "risk: expected a function"),
@@ -236,6 +377,7 @@ def test_flows_with_jumps_get_methods_that_stop_there():
         flow_of(Late(), jump_at=[0.3]), risk=OutputDeviation(1e-3), draws=1000, epsilon=EPSILON, families=()
     )
     assert made.report.risk == 0
+    assert made.report.comparison.fitted == 0
     assert made.report.nfe < 6
     z = torch.randn(5, 2)
     assert_close(made(z), z + 3.5, atol=1e-3, rtol=0)

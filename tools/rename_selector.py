@@ -1,9 +1,10 @@
 """Rename a selector in stored runs: python tools/rename_selector.py OLD NEW RUN ..."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from dise.select.deploy import strict_json
 
 
 def renamed(value: Any, names: dict[str, str]) -> Any:
@@ -21,7 +22,7 @@ def rename(run: Path, old: str, new: str) -> None:
     names = {form.format(old): form.format(new) for form in forms}
     for file in (run / name for name in ("selection.json", "metrics.json", "timing.json")):
         if file.exists():
-            file.write_text(json.dumps(renamed(json.loads(file.read_text()), names), indent=2) + "\n")
+            file.write_text(strict_json.dumps(renamed(strict_json.loads(file.read_text()), names), indent=2) + "\n")
     weights = run / f"selector-{old}.safetensors"
     if weights.exists():
         weights.rename(weights.with_stem(f"selector-{new}"))

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dise.select.deploy import strict_json
 from dise.select.deploy.atomic import atomic_write
 from dise_experiments.run.config import ExperimentError, RunConfig
 from dise_experiments.run.registry import TASKS
@@ -114,7 +115,7 @@ def save_weights(module: nn.Module, file: Path) -> None:
 
 def write_json(file: Path, values: Any) -> None:
     """Write JSON; the file appears whole or not at all."""
-    write_text(file, json.dumps(values, indent=2) + "\n")
+    write_text(file, strict_json.dumps(values, indent=2) + "\n")
 
 
 def read_json(file: Path) -> Any:
@@ -124,7 +125,7 @@ def read_json(file: Path) -> Any:
         ExperimentError: the file is damaged.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return strict_json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{file}: not JSON ({error}); move it away and run again") from error
 

@@ -6,6 +6,7 @@ from typing import TypedDict, Unpack, overload
 
 from dise.flow.certified.candidates import default_candidates
 from dise.flow.certified.families import FAMILIES, MakeFamily
+from dise.flow.certified.fitted_tables import EVALUATIONS
 from dise.flow.certified.prepare import Numbers, prepare
 from dise.flow.density import FlowDensity
 from dise.flow.fitting.draws import DrawConditions, check_drawable
@@ -28,6 +29,7 @@ class SamplerOptions(TypedDict, total=False):
     condition: DrawConditions | None
     reference: Integrator | None
     candidates: Sequence[Integrator] | None
+    fitted: Sequence[int] | None
     families: Sequence[MakeFamily]
     epsilon: float
     delta: float
@@ -54,6 +56,7 @@ def make_sampler(
     condition: DrawConditions | None = None,
     reference: Integrator | None = None,
     candidates: Sequence[Integrator] | None = None,
+    fitted: Sequence[int] | None = None,
     families: Sequence[MakeFamily] = FAMILIES,
     epsilon: float = 0.01,
     delta: float = 0.05,
@@ -83,8 +86,11 @@ def make_sampler(
         draws: number of draws. Half of them must suffice to certify ε with δ/2.
         condition: number of draws → their conditions (see `Flow`), one for each, drawn as in use; called once.
         reference: what draws are compared with; None: `Dopri5(rtol=1e-6, atol=1e-6)`.
-        candidates: integrators to choose from, such as solvers fitted to the flow; None: `default_candidates(risk)`,
-            without multistep tables if the flow has jumps.
+        candidates: integrators to choose from; None: `default_candidates(risk)`, without multistep tables if the flow
+            has jumps.
+        fitted: evaluations of f of the tables that are fitted to the flow as further candidates, as by `fit_solver`, on
+            draws of their own: at most a tenth of `draws`, added to them. (): no tables. None:
+            (3, 4, 5, 6, 8) beside the default candidates; no tables if the flow has jumps, or for log-densities.
         families: makers of policies (see `dise.flow.certified.families`); () compares single candidates alone.
         epsilon, delta: ε and δ, in (0, 1).
         batch: draws per solve; bounds the memory, and is the batch size of the times in the report.
@@ -110,6 +116,7 @@ def make_sampler(
         condition=condition,
         reference=reference,
         candidates=_candidates(candidates, flow, risk),
+        fitted=_fitted(fitted, candidates, flow, risk),
         families=families,
         epsilon=epsilon,
         batch=batch,
@@ -125,11 +132,28 @@ def make_sampler(
 
 def _candidates(given: Sequence[Integrator] | None, flow: Flow, risk: Risk) -> tuple[Integrator, ...]:
     candidates = default_candidates(risk) if given is None else tuple(given)
-    if given is None and not (flow.jump_at is None and flow.step_at is None):  # tables step where they say
+    if given is None and _has_jumps(flow):  # tables step where they say
         candidates = tuple(candidate for candidate in candidates if not isinstance(candidate, Multistep))
     if not candidates or not all(isinstance(candidate, Integrator) for candidate in candidates):
         raise ValueError(f"candidates: expected integrators, got {given!r}")
     return candidates
+
+
+def _fitted(
+    given: Sequence[int] | None, candidates: Sequence[Integrator] | None, flow: Flow, risk: Risk
+) -> tuple[int, ...]:
+    if given is None:
+        useful = candidates is None and not _has_jumps(flow) and not isinstance(risk, LogProbDeviation)
+        return EVALUATIONS if useful and float(flow.t0) != float(flow.t1) else ()
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"fitted: expected numbers of evaluations such as (4, 6), or (), got {given!r}")
+    for n in given:
+        check_whole("fitted", n)
+    return tuple(dict.fromkeys(given))
+
+
+def _has_jumps(flow: Flow) -> bool:
+    return flow.jump_at is not None or flow.step_at is not None
 
 
 def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dise.flow.certified.choice import Choice, choose, run_all
 from dise.flow.certified.families import MakeFamily
+from dise.flow.certified.fitted_tables import FittedTables, draws_to_fit, fit_tables
 from dise.flow.density import FlowDensity
-from dise.flow.fitting.draws import DrawConditions, draw, draw_starts
+from dise.flow.fitting.draws import DrawConditions, draw_starts, solve_draws
 from dise.flow.flow import Flow
 from dise.flow.guidance import Guided
 from dise.flow.sampler import FlowSampler
@@ -36,6 +38,7 @@ class Prepared:
         choice: what is to be tested.
         test: draws that nothing has seen.
         reference, risk, numbers: see `make_sampler`.
+        fits: tables that were fitted, on draws of their own.
     """
 
     model: FlowSampler | FlowDensity
@@ -44,6 +47,7 @@ class Prepared:
     reference: Integrator
     risk: Risk
     numbers: Numbers
+    fits: FittedTables
 
     @property
     def block(self) -> NeuralODE:
@@ -75,7 +79,7 @@ class Prepared:
             self.reference,
             family=ONE_FOR_ALL if one else self.choice.family,
             families=self.choice.estimates,
-            notes=[ONE] if one else [],
+            notes=[*([ONE] if one else []), *([] if self.fits.note is None else [self.fits.note])],
             timing=time_policy(
                 self.model,
                 self.block,
@@ -90,6 +94,9 @@ class Prepared:
                 overhead=0.0 if chosen is None else chosen.overhead,
                 model_calls=self._model_calls(),
                 draws=self.numbers,
+                fitted=len(self.fits.solvers),
+                fit_draws=self.fits.draws,
+                fit_seconds=self.fits.seconds,
             ),
         )
 
@@ -115,24 +122,41 @@ def prepare(
     condition: DrawConditions | None,
     reference: Integrator,
     candidates: Sequence[Integrator],
+    fitted: Sequence[int],
     families: Sequence[MakeFamily],
     epsilon: float,
     batch: int,
     seed: int,
     log: Callable[[str], None],
 ) -> Prepared:
-    """Draw, run all candidates on the draws to learn from and to choose on, make families and choose one."""
+    """Draw, fit tables, run all candidates on the draws to learn from and to choose on, and choose a family.
+
+    Args:
+        fitted: evaluations of f of the tables to fit, on draws of their own.
+        flow, risk, condition, reference, candidates, families, epsilon, batch, seed, log: see `make_sampler`.
+        numbers: of draws to learn from, to choose on and to test on.
+    """
     density = isinstance(risk, LogProbDeviation)
     model = (FlowDensity if density else FlowSampler)(flow).eval()
-    inputs = draw_inputs(flow, sum(numbers), condition, reference, density=density, batch=batch, seed=seed)
+    number = sum(numbers)
+    further = draws_to_fit(number, flow) if fitted else 0
+    noise, conditions = draw_starts(flow, number + further, condition, seed=seed)
+    fits = FittedTables()
+    if fitted:
+        log(f"fitting {len(fitted)} tables to {further} draws")
+        own = noise[number:], tuple(part[number:] for part in conditions)
+        fits = fit_tables(flow, *own, fitted, reference=reference, risk=risk, batch=batch, log=log)
+        log(fits.note or f"fitted in {fits.seconds:.0f} s")
+    inputs = _inputs(flow, noise[:number], tuple(part[:number] for part in conditions), reference, density, batch)
     learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
+    candidates = list(dict.fromkeys([*candidates, *fits.solvers]))
     log(f"running {len(candidates)} candidates and the reference on {numbers[0] + numbers[1]} draws")
     costs = run_all(model, model.block, [*learn, *choosing], (*candidates, reference), risk)
     choice = choose(
         model, model.block, costs, choosing, families=families, risk=risk, epsilon=epsilon, seed=seed, log=log
     )
     log(f"{sum(map(len, choice.sequences))} settings to test on {numbers[2]} draws: {choice.family}")
-    return Prepared(model, choice, test, reference, risk, numbers)
+    return Prepared(model, choice, test, reference, risk, numbers, fits)
 
 
 def draw_inputs(
@@ -146,11 +170,17 @@ def draw_inputs(
     seed: int,
 ) -> Inputs:
     """Noise, or points that the reference makes of it, and conditions."""
-    if not density:
-        noise, conditions = draw_starts(flow, number, condition, seed=seed)
-        return Inputs((noise, *conditions))
-    drawn = draw(flow, number, condition, reference, density=False, batch=batch, seed=seed)
-    return Inputs((drawn.ends, *drawn.conditions))
+    noise, conditions = draw_starts(flow, number, condition, seed=seed)
+    return _inputs(flow, noise, conditions, reference, density, batch)
+
+
+def _inputs(
+    flow: Flow, noise: Tensor, conditions: tuple[Tensor, ...], reference: Integrator, density: bool, batch: int
+) -> Inputs:
+    """The model's inputs: noise, or the points that the reference makes of it, and conditions."""
+    if density:
+        noise = solve_draws(flow, noise, conditions, reference, density=False, batch=batch).ends
+    return Inputs((noise, *conditions))
 
 
 def _split(inputs: Inputs, numbers: Sequence[int]) -> list[Inputs]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dise.flow.conditions import Condition, as_conditions
 from dise.flow.divergences import AugmentedField
 from dise.flow.flow import Flow
-from dise.integrate import Integrator, solve
+from dise.integrate import Integrator, Status, solve
 
 DrawConditions = Callable[[int], Condition]
 
@@ -90,14 +90,37 @@ def draw(
         SolveError: a draw could not be integrated.
     """
     noise, conditions = draw_starts(flow, number, condition, seed=seed)
-    solved = [
-        _solved(flow, noise[i : i + batch], tuple(part[i : i + batch] for part in conditions), reference, density)
-        for i in range(0, number, batch)
-    ]
-    data = torch.cat([x for x, _ in solved])
+    return solve_draws(flow, noise, conditions, reference, density=density, batch=batch)
+
+
+@torch.no_grad()
+def solve_draws(
+    flow: Flow,
+    noise: Tensor,
+    conditions: tuple[Tensor, ...],
+    reference: Integrator,
+    *,
+    density: bool,
+    batch: int,
+    throw: bool = True,
+) -> Draws:
+    """Ends of given noise by the reference; for densities the way back, with the log-density.
+
+    Args:
+        flow, reference, density, batch: see `fit_solver`.
+        noise, conditions: of each draw.
+        throw: raise an error if a draw could not be integrated; False: leave such draws out.
+
+    Raises:
+        SolveError: a draw could not be integrated.
+    """
+    parts = [(noise[i : i + batch], tuple(c[i : i + batch] for c in conditions)) for i in range(0, len(noise), batch)]
+    solved = [_solved(flow, *part, reference, density, throw) for part in parts]
+    data, log_prob, fine = (torch.cat(pieces) for pieces in zip(*solved, strict=True))
+    noise, conditions = noise[fine], tuple(part[fine] for part in conditions)
     if not density:
-        return Draws(noise, conditions, data)
-    return Draws(data, conditions, noise, torch.cat([log_prob for _, log_prob in solved]))
+        return Draws(noise, conditions, data[fine])
+    return Draws(data[fine], conditions, noise, log_prob[fine])
 
 
 @torch.no_grad()
@@ -120,15 +143,14 @@ def draw_starts(
 
 
 def _solved(
-    flow: Flow, noise: Tensor, conditions: tuple[Tensor, ...], reference: Integrator, density: bool
-) -> tuple[Tensor, Tensor]:
-    """Data [n, ...] and their log-density [n] (0 unless asked for)."""
+    flow: Flow, noise: Tensor, conditions: tuple[Tensor, ...], reference: Integrator, density: bool, throw: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Data [n, ...], their log-density [n] (0 unless asked for), and bool [n]: whether they could be computed."""
     if not density:
-        x = cast(Tensor, solve(flow.f, noise, flow.t0, flow.t1, reference, sample_args=conditions).y)
-        return x, x.new_zeros(len(x))
+        solution = solve(flow.f, noise, flow.t0, flow.t1, reference, sample_args=conditions, throw=throw)
+        x = cast(Tensor, solution.y)
+        return x, x.new_zeros(len(x)), solution.status == Status.SUCCESS
     state = noise, noise.new_zeros(len(noise), 1)
-    x, change = cast(
-        tuple[Tensor, Tensor],
-        solve(exact_field(flow), state, flow.t0, flow.t1, reference, sample_args=conditions).y,
-    )
-    return x, flow.base.log_prob(noise) + change.squeeze(-1)
+    solution = solve(exact_field(flow), state, flow.t0, flow.t1, reference, sample_args=conditions, throw=throw)
+    x, change = cast(tuple[Tensor, Tensor], solution.y)
+    return x, flow.base.log_prob(noise) + change.squeeze(-1), solution.status == Status.SUCCESS

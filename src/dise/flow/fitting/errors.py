@@ -22,7 +22,7 @@ class SolverErrors:
 
     Attributes:
         rms: root mean square.
-        geometric_mean: of the errors; 0 if one is 0.
+        geometric_mean: of the errors e, or of √(e² + τ²) where a fit has a tolerance τ; 0 if one is 0.
         median, q90, q99: quantiles.
     """
 
@@ -37,11 +37,12 @@ class SolverErrors:
         return self.rms if loss == "mse" else self.geometric_mean
 
     @classmethod
-    def of(cls, errors: Tensor) -> "SolverErrors":
+    def of(cls, errors: Tensor, tolerance: float = 0.0) -> "SolverErrors":
         """The summary of errors [N]."""
         ranked = errors.double().sort().values
         median, q90, q99 = (float(ranked[math.ceil(q * len(ranked)) - 1]) for q in (0.5, 0.9, 0.99))
-        return cls(float(ranked.square().mean().sqrt()), float(ranked.log().mean().exp()), median, q90, q99)
+        geometric_mean = float(ranked.hypot(torch.tensor(tolerance).double()).log().mean().exp())
+        return cls(float(ranked.square().mean().sqrt()), geometric_mean, median, q90, q99)
 
 
 @torch.no_grad()

@@ -18,11 +18,11 @@ from dise.flow.fitting.report import SolverFit
 from dise.flow.fitting.unroll import FittingLoss, Loss
 from dise.flow.flow import Flow
 from dise.integrate import Dopri5, FixedStep, Integrator, Multistep
-from dise.integrate.value import check_whole
+from dise.integrate.value import check_above, check_whole
 
 _CHOICE = 256  # draws on which classical tables are compared
 _CURVATURE = 8  # draws for the curvature
-_FEWEST = 16  # draws
+FEWEST_DRAWS = 16  # draws
 
 
 def fit_solver(
@@ -35,6 +35,7 @@ def fit_solver(
     start: Multistep | FixedStep | Sequence[Multistep | FixedStep] | None = None,
     rows: Rows = "consistent",
     loss: Loss = "mse",
+    tolerance: float | None = None,
     reference: Integrator | None = None,
     iterations: int = 100,
     batch: int = 1024,
@@ -64,6 +65,8 @@ def fit_solver(
         start: one or several methods of n evaluations to start from, of which the best is taken; None: `classical(n)`.
         rows: "consistent": constants are integrated exactly; "free": any weights, and factors of the start.
         loss: "mse", or "log", which is less sensitive to hard draws (see `FittingLoss`).
+        tolerance: of samples, with the loss "log": errors far below it are as good as none, which leaves the table to
+            the draws that are near it. The root mean square distance of `OutputDeviation`.
         reference: for the ends; None: Dopri5(rtol=1e-6, atol=1e-6).
         iterations: at most this many, in tens.
         batch: draws per call of f; bounds the memory.
@@ -76,18 +79,42 @@ def fit_solver(
     Source: Shaul et al., Bespoke Non-Stationary Solvers, 2024 (arXiv:2403.01329).
     """
     began = time.perf_counter()
-    _check(flow, n, density, draws, rows, loss, iterations, batch)
-    times = float(flow.t0), float(flow.t1)
-    span = (times[1], times[0]) if density else times
-    starts = _starts(start, n, span, rows, density)
+    _check(flow, n, density, draws, rows, loss, tolerance, iterations, batch)
+    starts = _starts(start, n, _span(flow, density), rows, density)
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
     with _in_evaluation_mode(flow):
         drawn = draw(flow, draws, condition, reference, density=density, batch=batch, seed=seed)
-        parts = drawn[: draws // 2], drawn[draws // 2 : draws * 3 // 4], drawn[draws * 3 // 4 :]
-        fit = _Fit(flow, *parts, span=span, density=density, rows=rows, loss=loss, batch=batch)
-        first = fit.best(starts, parts[0][:_CHOICE]) if len(starts) > 1 else starts[0]
-        fitted, done = fit.run(first, iterations)
-        before, after = (fit.errors(solver, fit.fresh) for solver in (first, fitted))
+        fit = fit_to_draws(
+            flow, drawn, starts, rows=rows, loss=loss, tolerance=tolerance, iterations=iterations, batch=batch
+        )
+    return replace(fit, seconds=time.perf_counter() - began)
+
+
+def fit_to_draws(
+    flow: Flow,
+    drawn: Draws,
+    starts: Sequence[Multistep],
+    *,
+    rows: Rows,
+    loss: Loss,
+    tolerance: float | None,
+    iterations: int,
+    batch: int,
+) -> SolverFit:
+    """Fit a table to draws that are solved already, from the best of the starts.
+
+    Args:
+        flow: in evaluation mode.
+        drawn: at least 16; for densities if they have a log-density.
+        starts: tables of the same number of evaluations.
+        rows, loss, tolerance, iterations, batch: see `fit_solver`.
+    """
+    began, number, density = time.perf_counter(), len(drawn), drawn.log_prob is not None
+    parts = drawn[: number // 2], drawn[number // 2 : number * 3 // 4], drawn[number * 3 // 4 :]
+    fit = _Fit(flow, *parts, _span(flow, density), density, rows, loss, tolerance, batch)
+    first = fit.best(starts, parts[0][:_CHOICE]) if len(starts) > 1 else starts[0]
+    fitted, done = fit.run(first, iterations)
+    before, after = (fit.errors(solver, fit.fresh) for solver in (first, fitted))
     better = after.mean(loss) < before.mean(loss)
     return SolverFit(
         solver=fitted if better else first,
@@ -96,6 +123,7 @@ def fit_solver(
         after=after if better else before,
         density=density,
         loss=loss,
+        tolerance=tolerance,
         draws=(len(fit.fitting), len(fit.held_out), len(fit.fresh)),
         iterations=done,
         seconds=time.perf_counter() - began,
@@ -114,12 +142,13 @@ class _Fit:
     density: bool
     rows: Rows
     loss: Loss
+    tolerance: float | None
     batch: int
 
     def run(self, start: Multistep, iterations: int) -> tuple[Multistep, int]:
         """The fitted solver, and the number of iterations."""
         parameters = TableParameters(start.table, self.rows)
-        loss = FittingLoss(self.flow.f, parameters, self.span, self.loss, self.batch)
+        loss = FittingLoss(self.flow.f, parameters, self.span, self.loss, self.tolerance, self.batch)
         curvature = loss.curvature(self.fitting[:_CURVATURE])
         done = descend(parameters, lambda: loss(self.fitting), lambda: loss.value(self.held_out), iterations, curvature)
         fitted = Multistep(parameters.table(self.span), f"Fitted({start.table.evaluations}, from {start})")
@@ -136,7 +165,8 @@ class _Fit:
 
     def errors(self, solver: Multistep, draws: Draws) -> SolverErrors:
         """The errors of a solver on draws."""
-        return SolverErrors.of(solver_errors(self.flow, solver, draws, self.span, self.batch))
+        errors = solver_errors(self.flow, solver, draws, self.span, self.batch)
+        return SolverErrors.of(errors, self.tolerance or 0.0)
 
     def _weighted(self, solver: Multistep) -> Multistep:
         """The solver with fitted weights for the divergence."""
@@ -146,8 +176,22 @@ class _Fit:
         return Multistep(replace(solver.table, quadrature=weights), solver.name)
 
 
+def _span(flow: Flow, density: bool) -> tuple[float, float]:
+    """From noise to data; for densities the other way."""
+    times = float(flow.t0), float(flow.t1)
+    return (times[1], times[0]) if density else times
+
+
 def _check(
-    flow: Flow, n: int, density: bool, draws: int, rows: object, loss: object, iterations: int, batch: int
+    flow: Flow,
+    n: int,
+    density: bool,
+    draws: int,
+    rows: object,
+    loss: object,
+    tolerance: object,
+    iterations: int,
+    batch: int,
 ) -> None:
     check_drawable(flow)
     if float(flow.t0) == float(flow.t1):
@@ -156,12 +200,16 @@ def _check(
         raise TypeError(f"density: expected True or False, got {density!r}")
     for name, value in (("n", n), ("draws", draws), ("iterations", iterations), ("batch", batch)):
         check_whole(name, value)
-    if draws < _FEWEST:
-        raise ValueError(f"draws: expected at least {_FEWEST}, got {draws}")
+    if draws < FEWEST_DRAWS:
+        raise ValueError(f"draws: expected at least {FEWEST_DRAWS}, got {draws}")
     if rows not in ("consistent", "free"):
         raise ValueError(f"rows: expected 'consistent' or 'free', got {rows!r}")
     if loss not in ("mse", "log"):
         raise ValueError(f"loss: expected 'mse' or 'log', got {loss!r}")
+    if tolerance is not None:
+        check_above("tolerance", tolerance, 0.0)
+        if density or loss != "log":
+            raise ValueError("tolerance: expected None unless a solver of samples is fitted with loss='log'")
 
 
 def _starts(start: object, n: int, span: tuple[float, float], rows: Rows, density: bool) -> list[Multistep]:

@@ -19,6 +19,7 @@ class SolverFit:
         before, after: errors of `start` and of `solver` on the fresh draws.
         density: whether the solver is for densities, from data to noise.
         loss: what was fitted, "mse" or "log"; it decides which mean of the errors is compared.
+        tolerance: see `fit_solver`.
         draws: numbers of draws to fit on, for early stopping, and fresh ones for the comparison.
         iterations: of L-BFGS.
         seconds: wall-clock time of the whole fit, draws included.
@@ -30,6 +31,7 @@ class SolverFit:
     after: SolverErrors
     density: bool
     loss: Loss
+    tolerance: float | None
     draws: tuple[int, int, int]
     iterations: int
     seconds: float
@@ -67,6 +69,7 @@ class SolverFit:
                 f"error on {fresh} fresh draws ({kind}):",
                 f"  {'':<18}{'start':>11}{'fitted':>11}",
                 *(f"  {name:<18}{before:>11.4g}{after:>11.4g}" for name, before, after in rows),
+                *([] if self.tolerance is None else [f"geometric mean of √(e² + {self.tolerance:g}²), with errors e"]),
                 f"started from {self.start}",
                 f"{fitting} draws to fit on, {held_out} to stop on; {self.iterations} iterations, {self.seconds:.0f} s",
             ]

@@ -38,13 +38,22 @@ class FittingLoss:
     """The loss of table parameters on draws, a batch at a time; calling it sets their gradients.
 
     "mse" is the logarithm of the mean squared distance to the tight ends, and "log" the mean of the logarithms, which
-    hard draws change less: the mean signal-to-noise ratio of Shaul et al., 2024 (arXiv:2403.01329), Eq. 16.
+    hard draws change less: the mean signal-to-noise ratio of Shaul et al., 2024 (arXiv:2403.01329), Eq. 16. With a
+    tolerance τ it is the mean of log(e² + τ²): draws whose error e is far below τ cannot be made better, and those far
+    above count little.
     """
 
     def __init__(
-        self, f: nn.Module, parameters: TableParameters, span: tuple[float, float], loss: Loss, batch: int
+        self,
+        f: nn.Module,
+        parameters: TableParameters,
+        span: tuple[float, float],
+        loss: Loss,
+        tolerance: float | None,
+        batch: int,
     ) -> None:
         self.f, self.parameters, self.span, self.loss, self.batch = f, parameters, span, loss, batch
+        self.tolerance = tolerance
 
     def __call__(self, draws: Draws) -> Tensor:
         """The loss, with gradients in the parameters' `grad`; infinite, with gradients 0, where it is not finite."""
@@ -89,13 +98,14 @@ class FittingLoss:
 
     def _sum(self, draws: Draws, coefficients: Coefficients) -> Tensor:
         squares = squared_distances(unroll(self.f, draws, coefficients, *self.span), draws.ends).double()
-        return (squares if self.loss == "mse" else (squares + floor(draws.ends)).log()).sum()
+        floor = rounding(draws.ends) if self.tolerance is None else self.tolerance**2
+        return (squares if self.loss == "mse" else (squares + floor).log()).sum()
 
     def _value(self, total: float) -> Tensor:
         value = torch.tensor(total, dtype=torch.float64)
         return value.log() if self.loss == "mse" else value
 
 
-def floor(ends: Tensor) -> float:
+def rounding(ends: Tensor) -> float:
     """A squared distance that rounding makes: added before taking logarithms."""
     return float(torch.finfo(ends.dtype).eps ** 2)

@@ -1,7 +1,6 @@
 """A model with its policy as graphs that torch alone runs."""
 
 import inspect
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator, Multistep
 from dise.nn import NeuralODE
+from dise.select.deploy import strict_json
 from dise.select.deploy.atomic import atomic_write
 from dise.select.deploy.graphs import Candidate, Rule, Scores, Start
 from dise.select.model.block import find_block, named_blocks
@@ -82,7 +82,7 @@ def export_policy(
         for name, (module, example) in graphs.items():
             _export(module, example, path / f"{name}.pt2")
     with atomic_write(path / SERVE) as file:
-        file.write_text(json.dumps(routing, indent=2) + "\n", encoding="utf-8")
+        file.write_text(strict_json.dumps(routing, indent=2) + "\n", encoding="utf-8")
 
 
 def _routed(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dise.select.deploy import strict_json
 from dise.select.deploy.atomic import atomic_write
 
 POLICY, WEIGHTS = "policy.json", "policy.safetensors"
@@ -24,8 +25,8 @@ def write_unit(folder: Path, content: Content, weights: Weights | None) -> None:
         ImportError: there are weights, and safetensors is not installed.
     """
     packed = None if weights is None else _safetensors().save(weights)
-    signed = {"format": FORMAT, "networks": None if packed is None else _digest(packed), **content}
-    text = json.dumps({**signed, "checksum": checksum(signed)}, indent=2) + "\n"
+    signed = strict_json.to_json({"format": FORMAT, "networks": None if packed is None else _digest(packed), **content})
+    text = json.dumps({**signed, "checksum": checksum(signed)}, indent=2, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / POLICY) as file:
         file.write_text(text, encoding="utf-8")
@@ -52,8 +53,9 @@ def read_unit(folder: Path) -> tuple[Content, Weights | None]:
         raise ValueError(f"folder: {folder} holds a policy of format {found!r}, expected {FORMAT}")
     if expected != checksum(signed):
         raise unreadable(folder, f"{POLICY} is damaged: its checksum is another")
+    content = strict_json.of_json(signed)
     if networks is None:
-        return signed, None
+        return content, None
     try:
         packed = (folder / WEIGHTS).read_bytes()
     except OSError as error:
@@ -62,7 +64,7 @@ def read_unit(folder: Path) -> tuple[Content, Weights | None]:
         raise unreadable(folder, f"{WEIGHTS} is damaged or of another policy: its checksum is another")
     load = _safetensors().load
     try:
-        return signed, load(packed)
+        return content, load(packed)
     except Exception as error:  # of safetensors' own classes
         raise unreadable(folder, error) from error
 

@@ -16,6 +16,8 @@ class Comparison:
         overhead: part of the policy's NFE that its decisions are, in evaluations of f.
         model_calls: calls of the network per sample, two per evaluation with guidance.
         draws: number of samples to learn from, to choose on, and to test on.
+        fitted, fit_draws, fit_seconds: number of tables that were fitted to the model as candidates, of further samples
+            for it, and the wall-clock time that it took.
     """
 
     single: str | None
@@ -24,6 +26,9 @@ class Comparison:
     overhead: float
     model_calls: float
     draws: tuple[int, int, int]
+    fitted: int = 0
+    fit_draws: int = 0
+    fit_seconds: float = 0.0
 
     def share(self, nfe: float) -> float | None:
         """The share of the oracle's gain over the best single candidate that a policy of this NFE has."""
@@ -39,12 +44,14 @@ class Comparison:
         share = self.share(nfe)
         gained = "" if share is None else f", of whose gain the policy has {share:.0%}"
         learn, choose, test = self.draws
+        more = f"{self.fit_draws} more for {self.fitted} fitted tables ({self.fit_seconds:.0f} s)"
         return "\n".join(
             [
                 single,
                 f"oracle: {self.oracle:.2f} evaluations{gained}",
                 f"decisions cost {self.overhead:.2f} of the evaluations; {self.model_calls:.2f} calls of the network",
                 f"{learn + choose + test} draws: {learn} to learn from, {choose} to choose on, {test} to test on",
+                *([more] if self.fitted else []),
             ]
         )
 
