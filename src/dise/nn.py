@@ -14,6 +14,7 @@ from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
 from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
+from dise.integrate.solve import end_state
 from dise.integrate.stepping.statistics import Accumulate
 
 OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))
@@ -162,7 +163,11 @@ class NeuralODE(nn.Module):
         sample_args: Sequence[Tensor] = (),
     ) -> State:
         """State at t1, shaped like y0 [B, ...]; the defaults of t0 and t1 are the block's, further arguments f's."""
-        return self.solve(y0, t0=t0, t1=t1, args=args, sample_args=sample_args).y
+        if self._records is not None or not self._throw or type(self).solve is not NeuralODE.solve:
+            return self.solve(y0, t0=t0, t1=t1, args=args, sample_args=sample_args).y
+        t0, t1 = self.t0 if t0 is None else t0, self.t1 if t1 is None else t1
+        integrator = self._integrator_for(t0, t1)
+        return end_state(self.f, y0, t0, t1, integrator, self.options, args=args, sample_args=sample_args)
 
     def first_stage(
         self,

@@ -32,6 +32,11 @@ class Interpolant:
         return self.layout.unpack(values[:, 0]) if single else self.layout.unpack_saved(values)
 
 
+def all_succeeded(status: Tensor) -> bool:
+    """Whether no sample failed, by their status [n]; True also where a status has no value to read."""
+    return not has_values(status) or not status.any()  # SUCCESS is 0
+
+
 class SolveError(RuntimeError):
     """At least one sample could not be integrated; `solution` holds the last good states."""
 
@@ -120,12 +125,9 @@ class Solution:
 
         Under `torch.export` and `torch.vmap` tensors have no values to read, so nothing is raised.
         """
-        if not has_values(self.status):
+        if all_succeeded(self.status):
             return self
-        unsuccessful = self.status != int(Status.SUCCESS)
-        if not unsuccessful.any():
-            return self
-        failed = torch.atleast_1d(unsuccessful).nonzero().flatten()
+        failed = torch.atleast_1d(self.status).nonzero().flatten()
         i = int(failed[0])
         status = Status(int(torch.atleast_1d(self.status)[i]))
         problem, remedy = FAILURES[status]

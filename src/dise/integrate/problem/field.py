@@ -36,14 +36,15 @@ def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or t.is_inference():
         time = time.clone()  # torch does not count changes there, so give f a copy that it may change
     value = f.f(time, state, *f.args, *f.sample_args)
-    if layout.plain and _is_like(value, y):
-        return cast("Tensor", value)
+    if layout.single and y.dtype is layout.dtype and _is_like(value, cast("Tensor", state)):
+        derivative = cast("Tensor", value)
+        return derivative if layout.plain else derivative.reshape(y.shape)
     _check(value, state, layout, y.device)
     return layout.pack(value)
 
 
 def _is_like(value: object, y: Tensor) -> bool:
-    """Whether f's value has y's shape, dtype and device: it then needs no closer look."""
+    """Whether f's value has the shape, dtype and device of its y: it then needs no closer look."""
     if not isinstance(value, Tensor):
         return False
     return value.dtype is y.dtype and value.shape == y.shape and value.device == y.device

@@ -39,6 +39,10 @@ class Problem:
             t0 = within(t0.to(self.breaks.bounds.dtype), self.breaks.bounds[:, 0])
         return (yield Request(None, t0, self.y0))
 
+    def with_first_stage(self, k1: Tensor) -> "Problem":
+        """The problem with k1 = f(t0, y0) [n, F] known."""
+        return replace(self, k1=k1)
+
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
         y0, t0, t1 = (x.index_select(0, rows) for x in (self.y0, self.t0, self.t1))

@@ -35,15 +35,19 @@ class Layout:
     sizes: tuple[int, ...] = field(init=False, compare=False)  # number of features of each tensor
     working_dtype: torch.dtype = field(init=False, compare=False)  # of the solver's tensor
     time_dtype: torch.dtype = field(init=False, compare=False)  # of the times that f receives
-    plain: bool = field(init=False, compare=False)  # whether the user's state is one [n, F] tensor already
+    single: bool = field(init=False, compare=False)  # whether the user's state is one tensor [n, ...]
+    plain: bool = field(init=False, compare=False)  # whether it is [n, F] already
+    time_shape: tuple[int, ...] = field(init=False, compare=False)  # of the times that f receives, -1 for n
 
     def __post_init__(self) -> None:
         half = self.dtype in (torch.float16, torch.bfloat16)
-        structured = self.is_tuple or self.names is not None or not self.batched
+        single = not self.is_tuple and self.names is None and self.batched
         object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
         object.__setattr__(self, "working_dtype", torch.float32 if half else self.dtype)
         object.__setattr__(self, "time_dtype", self.dtype.to_real())
-        object.__setattr__(self, "plain", not structured and len(self.shapes[0]) == 1)
+        object.__setattr__(self, "single", single)
+        object.__setattr__(self, "plain", single and len(self.shapes[0]) == 1)
+        object.__setattr__(self, "time_shape", (-1, *(1 for _ in self.shapes[0])) if self.batched else ())
 
     @property
     def first(self) -> "Layout":
@@ -64,19 +68,22 @@ class Layout:
 
     def pack(self, y: State) -> Tensor:
         """User's state → [n, F], in the working dtype."""
-        if self.plain and isinstance(y, Tensor):
-            return y if y.dtype is self.working_dtype else y.to(self.working_dtype)
+        if self.single and isinstance(y, Tensor):
+            rows = y if self.plain else y.reshape(y.shape[0], self.sizes[0])
+            return rows if y.dtype is self.working_dtype else rows.to(self.working_dtype)
         parts = tuple(y[name] for name in self.names) if isinstance(y, dict) and self.names else leaves(y)
-        rows = [
+        columns = [
             leaf.reshape(leaf.shape[0] if self.batched else 1, size)
             for leaf, size in zip(parts, self.sizes, strict=True)
         ]
-        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(self.working_dtype)
+        return (columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)).to(self.working_dtype)
 
     def unpack(self, y: Tensor) -> State:
         """[n, F] → user's state of n samples."""
         y = y if y.dtype is self.dtype else y.to(self.dtype)
-        return y if self.plain else self._structured(y, y.shape[:1] if self.batched else ())
+        if self.single:
+            return y if self.plain else y.reshape(y.shape[0], *self.shapes[0])
+        return self._structured(y, y.shape[:1] if self.batched else ())
 
     def unpack_saved(self, y: Tensor) -> State:
         """[n, T, F] → user's state of n samples at T times: [n, T, ...]; [T, ...] if not batched."""
@@ -96,9 +103,7 @@ class Layout:
     def time(self, t: Tensor) -> Tensor:
         """[n] → [n, 1, …, 1] with a 1 per feature dimension of the (first) tensor, [] if not batched; in f's dtype."""
         t = t if t.dtype is self.time_dtype else t.to(self.time_dtype)
-        if self.plain:
-            return t.unsqueeze(1)
-        return t.reshape(-1, *(1 for _ in self.shapes[0])) if self.batched else t.reshape(())
+        return t.unsqueeze(1) if self.plain else t.reshape(self.time_shape)
 
     def norm(self, x: Tensor) -> Tensor:
         """[n, F] → [n] root mean square of moduli over features; the largest over the tensors of a tuple or dict."""

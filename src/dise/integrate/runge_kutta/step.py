@@ -139,9 +139,12 @@ class Attempt:
 
     def finish(self) -> Step:
         """The completed step; all stages must be present."""
+        return Step(self.t, self.dt, self.y, self.end(), tuple(self.stages), self.tableau, self.bounds)
+
+    def end(self) -> Tensor:
+        """[n, F] state at the completed step's end."""
         # first same as last: the last stage was evaluated at the step's end, so its state is y_next
-        y_next = self._y_stage if self.tableau.last_at_end else self._advance(self.tableau.stages)
-        return Step(self.t, self.dt, self.y, y_next, tuple(self.stages), self.tableau, self.bounds)
+        return self._y_stage if self.tableau.last_at_end else self._advance(self._number)
 
     def error(self) -> Tensor:
         """[n, F] the completed step's embedded error estimate; see `Step.error`."""

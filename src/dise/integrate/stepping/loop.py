@@ -17,6 +17,7 @@ from dise.integrate.runge_kutta.step import Step, StepError, finite_rows
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.checkpoint import in_segments
+from dise.integrate.stepping.common_steps import CommonSteps, Reached
 from dise.integrate.stepping.control import Controller
 from dise.integrate.stepping.interruptions import interrupted, located
 from dise.integrate.stepping.method import Method
@@ -33,7 +34,33 @@ def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, probl
     `run.drop_finished` it leaves the batch. The device is read once per round, or never if the number of steps is
     known.
     """
-    k1 = yield from problem.first_stage()
+    first = [(yield from problem.first_stage())]
+    common = CommonSteps.of(tableau, control, problem, run)
+    reached = None
+    if common is not None:
+        outcome = yield from common.take(problem, first)
+        if isinstance(outcome, Result):
+            return outcome
+        reached, first = outcome, [outcome.slope]
+    return (yield from _separate_steps(tableau, control, problem, run, first, reached))
+
+
+def _separate_steps(
+    tableau: ButcherTableau | AdamsFormula,
+    control: Controller,
+    problem: Problem,
+    run: Run,
+    first: list[Tensor],
+    reached: Reached | None,
+) -> Integration:
+    """The integration with steps of each sample's own, after those that all have taken in common.
+
+    Args:
+        tableau, control, problem, run: see `integrate`.
+        first: the first stage [n, F], which is taken out.
+        reached: the end of the common steps; None: there are none.
+    """
+    k1 = first.pop()
     values = (k1, problem.y0, problem.t0, problem.t1)
     if control.rounds is None:
         check_readable("integrator: an adaptive solve", *values)
@@ -47,7 +74,7 @@ def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, probl
     control = control.with_restarts() if run.events is not None and run.events.changes else control
     method = Method(tableau, control)
     # popped, not named, and k1 too: this frame would hold the first stage until the end
-    start = [_start(method, problem, run, k1, dt)]
+    start = [_start(method, problem, run, k1, dt, reached)]
     del k1, values
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
@@ -127,16 +154,19 @@ def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau | AdamsForm
     return Step(problem.t0, zero, problem.y0, problem.y0, stages, tableau, estimate=estimate)
 
 
-def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -> LoopState:
-    """The loop before the first step."""
+def _start(
+    method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor, reached: Reached | None = None
+) -> LoopState:
+    """The loop before the first step, or where the steps that all samples have taken in common end."""
     control, accumulate = method.control, run.accumulate
+    reached = reached or Reached(0, problem.t0, problem.y0, k1)
     none = torch.zeros_like(problem.t0, dtype=torch.int64)
     status = torch.full_like(none, RUNNING)
     error = torch.full_like(problem.t0, torch.nan if control.test is None else 0, dtype=real_dtype(problem.y0))
     usable = known_all(dt)
     if not usable:
         status = status.masked_fill(dt.detach() == 0, int(Status.STEP_UNDERFLOW))
-    finite = known_finite(k1) and known_finite(problem.y0)
+    finite = reached.steps > 0 or (known_finite(k1) and known_finite(problem.y0))
     if not finite:
         status = status.masked_fill(~(finite_rows(k1) & finite_rows(problem.y0)), int(Status.NON_FINITE))
     accumulated = None
@@ -147,10 +177,10 @@ def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -
         sample=torch.arange(problem.y0.shape[0], device=none.device),
         t1=problem.t1,
         k1=k1,
-        y=problem.y0,
-        t=problem.t0,
-        n_steps=none,
-        n_accepted=none,
+        y=reached.y,
+        t=reached.t,
+        n_steps=none + reached.steps,
+        n_accepted=none + reached.steps,
         error=error,
         status=status,
         dt=dt,
@@ -164,7 +194,7 @@ def _start(method: Method, problem: Problem, run: Run, k1: Tensor, dt: Tensor) -
         rows = rows.with_history(History.none(method.tableau, problem.t0, problem.y0))
     if problem.breaks is not None:
         rows = first_pieces(rows, problem.breaks)
-    return LoopState(rows, (), 0, len(problem) if finite and usable else None)
+    return LoopState(rows, (), reached.steps, len(problem) if finite and usable else None)
 
 
 def _collect(state: LoopState, method: Method, *, first: int) -> Result:

@@ -1,7 +1,7 @@
 """Cascades: candidates are tried in turn, the cheapest first, until an answer is accepted."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,37 +70,45 @@ class Cascade(Integrator):
             raise ValueError("event: Cascade judges states at t1, but events stop samples earlier; use one integrator")
         k1 = yield from problem.first_stage()
         check_readable("integrator: a choice for each sample", k1, problem.y0, problem.t0, problem.t1)
-        rows = torch.arange(len(problem), device=problem.t0.device)
-        nfe = rows  # before the first candidate
+        some, rows = problem.with_first_stage(k1), None  # None: all samples are tried
+        nfe: Tensor | None = None  # of the candidates before
         stages: dict[float, SharedStage] = {}
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
-            some = replace(problem, k1=k1) if final is None else problem.take(rows, k1)
-            integration = share_stage(candidate.integrate(some, run), second_node(candidate, some), stages, len(rows))
-            if final is None:
+            integration = share_stage(candidate.integrate(some, run), second_node(candidate, some), stages, len(some))
+            if rows is None:
                 result = yield from integration
             else:
                 (result,) = yield from merge([(rows, integration)])
-            nfe = result.nfe if final is None else nfe + result.nfe - 1  # k1 is counted once
-            result = result._replace(nfe=nfe, choice=torch.full_like(rows, index))
-            final = _overwrite(final, rows, result, first=index == 1)
+            nfe = result.nfe if nfe is None else nfe + result.nfe - 1  # k1 is counted once
+            result = result._replace(nfe=nfe, choice=torch.full_like(nfe, index))
+            if final is None or rows is None:
+                final, copied = result, False
+            else:
+                final, copied = _overwrite(final, rows, result, copied=copied), True
             if index + 1 == len(self.candidates):
                 break
             # the only read from the device per candidate
             left = (~self._accepted(index, problem, result)).nonzero().flatten()
             if len(left) == 0:
                 break
-            rows, nfe = rows.index_select(0, left), nfe.index_select(0, left)
-            stages = {node: stage.take(left) for node, stage in stages.items()}
+            if len(left) < len(some):  # otherwise there is nothing to gather
+                rows, nfe = left if rows is None else rows.index_select(0, left), nfe.index_select(0, left)
+                stages = {node: stage.take(left) for node, stage in stages.items()}
+                some = problem.take(rows, k1)
             for observer in run.observers:
-                observer.start_over(problem.samples(rows))
+                observer.start_over(
+                    problem.samples(torch.arange(len(some), device=nfe.device) if rows is None else rows)
+                )
         if final is None:
             raise RuntimeError("a cascade has at least one candidate")
         return final
 
-    @torch.no_grad()
     def _accepted(self, index: int, problem: Problem, result: Result) -> Tensor:
         """[n] bool, whether the answers of a candidate are accepted."""
+        if torch.is_grad_enabled():  # entering no_grad takes as long as some operations
+            with torch.no_grad():
+                return self._accepted(index, problem, result)
         succeeded = result.status == Status.SUCCESS
         if self.accept is None:
             return succeeded
@@ -116,14 +124,12 @@ class Cascade(Integrator):
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
 
 
-def _overwrite(final: Result | None, rows: Tensor, result: Result, *, first: bool) -> Result:
-    """The final results with those of some rows replaced: in a copy the first time, in place after that.
+def _overwrite(final: Result, rows: Tensor, result: Result, *, copied: bool) -> Result:
+    """The final results with those of some rows replaced: in a copy, or in place if they are a copy already.
 
     A candidate's result may share memory with inputs of the next candidate, so it is never written to.
     """
-    if final is None:
-        return result
-    if first:  # torch's out-of-place `index_put` takes several times as long
+    if not copied:  # torch's out-of-place `index_put` takes several times as long
         final = Result._make(None if column is None else column.clone() for column in final)
     pairs = zip(Result._fields, *with_slopes(final, result), strict=True)
     changed = {name: old.index_put_((rows,), new) for name, old, new in pairs if old is not None and new is not None}

@@ -12,7 +12,7 @@ from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
 from dise.integrate.problem.run import Run
-from dise.integrate.tracing import check_readable
+from dise.integrate.tracing import check_readable, known_finite
 from dise.select.model.states import concatenate_state
 
 Selector = Callable[..., Tensor]
@@ -35,7 +35,7 @@ def cheapest_candidate(scores: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
 
     If all of a sample's scores are NaN, since its features are not finite, it gets the last candidate, the safest.
     """
-    return without_nan(scores).argmin(1)
+    return (scores if known_finite(scores) else without_nan(scores)).argmin(1)
 
 
 def without_nan(scores: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
@@ -91,9 +91,11 @@ class Dynamic(Integrator):
         choice = self.choose(problem, k1, run)
         return (yield from integrate_assigned(self.candidates, choice, problem, k1, run))
 
-    @torch.no_grad()
     def choose(self, problem: Problem, k1: Tensor, run: Run) -> Tensor:
         """[n] index of each sample's candidate."""
+        if torch.is_grad_enabled():  # entering no_grad takes as long as some operations
+            with torch.no_grad():
+                return self.choose(problem, k1, run)
         h0, slope = (concatenate_state(problem.layout.unpack(x)) for x in (problem.y0, k1))
         conditions = run.sample_args(problem) if is_conditional(self.selector) else ()
         scores = self.selector(h0, slope, *conditions)
@@ -139,12 +141,12 @@ def integrate_assigned(
         k1: [n, F] f(t0, y0).
         run: how to integrate.
     """
-    order = choice.argsort(stable=True)
     # bincount would read from the device twice, this reads once
     counts = (choice[:, None] == torch.arange(len(candidates), device=choice.device)).sum(0).tolist()
     if len(problem) in counts:  # one candidate for all: nothing to reorder
-        result = yield from candidates[counts.index(len(problem))].integrate(replace(problem, k1=k1), run)
+        result = yield from candidates[counts.index(len(problem))].integrate(problem.with_first_stage(k1), run)
         return result._replace(choice=choice)
+    order = choice.argsort(stable=True)
     parts = [
         (rows, candidate.integrate(problem.take(rows, k1), run))
         for rows, candidate in zip(order.split(counts), candidates, strict=True)

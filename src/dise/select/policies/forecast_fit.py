@@ -89,7 +89,8 @@ def forecast_features(logits: Tensor, means: Tensor | None) -> Tensor:
 def logit_margin(logits: Tensor, answer: Tensor) -> Tensor:
     """[n] logit of an answer [n] minus the largest other logit, for logits [n, C]."""
     index = answer[:, None]
-    return logits.gather(1, index)[:, 0] - logits.scatter(1, index, -torch.inf).amax(1)
+    others = logits.scatter(1, index, -torch.inf).amax(1, keepdim=True)
+    return (logits.gather(1, index) - others)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""The start of a solve: the checked arguments that every solve has."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from dise.integrate.arguments import Span, as_sequence, check_sample_args, check_state
+from dise.integrate.integrators import Integrator
+from dise.integrate.problem.field import Field
+from dise.integrate.problem.problem import Problem
+from dise.integrate.problem.state import Layout, State
+from dise.integrate.tracing import has_values
+
+
+class Start(NamedTuple):
+    """An initial value problem, and the further arguments of its vector field."""
+
+    problem: Problem
+    span: Span
+    args: tuple[Any, ...]
+    sample_args: tuple[Tensor, ...]
+
+    @classmethod
+    def of(
+        cls,
+        y0: State,
+        t0: float | Tensor,
+        t1: float | Tensor,
+        integrator: Integrator,
+        *,
+        args: Sequence[Any],
+        sample_args: Sequence[Tensor],
+        batched: bool,
+        endless: bool = False,
+    ) -> "Start":
+        """The start of a solve with these arguments of `dise.solve`.
+
+        Args:
+            y0, t0, t1, integrator, args, sample_args, batched: see `dise.solve`.
+            endless: t1 may be infinite.
+
+        Raises:
+            TypeError, ValueError: an argument (named in the message) is not as described.
+        """
+        check_state("y0", y0, batched=batched)
+        if not isinstance(integrator, Integrator):
+            raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+        layout = Layout.of(y0, batched=batched)
+        packed = layout.pack(y0)
+        further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
+        span = Span.of(t0, t1, packed, batched=batched, endless=endless)
+        problem = Problem(y0=packed, t0=span.t0, t1=span.t1, layout=layout, nonempty_spans=_nonempty_spans(t0, t1))
+        return cls(problem, span, further, own)
+
+    def field(self, f: Callable[..., State], problem: Problem, *, whole: bool) -> Field:
+        """The vector field of a solve of `problem`, this one or itself without gradients; see `Field`."""
+        stand_ins, number = (problem.t0, problem.y0), problem.y0.shape[0]  # len would fix the size of a traced batch
+        return Field(f, problem.layout, stand_ins, self.args, self.sample_args, number, whole=whole)
+
+
+def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:
+    """Whether t0 ≠ t1 for every sample; None if telling needs a device sync."""
+    if not isinstance(t0, Tensor) and not isinstance(t1, Tensor):
+        return t0 != t1
+    # Traced times have no values, so empty spans cannot be detected. Treat them as non-empty: a zero-length step leaves
+    # y unchanged.
+    return None if all(has_values(t) for t in (t0, t1) if isinstance(t, Tensor)) else True
