@@ -138,6 +138,8 @@ class Multistep(Integrator):
                 values[k] = _recomputed(Request(None, time, states[k]), problem, run)
             else:
                 values[k] = yield Request(None, time, states[k])
+            if table.multiples[k] != 0:
+                values[k] = torch.add(values[k], states[k], alpha=table.multiples[k])
             states[k + 1] = _state(update, states, column, values)
             for base in table.last_used[k]:
                 del states[base]

@@ -1,13 +1,23 @@
 """DPM-Solver++ and UniPC, step by step against diffusers' schedulers, and by their order."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import dise
-from dise import Multistep, PathField, StraightPath, VariancePreservingPath, grids
+from dise import (
+    CosinePath,
+    Multistep,
+    PathField,
+    StraightPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+    grids,
+)
 
 diffusers = pytest.importorskip("diffusers")
 DOUBLE = torch.float64
@@ -132,3 +142,30 @@ def test_unknown_orders_and_variants_are_refused():
         Multistep.unipc(8, StraightPath(1), 4)
     with pytest.raises(ValueError, match="variant: expected 'bh1' or 'bh2', got 'bh3'"):
         Multistep.unipc(8, StraightPath(1), 2, "bh3")
+
+
+PATHS = (StraightPath(), CosinePath(), VariancePreservingPath(), VarianceExplodingPath())
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("method", [Multistep.dpmpp2m, Multistep.unipc, partial(Multistep.unipc, order=3)])
+def test_states_are_sums_of_few_predictions_and_the_same_as_sums_of_velocities(path, method):
+    def f(t, x):
+        return torch.tanh(x.flip(1)) * (1 + t) - x
+
+    found = method(12, path)
+    x = torch.linspace(-2, 2, 12, dtype=DOUBLE).view(4, 3)
+    velocities = replace(found, table=replace(found.table, blends=None))
+    assert max(len(update.sum.others) for update in found.table.updates) < 4
+    assert max(len(update.sum.others) for update in velocities.table.updates) > 6
+    states = [dise.solve(f, x, *found.table.span, solver).y for solver in (found, velocities)]
+    torch.testing.assert_close(*states, rtol=1e-12, atol=1e-12)
+
+
+def test_blends_are_left_out_where_values_have_weights_of_their_own():
+    table = Multistep.unipc(6, StraightPath()).table
+    for other in (replace(table, span=None), replace(table, quadrature=(1 / 6,) * 6)):
+        assert not any(other.multiples)
+        assert other.updates == replace(table, blends=None).updates
+    with pytest.raises(ValueError, match="blends: expected 6 numbers"):
+        replace(table, blends=(1.0,))

@@ -46,7 +46,7 @@ def dpmpp2m(grid: TimeGrid, path: Path) -> MultistepTable:
             data = data + (log_ratio(path, end) - node.ratio) / 2 * slope
         decay, gain = _coefficients(path, t, end)
         x, before = decay * x + gain * data, node
-    return MultistepTable.of(points, x, (times[0], times[-1]))
+    return MultistepTable.of(points, x, (times[0], times[-1]), _blends(path, times))
 
 
 def unipc(
@@ -83,7 +83,7 @@ def unipc(
         used = finite[:limit] if math.isfinite(node.ratio) and at(path.sigma, end) > 0 else [node]
         step = t, x, used
         x = _unified(path, *step, variant, end, corrected_by=None)
-    return MultistepTable.of(points, x, (times[0], times[-1]))
+    return MultistepTable.of(points, x, (times[0], times[-1]), _blends(path, times))
 
 
 def _unified(
@@ -139,6 +139,11 @@ def _node(path: Path, times: list[float], t: float, x: Combination, k: int) -> _
     velocity = value(k) * (1 / (times[-1] - times[0]))  # tables multiply by the span's length
     data = (sigma * velocity - sigma_slope * x) * (1 / (sigma * alpha_slope - sigma_slope * alpha))
     return _Node(t, log_ratio(path, t), data)
+
+
+def _blends(path: Path, times: list[float]) -> list[float]:
+    """c_k with which v_k + c_k x_k / span is the data predicted by evaluation k, up to a factor: −σ' / σ."""
+    return [-(times[-1] - times[0]) * at(path.sigma_slope, t) / at(path.sigma, t) for t in times[:-1]]
 
 
 def _coefficients(path: Path, t: float, end: float) -> tuple[float, float]:

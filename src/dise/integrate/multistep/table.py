@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
@@ -69,6 +69,8 @@ class MultistepTable:
         quadrature: n weights, in units of the span, for the end of a state's further parts, such as the log-density in
             (points, log-density), whose derivative does not depend on them; None: those of the last row, which are
             right only where all a_j are 1.
+        blends: n numbers c_k with which states are sums of few u_k = v_k + c_k x_k / (t1 − t0), such as predicted data;
+            they change how states are computed, not what they are. Unused without a span, or with a quadrature.
 
     Raises:
         ValueError: numbers of entries other than described, or numbers that are not finite.
@@ -81,6 +83,7 @@ class MultistepTable:
     weights: tuple[tuple[float, ...], ...]
     span: tuple[float, float] | None = None
     quadrature: tuple[float, ...] | None = None
+    blends: tuple[float, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.times)
@@ -92,18 +95,25 @@ class MultistepTable:
             raise ValueError(f"weights: expected rows of 0 to {n} numbers, got {[len(row) for row in self.weights]}")
         if self.quadrature is not None and len(self.quadrature) != n:
             raise ValueError(f"quadrature: expected {n} numbers, got {self.quadrature}")
+        if self.blends is not None and len(self.blends) != n:
+            raise ValueError(f"blends: expected {n} numbers, got {self.blends}")
         numbers = [*self.times, *self.scales, *(weight for row in self.weights for weight in row)]
-        if not all(map(math.isfinite, [*numbers, *(self.quadrature or ())])):
-            raise ValueError("times, scales, weights, quadrature: expected finite numbers")
+        if not all(map(math.isfinite, [*numbers, *(self.quadrature or ()), *(self.blends or ())])):
+            raise ValueError("times, scales, weights, quadrature, blends: expected finite numbers")
 
     @classmethod
     def of(
-        cls, points: Sequence[tuple[float, Combination]], end: Combination, span: tuple[float, float] | None = None
+        cls,
+        points: Sequence[tuple[float, Combination]],
+        end: Combination,
+        span: tuple[float, float] | None = None,
+        blends: Sequence[float] | None = None,
     ) -> "MultistepTable":
         """The table of evaluation times and states, and of the end."""
         states = [*(state for _, state in points), end]
         padded = [(*state.weights, *(0.0,) * j)[:j] for j, state in enumerate(states)]
-        return cls(tuple(t for t, _ in points), tuple(state.scale for state in states), tuple(padded), span)
+        times, scales = tuple(t for t, _ in points), tuple(state.scale for state in states)
+        return cls(times, scales, tuple(padded), span, blends=None if blends is None else tuple(blends))
 
     @property
     def evaluations(self) -> int:
@@ -116,8 +126,16 @@ class MultistepTable:
         return any(scale != 1 for scale in self.scales)
 
     @cached_property
+    def multiples(self) -> tuple[float, ...]:
+        """For each evaluation the multiple of x_k that is added to v_k; 0 without blends."""
+        if self.blends is None or self.span is None or self.quadrature is not None:
+            return (0.0,) * self.evaluations
+        length = self.span[1] - self.span[0]
+        return tuple(blend / length for blend in self.blends)
+
+    @cached_property
     def updates(self) -> tuple[Update, ...]:
-        """How x_1, …, x_n are computed: each from the earlier state that leaves the fewest weights."""
+        """How x_1, …, x_n are computed: each from the earlier state that leaves the fewest weights (of u_k)."""
         return tuple(self._update(j) for j in range(1, self.evaluations + 1))
 
     @cached_property
@@ -135,17 +153,34 @@ class MultistepTable:
             last |= dict.fromkeys(used, j)
         return tuple(tuple(k for k, j in last.items() if j == update) for update in range(self.evaluations))
 
+    @cached_property
+    def _rows(self) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+        """The scales and weights of the states as sums of x_0 and of u_k; without blends these are v_k."""
+        if self.blends is None or not any(self.multiples):
+            return self.scales, self.weights
+        scales, rows = [], []
+        for first, weights in zip(self.scales, self.weights, strict=True):
+            scale, row = first, list(weights)
+            for k in reversed(range(len(row))):  # w v_k = w u_k − w c_k x_k, and x_k has earlier values
+                excess = row[k] * self.blends[k]
+                scale -= excess * self.scales[k]
+                row[:k] = [a - excess * b for a, b in zip(row[:k], self.weights[k], strict=True)]
+            scales.append(scale)
+            rows.append(tuple(row))
+        return tuple(scales), tuple(rows)
+
     def _update(self, j: int) -> Update:
         bases = {0, *range(max(0, j - _SEARCHED), j)}
-        candidates = [(base, *self._difference(j, base)) for base in sorted(bases) if self.scales[base] != 0]
+        candidates = [(base, *self._difference(j, base)) for base in sorted(bases) if self._rows[0][base] != 0]
         # of equally good ones the earliest, the start of a step: the others are its stages
         base, scale, weights = min(candidates, key=lambda c: sum(weight != 0 for weight in c[2]))
         return Update(base, scale, WeightedSum.of(weights) if any(weights) else None)
 
     def _difference(self, j: int, base: int) -> tuple[float, tuple[float, ...]]:
         """The factor of x_base, and the weights of what x_j adds to it."""
-        scale = self.scales[j] / self.scales[base]
-        rounding = _ROUNDING * max(map(abs, self.weights[j]))
-        pairs = zip_longest(self.weights[j], self.weights[base], fillvalue=0.0)
+        scales, weights = self._rows
+        scale = scales[j] / scales[base]
+        rounding = _ROUNDING * max(map(abs, weights[j]))
+        pairs = zip_longest(weights[j], weights[base], fillvalue=0.0)
         differences = (a - scale * b for a, b in pairs)
         return scale, tuple(0.0 if abs(d) <= rounding else d for d in differences)
