@@ -120,7 +120,7 @@ class Field:
         self.f, self.layout, self.stand_ins, self.samples, self.whole = f, layout, stand_ins, samples, whole
         self.args, self.sample_args = tuple(args), tuple(sample_args)
         self.calls = 0
-        self._last: tuple[Tensor, int] | None = None  # the value returned last, and its version
+        self._last: tuple[Tensor | None, int] = None, 0  # the value returned last, and how often it had been changed
         self._rows_checked = stand_ins is None or whole
         self._all_rows = BoundField(f, layout, self.args, self.sample_args)
 
@@ -196,7 +196,7 @@ class Field:
             t, y = request.t, request.y
             if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
                 t = t.to(self.layout.time_dtype).contiguous()
-            before, marked = (times_changed(t), times_changed(y)), y.requires_grad
+            before, marked = times_changed(t, y), y.requires_grad
             value = self.evaluate(self.bound(request.rows), t, y)
             # with its graph the value would lead back to this object where a backward pass calls f again
             constant = value.detach() if value.requires_grad else value
@@ -208,17 +208,18 @@ class Field:
             self.explain(error, request)
             raise
 
-    def _check_memory(self, before: tuple[int, int], t: Tensor, y: Tensor, value: Tensor) -> None:
+    def _check_memory(self, before: list[int], t: Tensor, y: Tensor, value: Tensor) -> None:
         """Raise if f overwrote memory that the solver still reads: t, y, or the value that f returned before.
 
         Args:
             before: how often t and y had been changed before the call.
             t, y, value: f's arguments and its value.
         """
-        if (times_changed(t), times_changed(y)) != before:
-            name = "t" if times_changed(t) != before[0] else "y"
-            raise RuntimeError(f"f: changed {name} in place; work on a copy")
-        if self._last is not None and times_changed(self._last[0]) != self._last[1]:
+        last, seen = self._last
+        t_now, y_now, last_now, now = times_changed(t, y, value if last is None else last, value)
+        if [t_now, y_now] != before:
+            raise RuntimeError(f"f: changed {'y' if t_now == before[0] else 't'} in place; work on a copy")
+        if last is not None and last_now != seen:
             raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
         if self.layout.working_dtype is self.layout.dtype:  # otherwise the solver has a copy
-            self._last = value, times_changed(value)
+            self._last = value, now
