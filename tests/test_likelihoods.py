@@ -424,3 +424,39 @@ def test_backsolve_has_the_gradients_of_backpropagation(how):
         found[gradient] = field.weights.grad
     assert_close(found["checkpoint"], found["direct"])
     assert_close(found["backsolve"], found["direct"], rtol=1e-3, atol=1e-3)
+
+
+class Bent(nn.Module):
+    """A field whose Jacobian is not symmetric, for points of any number."""
+
+    def forward(self, t, x):
+        return torch.sin(x.flip(-1) * torch.tensor([0.7, 1.3], dtype=x.dtype)) * (1 + t) - 0.3 * x
+
+
+SOLVES = {
+    "stages": {"integrator": dise.RK4(3)},
+    "forward": {"integrator": dise.RK4(3), "divergence": ExactDivergence(mode="forward")},
+    "lobatto": {"integrator": Dopri5(rtol=1e-7, atol=1e-7), "quadrature": "lobatto"},
+}
+
+
+@pytest.mark.parametrize("options", SOLVES.values(), ids=SOLVES)
+def test_transforms_of_torch_func_see_through_a_density(options):
+    flow, x = Flow(Bent(), standard(2), **options), noise(4, 2)
+    leaf = x.clone().requires_grad_()
+    values = flow.log_prob(leaf)
+    (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    assert_close(torch.func.grad(lambda x: flow.log_prob(x).sum())(x), gradient)
+    _, slope = torch.func.jvp(flow.log_prob, (x,), (x,))
+    # forward derivatives include those of the step sizes
+    assert_close(slope, (gradient * x).sum(1), rtol=1e-5, atol=1e-6)
+    if options["integrator"] == dise.RK4(3):
+        assert_close(torch.vmap(lambda point: flow.log_prob(point[None])[0])(x), values.detach())
+
+
+def test_no_images_have_no_log_densities():
+    """Whatever torch.distributions makes of them."""
+    normal = torch.distributions.Normal(torch.zeros(2, 3, 2), torch.ones(2, 3, 2))
+    flow = Flow(Bent(), torch.distributions.Independent(normal, 3), Euler(2))
+    assert flow.log_prob(torch.zeros(0, 2, 3, 2)).shape == (0,)
+    assert [part.shape for part in flow.sample(0, with_log_prob=True)] == [(0, 2, 3, 2), (0,)]

@@ -29,6 +29,13 @@ class BaseDistribution(Protocol):
         ...
 
 
+def base_log_prob(base: BaseDistribution, z: Tensor) -> Tensor:
+    """[...] log p of points [..., *event_shape] under a base, which may be no points at all."""
+    if z.shape[0] == 0:  # torch.distributions cannot sum over the dimensions of no images
+        return z.flatten(z.ndim - len(base.event_shape)).sum(-1)
+    return base.log_prob(z)
+
+
 class DiagonalNormal(nn.Module):
     """Normal distribution with independent components, as a module: `flow.to(...)` moves it, a checkpoint includes it.
 

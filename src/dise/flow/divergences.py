@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.dependencies import auxiliary_leaf
+from dise.integrate.tracing import in_transform
 from dise.integrate.value import Value, check_whole
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
@@ -245,9 +246,9 @@ def _forward_trace(
 
     total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
     for some in directions.split(chunk):
-        dz, products = torch.func.vmap(product, out_dims=(None, 0))(some)  # type: ignore[arg-type]
+        values, products = torch.func.vmap(product)(some)  # out_dims=None would refuse what an outer vmap maps over
         total = total + products.sum(0)
-    return dz, total.unsqueeze(-1)
+    return values[0], total.unsqueeze(-1)
 
 
 def _reverse_trace(
@@ -255,6 +256,8 @@ def _reverse_trace(
 ) -> tuple[Tensor, Tensor]:
     """As `_forward_trace`, by one evaluation of f and backward passes from it; 0 if f is constant."""
     first = z.ndim - event_dims
+    if in_transform():
+        return _transformed_trace(dz_of, z, directions, chunk, first)
     with torch.enable_grad():
         z = z if z.requires_grad else auxiliary_leaf(z)
         dz = dz_of(z)
@@ -263,6 +266,18 @@ def _reverse_trace(
             for some in directions.split(chunk):
                 products = _gradients(dz, z, some.expand(len(some), *z.shape), graph) * some
                 total = total + products.flatten(first + 1).sum((0, -1))
+    return dz, total.unsqueeze(-1)
+
+
+def _transformed_trace(
+    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int, first: int
+) -> tuple[Tensor, Tensor]:
+    """As `_reverse_trace` within torch.func's transforms, which autograd's own functions do not work in."""
+    dz, pull_back, *_ = torch.func.vjp(dz_of, z)
+    total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
+    for some in directions.split(chunk):
+        products = torch.func.vmap(pull_back)(some.expand(len(some), *z.shape))[0] * some
+        total = total + products.flatten(first + 1).sum((0, -1))
     return dz, total.unsqueeze(-1)
 
 

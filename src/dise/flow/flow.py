@@ -6,7 +6,7 @@ from typing import Literal, Unpack, cast, overload
 import torch
 from torch import Tensor, nn
 
-from dise.flow.base import BaseDistribution, check_base
+from dise.flow.base import BaseDistribution, base_log_prob, check_base
 from dise.flow.block import FlowBlock
 from dise.flow.conditions import Condition, as_conditions
 from dise.flow.divergences import AugmentedField, Divergence, Quadrature
@@ -252,14 +252,14 @@ class Flow(nn.Module):
     def _log_density(self, end: State) -> Tensor:
         """[B, ...] log p of the data from the state at the base: z [B, ..., D] and the change of log p [B, ..., 1]."""
         z, change = cast(tuple[Tensor, Tensor], end)
-        return self.base.log_prob(z) - change.squeeze(-1)
+        return base_log_prob(self.base, z) - change.squeeze(-1)
 
     def _from_base(self, z: Tensor, condition: Condition, *, with_log_prob: bool) -> Tensor | tuple[Tensor, Tensor]:
         if not with_log_prob:
             return self.transport(z, self.t0, self.t1, condition)
         self._check_points("shape", z)
         x, log_det = self.transport_with_log_det(z, self.t0, self.t1, condition)
-        return x, self.base.log_prob(z) - log_det
+        return x, base_log_prob(self.base, z) - log_det
 
     def _further(self, x: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The field's conditions and the divergence's random numbers, a row for each row of points."""

@@ -51,9 +51,14 @@ def check_readable(name: str, *tensors: Tensor, advice: str = FIXED_STEPS) -> No
     raise ValueError(f"{name} depends on values, but {reason}; {advice}")
 
 
+def in_transform() -> bool:
+    """Whether one of torch.func's transforms sees what is called."""
+    return bool(_interpreters and _interpreters())
+
+
 def transformed() -> bool:
     """Whether one of torch.func's transforms, or a graph, sees what is called."""
-    return torch.compiler.is_compiling() or bool(_interpreters and _interpreters())
+    return torch.compiler.is_compiling() or in_transform()
 
 
 def check_transforms(gradient: str) -> None:
