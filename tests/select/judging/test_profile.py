@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,9 @@ def test_each_sample_is_integrated_over_its_own_span():
     x = torch.tensor([[3.0, 1.0], [5.0, 1.0]])
     profile_candidates(Spans(f), [(x, None)], (RK4(1),), batches=(1,), repeats=2)
     assert f.ends[1:] == [0, 1.5, 1.5, 3] * 2 + [0, 2.5, 2.5, 5]  # the first is the model's own Euler step
+
+
+def test_another_average_gets_the_times_in_the_order_of_the_inputs():
+    calls = {"slow first": lambda x: time.sleep(0.02 if x == 0 else 0)}
+    largest = time_side_by_side(calls, [1, 0, 1], average=lambda seconds: float(seconds.index(max(seconds))))
+    assert largest == {"slow first": 1e3}

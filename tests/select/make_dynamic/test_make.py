@@ -26,6 +26,7 @@ from dise import (
 )
 from dise.select import OutputDeviation, ProbabilityShift, Report, find_block, lost_accuracy, samples_needed
 from dise.select.guarantee.calibrate import run_policy
+from dise.select.make_dynamic import timing
 from dise.select.policies.confidence import confidence
 from dise_experiments.mnist.model import odenet
 
@@ -353,3 +354,31 @@ def test_reports_survive_json():
     values = report.to_json()
     assert values["families"] == {"a": 1.0, "b": None}
     assert Report.of_json(values, Euler()) == report
+
+
+def test_the_kind_of_policy_may_be_chosen_by_the_time_of_small_batches(classifier, points, monkeypatch):
+    sizes, served = [], []
+
+    def side_by_side(calls, inputs, **options):
+        sizes.append({len(x) for x in inputs})
+        served.append(set(calls))
+        # one candidate for all takes less time than policies that need fewer evaluations
+        return {name: 1.0 if name == "one candidate for all" else 2.0 for name in calls}
+
+    monkeypatch.setattr(timing, "time_side_by_side", side_by_side)
+    lines = []
+    made = make_dynamic(classifier(), points(2000), batch_size=3, log=lines.append, **LOOSE)
+    report = find_block(made).report
+    assert sizes == [{3}, {3}]  # to choose the kind, and for the report
+    assert "one candidate for all" in served[0]
+    assert len(served[0]) > 2
+    assert report.family == "one candidate for all"
+    assert report.timing.batch == 3
+    assert any("by mean milliseconds per batch of 3" in note for note in report.notes)
+    assert str(find_block(made).integrator) in lines[-1]
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_batch_size_is_a_whole_number(classifier, points, size):
+    with pytest.raises(ValueError, match="batch_size: expected a whole number of at least 1"):
+        make_dynamic(classifier(), points(2000), batch_size=size, **LOOSE)

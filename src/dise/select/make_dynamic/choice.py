@@ -13,12 +13,15 @@ from dise.select.guarantee.calibrate import PolicyRun, policy_losses, run_policy
 from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.costs import Costs
 from dise.select.make_dynamic.families import ONE_FOR_ALL, Family, families
+from dise.select.make_dynamic.timing import time_served
 from dise.select.model.block import device_of
 from dise.select.model.data import Batch
 from dise.select.model.finite import non_finite_loss
+from dise.select.model.inputs import Inputs
 from dise.select.model.outcomes import Outcomes, run_candidates
 
 MOST_JUDGED = 2000  # samples to choose the family on
+MOST_SERVED = 60  # batches to time the families on
 
 
 class Choice(NamedTuple):
@@ -48,8 +51,11 @@ def choose_family(
     epsilon: float,
     seed: int,
     log: Callable[[str], None],
+    batch_size: int | None = None,
 ) -> Choice:
     """Fit all families, and choose the one that is expected to need the fewest evaluations of f.
+
+    With a batch size choose the one that takes the fewest milliseconds per batch of that size.
 
     At most the last MOST_JUDGED samples judge the families. A family that is fitted to samples is judged on at most the
     last half of the batches, to which it is not fitted.
@@ -60,7 +66,7 @@ def choose_family(
         head: what the model does with h(t1), if it is known.
         batches: to fit and judge on.
         candidates: integrators, the reference last.
-        risk, epsilon, seed, log: see `make_dynamic`.
+        risk, epsilon, seed, log, batch_size: see `make_dynamic`.
 
     Raises:
         ValueError: no candidate is cheaper than the reference.
@@ -89,8 +95,28 @@ def choose_family(
         found[family.name] = _estimate(model, block, family, judged[some], expected.take(some), risk, epsilon)
         log(f"{family.name}: {found[family.name].nfe:.2f} evaluations")
     best = min(tried, key=lambda family: found[family.name].nfe)
-    single = found.get(ONE_FOR_ALL, _Estimate(math.inf, None)).setting
-    return Choice(best, {name: estimate.nfe for name, estimate in found.items()}, single, _lost_samples(outcomes))
+    single, notes = found.get(ONE_FOR_ALL, _Estimate(math.inf, None)).setting, _lost_samples(outcomes)
+    if batch_size is not None:
+        policies = {name: estimate.setting for name, estimate in found.items() if estimate.setting is not None}
+        times = time_served(model, block, policies, _served(judged, batch_size)) if policies else {}
+        best = min(tried, key=lambda family: times.get(family.name, math.inf))
+        log(_by_time(times, batch_size))
+        notes = (*notes, _by_time(times, batch_size))
+    return Choice(best, {name: estimate.nfe for name, estimate in found.items()}, single, notes)
+
+
+def _served(batches: list[Batch], size: int) -> list[Inputs]:
+    """At most MOST_SERVED batches of a size, of the samples in these batches, again from the first one if need be."""
+    inputs = Inputs.concatenate([batch.inputs for batch in batches], "data")
+    number = max(1, min(MOST_SERVED, len(inputs) // size))
+    rows = torch.arange(number * size) % len(inputs)
+    return [inputs.take(some) for some in rows.split(size)]
+
+
+def _by_time(times: dict[str, float], size: int) -> str:
+    """The families in order of their times."""
+    listed = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(times.items(), key=lambda item: item[1]))
+    return f"The kind of policy was chosen by mean milliseconds per batch of {size} on this machine: {listed}."
 
 
 def _lost_samples(outcomes: Outcomes) -> tuple[str, ...]:

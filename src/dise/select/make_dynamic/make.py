@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
+from dise.integrate.value import check_whole
 from dise.nn import NeuralODE
 from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
 from dise.select.guarantee.kind import is_state, suitable_risk
@@ -43,6 +44,7 @@ def make_dynamic(
     candidates: Sequence[Integrator] = CANDIDATES,
     settings: Sequence[Integrator] | None = None,
     learn_from: Data | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
@@ -82,6 +84,9 @@ def make_dynamic(
         settings: integrators to test instead of the built-in families, the safest first.
         learn_from: batches like those of `data` to fit selectors and to choose the kind of policy on. The guarantee
             does not depend on them, so they may be the model's training data, unless the risk needs labels.
+        batch_size: number of samples per batch when the model is served. The kind of policy is then chosen by measured
+            milliseconds of such batches on this machine, of the model without the layers before the block, and the
+            report has the times of such batches. Default: by evaluations of f, which cost the most in large batches.
         seed: of the split and the fits. torch's global generator is left alone.
         log: is called with lines on the progress.
 
@@ -95,7 +100,7 @@ def make_dynamic(
     needed = samples_needed(epsilon, delta)
     given, fit_part = _collect(model, data, learn_from, settings, needed)
     model.eval()
-    inputs = given[0].inputs.split(given[0].size)
+    inputs, served = given[0].inputs.split(given[0].size), _served(given[0], batch_size)
     own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
     reference = reference or own.integrator
     _check_reference(reference, own)
@@ -107,20 +112,29 @@ def make_dynamic(
     choice = Choice(Family("as given", tuple(settings or ())), {})
     if not settings:
         everyone = (*candidates, *_one_step_first(reference), reference)
-        choice = choose_family(part, own, head, fit, everyone, risk=risk, epsilon=epsilon, seed=seed, log=log)
+        choice = choose_family(
+            part, own, head, fit, everyone, risk=risk, epsilon=epsilon, seed=seed, log=log, batch_size=batch_size
+        )
     tested, p_value = choice.family.settings, suitable_p_value(risk)
     log(f"testing {len(tested)} settings of: {choice.family.name}")
     found = calibrate(
         part, tested, test, reference=reference, epsilon=epsilon, delta=delta, risk=risk, p_value=p_value, block=own
     )
     own.integrator = found.integrator
-    timing = time_policy(model, own, reference=reference, single=choice.single, batches=inputs)
+    timing = time_policy(model, own, reference=reference, single=choice.single, batches=served)
     notes += choice.notes
     own.report = Report.of_calibration(
         found, reference, family=choice.family.name, families=choice.estimates, notes=notes, timing=timing
     )
     log(str(own.report))
     return model
+
+
+def _served(samples: Samples, batch_size: int | None) -> list[Inputs]:
+    """The inputs in batches of the size that is served; None: of the data's."""
+    if batch_size is not None:
+        check_whole("batch_size", batch_size)
+    return samples.inputs.split(batch_size or samples.size)
 
 
 def _suitable_risk(

@@ -1,6 +1,7 @@
 """Milliseconds of the model with the policy, beside the reference and the best single candidate."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,6 +15,7 @@ from dise.select.model.block import device_of
 from dise.select.model.inputs import Inputs
 
 TIMED = 5  # batches, of whose times the median is taken
+TURNS = 3  # times that a batch is served, of which the shortest counts
 NOISE = 1.05  # times that differ by less are alike
 
 
@@ -77,6 +79,29 @@ def time_policy(
     times = time_side_by_side(calls, inputs, device=device)
     name = str(single) if "single" in times else None
     return Timing(len(inputs[0]), times["policy"], times["reference"], name, times.get("single"))
+
+
+def time_served(
+    model: nn.Module, block: NeuralODE, policies: Mapping[str, Integrator], batches: Sequence[Inputs]
+) -> dict[str, float]:
+    """Mean milliseconds of the model per batch with each policy; the mean, since only some batches have hard samples.
+
+    The time of a batch is the shortest of several, for the load of the machine.
+
+    Args:
+        model: contains the block.
+        block: gets the policies.
+        policies: by name.
+        batches: inputs, all of one size.
+    """
+    device = device_of(model)
+    inputs = [x.to(device) for x in batches]
+
+    def average(seconds: list[float]) -> float:
+        return statistics.fmean(min(seconds[i :: len(inputs)]) for i in range(len(inputs)))
+
+    calls = {name: partial(_run, model, block, policy) for name, policy in policies.items()}
+    return time_side_by_side(calls, TURNS * inputs, device=device, average=average)
 
 
 @torch.no_grad()
