@@ -178,3 +178,37 @@ def test_wrong_candidates():
         Cascade(())
     with pytest.raises(ValueError, match="batched: Cascade decides for each sample"):
         solve(decay, Y0, 0.0, 1.0, Cascade((Euler(2), RK4(1))), batched=False)
+
+
+def test_nothing_is_gathered_where_all_samples_go_on():
+    """f gets the batch itself in every call: its values may depend on a tensor of all samples."""
+    scale, sizes = torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64), []
+
+    def f(t, y):
+        sizes.append(len(y))
+        return -y / scale
+
+    solution = solve(f, Y0, 0.0, 1.0, Cascade((Euler(1), Midpoint(1), RK4(1)), lambda y: y[:, 0] < 0))
+    alone = solve(f, Y0, 0.0, 1.0, RK4(1))
+    assert set(sizes) == {4}
+    assert solution.choice.tolist() == [2, 2, 2, 2]
+    assert solution.nfe.tolist() == [4, 4, 4, 4]  # Euler, Midpoint and RK4 share their first evaluations
+    assert_close(solution.y, alone.y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dropped", [1, 2])
+def test_first_all_samples_go_on_and_then_some(dropped):
+    limits = iter([-1.0, float(Y0[dropped - 1, 0]) / 2, torch.inf])
+    solution = solve(decay, Y0, 0.0, 1.0, Cascade((Euler(1), Midpoint(1), RK4(1)), lambda y: y[:, 0] <= next(limits)))
+    assert solution.choice.tolist() == [1] * dropped + [2] * (4 - dropped)
+    assert_close(solution.y[:dropped], solve(decay, Y0[:dropped], 0.0, 1.0, Midpoint(1)).y)
+    assert_close(solution.y[dropped:], solve(decay, Y0[dropped:], 0.0, 1.0, RK4(1)).y)
+    assert solution.nfe.tolist() == [2] * dropped + [4] * (4 - dropped)
+
+
+@pytest.mark.parametrize("sizes", [1, 4])
+def test_gradients_flow_where_all_samples_go_on(sizes):
+    y0 = Y0[:sizes].clone().requires_grad_()
+    end = solve(decay, y0, 0.0, 1.0, Cascade((Euler(1), RK4(1)), lambda y: y[:, 0] < 0)).y
+    (gradient,) = torch.autograd.grad(end.sum(), y0)
+    assert_close(gradient, torch.full_like(y0, 0.375))  # RK4 at y' = −y
