@@ -231,14 +231,17 @@ def bars(rows: dict[str, Any]) -> dict[str, Seen]:
     densities = {task: row for task in POSTERIORS if (row := rows.get(f"log_prob {task}"))}
     everything = list(rows.values())
     allowed = DELTA + 2 * (DELTA * (1 - DELTA) / RECALIBRATIONS) ** 0.5
-    saved = [row["ratio"] <= RATIO for row in seen.values()]
     shares = [row["share"] >= SHARE for row in seen.values()]
     apart = [row["c2st"] - row["c2st floor"] for row in seen.values() if "c2st" in row]
     cheap = [row["ratio to the reference"] <= LOG_PROB for row in densities.values()]
+    classical = {
+        task: {"ratio": row["nfe"] / other["single nfe"]}
+        for task, row in seen.items()
+        if (other := rows.get(f"unfitted {task}"))
+    }
     return {
-        f"NFE ≤ {RATIO} × the best single on ≥ 4 of 6, never above 1 ×": Seen(
-            _values(seen, "ratio"), sum(saved) >= 4 and max((r["ratio"] for r in seen.values()), default=2) <= 1
-        ),
+        f"NFE ≤ {RATIO} × the best single on ≥ 4 of 6, never above 1 ×": _cheaper(seen),
+        "the same beside the best single that is not fitted": _cheaper(classical),
         f"share of the oracle's gain ≥ {SHARE} on ≥ 3 of 6": Seen(_values(seen, "share"), sum(shares) >= 3),
         f"violations ≤ {allowed:.1%} of {RECALIBRATIONS}": Seen(
             f"at most {max((r['violations'] for r in everything), default=1):.1%} in {len(everything)} rows",
@@ -252,6 +255,14 @@ def bars(rows: dict[str, Any]) -> dict[str, Seen]:
             f"at most {max(apart, default=1):+.4f}", max(apart, default=1) <= 0.01
         ),
     }
+
+
+def _cheaper(rows: dict[str, Any]) -> Seen:
+    """Four tasks that save enough hold the bar, three that do not miss it; between them it is open."""
+    ratios = [row["ratio"] for row in rows.values()]
+    saved, largest = sum(ratio <= RATIO for ratio in ratios), max(ratios, default=2.0)
+    missed = largest > 1 or len(ratios) - saved > len(TASKS) - 4
+    return Seen(_values(rows, "ratio") or "not measured", False if missed else True if saved >= 4 else None)
 
 
 def _values(rows: dict[str, Any], name: str) -> str:

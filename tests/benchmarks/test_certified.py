@@ -26,13 +26,15 @@ def row(ratio, share, *, violations=0.0, **further):
 
 
 def test_the_bars(certified):
-    good = {f"samples {task}": row(0.7, 0.6, c2st=0.5, **{"c2st floor": 0.499}) for task in certified.TASKS[:4]}
+    good = {f"samples {task}": row(0.7, 0.6, nfe=6, c2st=0.5, **{"c2st floor": 0.499}) for task in certified.TASKS[:4]}
+    good |= {f"unfitted {task}": row(0.7, 0.6, **{"single nfe": 8.0}) for task in certified.TASKS[:4]}
     rest = {f"samples {task}": row(0.99, 0.1) for task in certified.TASKS[4:]}
     third = {f"log_prob {task}": row(0.9, 0.2, **{"ratio to the reference": 0.3}) for task in certified.POSTERIORS}
     assert all(seen.holds for seen in certified.bars(good | rest | third).values())
-    worse = row(1.01, -0.1, violations=0.09, c2st=0.52, **{"c2st floor": 0.5})
-    broken = {"samples moons": worse, "samples slcp": row(0.9, 0.4), "log_prob slcp": third["log_prob slcp"]}
+    worse = row(1.01, -0.1, nfe=8.1, violations=0.09, c2st=0.52, **{"c2st floor": 0.5})
+    broken = {"samples moons": worse, "samples slcp": row(0.9, 0.4, nfe=7), "log_prob slcp": third["log_prob slcp"]}
     assert [seen.holds for seen in certified.bars(good | rest | third | broken).values()] == [
+        False,
         False,
         False,
         False,
@@ -40,6 +42,17 @@ def test_the_bars(certified):
         False,
     ]
     assert not any(seen.holds for seen in certified.bars({}).values())
+
+
+def test_a_bar_over_six_tasks_is_open_until_enough_are_measured(certified):
+    def held(*ratios):
+        rows = {f"samples {task}": row(ratio, 0.6) for task, ratio in zip(certified.TASKS, ratios, strict=False)}
+        return next(iter(certified.bars(rows).values())).holds
+
+    assert held(0.7, 0.7, 0.7, 0.9, 0.9) is None
+    assert held(0.7, 0.7, 0.9, 0.9, 0.9) is False
+    assert held(0.7, 0.7, 0.7, 0.7) is True
+    assert held(0.7, 0.7, 0.7, 0.7, 1.01) is False
 
 
 def test_the_readmes_tables(certified):
