@@ -10,7 +10,6 @@ on the batch, divided by its rows; Σ NFE are all evaluations of the samples. Ti
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 import dise
 from dise.select import find_block, time_side_by_side
+from dise.select.deploy import strict_json
 from dise_experiments.run.timing import TORCHDIFFEQ, TorchdiffeqBlock
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="write the table into benchmarks/README.md")
     args = parser.parse_args()
     if args.given:
-        report = json.loads(args.given.read_text(encoding="utf-8"))
+        report = strict_json.loads(args.given.read_text(encoding="utf-8"))
     else:
         report = {"threads": torch.get_num_threads(), "torch": torch.__version__, "images": args.images, "runs": {}}
         for run in args.runs:
@@ -144,7 +144,7 @@ def main() -> None:
     text = table(report)
     print(text)
     if args.out:
-        args.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        args.out.write_text(strict_json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.readme:
         write(text, "small_batches.py")
 
