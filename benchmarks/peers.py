@@ -1,5 +1,9 @@
 """What the benchmarks of speed share: one batch of initial value problems, solved by this library and by its peers.
 
+A solve ends at t1, or by an event at t1 on the way to 2·t1, which torchdiffeq looks for in the whole batch and the
+others in each sample, or has 50 save points, or keeps a record of its steps, which dise alone does (the others just
+solve).
+
 All solve by Dormand and Prince's 5(4) with an elementary (I) controller of the same constants, the same tolerance and
 a first step chosen by the heuristic of Hairer, Nørsett and Wanner, and return the states at t1. Gradients are by direct
 backpropagation with step sizes as constants. A peer that is not installed, or does not do it, is left out.
@@ -13,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import floor
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
+from torchdiffeq import odeint, odeint_event
 
 import dise
 
@@ -24,7 +29,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 
 MAX_STEPS = 4096  # diffrax wants to know how many at most; its checkpoints' number depends on it
 
-Solve = Callable[[Tensor], Tensor]  # y0 [B, F] → y(t1) [B, F]
+FLOOR = "C++ by hand"
+KINDS = ("end", "save points", "event", "record")
+SAVE_POINTS = 50
+
+Solve = Callable[[Tensor], Tensor]  # y0 [B, F] → y(t1) [B, F], or at the save points [B, T, F]
 
 
 def arguments(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
@@ -89,6 +98,12 @@ class Task:
     y0: Tensor  # [B, F]
     t1: float
     tolerance: float
+    kind: str = "end"  # one of KINDS
+
+    @property
+    def times(self) -> Tensor:
+        """The save points, or the span."""
+        return torch.linspace(0.0, self.t1, SAVE_POINTS if self.kind == "save points" else 2)
 
 
 @dataclass(frozen=True)
@@ -97,13 +112,13 @@ class Way:
 
     Attributes:
         forward: y0 → states at t1, without gradients.
-        backward: forward, the sum of the states' squares, and its gradients in y0 and f's parameters.
+        backward: forward, the sum of the states' squares, and its gradients in y0 and f's parameters; None: none.
         rounds: of attempted steps that a solve's loop makes; each steps the whole batch (dise: who still runs).
         rows: of f that a solve evaluates, summed over its calls; None where it cannot be counted.
     """
 
     forward: Solve
-    backward: Solve
+    backward: Solve | None
     rounds: int
     rows: int | None
 
@@ -132,11 +147,13 @@ def ways(task: Task) -> dict[str, Way]:
         "dise, compiled": by_dise(task, compile=True),
         "dise, compiled fast": by_dise(task, compile="fast"),
     }
-    if installed("torchode"):
+    if task.kind == "end" and installed("torchode"):
         made |= {"torchode": by_torchode(task), "torchode, compiled": by_torchode(task, compile=True)}
     made["torchdiffeq"] = by_torchdiffeq(task)
     if installed("diffrax"):
         made["diffrax, jit"] = by_diffrax(task)
+    if task.kind == "end" and floor.library() is not None:
+        made[FLOOR] = by_hand(task)
     return made
 
 
@@ -150,16 +167,23 @@ def installed(name: str) -> bool:
 
 def by_dise(task: Task, *, compile: Literal[False, True, "fast"] = False) -> Way:
     """This library; a round counts once however many samples it steps."""
-    integrator = dise.Dopri5(rtol=task.tolerance, atol=task.tolerance)
+    integrator, options, t1 = dise.Dopri5(rtol=task.tolerance, atol=task.tolerance), dict[str, Any](), task.t1
+    if task.kind == "save points":
+        options["save_at"] = task.times
+    elif task.kind == "record":
+        options["record"] = True
+    elif task.kind == "event":
+        options["event"], t1 = lambda t, y: t[:, 0] - task.t1, 2 * task.t1
 
     def solve(y0: Tensor) -> Tensor:
-        return dise.solve(task.f, y0, 0.0, task.t1, integrator, compile=compile).y
+        solution = dise.solve(task.f, y0, 0.0, t1, integrator, compile=compile, **options)
+        return solution.y if solution.saved is None else solution.saved
 
     counter = Counter(task.f)
     with torch.no_grad():
-        dise.solve(counter, task.y0, 0.0, task.t1, integrator)  # also checks that f does not mix samples
+        dise.solve(counter, task.y0, 0.0, t1, integrator, **options)  # also checks that f does not mix samples
         counter.calls = counter.rows = 0
-        solution = dise.solve(counter, task.y0, 0.0, task.t1, integrator)
+        solution = dise.solve(counter, task.y0, 0.0, t1, integrator, **options)
     if counter.rows != int(solution.nfe.sum()):
         raise RuntimeError(f"f was evaluated on {counter.rows} rows, but the samples need {int(solution.nfe.sum())}")
     # a compiled solve takes as many rounds; in some of them it also steps samples that are done
@@ -168,16 +192,19 @@ def by_dise(task: Task, *, compile: Literal[False, True, "fast"] = False) -> Way
 
 def by_torchdiffeq(task: Task) -> Way:
     """torchdiffeq: one step size for the whole batch."""
-    times = torch.tensor([0.0, task.t1])
     options = {"rtol": task.tolerance, "atol": task.tolerance, "method": "dopri5"}
 
-    def solve(y0: Tensor) -> Tensor:
-        return odeint(task.f, y0, times, **options)[1]
+    def solve(f: nn.Module, y0: Tensor) -> Tensor:
+        if task.kind == "event":
+            start, end = task.times
+            return odeint_event(f, y0, start, event_fn=lambda t, y: (t - end)[None], **options)[1][-1]
+        states = odeint(f, y0, task.times, **options)
+        return states.transpose(0, 1) if task.kind == "save points" else states[1]
 
     counter = Counter(task.f)
     with torch.no_grad():
-        odeint(counter, task.y0, times, **options)
-    return _way(solve, task.f, counter.rounds, counter.rows)
+        solve(counter, task.y0)
+    return _way(lambda y0: solve(task.f, y0), task.f, counter.rounds, counter.rows)
 
 
 def by_torchode(task: Task, *, compile: bool = False) -> Way:
@@ -218,13 +245,21 @@ class JittedDiffrax:
         weights = tuple(jnp.asarray(p.detach().numpy()) for p in task.f.parameters())
         term = diffrax.ODETerm(task.f.for_jax())  # type: ignore[operator]
         controller = diffrax.PIDController(rtol=task.tolerance, atol=task.tolerance)  # pcoeff=dcoeff=0: an I controller
+        options, t1 = dict[str, Any](), task.t1
+        if task.kind == "save points":
+            options["saveat"] = diffrax.SaveAt(ts=jnp.asarray(task.times.numpy()))
+        elif task.kind == "event":
+            import optimistix
+
+            root = optimistix.Newton(task.tolerance, task.tolerance)
+            options["event"], t1 = diffrax.Event(lambda t, y, args, **more: t - task.t1, root), 2 * task.t1
 
         def one(y0: Any, weights: Any) -> tuple[Any, Any]:
             solution = diffrax.diffeqsolve(
-                term, diffrax.Dopri5(), 0.0, task.t1, None, y0, weights,
-                stepsize_controller=controller, max_steps=MAX_STEPS,
+                term, diffrax.Dopri5(), 0.0, t1, None, y0, weights,
+                stepsize_controller=controller, max_steps=MAX_STEPS, **options,
             )  # fmt: skip
-            return solution.ys[0], solution.stats["num_steps"]
+            return solution.ys if task.kind == "save points" else solution.ys[0], solution.stats["num_steps"]
 
         many = jax.vmap(one, in_axes=(0, None))
         self._start, self._weights = jnp.asarray(task.y0.numpy()), weights
@@ -254,6 +289,15 @@ def by_diffrax(task: Task) -> Way:
     """diffrax, by `JittedDiffrax`."""
     jitted = JittedDiffrax(task)
     return Way(jitted.forward, jitted.backward, jitted.rounds(), None)
+
+
+def by_hand(task: Task) -> Way:
+    """A loop in C++, without gradients."""
+
+    def forward(y0: Tensor) -> Tensor:
+        return floor.solve(task.f, y0, task.t1, task.tolerance)[0]
+
+    return Way(forward, None, floor.solve(task.f, task.y0, task.t1, task.tolerance)[1], None)
 
 
 def _way(solve: Solve, f: nn.Module, rounds: int, rows: int | None) -> Way:

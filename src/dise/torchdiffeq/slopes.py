@@ -231,4 +231,4 @@ class SlopeRounds:
         while attempt.pending:
             attempt.stages.append((yield Request(None, *attempt.point())))
         after, record = method.end(rows, attempt, self._layout, self._run, mask)
-        return RoundsDone(after, [record], 1, 1 if after.status is rows.status else None)
+        return RoundsDone(after, record, 1, 1 if after.status is rows.status else None)

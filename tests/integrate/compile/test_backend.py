@@ -65,9 +65,8 @@ def test_generated_loops_are_eager(starts):
 
 
 @pytest.mark.long
-def test_generated_gradients_are_eager(starts, monkeypatch):
-    """Forward and backward; of graphs with one round only, since compiling takes long."""
-    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_MAX_NUMEL", 0)
+def test_generated_gradients_are_eager(starts):
+    """Forward and backward."""
     outcomes = []
     for setting in (False, "fast"):
         y0, gain = starts(9, 2).requires_grad_(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)

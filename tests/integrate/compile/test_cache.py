@@ -183,18 +183,6 @@ def test_more_fs_than_torch_recompiles_for(y0):
             solve(Pointwise(function), y0[:2], 0.0, 0.1, Euler(1), compile=TRACED)
 
 
-def test_many_rounds_make_a_second_graph(y0, monkeypatch):
-    """Of several rounds, where one step per graph has been taken often."""
-    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
-    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_AFTER", 12)
-    seen = []
-    for _ in range(3):
-        solution = solve(lambda t, y: 1.1 * field(t, y), y0, 0.0, 3.0, BOSH, compile=TRACED)
-        seen.append(graphs())
-    assert solution.n_steps.max() > 12
-    assert seen == [2, 0, 0]
-
-
 def test_a_graph_of_f_alone_is_made_where_f_is_requested_often(y0):
     """Not for the evaluations before the first step, which precede a graph of steps."""
     table = Multistep.adams(6)

@@ -130,8 +130,6 @@ def test_without_torchs_class_of_compiler_errors_it_is_their_base_class(monkeypa
 def test_solves_without_hints_and_loops(starts, monkeypatch, grad):
     without(monkeypatch, "torch._dynamo.maybe_mark_dynamic")
     monkeypatch.setitem(sys.modules, "torch._higher_order_ops.while_loop", None)
-    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
-    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_AFTER", 1)
     y0 = starts(9, 2)
     assert private.while_loop() is None
     with torch.set_grad_enabled(grad):

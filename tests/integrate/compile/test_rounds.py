@@ -1,7 +1,7 @@
 """Compiled rounds: equal to eager ones, in every mode.
 
-What code torch generates is its own matter (see test_backend): graphs run as they are traced. They have one round, or
-two where a test wants several, since tracing takes long.
+What code torch generates is its own matter (see test_backend): graphs run as they are traced, a round per call. Kernels
+do several (see test_rowwise).
 """
 
 import math
@@ -39,12 +39,6 @@ PER_SAMPLE = ("t", "nfe", "n_steps", "n_accepted", "error", "status", "dt")
 
 
 @pytest.fixture
-def two_rounds_per_graph(monkeypatch):
-    monkeypatch.setattr("dise.integrate.compile.rounds.ROUNDS_PER_GRAPH", 2)
-    monkeypatch.setattr("dise.integrate.compile.rounds.UNROLL_AFTER", 1)
-
-
-@pytest.fixture
 def y0(starts):
     return starts(9, 2)
 
@@ -78,7 +72,7 @@ def assert_equal(compiled, eager, close=CLOSE):
 
 
 @pytest.mark.parametrize("integrator", [BOSH, StepDoubling(RKC1(2, 2, 0.3)), ADAMS], ids=str)
-def test_compiled_is_eager(y0, two_rounds_per_graph, integrator):
+def test_compiled_is_eager(y0, integrator):
     eager, compiled = both(field, y0, 3.0, integrator)
     assert_equal(compiled, eager)
     assert compiled.calls == eager.calls
@@ -87,7 +81,7 @@ def test_compiled_is_eager(y0, two_rounds_per_graph, integrator):
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_nfe_is_what_samples_need(y0, two_rounds_per_graph, grad):
+def test_nfe_is_what_samples_need(y0, grad):
     """Graphs evaluate all k1 again if a method does not know it at the end; after a rejection it does not count."""
     with torch.set_grad_enabled(grad):
         eager, compiled = both(field, y0, 3.0, HEUN)
@@ -193,7 +187,7 @@ def test_with_options(y0, options):
             assert_close(getattr(compiled, name), getattr(eager, name), **CLOSE)
 
 
-def test_observers_see_every_round(y0, two_rounds_per_graph):
+def test_observers_see_every_round(y0):
     rounds = []
     options = {"save_at": [0.5, 2.5], "record": True, "progress": lambda progress: rounds.append(progress.rounds)}
     eager, compiled = both(field, y0, 3.0, BOSH, **options)
@@ -308,7 +302,7 @@ def trained():
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve"])
-def test_gradients_are_those_of_eager_steps(y0, trained, two_rounds_per_graph, gradient):
+def test_gradients_are_those_of_eager_steps(y0, trained, gradient):
     grads = []
     for compile in (False, DIFFERENTIATED):
         start = y0.clone().requires_grad_()
@@ -331,7 +325,7 @@ def test_gradients_at_save_points_and_events_of_each_span(y0, trained):
     assert_close(grads[1], grads[0], rtol=1e-8, atol=1e-8)
 
 
-def test_a_frozen_start_still_trains_parameters(y0, trained, two_rounds_per_graph):
+def test_a_frozen_start_still_trains_parameters(y0, trained):
     """y0 wants no gradient, the states after it do."""
     grads = [
         torch.autograd.grad(solve(trained, y0, 0.0, 1.0, BOSH, compile=c).y.sum(), tuple(trained.parameters()))

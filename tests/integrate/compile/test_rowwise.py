@@ -11,6 +11,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from dise import RK4, Bosh3, Event, HeunEuler, PIController, solve
 from dise.integrate.compile import kernels, private
+from dise.integrate.compile.rounds import GraphRounds
 from dise.integrate.compile.rowwise.build import FLAGS, built
 from dise.integrate.compile.rowwise.function import Kernel, Spec
 from dise.integrate.compile.rowwise.graphs import with_kernel
@@ -350,19 +351,117 @@ def test_a_failing_row_fails_alone(starts):
     assert compiled.status.unique(return_counts=True)[1].tolist() == [39, 1]
 
 
-def test_rounds_with_save_points_and_events_are_eager(starts):
-    options = {"save_at": [0.5, 2.5], "record": True, "event": Event(lambda t, y: y[:, 0] - 0.5)}
-    with torch.no_grad():
-        eager, compiled = (solve(field, starts(40, 2), 0.0, 3.0, BOSH, compile=c, **options) for c in (False, KERNELS))
+# ---- several rounds per call
+
+
+@pytest.fixture
+def rounds_per_call(monkeypatch):
+    """A list to which the number of rounds of each call is added."""
+    numbers, attempt = [], GraphRounds._some_rounds
+
+    def counted(*args):
+        done = attempt(*args)
+        numbers.append(done.number)
+        return done
+
+    monkeypatch.setattr(GraphRounds, "_some_rounds", counted)
+    return numbers
+
+
+def backward_and_forward():
+    """Spans of 40 samples, one of them empty, and three save points in each."""
+    t0 = torch.linspace(0.0, 0.8, 40, dtype=torch.float64)
+    length = torch.linspace(-2.0, 3.0, 40, dtype=torch.float64)
+    length[7] = 0
+    return t0, t0 + length, t0[:, None] + torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64) * length[:, None]
+
+
+EVENTS = {
+    "stop": Event(lambda t, y, gain: y[:, 0] - 0.3, "rising"),
+    "pass": Event(lambda t, y, gain: y[:, 0] - 0.2, terminal=False),
+    "third": Event(lambda t, y, gain: (3 * y[:, 1]).sin(), terminal=3),
+}
+KEPT = {"steps": {"record": True, "dense": True}, "events": {"event": EVENTS, "accumulate": lambda step: step.dt.abs()}}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize(
+    "gradients", [False, pytest.param(True, marks=pytest.mark.long)], ids=["inference", "training"]
+)
+def test_rounds_that_are_kept_are_eager(starts, rounds_per_call, kept, gradients):
+    """Forward, backward and empty spans; what is kept of them, and gradients of all of it."""
+    (t0, t1, times), f, outcomes = backward_and_forward(), Network(), []
+    for setting in (False, KERNELS):
+        y0, gain = starts(40, 2).requires_grad_(gradients), torch.tensor(0.1, dtype=torch.float64)
+        with torch.set_grad_enabled(gradients):
+            solution = solve(f, y0, t0, t1, BOSH, args=(gain,), save_at=times, compile=setting, **KEPT[kept])
+        found = {name: getattr(solution, name) for name in ("saved", "steps", "which", "accumulated")}
+        if solution.events is not None:
+            found |= {"times": solution.events.t, "states": solution.events.y, "events": solution.events.which}
+        if solution.interpolant is not None:
+            found["middle"] = solution.evaluate((t0 + t1)[:, None] / 2)
+        if gradients:
+            kinds = ("saved", "times", "states", "middle", "accumulated")
+            loss = sum(found[name].nan_to_num().square().sum() for name in kinds if found.get(name) is not None)
+            loss = loss + solution.y.square().sum() + solution.error.sum()
+            found["gradients"] = torch.autograd.grad(loss, (y0, *f.parameters()))
+        outcomes.append((solution, {name: x for name, x in found.items() if x is not None}))
+    (eager, found), (compiled, compared) = outcomes
     assert_equal(compiled, eager)
-    for name in ("saved", "steps", "event"):
-        assert_close(getattr(compiled, name), getattr(eager, name), **CLOSE, equal_nan=True)
+    assert_close(compared, found, rtol=1e-8, atol=1e-9, equal_nan=True)
+    assert rounds_per_call[:3] == [4, 4, 8]
+    if kept == "events":
+        assert set(eager.which.tolist()) == {-1, 0, 2}
+
+
+def test_progress_is_shown_round_by_round(starts, rounds_per_call):
+    shown, options = {}, {"save_every": 3}
+    for setting in (False, KERNELS):
+        seen = shown[str(setting)] = []
+        with torch.no_grad():
+            solution = solve(
+                field, starts(40, 2), 0.0, 3.0, BOSH, compile=setting, **options,
+                progress=lambda p, seen=seen: seen.append((p.rounds, p.t)),
+            )  # fmt: skip
+        seen.append(solution.saved)
+    eager, compiled = shown.values()
+    assert len(rounds_per_call) < len(eager) / 4
+    assert_close(compiled, eager, **CLOSE, equal_nan=True)
+
+
+def test_the_most_rounds_are_kept_to(starts, rounds_per_call):
+    with torch.no_grad():
+        eager, compiled = (
+            solve(field, starts(40, 2), 0.0, 3.0, Bosh3(rtol=1e-5, atol=1e-5, max_steps=7), compile=c, record=True,
+                  throw=False) for c in (False, KERNELS)
+        )  # fmt: skip
+    assert_equal(compiled, eager)
+    assert rounds_per_call == [4, 3]
+
+
+def test_large_states_keep_a_round(starts, rounds_per_call, monkeypatch):
+    monkeypatch.setattr("dise.integrate.compile.rowwise.steps.LOG_BYTES", 2**10)
+    with torch.no_grad():
+        eager, compiled = (
+            solve(field, starts(40, 2), 0.0, 3.0, BOSH, compile=c, save_at=[1.0, 2.0]) for c in (False, KERNELS)
+        )
+    assert_equal(compiled, eager)
+    assert_close(compiled.saved, eager.saved, **CLOSE)
+    assert set(rounds_per_call) == {1}
+
+
+# ---- gradients
 
 
 @pytest.mark.parametrize(
     ("integrator", "options"),
-    [(BOSH, {}), (BOSH, {"differentiate_step_sizes": True, "gradient": "checkpoint"}), (RK4(1), {})],
-    ids=["adaptive", "step sizes", "one step"],
+    [
+        (BOSH, {}),
+        (BOSH, {"differentiate_step_sizes": True, "gradient": "checkpoint"}),
+        pytest.param(HeunEuler(rtol=1e-3, atol=1e-3), {"gradient": "checkpoint"}, marks=pytest.mark.long),
+        (RK4(1), {}),
+    ],
+    ids=["adaptive", "step sizes", "segments", "one step"],
 )
 def test_gradients_are_eager(starts, integrator, options):
     f, outcomes = Network(), []

@@ -22,9 +22,8 @@ from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds, RoundsDone
 from dise.integrate.stepping.rows import RUNNING, LoopRows, changing
 
-ROUNDS_PER_GRAPH = 4  # in a graph of several, between two device syncs
-UNROLL_AFTER = 20_000  # rounds, one per graph; they have then taken about as long as compiling several takes
-UNROLL_MAX_NUMEL = 2**14  # largest state for which calling a graph costs more than a round in it
+# of a kernel that keeps its rounds: as many as were done before, so that short solves keep few for nothing
+FEWEST_ROUNDS, MOST_ROUNDS = 4, 32
 MAX_ROUNDS_PER_CALL = 1000  # of a graph with a loop: it returns to Python regularly so that Ctrl-C works
 
 _LOOP_FAILURES: WeakSet[Callable[..., Any]] = WeakSet()  # compiled functions whose loop torch could not compile
@@ -42,27 +41,25 @@ class GraphRounds:
 
     Without gradients, observers and events, on the CPU, a graph contains the loop itself and returns when enough rows
     have finished for a compaction to pay. Otherwise, and where torch cannot compile a loop around f (for example an f
-    that counts its calls), a graph contains one round. Calling it costs more than a round of a small state, so after
-    `UNROLL_AFTER` of them a second graph is compiled, with `ROUNDS_PER_GRAPH` rounds for where as many are expected.
+    that counts its calls), a graph contains one round. Where it becomes a kernel (see `rowwise`), that does several
+    rounds, and its record has them all.
     """
 
     def __init__(self, field: CompiledField, method: Method, problem: Problem, run: Run) -> None:
         self.method, self.problem, self.run, self.field = method, problem, run, field
         parts = () if run.accumulate is None else run.accumulate.parts
         accumulate = tuple((function_key(part.function), part.reduce) for part in parts)
-        key = (method, problem.layout, run.differentiate_step_sizes, bool(run.observers), accumulate)
-        self._unrolled = {
-            number: field.compiled(_some_rounds, number, *key, name=f"{number} steps" if number > 1 else "a step")
-            for number in (1, ROUNDS_PER_GRAPH)
-        }
+        self._kept = bool(run.observers), run.events is not None
+        key = (method, problem.layout, run.differentiate_step_sizes, *self._kept, accumulate)
+        self._rounds = field.compiled(some_rounds, *key, name="a step")
         self._looped = field.compiled(_rounds_until, *key, name="a loop of steps")
         self._adaptive = method.control.rounds is None
-        self._interrupted = run.events is not None or problem.breaks is not None  # Python acts between two rounds
+        changes = run.events is not None and run.events.changes
+        self._interrupted = changes or problem.breaks is not None  # Python acts between two rounds
         self._while_loop = private.while_loop() if self._loop_allowed() else None
         self._bound = field.bound(problem.sample)
         self._subset: Tensor | None = None  # the rows to which f is bound; None: all
         self._called: set[Callable[..., Any]] = set()  # the compiled functions called so far
-        self._expected_steps = 0.0  # the most steps that a row seems to have left
 
     def size(self, rows: int, running: int) -> int:
         """How many rows to keep; at least 2, since torch compiles another graph for size 1."""
@@ -89,13 +86,13 @@ class GraphRounds:
         loop = self._while_loop if index > 0 or self.method.tableau.fsal else None
         try:
             done = None if loop is None else self._loop_rounds(loop, rows, limit)
-            return self._unrolled_rounds(rows, index, limit) if done is None else done
+            return self._some_rounds(rows, index, limit) if done is None else done
         except Exception as error:
             self.field.explain(error, Request(self.problem.requested(subset), rows.t, rows.y))
             raise
 
     def _loop_allowed(self) -> bool:
-        watched = self.run.observers or self._interrupted or torch.is_grad_enabled()
+        watched = any(self._kept) or self._interrupted or torch.is_grad_enabled()
         return self._adaptive and self.problem.y0.is_cpu and not watched and self._looped not in _LOOP_FAILURES
 
     def _before_call(self, function: Callable[..., Any], rows: LoopRows) -> None:
@@ -106,21 +103,26 @@ class GraphRounds:
                 if x is not None:
                     private.mark_dynamic(x, 0)
 
-    def _unrolled_rounds(self, rows: LoopRows, index: int, limit: float) -> RoundsDone:
-        new, large = self._unrolled[1].calls < UNROLL_AFTER, rows.y.numel() > UNROLL_MAX_NUMEL
-        single = new or large or self._interrupted or min(self._expected_steps, limit) < ROUNDS_PER_GRAPH
-        number = 1 if single else ROUNDS_PER_GRAPH
+    def _some_rounds(self, rows: LoopRows, index: int, limit: float) -> RoundsDone:
+        most, fsal = None, self.method.tableau.fsal
+        if self._adaptive and rows.y.is_cpu:
+            alone = self._interrupted or (index == 0 and not fsal)  # later rounds do not know k1, unlike the first
+            most = 1 if alone else int(min(limit, max(FEWEST_ROUNDS, min(index, MOST_ROUNDS))))
         if self._adaptive or self.problem.breaks is not None:
             # An index is a constant of the graph: pass only what matters, whether the round is the first.
-            index = 0 if self.method.tableau.fsal else min(index, 1)
-        function = self._unrolled[number]
-        self._before_call(function, rows)
-        rows, records, outlook, evaluations = function(self._bound, self.method, self.run, rows, index, number)
-        self.field.calls += evaluations
-        if not self._adaptive:
-            return RoundsDone(rows, records, number, None)
-        running, self._expected_steps = outlook.tolist()
-        return RoundsDone(rows, records, number, int(running))
+            index = 0 if fsal else min(index, 1)
+        self._before_call(self._rounds, rows)
+        left = None if most is None else torch.tensor(most)
+        columns, record, after, left, calls = self._rounds(
+            self._bound, self.method, self.run, rows, index, self._kept, left
+        )
+        number = 1 if most is None else most - int(left)
+        self.field.calls += calls * number
+        names, samples = changing(rows), rows.sample
+        rows = _updated(rows, dict(zip(names, columns, strict=True)))
+        if record is not None and number > 1:
+            record = record._replace(sample=samples.repeat(number), rounds=number)
+        return RoundsDone(rows, record, number, None, dict(zip(names, after, strict=False)) if number > 1 else None)
 
     def _loop_rounds(self, loop: Callable[..., Any], rows: LoopRows, limit: float) -> RoundsDone | None:
         """Rounds in a graph's loop; None: torch cannot compile it."""
@@ -136,20 +138,39 @@ class GraphRounds:
             return None
         running, done = counts.tolist()
         self.field.calls += evaluations * done
-        return RoundsDone(rows, [], done, running)
+        return RoundsDone(rows, None, done, running)
 
 
-def _some_rounds(
-    f: BoundField, method: Method, run: Run, rows: LoopRows, index: int, number: int
-) -> tuple[LoopRows, list[StepRecord], Tensor, int]:
-    """`number` rounds, a pure function of tensors: the rows, the records, the outlook, and the number of calls of f."""
-    records, evaluations = [], 0
-    for offset in range(number):
-        rows, record, calls = _one_round(f, method, run, rows, index + offset)
-        evaluations += calls
-        if run.observers:
-            records.append(record)
-    return _feature_major(rows), records, _outlook(rows), evaluations
+def some_rounds(
+    f: BoundField, method: Method, run: Run, rows: LoopRows, index: int, kept: tuple[bool, bool], limit: Tensor | None
+) -> tuple[list[Tensor], StepRecord | None, list[Tensor], Tensor | None, int]:
+    """A round, a pure function of tensors. `rowwise.steps` makes a kernel of it that does up to `limit` rounds.
+
+    Args:
+        f, method, run, rows, index: of the round.
+        kept: whether its record is, and the columns after it.
+        limit: [] the most rounds; None: one.
+
+    Returns:
+        the changed columns; of each round the record, and the columns after it, one round after the other; `limit`
+        minus the number of rounds; the number of calls of f per round.
+    """
+    after, record, calls = _one_round(f, method, run, rows, index)
+    if not method.tableau.fsal and index > 0:  # the round does not read k1; a kernel wants what changes as an input
+        after = _updated(after, {"k1": torch.where((rows.status == RUNNING)[:, None], after.k1, rows.k1)})
+    after = _feature_major(after)
+    before = [getattr(rows, name) for name in changing(rows)]
+    columns = [getattr(after, name) for name in changing(rows)]
+    # a graph does not return its inputs, nor a tensor twice
+    columns = [new.clone() if new is old else new for new, old in zip(columns, before, strict=True)]
+    if limit is None:
+        return columns, record if any(kept) else None, columns if kept[1] else [], None, calls
+    if any(kept):
+        step = record.step
+        step = step._replace(t=step.t.clone(), y=step.y.clone(), stages=tuple(x.clone() for x in step.stages))
+        record = record._replace(step=step)
+    copies = [x.clone() for x in columns] if kept[1] else []
+    return columns, record if any(kept) else None, copies, limit - 1, calls
 
 
 def _rounds_until(
@@ -196,13 +217,6 @@ def _one_round(f: BoundField, method: Method, run: Run, rows: LoopRows, index: i
 def _compaction_threshold(rows: int) -> int:
     """Number of running rows up to which a compaction pays; one costs as much as some rounds of a cheap f."""
     return rows * 3 // 4
-
-
-def _outlook(rows: LoopRows) -> Tensor:
-    """[2] number of rows that run, and the most steps of its present size that one of them has left."""
-    running = rows.status == RUNNING
-    steps = torch.where(running, (rows.t1 - rows.t) / rows.dt, 0).detach()
-    return torch.stack([running.sum().double(), steps.max().double()])
 
 
 def _feature_major(rows: LoopRows) -> LoopRows:

@@ -59,6 +59,8 @@ class EventLog:
         problem: the whole batch.
     """
 
+    joins_rounds = True
+
     def __init__(self, names: tuple[str, ...], problem: Problem) -> None:
         self._names, self._problem = names, problem
         self._starts = torch.zeros_like(problem.t0, dtype=torch.int64)  # [B] how often a sample started over

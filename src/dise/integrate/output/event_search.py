@@ -66,28 +66,40 @@ class EventSearch:
     def look(
         self, memory: EventMemory, place: Tensor, record: StepRecord
     ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
-        """The memory after a step, the events within it, and which samples they interrupt; see `EventRule`."""
-        side = memory.side if len(place) == len(memory.side) else memory.side.index_select(0, place)
+        """The memory after a step, the events within it, and which steps they interrupt; see `EventRule`."""
+        rounds, n = record.rounds, len(place) // record.rounds
+        place = place[:n]
+        side, happened = (x if n == len(x) else x.index_select(0, place) for x in memory)
         thetas, signs = self._scan(record)
+        signs = signs.unflatten(1, (rounds, n))  # [M, rounds, n, E]
         if known_none(signs != side):
             return memory, None, None
-        before = torch.cat([side[None], signs[:-1]])
-        before = torch.where(before.isnan(), side, before)  # the dense output may overflow where the step does not
-        crossed = self._crossed(before, signs) & record.accept[:, None]
-        side = memory.side.index_put((place,), torch.where(record.accept[:, None], signs[-1], side))
-        row, event, part = crossed.permute(1, 2, 0).nonzero().unbind(1)  # by row, event, part of the step
-        if len(row) == 0:
-            return memory._replace(side=side), None, None
-        happened = memory.happened if len(place) == len(memory.happened) else memory.happened[place]
-        count = happened + crossed.sum(0)
+        accept = record.accept.view(rounds, n, 1)
+        sides = _sides(side, signs[-1], accept)
+        before = torch.cat([sides[None, :-1], signs[:-1]])
+        before = torch.where(
+            before.isnan(), sides[:-1], before
+        )  # the dense output may overflow where the step does not
+        crossed = self._crossed(before, signs) & accept
+        side = memory.side.index_put((place,), sides[-1])
+        crossings = crossed.sum(0)  # [rounds, n, E]
+        count = happened + (crossings if rounds == 1 else crossings.cumsum(0))
         interrupted = None
         if self.stops or self.changes:
             stops = (count >= self._last) & (self._last > 0)
-            interrupted = ((stops | self._changes) & (count > happened)).any(1)
+            interrupted = ((stops | self._changes) & (crossings > 0)).any(2)
+        if interrupted is not None and rounds > 1:
+            so_far = interrupted.cumsum(0) == interrupted  # no round before was interrupted
+            interrupted, crossed = interrupted & so_far, crossed & so_far[..., None]
+        row, event, part = crossed.flatten(1, 2).permute(1, 2, 0).nonzero().unbind(1)  # by row, event, part of the step
+        if len(row) == 0:
+            return memory._replace(side=side), None, None
+        earlier, signs_before = (count - crossings).flatten(0, 1), before.flatten(1, 2)[part, row, event]
         found = EventSteps(
-            record, place, happened, row, event, thetas[part], thetas[part + 1], before[part, row, event]
+            record, place.repeat(rounds), earlier, row, event, thetas[part], thetas[part + 1], signs_before
         )
-        return EventMemory(side, memory.happened.index_put((place,), count)), found, interrupted
+        happened = memory.happened.index_put((place,), count[-1])
+        return EventMemory(side, happened), found, None if interrupted is None else interrupted.flatten()
 
     def locate(self, found: EventSteps) -> tuple[StepEvents, Interruption | None]:
         """The events within steps, and the samples that they interrupt; see `EventRule`."""
@@ -308,6 +320,21 @@ def _inside(eps: float) -> tuple[float, ...]:
     The others are unequal, since zeros often lie at equal distances, and would all be at the ends of equal parts.
     """
     return eps**0.25, 0.22, 0.47, 0.73
+
+
+def _sides(side: Tensor, ends: Tensor, accept: Tensor) -> Tensor:
+    """[R + 1, n, E] the signs before each of R rounds and after the last one: those after the last accepted step.
+
+    Args:
+        side: [n, E] before the rounds.
+        ends: [R, n, E] at the ends of their steps.
+        accept: [R, n, 1] bool.
+    """
+    if len(ends) == 1:
+        return torch.stack([side, torch.where(accept[0], ends[0], side)])
+    number = torch.arange(1, len(ends) + 1, device=side.device)[:, None, None]
+    last = torch.where(accept, number, 0).cummax(0).values
+    return torch.cat([side[None], torch.cat([side[None], ends]).gather(0, last.expand_as(ends))])
 
 
 @lru_cache(maxsize=16)  # every step needs them, and they may have to be copied to a device

@@ -32,6 +32,8 @@ class StepLog:
             as in a solve with gradients.
     """
 
+    joins_rounds = True
+
     def __init__(self, number: int, device: torch.device, *, stages: bool) -> None:
         self._starts = torch.zeros(number, dtype=torch.int64, device=device)  # [B] how often a sample started over
         self._stages = stages

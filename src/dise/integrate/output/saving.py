@@ -33,6 +33,8 @@ class SavePoints:
         function: of (t, y, *args, *sample_args) → what to save; None: the states.
     """
 
+    joins_rounds = True
+
     def __init__(
         self,
         times: Tensor,
@@ -109,7 +111,7 @@ class SavePoints:
             for column in zip(*((r.sample, r.t_next.detach(), r.accept) for r in records), strict=True)
         )
         rows = accept.nonzero().flatten()
-        if len(records) > 1:
+        if len(records) > 1 or records[0].rounds > 1:
             rows = rows[sample[rows].argsort(stable=True)]
         sample = sample[rows]
         passed = self._passed(sample, t_next[rows] * self._sign[sample])
@@ -119,7 +121,7 @@ class SavePoints:
         number = passed - before
         due = number.nonzero().flatten()
         if len(due):
-            every = len(records) == 1 and len(due) == len(accept)
+            every = len(records) == 1 and records[0].rounds == 1 and len(due) == len(accept)
             rows, sample, before, number = rows[due], sample[due], before[due], number[due]
             if self._write_ends(records, rows, sample, before, number):
                 return
@@ -154,7 +156,7 @@ class SavePoints:
         if not torch.equal(times, t_next):
             return False
         states = [record.step.y_next for record in records]
-        whole = len(states) == 1 and len(rows) == len(states[0])
+        whole = len(states) == 1 and records[0].rounds == 1 and len(rows) == len(states[0])
         self._put(sample, point, times, states[0] if whole else torch.cat(states)[rows])
         return True
 

@@ -43,14 +43,23 @@ class StepRecord(NamedTuple):
     stopped: Bool[Tensor, " n"] | None = None
     late: bool = False  # whether these steps were shown before, as `stopped`
     events: StepEvents | None = None  # located by now; the step of a sample that one of them interrupts ends there
+    rounds: int = 1  # whose steps follow each other in the rows: n / rounds of each, of the same samples in each
 
     @property
     def numel(self) -> int:
         """Numbers in the step's states and stages."""
         return (len(self.step.stages) + 2) * self.step.y.numel()
 
+    def apart(self) -> "Sequence[StepRecord]":
+        """A record of each round, without events."""
+        if self.rounds == 1:
+            return (self,)
+        rows = torch.arange(len(self.sample), device=self.sample.device).chunk(self.rounds)
+        stopped = (None,) * self.rounds if self.stopped is None else self.stopped.chunk(self.rounds)
+        return [self.take(some)._replace(stopped=part) for some, part in zip(rows, stopped, strict=True)]
+
     def take(self, rows: Tensor) -> "StepRecord":
-        """The record of some of the samples, without events."""
+        """The record of some of the steps, without events."""
         sample, t_next, ratio, accept = (
             x.index_select(0, rows) for x in (self.sample, self.t_next, self.ratio, self.accept)
         )
@@ -102,7 +111,10 @@ class EventSteps(NamedTuple):
 
 
 class Observer(Protocol):
-    """Receives every attempted step."""
+    """Receives every attempted step.
+
+    One with an attribute `joins_rounds` may receive those of several rounds in one record, others round by round.
+    """
 
     def see(self, record: StepRecord) -> None:
         """Take note of an attempted step."""
@@ -144,14 +156,15 @@ class EventRule(Protocol):
     def look(
         self, memory: EventMemory, place: Tensor, record: StepRecord
     ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
-        """The memory after a step, the events within it, and [n] bool, which samples they stop or change.
+        """The memory after a step, the events within it, and [n] bool, which steps they interrupt.
 
-        None: there are none. The memory is not that of samples that events change; see `Interruption`.
+        None: there are none. The memory is not that of samples that events change; see `Interruption`. Steps of later
+        rounds than an interrupted one have no events.
 
         Args:
             memory: of N samples.
             place: [n] which of them took the step.
-            record: of the step, with indices in the solve's batch.
+            record: of the step, with indices in the solve's batch; of one round if events may change states.
         """
         ...
 

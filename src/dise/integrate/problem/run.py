@@ -86,4 +86,5 @@ class Run:
         if self.observers:
             record = record._replace(sample=problem.samples(record.sample))
             for observer in self.observers:
-                observer.see(record)
+                for part in (record,) if getattr(observer, "joins_rounds", False) else record.apart():
+                    observer.see(part)

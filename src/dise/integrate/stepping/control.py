@@ -64,6 +64,11 @@ class Controller(Protocol):
         """Whether `judge` reads its memory."""
         ...
 
+    @property
+    def stretch(self) -> float:
+        """Longest last step, in units of the length that the rule chose; 1: last steps are what is left."""
+        ...
+
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """[n] signed first step, and the number of evaluations of f that choosing it took; 0 is a step that fails."""
         ...
@@ -120,6 +125,7 @@ class FixedSteps:
     max_steps: int | None = None
     on_grid = True
     remembers = False
+    stretch = 1.0
 
     @property
     def rounds(self) -> int | None:
@@ -190,7 +196,7 @@ class ErrorControl:
     accept_at_dt_min: bool
     max_steps: int | None
     order: int  # power of dt with which the error estimate decreases
-    stretch: float = 1.0  # longest last step, in units of the controller's; 1: last steps are what is left
+    stretch: float = 1.0  # see `Controller`
     rounds: None = None
     on_grid = False
 

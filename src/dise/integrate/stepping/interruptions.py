@@ -4,7 +4,7 @@ A state is changed at once. Where events only stop samples, a stopped one leaves
 for many events takes little longer than for one, so those of many rounds are located together.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,40 +16,55 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.pieces import in_last_piece
 from dise.integrate.stepping.restart import restart
+from dise.integrate.stepping.rounds import RoundsDone
 from dise.integrate.stepping.rows import LoopEvents, LoopRows, StoppedRows
 
 WAITING_NUMEL = 2**15  # numbers in the steps that wait; of a large state one step is located at a time
 
 
 def interrupted(
-    rows: LoopRows, record: StepRecord, loop: LoopEvents, method: Method, problem: Problem, events: EventRule
+    done: RoundsDone, loop: LoopEvents, method: Method, problem: Problem, events: EventRule
 ) -> Generator[Request, Tensor, tuple[LoopRows, list[StepRecord], LoopEvents]]:
     """The rows, stopped or restarted where an event interrupted their step; the records to show; the loop's events.
 
     Args:
-        rows: n of them, after a round.
-        record: of the round.
-        loop: the events before it.
+        done: rounds, with a record; one if events may change states.
+        loop: the events before them.
         method, problem: of the rows.
         events: that are looked for.
     """
+    rows, record = done.rows, done.record
+    if record is None:
+        raise RuntimeError("rounds without a record")
     own = record._replace(sample=problem.samples(record.sample))
-    memory, found, rows_cut = events.look(loop.memory, record.sample, own)
+    memory, found, steps_cut = events.look(loop.memory, record.sample, own)
     loop = loop._replace(memory=memory)
     if found is None:
         return rows, [record], loop
     if events.changes:
         rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
         return rows, [record], loop
-    if rows_cut is not None:
+    if steps_cut is not None:
+        rounds = steps_cut.view(record.rounds, -1)
+        accept = record.accept & (rounds.cumsum(0) == 0).flatten()
+        rows, rows_cut = _as_then(rows, steps_cut, done.after or {}), rounds.any(0)
         rows = rows._replace(status=rows.status.masked_fill(rows_cut, int(Status.SUCCESS)))
         rows = in_last_piece(rows, problem.breaks, rows_cut)
-        record = record._replace(accept=record.accept & ~rows_cut, stopped=rows_cut)
+        record = record._replace(accept=accept, stopped=steps_cut)
     loop = loop._replace(waiting=(*loop.waiting, found.compact()))
     if sum(part.record.numel for part in loop.waiting) < WAITING_NUMEL:
         return rows, [record], loop
     late, loop = located(loop, events)
     return rows, [record, *late], loop
+
+
+def _as_then(rows: LoopRows, steps: Tensor, after: Mapping[str, Tensor]) -> LoopRows:
+    """The rows of some steps [rounds · n], at most one of each row, with their columns after the step's round."""
+    if not after:
+        return rows
+    step = steps.nonzero().flatten()
+    row = (step % len(rows.t),)
+    return rows._replace(**{name: getattr(rows, name).index_put(row, x[step]) for name, x in after.items()})
 
 
 def located(loop: LoopEvents, events: EventRule) -> tuple[list[StepRecord], LoopEvents]:

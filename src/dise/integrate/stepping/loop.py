@@ -121,13 +121,13 @@ def _advance(
                 rows, finished = _split(rows, size, rows.status == RUNNING if mask is None else mask)
                 left = (*left, finished)
         subset = rows.sample if left else None
-        rows, records, done, running = yield from rounds.attempt(rows, index, subset, running, end - index)
-        index += done
+        done = yield from rounds.attempt(rows, index, subset, running, end - index)
+        rows, running, index = done.rows, done.running, index + done.number
+        records = [] if done.record is None else [done.record]
         if run.events is not None and happened is not None:
-            before, (record,) = rows, records  # a round at a time, since its events may change the next one's start
-            rows, records, happened = yield from interrupted(rows, record, happened, method, problem, run.events)
-            running = running if rows is before else None
-            del record
+            rows, records, happened = yield from interrupted(done, happened, method, problem, run.events)
+            running = running if rows is done.rows else None
+        del done
         if problem.breaks is not None:
             rows, running = (yield from next_pieces(rows, problem.breaks, method, subset)), None
         if index == control.max_steps:

@@ -143,7 +143,8 @@ class Method(NamedTuple):
         status = status.masked_fill(arrived, int(Status.SUCCESS))
         if adaptive:
             # where the last step was truncated at t1, keep the untruncated size for `resume`
-            dt = torch.where(arrived & (step.dt.abs() < rows.dt.abs()), rows.dt, dt)
+            truncated = arrived if self.control.stretch == 1 else arrived & (step.dt.abs() < rows.dt.abs())
+            dt = torch.where(truncated, rows.dt, dt)
             dt = dt if running is None else torch.where(running, dt, rows.dt)
         return status, dt
 

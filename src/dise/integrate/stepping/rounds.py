@@ -1,6 +1,6 @@
 """Rounds of the loop: in each, every row attempts one step."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,9 +21,11 @@ class RoundsDone(NamedTuple):
     """The outcome of some rounds."""
 
     rows: LoopRows
-    records: list[StepRecord]  # the attempted steps, round by round; may be empty if there are no observers
+    record: StepRecord | None  # the attempted steps, of all rounds; may be None if there are no observers and events
     number: int  # of rounds
     running: int | None  # number of rows that still run, where it is known without a device sync
+    # columns of the rows after each round [number · n], by name, where several are done and events looked for
+    after: Mapping[str, Tensor] | None = None
 
 
 class Rounds(Protocol):
@@ -80,7 +82,7 @@ class EagerRounds:
             unknown = after.k1.new_full((), torch.nan).expand_as(after.k1) if index == 0 else rows.k1
             after = after._replace(k1=unknown)
         # `end` returns the status itself only if all rows ran and none ended
-        return RoundsDone(after, [record], 1, number if after.status is rows.status else None)
+        return RoundsDone(after, record, 1, number if after.status is rows.status else None)
 
     def _sums_for(self, y: Tensor) -> RunningSums | None:
         """Running sums of the stages, if the steps of y [n, F] may have them."""

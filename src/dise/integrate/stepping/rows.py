@@ -12,6 +12,7 @@ from dise.integrate.problem.hooks import EventMemory, EventSteps
 from dise.integrate.status import Status
 
 RUNNING = int(Status.RUNNING)
+CONSTANT_COLUMNS = ("sample", "t1", "t0", "restarts", "piece", "bounds")  # those that a step does not change
 
 
 class LoopRows(NamedTuple):
@@ -77,9 +78,8 @@ class LoopRows(NamedTuple):
 
 def changing(rows: LoopRows) -> tuple[str, ...]:
     """The columns that a step changes."""
-    constant = {"sample", "t1", "t0", "restarts", "piece", "bounds"}
     columns = zip(LoopRows._fields, rows, strict=True)
-    return tuple(name for name, x in columns if x is not None and name not in constant)
+    return tuple(name for name, x in columns if x is not None and name not in CONSTANT_COLUMNS)
 
 
 class StoppedRows(NamedTuple):

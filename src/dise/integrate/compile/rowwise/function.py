@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dise.integrate.compile.rowwise.build import VECTOR_BYTES, built
 from dise.integrate.compile.rowwise.kernel import Loop, kernel_source
-from dise.integrate.compile.rowwise.trace import Replacements, Tracer
+from dise.integrate.compile.rowwise.trace import Replacements, Trace, Tracer
 from dise.integrate.compile.rowwise.values import Section, UnsupportedError, View
 
 ROWS = (13, 17)  # in traces of graphs for any number of rows; both must give the same code
@@ -45,23 +46,46 @@ class Result(NamedTuple):
         return torch.empty((n, *self.shape) if self.per_row else self.shape, dtype=self.dtype)
 
 
+class Rounds(NamedTuple):
+    """How a kernel repeats its function, from round to round.
+
+    Attributes:
+        carried: the inputs whose next values are the first results, in their order.
+        logged: number of results after these that are kept of each round, [rounds · n, ...].
+        given: inputs of which each round has its own, [rounds · n, ...].
+        backwards: from the last round to the first one.
+    """
+
+    carried: Sequence[int]
+    logged: int = 0
+    given: Sequence[int] = ()
+    backwards: bool = False
+
+
 class Kernel:
     """A function of tensors, compiled.
 
     Args:
-        function: (inputs) → (results, running); running is None, or the number of rows that run after a round of a
-            loop whose results are the next values of its first inputs.
+        function: (inputs) → (results, running); running is None, or of rounds [n] which rows run after a round, or
+            backwards before it: bool, the status, or the number of such rows.
         inputs: fake tensors, and sizes, which must be the number of rows.
         rows: the number of rows, or a symbol for it.
         replacements: as in `Tracer`.
+        rounds: how it is repeated, until no row runs; None: it is not.
 
     Raises:
         UnsupportedError: there is no code for it.
     """
 
     def __init__(
-        self, function: Callable[..., Any], inputs: Sequence[Any], rows: Any, replacements: Replacements
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Any],
+        rows: Any,
+        replacements: Replacements,
+        rounds: Rounds | None = None,
     ) -> None:
+        self._rounds = rounds
         self._per_row = [is_per_row(x, rows) for x in inputs]
         numbers = (rows,) if isinstance(rows, int) else ROWS
         if numbers[0] < 2:
@@ -82,13 +106,8 @@ class Kernel:
                 tracer.input(examples[-1].detach(), per_row=per_row)
         with tracer:
             outputs, running = function(*examples)
-        results, trace, loop = [tracer.view(x) for x in outputs], tracer.trace, None
-        if running is not None:
-            number = tracer.view(running).value
-            counted = next((node for node in trace.nodes if node.value == number), None)
-            if counted is None or counted.operator != "sum over rows":
-                raise UnsupportedError("a loop that does not count its rows")
-            loop = Loop(trace.inputs[: len(results)], counted.arguments["self"])
+        results, trace = [tracer.view(x) for x in outputs], tracer.trace
+        loop = None if self._rounds is None else self._loop(self._rounds, trace, results, tracer.view(running))
         self._constants = trace.constants
         self._results = [_result(x, view) for x, view in zip(outputs, results, strict=True)]
         vector = VECTOR_BYTES[torch.backends.cpu.get_cpu_capability()]
@@ -97,28 +116,53 @@ class Kernel:
     def __call__(
         self, inputs: Sequence[Any], limit: int = 1, likes: Sequence[Tensor] = ()
     ) -> tuple[list[Tensor], list[int]]:
-        """The results, and of a loop the number of rows that still run and of rounds.
+        """The results, and of rounds the number of rows that still run and of rounds.
 
         Args:
             inputs: as before.
-            limit: the largest number of rounds.
+            limit: the largest number of rounds; backwards their number.
             likes: tensors whose strides the results have.
         """
+        given = () if self._rounds is None else self._rounds.given
         tensors, n = [], 0
-        for x, per_row in zip(inputs, self._per_row, strict=True):
+        for k, (x, per_row) in enumerate(zip(inputs, self._per_row, strict=True)):
             if per_row is not None:
                 x = x.resolve_neg() if x.is_neg() else x
                 tensors.append(x if per_row and x.ndim <= 2 else x.contiguous())
-                n = x.shape[0] if per_row else n
+                n = x.shape[0] if per_row and k not in given else n
         results = [torch.empty_like(x, memory_format=_FORMATS[x.ndim > 2]) for x in likes]
-        results = results or [result.empty(n) for result in self._results]
+        results = results or [x.empty(limit * n if k in self._logged else n) for k, x in enumerate(self._results)]
         tensors += [*self._constants, *results]
         pointers = (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
         strides = (ctypes.c_long * (2 * len(tensors)))(*[s for x in tensors for s in _strides(x)])
         counts = (ctypes.c_long * 2)()
         threads = max(1, min(torch.get_num_threads(), n // ROWS_PER_THREAD))
         self._function(pointers, strides, n, limit, threads, counts)
+        for k in self._logged:
+            results[k] = results[k][: counts[1] * n]
         return results, list(counts)
+
+    def _loop(self, rounds: Rounds, trace: Trace, results: Sequence[View], running: View) -> Loop:
+        if running.row is None:
+            counted = next((node for node in trace.nodes if node.value == running.value), None)
+            if counted is None or counted.operator != "sum over rows":
+                raise UnsupportedError("a loop that does not count its rows")
+            running = counted.arguments["self"]
+        tensors = [k for k, per_row in enumerate(self._per_row) if per_row is not None]
+        views = dict(zip(tensors, trace.inputs, strict=False))
+        carried = [(views[k], new) for k, new in zip(rounds.carried, results, strict=False)]
+        return Loop(carried, running, rounds.logged, [views[k] for k in rounds.given], rounds.backwards)
+
+    @property
+    def logged_bytes(self) -> int:
+        """What is kept of each round, per row."""
+        return sum(prod(self._results[k].shape) * self._results[k].dtype.itemsize for k in self._logged)
+
+    @property
+    def _logged(self) -> range:
+        """The results that are kept of each round."""
+        rounds = self._rounds or Rounds(())
+        return range(len(rounds.carried), len(rounds.carried) + rounds.logged)
 
 
 def is_per_row(x: Any, rows: Any) -> bool | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from dise.integrate.compile.rowwise.function import Kernel, is_per_row, spec_of
+from dise.integrate.compile.rowwise.function import Kernel, Rounds, is_per_row, spec_of
 from dise.integrate.compile.rowwise.trace import Replacements
 from dise.integrate.compile.rowwise.values import UnsupportedError
 
@@ -44,7 +44,8 @@ class _LoopKernel:
                 running, _, *columns = function(*counters, *values)
             return columns, running
 
-        self._kernel = Kernel(one_round, examples, examples[0].shape[0], replacements)
+        rounds = Rounds(range(len(carried) - 2))
+        self._kernel = Kernel(one_round, examples, examples[0].shape[0], replacements, rounds)
 
     def __call__(self, condition: Any, body: Any, carried: Sequence[Tensor], others: Sequence[Any]) -> tuple[Any, ...]:
         """The loop's results; each block of rows ends by itself, or after as many rounds as are left."""
