@@ -12,6 +12,7 @@ backward. The first solve of a compiled way, which compiles, is not in the media
 the table of ratios of the file of `--out` into benchmarks/README.md.
 """
 
+import json
 import time
 from typing import Any
 

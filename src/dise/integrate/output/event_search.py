@@ -69,20 +69,23 @@ class EventSearch:
         """The memory after a step, the events within it, and which steps they interrupt; see `EventRule`."""
         rounds, n = record.rounds, len(place) // record.rounds
         place = place[:n]
-        side, happened = (x if n == len(x) else x.index_select(0, place) for x in memory)
+        side = memory.side if n == len(memory.side) else memory.side.index_select(0, place)
         thetas, signs = self._scan(record)
         signs = signs.unflatten(1, (rounds, n))  # [M, rounds, n, E]
         if known_none(signs != side):
             return memory, None, None
         accept = record.accept.view(rounds, n, 1)
-        sides = _sides(side, signs[-1], accept)
-        before = torch.cat([sides[None, :-1], signs[:-1]])
-        before = torch.where(
-            before.isnan(), sides[:-1], before
-        )  # the dense output may overflow where the step does not
+        sides, last_side = _sides(side, signs[-1], accept)
+        before = torch.cat([sides[None], signs[:-1]])
+        # the dense output may overflow where the step does not
+        before = torch.where(before.isnan(), sides, before)
         crossed = self._crossed(before, signs) & accept
-        side = memory.side.index_put((place,), sides[-1])
+        side = memory.side.index_put((place,), last_side)
+        places = _places(crossed)
+        if len(places[0]) == 0:
+            return memory._replace(side=side), None, None
         crossings = crossed.sum(0)  # [rounds, n, E]
+        happened = memory.happened if n == len(memory.happened) else memory.happened.index_select(0, place)
         count = happened + (crossings if rounds == 1 else crossings.cumsum(0))
         interrupted = None
         if self.stops or self.changes:
@@ -90,14 +93,12 @@ class EventSearch:
             interrupted = ((stops | self._changes) & (crossings > 0)).any(2)
         if interrupted is not None and rounds > 1:
             so_far = interrupted.cumsum(0) == interrupted  # no round before was interrupted
-            interrupted, crossed = interrupted & so_far, crossed & so_far[..., None]
-        row, event, part = crossed.flatten(1, 2).permute(1, 2, 0).nonzero().unbind(1)  # by row, event, part of the step
-        if len(row) == 0:
-            return memory._replace(side=side), None, None
-        earlier, signs_before = (count - crossings).flatten(0, 1), before.flatten(1, 2)[part, row, event]
-        found = EventSteps(
-            record, place.repeat(rounds), earlier, row, event, thetas[part], thetas[part + 1], signs_before
-        )
+            interrupted, places = interrupted & so_far, _places(crossed & so_far[..., None])
+        row, event, part = places
+        if rounds > 1:
+            happened = (count - crossings).flatten(0, 1)
+        signs_before, steps = before.flatten(1, 2)[part, row, event], place if rounds == 1 else place.repeat(rounds)
+        found = EventSteps(record, steps, happened, row, event, thetas[part], thetas[part + 1], signs_before)
         happened = memory.happened.index_put((place,), count[-1])
         return EventMemory(side, happened), found, None if interrupted is None else interrupted.flatten()
 
@@ -322,8 +323,13 @@ def _inside(eps: float) -> tuple[float, ...]:
     return eps**0.25, 0.22, 0.47, 0.73
 
 
-def _sides(side: Tensor, ends: Tensor, accept: Tensor) -> Tensor:
-    """[R + 1, n, E] the signs before each of R rounds and after the last one: those after the last accepted step.
+def _places(crossed: Tensor) -> tuple[Tensor, ...]:
+    """The steps, events, and parts of the steps [X] of crossings [M, R, n, E] bool, in this order."""
+    return crossed.flatten(1, 2).permute(1, 2, 0).nonzero().unbind(1)
+
+
+def _sides(side: Tensor, ends: Tensor, accept: Tensor) -> tuple[Tensor, Tensor]:
+    """The signs before each of R rounds [R, n, E] and after the last one [n, E]: those after the last accepted step.
 
     Args:
         side: [n, E] before the rounds.
@@ -331,10 +337,11 @@ def _sides(side: Tensor, ends: Tensor, accept: Tensor) -> Tensor:
         accept: [R, n, 1] bool.
     """
     if len(ends) == 1:
-        return torch.stack([side, torch.where(accept[0], ends[0], side)])
+        return side[None], torch.where(accept[0], ends[0], side)
     number = torch.arange(1, len(ends) + 1, device=side.device)[:, None, None]
     last = torch.where(accept, number, 0).cummax(0).values
-    return torch.cat([side[None], torch.cat([side[None], ends]).gather(0, last.expand_as(ends))])
+    after = torch.cat([side[None], ends]).gather(0, last.expand_as(ends))
+    return torch.cat([side[None], after[:-1]]), after[-1]
 
 
 @lru_cache(maxsize=16)  # every step needs them, and they may have to be copied to a device

@@ -45,12 +45,14 @@ def interrupted(
         rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
         return rows, [record], loop
     if steps_cut is not None:
-        rounds = steps_cut.view(record.rounds, -1)
-        accept = record.accept & (rounds.cumsum(0) == 0).flatten()
-        rows, rows_cut = _as_then(rows, steps_cut, done.after or {}), rounds.any(0)
+        rows_cut, goes_on = steps_cut, ~steps_cut
+        if record.rounds > 1:
+            so_far = steps_cut.view(record.rounds, -1).cumsum(0)
+            rows_cut, goes_on = so_far[-1] > 0, (so_far == 0).flatten()
+            rows = _as_then(rows, steps_cut, done.after or {})
         rows = rows._replace(status=rows.status.masked_fill(rows_cut, int(Status.SUCCESS)))
         rows = in_last_piece(rows, problem.breaks, rows_cut)
-        record = record._replace(accept=accept, stopped=steps_cut)
+        record = record._replace(accept=record.accept & goes_on, stopped=steps_cut)
     loop = loop._replace(waiting=(*loop.waiting, found.compact()))
     if sum(part.record.numel for part in loop.waiting) < WAITING_NUMEL:
         return rows, [record], loop
@@ -60,8 +62,6 @@ def interrupted(
 
 def _as_then(rows: LoopRows, steps: Tensor, after: Mapping[str, Tensor]) -> LoopRows:
     """The rows of some steps [rounds · n], at most one of each row, with their columns after the step's round."""
-    if not after:
-        return rows
     step = steps.nonzero().flatten()
     row = (step % len(rows.t),)
     return rows._replace(**{name: getattr(rows, name).index_put(row, x[step]) for name, x in after.items()})

@@ -42,7 +42,7 @@ LOOP = """
     long done = 0;
     int left = 1;
     for (long r = 0; r < limit && (left || {logs});) {{
-      const bool frozen = !left;  // nobody runs: all further rounds are the same
+      const bool frozen = !left;  // no row runs: all further rounds are the same
 {body}
       left = 0;
       EACH left += live[w] && {running};
