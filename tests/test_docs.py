@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LONG = {  # they compile or certify
     "certified-sampler.md",
     "compile.md",
+    "diffusers.md",
     "getting-started.md",
     "make-dynamic.md",
     "what-can-go-wrong.md",

@@ -49,6 +49,7 @@ def test_integrators_are_adequate_and_the_loosest(script, monkeypatch):
     assert any(error > 1e-4 for (name, _, _), error in scan.seen.items() if name == found["method"])
 
 
+@pytest.mark.long
 def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
     monkeypatch.setattr(script, "CASES", {"decay": lambda n: decay(script)})
     readme = import_module("readme")

@@ -19,6 +19,7 @@ def script(monkeypatch):
     return runpy.run_path(str(BENCHMARKS / "gradients.py"))
 
 
+@pytest.mark.long
 def test_the_tight_solves_gradients_are_finite_differences(script):
     x, tight = script["Inputs"].draw(1, 2), script["tight"]
     found, expected = (script[name](tight, x, None) for name in ("gradients", "differences"))

@@ -57,6 +57,7 @@ def call(monkeypatch, tmp_path, capsys):
     return run
 
 
+@pytest.mark.long
 def test_pareto(script, run_on_sample, call, tmp_path):
     plot = tmp_path / "plot.png"
     module = script("pareto")
@@ -146,6 +147,7 @@ def test_physionet_policy(script, run_on_sample, call):
     assert "95 %, paired" in printed
 
 
+@pytest.mark.long
 def test_shift(script, run_on_sample, call):
     run = run_on_sample("mnist-cpu/odenet-none-seed0")
     printed, found = call(script("shift"), run, "--images", 40, "--held-out", 60, "--epsilon", 0.1)

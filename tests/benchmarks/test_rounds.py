@@ -56,6 +56,7 @@ def test_operators_of_f_are_not_counted(script):
     assert counts[0] == counts[1]
 
 
+@pytest.mark.long
 def test_two_checkouts_are_compared(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(script["main"].__globals__, "KINDS", {"plain": script["KINDS"]["plain"]})
     out = tmp_path / "out.json"

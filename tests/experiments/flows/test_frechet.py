@@ -46,6 +46,7 @@ def test_other_features_are_refused(x, y):
         frechet_distance(x, y)
 
 
+@pytest.mark.long
 def test_the_classifier_learns_is_kept_and_leaves_the_generator_alone(tmp_path):
     digits, file = load_mnist_sample(), tmp_path / "classifier.safetensors"
     state = torch.get_rng_state()

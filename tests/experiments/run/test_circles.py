@@ -381,6 +381,7 @@ def test_training_is_reproducible(finished, dise, tmp_path):
     assert all(map(torch.equal, *(model.state_dict().values() for model in models)))
 
 
+@pytest.mark.long
 def test_another_target_through_the_command_line(finished, dise, tmp_path):
     arguments = ("run", "circles", *OPTIONS, "--set", "target=moons", "--reg", "none", "--no-timing", "--device", "cpu")
     code, out, _ = dise(*arguments, "--out", tmp_path)

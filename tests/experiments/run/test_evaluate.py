@@ -118,6 +118,7 @@ def test_a_resnet(tmp_path, tiny):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "metrics.json", "model.safetensors"]
 
 
+@pytest.mark.long
 def test_an_rknets_wrong_images_are_those_of_rk4(tmp_path, tiny):
     claim_run(tmp_path, RunConfig.of("mnist", "sample", model="rknet"))
     torch.manual_seed(0)

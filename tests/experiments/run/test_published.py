@@ -153,6 +153,7 @@ def test_rows_stand_beside_those_of_the_runs_own_selectors(stage, tiny):
     assert row["nfe"] == pytest.approx(nfe.double().mean().item())
 
 
+@pytest.mark.long
 def test_a_run_with_the_published_selector_alone_has_a_report(stage):
     path = stage("trained")
     with pytest.raises(ExperimentError, match="has no published selection"):

@@ -96,6 +96,7 @@ def test_only_the_fast_backend_replaces_functions(backend, fast, grad, monkeypat
     assert "guard_filter_fn" not in passed["config_patches"]
 
 
+@pytest.mark.long
 def test_backward_pass_keeps_few_activations():
     """A cheap function called several times in a graph is computed again, from its first input."""
 
