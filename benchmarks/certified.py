@@ -45,7 +45,7 @@ RECALIBRATIONS, COMPARED, EPOCHS = 200, 2000, 100
 RATIO, SHARE, LOG_PROB = 0.75, 0.5, 1 / 3  # the bars
 DIGITS = (
     *(Multistep.adams(n, 3) for n in (6, 8, 10, 12, 16)),
-    *(Adams(rtol=t, atol=t) for t in (0.08, 0.04, 0.02, 0.01, 0.005)),
+    *(Adams(rtol=t, atol=t) for t in (0.04, 0.02, 0.01, 0.005, 0.0025, 0.00125)),
 )
 
 
