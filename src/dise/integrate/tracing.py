@@ -1,6 +1,7 @@
 """Reading tensors: whether they have values at all, and what is known of the values without a device sync."""
 
 import cmath
+import math
 from functools import reduce
 
 import torch
@@ -96,6 +97,11 @@ def known_all(mask: Tensor) -> bool:
 def known_none(*masks: Tensor) -> bool:
     """Whether masks are known to be False everywhere, without a device sync."""
     return on_host(masks[0]) and not bool(reduce(torch.logical_or, masks).any())
+
+
+def known_min(x: Tensor) -> float:
+    """The smallest of some numbers; NaN if one of them is, if there are none, or if telling needs a device sync."""
+    return float(x.amin().item()) if on_host(x) and x.numel() else math.nan
 
 
 def known_finite(x: Tensor) -> bool:

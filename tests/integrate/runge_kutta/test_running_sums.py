@@ -6,6 +6,7 @@ import torch.autograd.forward_ad as forward
 from torch.testing import assert_close
 
 from dise import RK4, Bosh3, Dopri5, Dopri8, HeunEuler, solve
+from dise.integrate.output.interpolation import states_within
 from dise.integrate.runge_kutta.running_sums import MAX_NUMEL, RunningSums
 from dise.integrate.runge_kutta.step import Attempt
 
@@ -38,6 +39,21 @@ def test_steps_are_those_of_sums_made_one_by_one(tableau, dtype, n):
             if tableau.b_err is not None:
                 assert_close(ours.error(), theirs.error(), rtol=0, atol=0)
                 assert_close(ours.error(), steps[0].error(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tableau", TABLEAUS[:4], ids=lambda tableau: f"{tableau.stages} stages")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+def test_states_within_a_step_are_those_of_its_interpolant(tableau, dtype):
+    y = torch.randn(5, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    t, inside = torch.linspace(-1, 1, 5, dtype=torch.float64), (0.0, 0.3, 1.0)
+    sums = RunningSums(tableau, y, inside)
+    for length in (0.5, 0.1):
+        ours, theirs = (attempt(tableau, y, t, t + length, s).finish() for s in (sums, None))
+        assert theirs.inside is None
+        assert_close(ours.y_next, theirs.y_next, rtol=0, atol=0)
+        assert_close(ours.inside, states_within(theirs, inside))
+        assert_close(ours.inside[0], y, rtol=0, atol=0)
+        assert_close(ours.inside[2], ours.y_next)
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from dise.integrate.output.interpolation import PiecewisePolynomial, slopes_with
 from dise.integrate.problem.hooks import EventMemory, EventSteps, Interruption, StepEvents, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import same_structure, shapes
-from dise.integrate.tracing import known_all, known_none
+from dise.integrate.tracing import known_all, known_min
 
+NEVER = torch.iinfo(torch.int64).max  # happens no event so often
 PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
 
 
@@ -37,7 +38,8 @@ class EventSearch:
         self.names, self._events = tuple(events), tuple(events.values())
         self._caller, self._sloped = caller, any(isinstance(event, SteadyState) for event in self._events)
         device, t0, y0 = problem.t0.device, problem.t0[None], problem.y0[None]
-        self._last = torch.tensor([event.last for event in self._events], device=device)  # [E]
+        last = [event.last or NEVER for event in self._events]
+        self._last = torch.tensor(last, device=device)  # [E] the number of the event that stops a sample
         self._changes = torch.tensor([_changes(event) for event in self._events], device=device)  # [E] bool
         samples = torch.arange(len(problem), device=device)
         with torch.no_grad():
@@ -58,6 +60,10 @@ class EventSearch:
         """Whether an event may change a sample's state."""
         return any(_changes(event) for event in self._events)
 
+    def inside(self, y: Tensor) -> tuple[float, ...]:
+        """The places within a step at which signs are compared; see `_inside`."""
+        return _inside(torch.finfo(y.dtype).eps)
+
     def start(self, sample: Tensor) -> EventMemory:
         """The memory of samples [N] before their first step."""
         side = self._start[sample]
@@ -68,19 +74,20 @@ class EventSearch:
     ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
         """The memory after a step, the events within it, and which steps they interrupt; see `EventRule`."""
         rounds, n = record.rounds, len(place) // record.rounds
-        place = place[:n]
+        place = place if rounds == 1 else place[:n]
         side = memory.side if n == len(memory.side) else memory.side.index_select(0, place)
-        thetas, signs = self._scan(record)
-        signs = signs.unflatten(1, (rounds, n))  # [M, rounds, n, E]
-        if known_none(signs != side):
+        thetas, values = self._scan(record)
+        values = values.unflatten(1, (rounds, n))  # [M, rounds, n, E]
+        lowest = known_min(values * side)
+        if lowest > 0:
             return memory, None, None
-        accept = record.accept.view(rounds, n, 1)
+        signs, accept = values.sign(), record.accept.view(rounds, n, 1)
         sides, last_side = _sides(side, signs[-1], accept)
         before = torch.cat([sides[None], signs[:-1]])
-        # the dense output may overflow where the step does not
-        before = torch.where(before.isnan(), sides, before)
+        if math.isnan(lowest):  # or not known; the dense output may overflow where the step does not
+            before = torch.where(before.isnan(), sides, before)
         crossed = self._crossed(before, signs) & accept
-        side = memory.side.index_put((place,), last_side)
+        side = last_side if n == len(memory.side) else memory.side.index_put((place,), last_side)
         places = _places(crossed)
         if len(places[0]) == 0:
             return memory._replace(side=side), None, None
@@ -89,8 +96,7 @@ class EventSearch:
         count = happened + (crossings if rounds == 1 else crossings.cumsum(0))
         interrupted = None
         if self.stops or self.changes:
-            stops = (count >= self._last) & (self._last > 0)
-            interrupted = ((stops | self._changes) & (crossings > 0)).any(2)
+            interrupted = (self._interrupts(count) & (crossings > 0)).any(2)
         if interrupted is not None and rounds > 1:
             so_far = interrupted.cumsum(0) == interrupted  # no round before was interrupted
             interrupted, places = interrupted & so_far, _places(crossed & so_far[..., None])
@@ -130,14 +136,15 @@ class EventSearch:
 
     @torch.no_grad()
     def _scan(self, record: StepRecord) -> tuple[Tensor, Tensor]:
-        """θ at the ends of the parts of a step, from 0 to 1 [M + 1], and the signs at all but the first [M, n, E]."""
+        """θ at the ends of the parts of a step, from 0 to 1 [M + 1], and the values at all but the first [M, n, E]."""
         step = record.step
-        inside = _inside(torch.finfo(step.y.dtype).eps)
-        thetas = _thetas(inside, step.t.dtype, step.t.device)
-        y = torch.cat([states_within(step, inside), step.y_next[None]])
+        inside = self.inside(step.y)
+        thetas, column = _thetas(inside, step.t.dtype, step.t.device)
+        states = states_within(step, inside) if step.inside is None else step.inside
+        y = torch.cat([states, step.y_next[None]])
         slope = slopes_within(step, (*inside, 1.0)) if self._sloped else None
-        values, _ = self._values(record.sample, torch.addcmul(step.t, thetas[1:, None], step.dt), y, slope)
-        return thetas, values.sign()
+        values, _ = self._values(record.sample, torch.addcmul(step.t, column, step.dt), y, slope)
+        return thetas, values
 
     def _values(self, sample: Tensor, t: Tensor, y: Tensor, slope: Tensor | None) -> tuple[Tensor, list[bool]]:
         """[M, n, E] the events' values for the samples [n] at M times [M, n], and which of them return bool.
@@ -180,9 +187,14 @@ class EventSearch:
                 raise ValueError(f"event: expected shape {shape}, one number per sample, got {tuple(value.shape)}")
         return values if batched else torch.stack(values)
 
+    def _interrupts(self, count: Tensor) -> Tensor:
+        """[..., E] bool, whether an event that happens for the time number `count` [..., E] interrupts a step."""
+        stops = count >= self._last
+        return stops | self._changes if self.changes else stops
+
     def _crossed(self, before: Tensor, after: Tensor) -> Tensor:
         """[..., E] bool, whether two signs [..., E] enclose a crossing; reaching 0 is a crossing, leaving 0 is not."""
-        crossed = (before * after <= 0) & (before != 0)
+        crossed = before * after < before.abs()
         return crossed if self._both else crossed & torch.where(before > 0, self._falling, self._rising)
 
     def _located(self, found: EventSteps) -> "_Crossings":
@@ -219,7 +231,7 @@ class EventSearch:
         row, event, theta = found.row, found.event, found.theta
         same = row * len(self._events) + event
         number = torch.arange(len(row), device=row.device) - torch.searchsorted(same, same)  # of an event in this step
-        stop = (self._last[event] > 0) & (before[row, event] + number + 1 >= self._last[event])
+        stop = before[row, event] + number + 1 >= self._last[event]
         cut = stop | self._changes[event]
         first = torch.full_like(before[:, 0], torch.inf, dtype=theta.dtype)
         first = first.scatter_reduce(0, row, torch.where(cut, theta, torch.inf), "amin")[row]
@@ -345,9 +357,11 @@ def _sides(side: Tensor, ends: Tensor, accept: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)  # every step needs them, and they may have to be copied to a device
-def _thetas(inside: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _thetas(inside: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """θ from 0 to 1 [M + 1], and all but the first as a column [M, 1]."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
-        return torch.tensor([0.0, *inside, 1.0], dtype=dtype, device=device)
+        thetas = torch.tensor([0.0, *inside, 1.0], dtype=dtype, device=device)
+        return thetas, thetas[1:, None]
 
 
 def _at(pieces: PiecewisePolynomial, theta: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor, Tensor | None]:

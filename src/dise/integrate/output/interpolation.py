@@ -5,6 +5,7 @@ them; `Solution.evaluate` uses a log of all steps, looked up when the solve is o
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
@@ -198,11 +199,11 @@ def _coefficients(steps: Sequence[Step]) -> Tensor:
     degree = max(len(_interpolant(step)[0]) for step in steps)
     for _, group in groupby(steps, key=lambda step: step.tableau):
         same_method = list(group)
-        columns = zip(*(step.stages for step in same_method), strict=True)
-        stages = torch.stack([stage[0] if len(stage) == 1 else torch.cat(stage) for stage in columns])
+        columns = list(zip(*(step.stages for step in same_method), strict=True))
+        stages = torch.cat([stage for column in columns for stage in column])
+        stages = stages.unflatten(0, (len(columns), sum(len(step.t) for step in same_method)))
         weights = _weights(_interpolant(same_method[0]), degree, stages.dtype, stages.device)
-        # autocast is meant for f and would round the stages
-        with torch.autocast(stages.device.type, enabled=False):
+        with without_autocast(stages):
             parts.append(torch.einsum("sd,spf->pdf", weights, stages))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -221,9 +222,15 @@ def slopes_within(step: Step, fractions: tuple[float, ...]) -> Tensor:
 def _combined(weights: Tensor, step: Step) -> Tensor:
     """[M, n, F] sums of the stages with weights [M, S]."""
     stages = torch.stack(step.stages).flatten(1)
-    with torch.autocast(stages.device.type, enabled=False):  # it is meant for f and would round the stages
+    with without_autocast(stages):
         combined = torch.mm(weights, stages)
     return combined.view(len(weights), *step.y.shape)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast on a tensor's device: it is meant for f and would round the stages."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 @lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device

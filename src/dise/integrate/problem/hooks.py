@@ -48,7 +48,8 @@ class StepRecord(NamedTuple):
     @property
     def numel(self) -> int:
         """Numbers in the step's states and stages."""
-        return (len(self.step.stages) + 2) * self.step.y.numel()
+        inside = 0 if self.step.inside is None else self.step.inside.numel()
+        return (len(self.step.stages) + 2) * self.step.y.numel() + inside
 
     def apart(self) -> "Sequence[StepRecord]":
         """A record of each round, without events."""
@@ -147,6 +148,10 @@ class EventRule(Protocol):
     @property
     def changes(self) -> bool:
         """Whether an event may change a sample's state, so that the sample restarts from there."""
+        ...
+
+    def inside(self, y: Tensor) -> tuple[float, ...]:
+        """The places within a step of states like y [n, F] at which the rule looks, as fractions of its length."""
         ...
 
     def start(self, sample: Tensor) -> EventMemory:

@@ -15,6 +15,8 @@ MAX_NUMEL = 2**15  # of all sums; for larger states their memory costs more than
 class RunningSums:
     """The tableau's sums (`WeightedSum`) of all stages, of the solution and of the error estimate, of n samples.
 
+    There may be further ones: those of the interpolant at some places within the step.
+
     A new stage is added to all of them by one operation, where sums made one by one take an operation per weight. The
     sums share one buffer, which the next step overwrites. A stage that is not finite may enter sums in which its weight
     is 0; the stage after it was evaluated at a state that is not finite either.
@@ -22,13 +24,17 @@ class RunningSums:
     Args:
         tableau: the method.
         y: [n, F] a state.
+        inside: M places, as fractions of the step's length.
     """
 
-    def __init__(self, tableau: ButcherTableau, y: Tensor) -> None:
-        buffer = y.new_empty((_number(tableau), *y.shape))
-        self._sums = buffer.unbind()  # those of the stages 1, 2, …, of the solution unless a stage has it, of the error
+    def __init__(self, tableau: ButcherTableau, y: Tensor, inside: tuple[float, ...] = ()) -> None:
+        number = _number(tableau)
+        buffer = y.new_empty((number + len(inside), *y.shape))
+        # those of the stages 1, 2, …, of the solution unless a stage has it, of the error
+        self._sums = buffer[:number].unbind()
+        self._inside = buffer[number:] if inside else None
         self._zero = y.new_zeros(())
-        self._terms = [(buffer[rows], weights) for rows, weights in _weights(tableau, y.dtype, y.device)]
+        self._terms = [(buffer[rows], weights) for rows, weights in _weights(tableau, inside, y.dtype, y.device)]
         self._included = 0  # stages
 
     @staticmethod
@@ -55,6 +61,13 @@ class RunningSums:
         self._include(stages)
         return torch.addcmul(self._zero, dt, self._sums[-1], value=scale)
 
+    def inside(self, stages: Sequence[Tensor], y: Tensor, dt: Tensor) -> Tensor | None:
+        """[M, n, F] states at the places within the step of length dt [n, 1] from y [n, F]; None: there are none."""
+        if self._inside is None:
+            return None
+        self._include(stages)
+        return torch.addcmul(y, dt, self._inside)
+
     def _include(self, stages: Sequence[Tensor]) -> None:
         for i in range(self._included, len(stages)):
             part, weights = self._terms[i]
@@ -65,12 +78,14 @@ class RunningSums:
         self._included = len(stages)
 
 
-def _rows(tableau: ButcherTableau) -> list[list[float]]:
+def _rows(tableau: ButcherTableau, inside: tuple[float, ...]) -> list[list[float]]:
     """The factors of each sum, over all stages."""
     sums = [*tableau.stage_sums[1:], *(() if tableau.last_at_end else (tableau.solution_sum,))]
     sums += [] if tableau.error_sum is None else [tableau.error_sum]
     factors = [{sum_.first: 1.0, **dict(sum_.others)} for sum_ in sums]
-    return [[row.get(stage, 0.0) for stage in range(tableau.stages)] for row in factors]
+    rows = [[row.get(stage, 0.0) for stage in range(tableau.stages)] for row in factors]
+    polynomials = tableau.interpolant or ()
+    return rows + [[sum(b * x**j for j, b in enumerate(row, start=1)) for row in polynomials] for x in inside]
 
 
 def _number(tableau: ButcherTableau) -> int:
@@ -87,11 +102,13 @@ def _saves(tableau: ButcherTableau) -> bool:
 
 
 @lru_cache(maxsize=64)  # needed whenever samples leave a solve, and they may have to be copied to a device
-def _weights(tableau: ButcherTableau, dtype: torch.dtype, device: torch.device) -> list[tuple[slice, Tensor]]:
+def _weights(
+    tableau: ButcherTableau, inside: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> list[tuple[slice, Tensor]]:
     """For each stage the sums that read it, and its factors [R, 1, 1] in them; the first stage begins all sums."""
     parts = []
     with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
-        for stage, column in enumerate(zip(*_rows(tableau), strict=True)):
+        for stage, column in enumerate(zip(*_rows(tableau, inside), strict=True)):
             used = [row for row, weight in enumerate(column) if weight != 0]
             rows = slice(0, len(column)) if stage == 0 or not used else slice(used[0], used[-1] + 1)
             parts.append((rows, torch.tensor(column[rows], dtype=dtype, device=device)[:, None, None]))

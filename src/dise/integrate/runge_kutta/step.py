@@ -31,6 +31,7 @@ class Step(NamedTuple):
     tableau: StageWeights
     bounds: Float[Tensor, "n 2"] | None = None  # smallest and largest time that f may receive
     estimate: StepError | None = None  # where it is not the tableau's
+    inside: Inexact[Tensor, "M n F"] | None = None  # states at some places within the step, if they are known
 
     def error(self) -> Tensor:
         """[n, F] embedded error estimate: dt Σ_i b_err_i k_i, or the difference of corrector and predictor.
@@ -139,7 +140,9 @@ class Attempt:
 
     def finish(self) -> Step:
         """The completed step; all stages must be present."""
-        return Step(self.t, self.dt, self.y, self.end(), tuple(self.stages), self.tableau, self.bounds)
+        step = Step(self.t, self.dt, self.y, self.end(), tuple(self.stages), self.tableau, self.bounds)
+        inside = None if self._sums is None else self._sums.inside(self.stages, self.y, self._dt_column)
+        return step if inside is None else step._replace(inside=inside)
 
     def end(self) -> Tensor:
         """[n, F] state at the completed step's end."""

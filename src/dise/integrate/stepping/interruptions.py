@@ -19,7 +19,7 @@ from dise.integrate.stepping.restart import restart
 from dise.integrate.stepping.rounds import RoundsDone
 from dise.integrate.stepping.rows import LoopEvents, LoopRows, StoppedRows
 
-WAITING_NUMEL = 2**15  # numbers in the steps that wait; of a large state one step is located at a time
+WAITING_NUMEL = 2**16  # numbers in the steps that wait; of a large state one step is located at a time
 
 
 def interrupted(
@@ -45,19 +45,30 @@ def interrupted(
         rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
         return rows, [record], loop
     if steps_cut is not None:
-        rows_cut, goes_on = steps_cut, ~steps_cut
+        rows_cut, accept = steps_cut, record.accept > steps_cut
         if record.rounds > 1:
             so_far = steps_cut.view(record.rounds, -1).cumsum(0)
-            rows_cut, goes_on = so_far[-1] > 0, (so_far == 0).flatten()
+            rows_cut, accept = so_far[-1] > 0, record.accept & (so_far == 0).flatten()
             rows = _as_then(rows, steps_cut, done.after or {})
         rows = rows._replace(status=rows.status.masked_fill(rows_cut, int(Status.SUCCESS)))
         rows = in_last_piece(rows, problem.breaks, rows_cut)
-        record = record._replace(accept=record.accept & goes_on, stopped=steps_cut)
-    loop = loop._replace(waiting=(*loop.waiting, found.compact()))
-    if sum(part.record.numel for part in loop.waiting) < WAITING_NUMEL:
-        return rows, [record], loop
-    late, loop = located(loop, events)
+        record = record._replace(accept=accept, stopped=steps_cut)
+    late, loop = _waiting(loop, found, events)
     return rows, [record, *late], loop
+
+
+def _waiting(loop: LoopEvents, found: EventSteps, events: EventRule) -> tuple[list[StepRecord], LoopEvents]:
+    """The loop's events with those of further steps, and the records of steps that were located for lack of room.
+
+    Steps of small states wait with all of their rows, until there is no room: taking rows out of each takes longer.
+    """
+    found = found if found.record.numel < WAITING_NUMEL else found.compact()
+    loop = loop._replace(waiting=(*loop.waiting, found))
+    if sum(part.record.numel for part in loop.waiting) < WAITING_NUMEL:
+        return [], loop
+    compact = EventSteps.joined(loop.waiting).compact()
+    loop = loop._replace(waiting=(compact,))
+    return ([], loop) if 2 * compact.record.numel < WAITING_NUMEL else located(loop, events)
 
 
 def _as_then(rows: LoopRows, steps: Tensor, after: Mapping[str, Tensor]) -> LoopRows:

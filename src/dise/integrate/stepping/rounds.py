@@ -87,9 +87,10 @@ class EagerRounds:
     def _sums_for(self, y: Tensor) -> RunningSums | None:
         """Running sums of the stages, if the steps of y [n, F] may have them."""
         if self._sums is None or not self._sums.fit(y):
-            self._sums, tableau = None, self._method.tableau
+            self._sums, tableau, events = None, self._method.tableau, self._run.events
             if isinstance(tableau, ButcherTableau) and RunningSums.suit(tableau, y):
-                self._sums = RunningSums(tableau, y)
+                looks = events is not None and tableau.interpolant is not None
+                self._sums = RunningSums(tableau, y, events.inside(y) if looks else ())
         return self._sums
 
 
