@@ -1,11 +1,13 @@
 """What does a round of the eager loop cost beside f: operators of torch, and CPU time against another checkout?
 
     python benchmarks/rounds.py [--batch 256] [--out FILE.json]
+    python benchmarks/rounds.py --places [--batch 256]
     python benchmarks/rounds.py --before ../before/src [--repeats 25] [--out FILE.json]
 
 The fields, the batch and the tolerance are those of `solver.py`. The first command counts the operators that a solve
 calls, f's own left out, and divides them by its rounds; "views" compute nothing. Counts repeat exactly. Those of
-another checkout are printed with PYTHONPATH set to its `src`. The second command solves with both checkouts in turns,
+another checkout are printed with PYTHONPATH set to its `src`. The second command says which functions of dise call them
+(Van der Pol, without gradients). The third command solves with both checkouts in turns,
 each in a process of its own with one thread, and prints the medians of the CPU times (with gradients: forward and
 backward) and of their ratios, torchdiffeq's beside them.
 """
@@ -33,6 +35,7 @@ from dise.select.deploy import strict_json
 
 TOLERANCE = 1e-5
 FIELDS = {"Van der Pol": VanDerPol, "tanh network": TanhNetwork}
+SOURCE = Path(dise.__file__).parent
 VIEWS = {"unsqueeze", "detach", "view", "select", "slice", "t", "expand", "unbind", "split", "alias", "permute"}
 KINDS: dict[str, Callable[[float], dict[str, Any]]] = {
     "plain": lambda t1: {},
@@ -44,15 +47,31 @@ KINDS: dict[str, Callable[[float], dict[str, Any]]] = {
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators, except those within f."""
+    """Counts operators and the functions of dise that call them, except within f."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counts[str] = Counts()
+        self.counts: Counts[tuple[str, str]] = Counts()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[function.overloadpacket.__name__] += 1
+        self.counts[function.overloadpacket.__name__, _place()] += 1
         return function(*args, **(kwargs or {}))
+
+    def computing(self) -> Counts[str]:
+        """How many operators that compute something each place has called."""
+        places: Counts[str] = Counts()
+        for (name, place), number in self.counts.items():
+            places[place] += number * (name not in VIEWS)
+        return places
+
+
+def _place() -> str:
+    """The innermost function of dise that is being called."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not Path(frame.f_code.co_filename).is_relative_to(SOURCE):
+        frame = frame.f_back
+    code = frame.f_code
+    return f"{Path(code.co_filename).stem}.{code.co_qualname}"
 
 
 class Hidden(nn.Module):
@@ -78,6 +97,13 @@ def solve(f: nn.Module, y0: Tensor, t1: float, kind: str) -> Tensor:
 
 def operators_per_round(f: nn.Module, y0: Tensor, t1: float, kind: str, *, gradients: bool) -> tuple[float, float]:
     """Operators per round that compute something, and views."""
+    operators, rounds = counted(f, y0, t1, kind, gradients=gradients)
+    computing = operators.computing().total()
+    return computing / rounds, (operators.counts.total() - computing) / rounds
+
+
+def counted(f: nn.Module, y0: Tensor, t1: float, kind: str, *, gradients: bool) -> tuple[Operators, int]:
+    """The operators of a solve, and its rounds."""
     with torch.set_grad_enabled(gradients):
         start = y0.clone().requires_grad_(gradients)
         counter, operators = Counter(f), Operators()
@@ -86,8 +112,20 @@ def operators_per_round(f: nn.Module, y0: Tensor, t1: float, kind: str, *, gradi
         counter.calls = 0
         with operators:
             solve(hidden, start, t1, kind)
-    views = sum(number for name, number in operators.counts.items() if name in VIEWS)
-    return (operators.counts.total() - views) / counter.rounds, views / counter.rounds
+    return operators, counter.rounds
+
+
+def places(y0: Tensor, t1: float) -> Table:
+    """Operators per round that compute something, by the function that calls them, for each kind."""
+    found = [counted(VanDerPol(), y0, t1, kind, gradients=False) for kind in KINDS]
+    columns = [(operators.computing(), rounds) for operators, rounds in found]
+    names = set[str]().union(*(places for places, _ in columns))
+    rows = sorted(([places[name] / rounds for places, rounds in columns], name) for name in names)
+    table = Table("function", *KINDS, title="operators per round by place, without gradients; from 0.2 on")
+    for numbers, name in reversed(rows):
+        if max(numbers) >= 0.2:
+            table.add_row(name, *(f"{number:.1f}" for number in numbers))
+    return table
 
 
 def seconds(task: Task, kind: str, *, gradients: bool) -> float:
@@ -163,6 +201,7 @@ def main() -> None:
     parser.add_argument("--t1", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--before", type=Path, help="the `src` of another checkout, to compare CPU times with")
+    parser.add_argument("--places", action="store_true", help="count by the function that calls an operator")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -171,6 +210,9 @@ def main() -> None:
     tasks = {name: Task(make(), y0, args.t1, TOLERANCE) for name, make in FIELDS.items()}
     if args.serve:
         serve(tasks)
+        return
+    if args.places:
+        Console(width=140).print(places(y0, args.t1))
         return
     cases = [(name, kind, gradients) for gradients in (False, True) for name in FIELDS for kind in KINDS]
     results = []

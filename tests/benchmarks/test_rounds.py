@@ -13,11 +13,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rounds.py"
 
 # operators per round that compute something, without and with gradients; more are slower in every solve
 LIMITS = {
-    "plain": (57.5, 70),
-    "50 save points": (60, 72.5),
-    "an event that does not happen": (72, 85),
-    "an event that stops": (105, 121),
-    "record": (59, 71.5),
+    "plain": (57, 70),
+    "50 save points": (59, 72),
+    "an event that does not happen": (67.5, 83.5),
+    "an event that stops": (91.5, 110),
+    "record": (58.5, 71),
 }
 
 
@@ -54,6 +54,17 @@ def test_operators_of_f_are_not_counted(script):
     count = script["operators_per_round"]
     counts = [count(Decay(idle), torch.ones(2, 2), 1.0, "plain", gradients=False) for idle in (0, 50)]
     assert counts[0] == counts[1]
+
+
+def test_operators_are_counted_by_place(script):
+    y0 = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
+    operators, rounds = script["counted"](script["VanDerPol"](), y0, 1.0, "plain", gradients=False)
+    places = operators.computing()
+    assert places["running_sums.RunningSums._include"] == 7 * rounds  # one for each stage
+    assert places["step.Attempt._advance"] == 6 * rounds
+    table = script["places"](y0, 1.0)
+    assert table.row_count > 10
+    assert len(table.columns) == 1 + len(LIMITS)
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ METHODS = [LOOSE, Bosh3(rtol=1e-4, atol=1e-4), RK4(40), Adams()]
 FIELDS = ("y", "t", "which", "n_steps", "n_accepted", "nfe", "error", "status", "dt", "k1")
 
 
-@pytest.fixture(params=[1, 2**11, 2**15, math.inf], ids=["each at once", "without their other rows", "some", "all together"])
+@pytest.fixture(params=[1, 2**11, 2**15, math.inf], ids=["each at once", "few", "some", "all together"])
 def waiting(request, monkeypatch):
     """How many numbers wait before events are located."""
     monkeypatch.setattr(interruptions, "WAITING_NUMEL", request.param)
