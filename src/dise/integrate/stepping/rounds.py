@@ -89,8 +89,8 @@ class EagerRounds:
         if self._sums is None or not self._sums.fit(y):
             self._sums, tableau, events = None, self._method.tableau, self._run.events
             if isinstance(tableau, ButcherTableau) and RunningSums.suit(tableau, y):
-                looks = events is not None and tableau.interpolant is not None
-                self._sums = RunningSums(tableau, y, events.inside(y) if looks else ())
+                inside = () if events is None or tableau.interpolant is None else events.inside(y)
+                self._sums = RunningSums(tableau, y, inside)
         return self._sums
 
 
