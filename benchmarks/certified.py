@@ -44,8 +44,9 @@ DRAWS, FRESH = {"points": 60_000, "digits": 1500}, {"points": 100_000, "digits":
 RECALIBRATIONS, COMPARED, EPOCHS = 200, 2000, 100
 RATIO, SHARE, LOG_PROB = 0.75, 0.5, 1 / 3  # the bars
 DIGITS = (
-    *(Multistep.adams(n, 3) for n in (6, 8, 10, 12, 16)),
-    *(Adams(rtol=t, atol=t) for t in (0.04, 0.02, 0.01, 0.005, 0.0025, 0.00125)),
+    *(Multistep.adams(n, 3) for n in (6, 8, 12, 16)),
+    *(Adams(rtol=t, atol=t) for t in (0.02, 0.01, 0.005, 0.0025, 0.00125, 0.0006)),
+    *(Dopri5(rtol=t, atol=t) for t in (0.003, 0.0006)),
 )
 
 

@@ -294,7 +294,7 @@ def test_tables_are_fitted_beside_the_default_candidates_alone():
     options = {"risk": OutputDeviation(TOLERANCE), "condition": speeds, "draws": 1000, "epsilon": EPSILON}
     options |= {"families": (), "reference": TIGHT}
     by_default = make_sampler(flow_of(Rotation()), **options).report.comparison
-    assert (by_default.fitted, by_default.fit_draws) == (5, 100)
+    assert (by_default.fitted, by_default.fit_draws) == (6, 100)
     assert make_sampler(flow_of(Rotation()), **options, fitted=()).report.comparison.fitted == 0
     assert make_sampler(flow_of(Rotation()), **options, candidates=TABLES).report.comparison.fitted == 0
 

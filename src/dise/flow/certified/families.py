@@ -19,7 +19,8 @@ from dise.select.make_dynamic.families import FEWEST, Family
 from dise.select.model.block import device_of
 from dise.select.policies.dynamic import Dynamic
 
-DIALS = tuple(2 ** (i / 4) for i in range(52, -1, -1))  # μ, in units of the cheapest candidate's price
+DIALS = tuple(2 ** (i / 8) for i in range(104, -1, -1))  # μ, in units of the cheapest candidate's price
+WIDTH, DEPTH = 48, 3  # of a selector's hidden layers
 MOST = 10  # candidates of a selector: more make more groups of draws, and hardly save evaluations
 
 
@@ -61,11 +62,11 @@ def selectors(name: str, allowed: Callable[[Integrator], bool], material: Materi
     costs = material.costs.take_candidates(chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(material.seed)  # of the network's first weights
-        network = StateNetwork.like(costs.h0, costs.conditions, len(costs.candidates))
+        network = StateNetwork.like(costs.h0, costs.conditions, len(costs.candidates), hidden=WIDTH, depth=DEPTH)
     if int(FitData.of(network, costs, costs.adequate).finite().sum()) < FEWEST:
         return None
     selector = AdequacySelector.fit(
-        network, costs, max_epochs=100, patience=20, learning_rate=2e-3, seed=material.seed
+        network, costs, max_epochs=100, patience=20, batch_size=256, learning_rate=4e-3, seed=material.seed
     ).to(device_of(material.block))
     price = float(selector.price.min())
     return Family(

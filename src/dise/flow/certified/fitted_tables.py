@@ -14,7 +14,7 @@ from dise.flow.flow import Flow
 from dise.integrate import Integrator, Multistep
 from dise.select.guarantee.risk import LogProbDeviation, OutputDeviation, Risk
 
-EVALUATIONS = (3, 4, 5, 6, 8)  # of the tables that are fitted by default
+EVALUATIONS = (2, 3, 4, 5, 6, 8)  # of the tables that are fitted by default
 COORDINATES = 4096  # a table has some tens of numbers: this many coordinates of ends suffice to fit them
 FEW, PART = 96, 0.1  # draws that suffice however large they are; at most this part of a sampler's draws
 ITERATIONS = 60

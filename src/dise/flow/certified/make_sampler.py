@@ -90,7 +90,7 @@ def make_sampler(
             has jumps.
         fitted: evaluations of f of the tables that are fitted to the flow as further candidates, as by `fit_solver`, on
             draws of their own: at most a tenth of `draws`, added to them. (): no tables. None:
-            (3, 4, 5, 6, 8) beside the default candidates; no tables if the flow has jumps, or for log-densities.
+            (2, 3, 4, 5, 6, 8) beside the default candidates; no tables if the flow has jumps, or for log-densities.
         families: makers of policies (see `dise.flow.certified.families`); () compares single candidates alone.
         epsilon, delta: ε and δ, in (0, 1).
         batch: draws per solve; bounds the memory, and is the batch size of the times in the report.

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
@@ -22,6 +23,7 @@ from dise.integrate.value import check_above, check_whole
 
 _CHOICE = 256  # draws on which classical tables are compared
 _CURVATURE = 8  # draws for the curvature
+_TOLERANCES = (1.0, 0.1, 0.01)  # of the loss "log", in units of the errors at the start
 FEWEST_DRAWS = 16  # draws
 
 
@@ -147,10 +149,17 @@ class _Fit:
 
     def run(self, start: Multistep, iterations: int) -> tuple[Multistep, int]:
         """The fitted solver, and the number of iterations."""
-        parameters = TableParameters(start.table, self.rows)
-        loss = FittingLoss(self.flow.f, parameters, self.span, self.loss, self.tolerance, self.batch)
-        curvature = loss.curvature(self.fitting[:_CURVATURE])
-        done = descend(parameters, lambda: loss(self.fitting), lambda: loss.value(self.held_out), iterations, curvature)
+        parameters, done = TableParameters(start.table, self.rows), 0
+        tolerances = self._tolerances(start)
+        for tolerance in tolerances:
+            loss = FittingLoss(self.flow.f, parameters, self.span, self.loss, tolerance, self.batch)
+            done += descend(
+                parameters,
+                partial(loss, self.fitting),
+                partial(loss.value, self.held_out),
+                max(1, iterations // len(tolerances)),
+                loss.curvature(self.fitting[:_CURVATURE]),
+            )
         fitted = Multistep(parameters.table(self.span), f"Fitted({start.table.evaluations}, from {start})")
         if not self.density:
             return fitted, done
@@ -158,6 +167,17 @@ class _Fit:
         plain = [fitted, Multistep(replace(start.table, span=self.span), fitted.name)]
         candidates = [solver for solver in plain if not solver.table.scaled] + [self._weighted(s) for s in plain]
         return self.best(candidates, self.held_out), done
+
+    def _tolerances(self, start: Multistep) -> list[float | None]:
+        """The user's tolerance, or falling ones and none at last.
+
+        The logarithm of an error has a pole where a draw's error is zero, and L-BFGS stays at the first ones it meets;
+        a tolerance as large as the errors takes them away, and smaller ones follow as the errors fall.
+        """
+        if self.loss == "mse" or self.tolerance is not None:
+            return [self.tolerance]
+        size = self.errors(start, self.fitting).geometric_mean
+        return [*(x * size for x in _TOLERANCES), None]
 
     def best(self, solvers: Sequence[Multistep], draws: Draws) -> Multistep:
         """The solver with the smallest error on draws."""
