@@ -17,6 +17,7 @@ ERROR, TIMES = 1e-5, 2.0  # nats; factor
 SIZES = {2: 256, 8: 128, 64: 32}  # D → points
 TOLERANCES = [10 ** (-k / 2) for k in range(6, 25)]
 REPEATS = 3
+CONTROLLER = dise.PIController(proportional=0.1, integral=0.7)
 Way = Callable[[float], Tensor]  # tolerance → log p
 
 
@@ -93,9 +94,14 @@ def _ways(f: MixtureField, base: DiagonalNormal, x: Tensor) -> dict[str, Way]:
     from flow_matching.solver import ODESolver
     from zuko.transforms import FreeFormJacobianTransform
 
-    def by_dise(method: type[dise.Adaptive], quadrature: Literal["stages", "lobatto"] = "stages") -> Way:
+    def by_dise(
+        method: type[dise.Adaptive],
+        quadrature: Literal["stages", "lobatto"] = "stages",
+        controller: dise.IController | None = None,
+    ) -> Way:
         how: dict[str, Any] = {"divergence": ExactDivergence(), "quadrature": quadrature}
-        return lambda tol: Flow(f, base, method(rtol=tol, atol=tol), **how).log_prob(x)
+        steps = {"controller": controller or dise.IController()}
+        return lambda tol: Flow(f, base, method(rtol=tol, atol=tol, **steps), **how).log_prob(x)
 
     def by_zuko(tol: float) -> Tensor:
         y, change = FreeFormJacobianTransform(f, 1.0, 0.0, atol=tol, rtol=tol, exact=True).call_and_ladj(x)
@@ -111,6 +117,7 @@ def _ways(f: MixtureField, base: DiagonalNormal, x: Tensor) -> dict[str, Way]:
         "dise, Dopri8": _without_gradients(by_dise(dise.Dopri8)),
         "dise, Dopri5, lobatto": _without_gradients(by_dise(dise.Dopri5, "lobatto")),
         "dise, Dopri8, lobatto": _without_gradients(by_dise(dise.Dopri8, "lobatto")),
+        "dise, Dopri8, lobatto, PI": _without_gradients(by_dise(dise.Dopri8, "lobatto", CONTROLLER)),
         "zuko": _without_gradients(by_zuko),
         "flow_matching, dopri5": _without_gradients(by_flow_matching("dopri5")),
         "flow_matching, dopri8": _without_gradients(by_flow_matching("dopri8")),

@@ -59,9 +59,9 @@ def points(task: str, n: int) -> Draws:
     return Draws(f, noise, conditions)
 
 
-def digits(n: int) -> Draws:
-    """n digits, with labels 0 to 9 in turn."""
-    noise = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+def digits(n: int, seed: int = 1) -> Draws:
+    """n digits, with labels 0 to 9 in turn, from noise of a seed."""
+    noise = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
     return Draws(load_field(RESULTS / "digits-seed0"), noise, (torch.arange(n) % 10,))
 
 

@@ -56,6 +56,58 @@ def test_gradients_in_the_ends_of_the_span():
     assert torch.autograd.gradcheck(solve, (t0.requires_grad_(), t1.requires_grad_()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE, torch.complex64, torch.bfloat16])
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.3, -0.4), (-2, 5)])
+def test_a_span_as_numbers_is_the_span_as_tensors(span, dtype):
+    """A span in numbers takes another way: one number for its length, and times made one by one."""
+
+    def solve(t0, t1, method):
+        times = []
+
+        def f(t, y):
+            times.append(t)
+            return 0.3 * y * t.to(y.dtype) - y
+
+        return dise.solve(f, Y0.to(dtype), t0, t1, method).y, torch.stack(times)
+
+    for method in (Multistep.adams(grids.sway(5), 3), Multistep.of(dise.RK4(2)), Multistep.ipndm(4)):
+        expected, expected_times = solve(*(torch.tensor(float(t), dtype=DOUBLE) for t in span), method)
+        got, times = solve(*span, method)
+        rounding = 20 * torch.finfo(dtype).eps
+        torch.testing.assert_close(got, expected, rtol=rounding, atol=rounding)
+        torch.testing.assert_close(times, expected_times, rtol=rounding, atol=rounding)
+        assert times.dtype == expected_times.dtype == dtype.to_real()
+        assert times.shape == expected_times.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda v, y, t: v[:, :1], ValueError, "expected dy/dt of shape"),
+        (lambda v, y, t: v.sum(), ValueError, "expected dy/dt of shape"),
+        (lambda v, y, t: None, ValueError, "expected dy/dt of shape"),
+        (lambda v, y, t: v.to(torch.complex128), TypeError, "expected a real dy/dt"),
+        (lambda v, y, t: y.mul_(2), RuntimeError, "changed y in place"),
+        (lambda v, y, t: v + t.add_(1), RuntimeError, "changed t in place"),
+    ],
+)
+def test_a_field_that_goes_wrong_midway_is_refused(change, error, message):
+    calls = itertools.count()
+
+    def f(t, y):
+        value = -y
+        return change(value, y, t) if next(calls) == 3 else value
+
+    with torch.no_grad(), pytest.raises(error, match=message):
+        dise.solve(f, Y0.clone(), 0.0, 1.0, Multistep.adams(6))
+
+
+def test_memory_that_f_returns_twice_is_refused():
+    out = torch.empty_like(Y0)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="returned memory that it returned before"):
+        dise.solve(lambda t, y: torch.neg(y, out=out), Y0, 0.0, 1.0, Multistep.adams(6))
+
+
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_a_row_alone_is_the_row_in_its_batch(order):
     f, t1 = Net(), torch.tensor([1.0, -2.0, 0.0], dtype=DOUBLE)

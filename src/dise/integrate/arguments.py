@@ -14,6 +14,10 @@ from dise.integrate.problem.state import Layout, shapes
 from dise.integrate.tracing import has_values
 from dise.integrate.value import check_whole, is_number
 
+_STATE_DTYPES = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128, torch.complex64}
+)
+
 
 def check_options(flags: Mapping[str, object], functions: Mapping[str, object]) -> None:
     """Raise a TypeError unless flags are bool and functions can be called or, except for f, are None."""
@@ -35,6 +39,8 @@ def as_sequence(name: str, values: object) -> tuple[Any, ...]:
 
 def check_state(name: str, state: object, *, batched: bool) -> None:
     """Raise a TypeError or ValueError unless it is a state: floating-point tensors of one dtype, device and B."""
+    if isinstance(state, Tensor) and state.dtype in _STATE_DTYPES and not state.is_meta and (state.ndim or not batched):
+        return
     parts = tuple(state.values()) if isinstance(state, dict) else state if isinstance(state, tuple) else (state,)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"{name}: expected a tensor, or a tuple or dict of tensors, got {shapes(state)}")

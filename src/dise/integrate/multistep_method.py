@@ -1,6 +1,6 @@
 """`Multistep`: methods of a fixed number of evaluations of f, as integrators."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -127,8 +127,8 @@ class Multistep(Integrator):
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Compute the table's states one after the other."""
         self._check(problem, run)
-        table, dt = self.table, problem.t1 - problem.t0
-        column = dt.to(real_dtype(problem.y0)).unsqueeze(1)
+        table = self.table
+        length = _length(problem)
         states: dict[int, Tensor] = {0: problem.y0}
         values: dict[int, Tensor] = {}
         for k, (time, update) in enumerate(zip(_times(table, problem), table.updates, strict=True)):
@@ -140,7 +140,7 @@ class Multistep(Integrator):
                 values[k] = yield Request(None, time, states[k])
             if table.multiples[k] != 0:
                 values[k] = torch.add(values[k], states[k], alpha=table.multiples[k])
-            states[k + 1] = _state(update, states, column, values)
+            states[k + 1] = _state(update, states, length, values)
             for base in table.last_used[k]:
                 del states[base]
             if table.quadrature is None:
@@ -148,8 +148,8 @@ class Multistep(Integrator):
                     del values[i]
         end = states[table.evaluations]
         if table.quadrature is not None and len(problem.layout.sizes) > 1:
-            end = _with_integrals(end, problem, column, values, table.quadrature)
-        return _result(problem, end, dt, table.evaluations)
+            end = _with_integrals(end, problem, length, values, table.quadrature)
+        return _result(problem, end, table.evaluations)
 
     def __str__(self) -> str:
         return self.name if self.name != "Multistep" else f"Multistep({self.table.evaluations} evaluations)"
@@ -177,9 +177,14 @@ def _grid(grid: int | TimeGrid) -> TimeGrid:
     return grid if isinstance(grid, TimeGrid) else uniform(grid)
 
 
-def _times(table: MultistepTable, problem: Problem) -> Sequence[Tensor]:
+def _times(table: MultistepTable, problem: Problem) -> Iterable[Tensor]:
     """[n] time of each evaluation, computed in the clock's dtype and rounded to y's."""
     t0, t1, dtype = problem.t0, problem.t1, real_dtype(problem.y0)
+    if problem.span is not None:
+        start, end = problem.span
+        # one at a time: what lives longer may lie between f's own tensors and split the memory that they use again
+        times = ((1 - fraction) * start + fraction * end for fraction in table.times)
+        return (torch.full(t0.shape, time, dtype=dtype, device=t0.device) for time in times)
     if torch.compiler.is_compiling():  # a tensor of fractions would be a constant of the graph
         return [torch.lerp(t0, t1, fraction).to(dtype) for fraction in table.times]
     fractions = torch.tensor(table.times, dtype=t0.dtype, device=t0.device).unsqueeze(1)
@@ -197,29 +202,39 @@ def _recomputed(request: Request, problem: Problem, run: Run) -> Tensor:
     return value
 
 
-def _state(update: Update, states: dict[int, Tensor], dt: Tensor, values: dict[int, Tensor]) -> Tensor:
-    """scale · base + dt Σ weights · values."""
+def _length(problem: Problem) -> float | Tensor:
+    """Length of the spans, a number if it is the same for all samples, else [n, 1]."""
+    if problem.span is not None:
+        return problem.span[1] - problem.span[0]
+    return (problem.t1 - problem.t0).to(real_dtype(problem.y0)).unsqueeze(1)
+
+
+def _state(update: Update, states: dict[int, Tensor], length: float | Tensor, values: dict[int, Tensor]) -> Tensor:
+    """scale · base + length Σ weights · values."""
     base = states[update.base]
     base = base if update.scale == 1 else base * update.scale
     if update.sum is None:
         return base
-    return torch.addcmul(base, dt, unscaled_sum(update.sum, values), value=update.sum.scale)
+    total = unscaled_sum(update.sum, values)
+    if isinstance(length, Tensor):
+        return torch.addcmul(base, length, total, value=update.sum.scale)
+    return torch.add(base, total, alpha=length * update.sum.scale)
 
 
 def _with_integrals(
-    end: Tensor, problem: Problem, dt: Tensor, values: dict[int, Tensor], quadrature: tuple[float, ...]
+    end: Tensor, problem: Problem, length: float | Tensor, values: dict[int, Tensor], quadrature: tuple[float, ...]
 ) -> Tensor:
     """The end, with the parts of the state after the first integrated by weights of their own."""
     points = problem.layout.sizes[0]
     total = sum(weight * value[:, points:] for weight, value in zip(quadrature, values.values(), strict=True))
-    return torch.cat([end[:, :points], problem.y0[:, points:] + dt * total], dim=1)
+    return torch.cat([end[:, :points], problem.y0[:, points:] + length * total], dim=1)
 
 
-def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result:
+def _result(problem: Problem, y: Tensor, evaluations: int) -> Result:
     """The end of the solve; samples that are not finite there stay at their start."""
     number = torch.full_like(problem.t0, evaluations, dtype=torch.int64)
     status, t, accepted = torch.full_like(number, int(Status.SUCCESS)), problem.t1, number
-    if not known_finite(y.detach()):
+    if not known_finite(y):
         finite = finite_rows(y)
         status, accepted = torch.where(finite, status, int(Status.NON_FINITE)), number * finite
         y, t = torch.where(finite[:, None], y, problem.y0), torch.where(finite, t, problem.t0)
@@ -232,6 +247,6 @@ def _result(problem: Problem, y: Tensor, dt: Tensor, evaluations: int) -> Result
         n_accepted=accepted,
         error=torch.full_like(zero, torch.nan),
         status=status,
-        dt=dt,
+        dt=problem.t1 - problem.t0,
         accumulated=zero,
     )

@@ -44,8 +44,10 @@ class Separated(NamedTuple):
             problem: of both tensors.
             integrator: for both, which chooses its steps and has dense output.
         """
+        if not isinstance(integrator, Adaptive):
+            return None
         f = getattr(field.f, "without_quadrature", None)
-        if f is None or not isinstance(integrator, Adaptive):
+        if f is None:
             return None
         if integrator.tableau.interpolant is None or integrator.norm not in (rms_norm, max_norm):
             return None

@@ -1,6 +1,7 @@
 """`solve`: checks the arguments, answers the integrator's requests and returns a Solution."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -207,7 +208,7 @@ def solve(
         from dise.integrate.adjoint import ForwardAnswers  # with the backward solve, which other solves do not need
 
         answers = ForwardAnswers(field, plain, packed.device.type)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and back is None):
+    with nullcontext() if back is None else torch.no_grad():
         result = _integrated(integrator, problem, run, answers or field, times)
         result = result if quadrature is None else quadrature.finish(result)
         saved = None if points is None else points.finish(result)

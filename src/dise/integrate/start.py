@@ -50,7 +50,14 @@ class Start(NamedTuple):
         packed = layout.pack(y0)
         further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
         span = Span.of(t0, t1, packed, batched=batched, endless=endless)
-        problem = Problem(y0=packed, t0=span.t0, t1=span.t1, layout=layout, nonempty_spans=_nonempty_spans(t0, t1))
+        problem = Problem(
+            y0=packed,
+            t0=span.t0,
+            t1=span.t1,
+            layout=layout,
+            nonempty_spans=_nonempty_spans(t0, t1),
+            span=None if isinstance(t0, Tensor) or isinstance(t1, Tensor) else (float(t0), float(t1)),
+        )
         return cls(problem, span, further, own)
 
     def field(self, f: Callable[..., State], problem: Problem, *, whole: bool) -> Field:

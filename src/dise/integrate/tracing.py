@@ -112,10 +112,9 @@ def known_finite(x: Tensor) -> bool:
     return on_host(x) and cmath.isfinite((x.detach() if x.requires_grad else x).sum().item())
 
 
-def times_changed(*tensors: Tensor) -> list[int]:
-    """How often each of some tensors was changed in place; 0 where torch does not count (inference mode)."""
-    # a private attribute, tried with torch 2.6 and 2.13
-    return [0 if x.is_inference() else x._version for x in tensors]
+def times_changed(x: Tensor) -> int:
+    """How often a tensor was changed in place; 0 where torch does not count (inference mode)."""
+    return 0 if x.is_inference() else x._version  # a private attribute, tried with torch 2.6 and 2.13
 
 
 def stops_recomputation(error: Exception) -> bool:

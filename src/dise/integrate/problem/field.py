@@ -36,18 +36,16 @@ def call(f: BoundField, t: Tensor, y: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or t.is_inference():
         time = time.clone()  # torch does not count changes there, so give f a copy that it may change
     value = f.f(time, state, *f.args, *f.sample_args)
-    if layout.single and y.dtype is layout.dtype and _is_like(value, cast("Tensor", state)):
-        derivative = cast("Tensor", value)
-        return derivative if layout.plain else derivative.reshape(y.shape)
+    if (
+        layout.single
+        and isinstance(value, Tensor)
+        and value.dtype is y.dtype is layout.dtype
+        and value.shape == cast("Tensor", state).shape
+        and value.device == y.device
+    ):  # it needs no closer look
+        return value if layout.plain else value.reshape(y.shape)
     _check(value, state, layout, y.device)
     return layout.pack(value)
-
-
-def _is_like(value: object, y: Tensor) -> bool:
-    """Whether f's value has the shape, dtype and device of its y: it then needs no closer look."""
-    if not isinstance(value, Tensor):
-        return False
-    return value.dtype is y.dtype and value.shape == y.shape and value.device == y.device
 
 
 def _check(value: object, state: State, layout: Layout, device: torch.device) -> None:
@@ -192,34 +190,28 @@ class Field:
 
     def _checked(self, request: Request) -> Tensor:
         self.calls += 1
+        rows, t, y = request
         try:
-            t, y = request.t, request.y
             if t.dtype is not self.layout.time_dtype or not t.is_contiguous():
                 t = t.to(self.layout.time_dtype).contiguous()
-            before, marked = times_changed(t, y), y.requires_grad
-            value = self.evaluate(self.bound(request.rows), t, y)
+            t_before, y_before, marked = times_changed(t), times_changed(y), y.requires_grad
+            value = self.evaluate(self._all_rows if rows is None else self.bound(rows), t, y)
             # with its graph the value would lead back to this object where a backward pass calls f again
             constant = value.detach() if value.requires_grad else value
-            self._check_memory(before, t, y, constant)
+            last, seen = self._last
+            # f may overwrite neither its arguments nor the value that it returned before: the solver still reads them
+            if times_changed(t) != t_before or times_changed(y) != y_before:
+                name = "y" if times_changed(t) == t_before else "t"
+                raise RuntimeError(f"f: changed {name} in place; work on a copy")
+            if last is not None and times_changed(last) != seen:
+                raise RuntimeError(
+                    "f: returned memory that it returned before, overwritten; return a new tensor each time"
+                )
+            if self.layout.working_dtype is self.layout.dtype:  # otherwise the solver has a copy
+                self._last = constant, times_changed(constant)
             if y.requires_grad is not marked:
                 y.requires_grad_(marked)  # f takes derivatives in y for itself
             return value if torch.is_grad_enabled() else constant
         except Exception as error:
             self.explain(error, request)
             raise
-
-    def _check_memory(self, before: list[int], t: Tensor, y: Tensor, value: Tensor) -> None:
-        """Raise if f overwrote memory that the solver still reads: t, y, or the value that f returned before.
-
-        Args:
-            before: how often t and y had been changed before the call.
-            t, y, value: f's arguments and its value.
-        """
-        last, seen = self._last
-        t_now, y_now, last_now, now = times_changed(t, y, value if last is None else last, value)
-        if [t_now, y_now] != before:
-            raise RuntimeError(f"f: changed {'y' if t_now == before[0] else 't'} in place; work on a copy")
-        if last is not None and last_now != seen:
-            raise RuntimeError("f: returned memory that it returned before, overwritten; return a new tensor each time")
-        if self.layout.working_dtype is self.layout.dtype:  # otherwise the solver has a copy
-            self._last = value, now

@@ -25,6 +25,7 @@ class Problem:
     dt: Float[Tensor, " n"] | None = None  # first step, if it is known; for methods that choose their steps
     breaks: Breaks | None = None  # times at which steps end and f may jump
     nonempty_spans: bool | None = None  # whether t0 ≠ t1 for every sample; None if telling needs a device sync
+    span: tuple[float, float] | None = None  # t0 and t1, if they are numbers, the same for all samples
     sample: Int[Tensor, " n"] | None = None  # indices in the solve's batch; None: all of it, in order
 
     def __len__(self) -> int:

@@ -212,7 +212,7 @@ class ErrorControl:
     def first_step(self, problem: Problem, k1: Tensor, order: int, run: Run) -> FirstStep:
         """The problem's dt, the span, a number, or one of the rules (see `ErrorControlled`)."""
         if problem.breaks is not None:  # f may jump after the first piece
-            problem = replace(problem, t1=problem.breaks.ends[:, 0])
+            problem = replace(problem, t1=problem.breaks.ends[:, 0], span=None)
         span = problem.t1 - problem.t0
         if problem.dt is not None:
             return self._first(torch.where(problem.dt == 0, span, torch.copysign(problem.dt, span)), problem), 0
