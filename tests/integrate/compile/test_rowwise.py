@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import pytest
 import torch
 from torch import nn
@@ -10,12 +11,11 @@ from torch.testing import assert_close
 from torch.testing._internal.two_tensor import TwoTensor
 
 from dise import RK4, Bosh3, Event, HeunEuler, PIController, solve
-from dise.integrate.compile import kernels, private
+from dise.integrate.compile import private
 from dise.integrate.compile.rounds import GraphRounds
 from dise.integrate.compile.rowwise.build import FLAGS, built
 from dise.integrate.compile.rowwise.function import Kernel, Spec
 from dise.integrate.compile.rowwise.graphs import with_kernel
-from dise.integrate.compile.rowwise.operators import FAST
 from dise.integrate.compile.rowwise.values import UnsupportedError
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 N = 37  # rows: two blocks and a part of one
 
 
-def kernel(function, *inputs, rows="n", replacements=None):
+def kernel(function, *inputs, rows="n"):
     """A kernel of a function that returns a tensor or some; inputs with N rows are per row."""
     specs = [Spec((rows, *x.shape[1:]) if len(x) == N else tuple(x.shape), x.dtype, x.requires_grad) for x in inputs]
 
@@ -32,7 +32,7 @@ def kernel(function, *inputs, rows="n", replacements=None):
         results = function(*values)
         return (results if isinstance(results, tuple) else (results,)), None
 
-    return Kernel(outputs, specs, rows, replacements or {})
+    return Kernel(outputs, specs, rows)
 
 
 def both(function, *inputs, **options):
@@ -134,11 +134,35 @@ def test_networks_on_any_number_of_rows_and_threads(layers, rows):
         torch.set_num_threads(threads)
 
 
-def test_fast_tanh_is_within_its_bound():
-    x = torch.linspace(-10, 10, 2 * N * 1000).reshape(N, -1)
-    (found,), (expected,) = both(torch.tanh, x, replacements=FAST)
-    unit = torch.nextafter(expected.abs(), torch.tensor(2.0)) - expected.abs()
-    assert 1 < ((found - expected).abs() / unit).max() <= kernels.TANH_ULPS + 1
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_within_two_units_in_the_last_place(dtype):
+    exponents = torch.linspace(-30, 5, N * 3000, dtype=torch.float64).exp2()
+    x = torch.cat([exponents, torch.linspace(0.5, 0.6, N * 3000, dtype=torch.float64)]).to(dtype).reshape(N, -1)
+    (found,) = kernel(torch.tanh, x)([x])[0]
+    (mirrored,) = kernel(torch.tanh, x)([-x])[0]
+    assert torch.equal(mirrored, -found)
+    if dtype is torch.float32:
+        exact = x.double().tanh()
+        error = (found.double() - exact).abs()
+    else:
+        some = x.flatten()[:: x.numel() // 3000]
+        exact = [mpmath.tanh(v) for v in some.tolist()]
+        found = found.flatten()[:: x.numel() // 3000]
+        error = torch.tensor([float(abs(a - b)) for a, b in zip(found.tolist(), exact, strict=True)])
+        exact = torch.tensor([float(v) for v in exact], dtype=dtype)
+    rounded = exact.to(dtype)
+    unit = torch.nextafter(rounded, torch.tensor(2.0, dtype=dtype)) - rounded
+    assert 0.5 < (error / unit).max() < 1.6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_of_special_numbers(dtype):
+    tiny = torch.finfo(dtype).smallest_normal
+    x = torch.cat([SPECIAL.to(dtype), torch.tensor([tiny, tiny / 8, -tiny / 8, 50, -1e30], dtype=dtype)])
+    x = torch.cat([x, torch.zeros(N - len(x), dtype=dtype)])
+    (found,), (expected,) = both(torch.tanh, x)
+    assert torch.equal(found.nan_to_num(nan=7), expected.nan_to_num(nan=7))
+    assert torch.equal(found.signbit(), expected.signbit())
 
 
 def test_what_changes_in_place_is_what_torch_changes():
@@ -225,7 +249,7 @@ def test_tensors_without_memory_are_refused():
     graph = torch.fx.symbolic_trace(lambda rows_y: (rows_y * 2,))
     next(iter(graph.graph.nodes)).meta["example_value"] = TwoTensor(torch.ones(N, 2), torch.ones(N, 2))
     with pytest.raises(UnsupportedError, match="memory"):
-        with_kernel(graph, {})
+        with_kernel(graph)
 
 
 def test_diagonals_across_a_fixed_number_of_rows_are_refused():
@@ -260,13 +284,13 @@ def test_damaged_files_are_made_again(monkeypatch, tmp_path):
 
 def only_kernels(graph, inputs):
     """A backend that has no other way."""
-    return with_kernel(graph, {})
+    return with_kernel(graph)
 
 
 def kernel_or_eager(graph, inputs):
     """A backend that runs a graph as it is where there is no code for it."""
     try:
-        return with_kernel(graph, {})
+        return with_kernel(graph)
     except UnsupportedError:
         return graph
 
@@ -356,7 +380,8 @@ def test_a_failing_row_fails_alone(starts):
 
 @pytest.fixture
 def rounds_per_call(monkeypatch):
-    """A list to which the number of rounds of each call is added."""
+    """A list to which the number of rounds of each call is added; first calls do few."""
+    monkeypatch.setattr("dise.integrate.compile.rounds.FEWEST_ROUNDS", 4)
     numbers, attempt = [], GraphRounds._some_rounds
 
     def counted(*args):

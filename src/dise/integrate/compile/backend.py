@@ -47,7 +47,7 @@ def _compile_graph(
     options: Mapping[str, Any],
     replacements: Mapping[Any, Callable[..., Tensor]],
 ) -> Any:
-    kernel = _row_kernel(graph, inputs, options, fast=bool(replacements))
+    kernel = _row_kernel(graph, inputs, options)
     if kernel is not None:
         return kernel
     generator = private.code_generator()
@@ -71,15 +71,14 @@ def _compile_graph(
         return generator.compile_fx(graph, inputs, config_patches=options, decompositions=table)
 
 
-def _row_kernel(graph: GraphModule, inputs: Sequence[Any], options: Mapping[str, Any], *, fast: bool) -> Any:
+def _row_kernel(graph: GraphModule, inputs: Sequence[Any], options: Mapping[str, Any]) -> Any:
     """The graph with a kernel of `rowwise`; None: inductor must compile it."""
     if options.keys() - {"guard_filter_fn"} or not all(x.is_cpu for x in inputs if isinstance(x, Tensor)):
         return None
     try:
         from dise.integrate.compile.rowwise.graphs import with_kernel
-        from dise.integrate.compile.rowwise.operators import FAST
 
-        return with_kernel(graph, FAST if fast else {})
+        return with_kernel(graph)
     except Exception as reason:  # of any kind, since torch runs f: inductor knows more of torch, or says what is wrong
         LOG.debug("inductor compiles the graph: %s", reason)
         return None

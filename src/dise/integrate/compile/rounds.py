@@ -22,8 +22,9 @@ from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds, RoundsDone
 from dise.integrate.stepping.rows import RUNNING, LoopRows, changing
 
-# of a kernel that keeps its rounds: as many as were done before, since memory for rounds that are not taken is wasted
-FEWEST_ROUNDS, MOST_ROUNDS = 4, 32
+# of a kernel that keeps its rounds: as many as were done before, since memory for rounds that are not taken is wasted,
+# but at least so many as cost less than another call
+FEWEST_ROUNDS, MOST_ROUNDS = 16, 32
 MAX_ROUNDS_PER_CALL = 1000  # of a graph with a loop: it returns to Python regularly so that Ctrl-C works
 
 _LOOP_FAILURES: WeakSet[Callable[..., Any]] = WeakSet()  # compiled functions whose loop torch could not compile

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dise.integrate.compile.rowwise.build import VECTOR_BYTES, built
 from dise.integrate.compile.rowwise.kernel import Loop, kernel_source
-from dise.integrate.compile.rowwise.trace import Replacements, Trace, Tracer
+from dise.integrate.compile.rowwise.trace import Trace, Tracer
 from dise.integrate.compile.rowwise.values import Section, UnsupportedError, View
 
 ROWS = (13, 17)  # in traces of graphs for any number of rows; both must give the same code
@@ -70,7 +70,6 @@ class Kernel:
             backwards before it: bool, the status, or the number of such rows.
         inputs: fake tensors, and sizes, which must be the number of rows.
         rows: the number of rows, or a symbol for it.
-        replacements: as in `Tracer`.
         rounds: how it is repeated, until no row runs; None: it is not.
 
     Raises:
@@ -82,7 +81,6 @@ class Kernel:
         function: Callable[..., Any],
         inputs: Sequence[Any],
         rows: Any,
-        replacements: Replacements,
         rounds: Rounds | None = None,
     ) -> None:
         self._rounds = rounds
@@ -90,16 +88,16 @@ class Kernel:
         numbers = (rows,) if isinstance(rows, int) else ROWS
         if numbers[0] < 2:
             raise UnsupportedError("fewer than two rows")
-        source = self._source(function, inputs, numbers[0], replacements)
+        source = self._source(function, inputs, numbers[0])
         constants = self._constants
         for number in numbers[1:]:
-            same = source == self._source(function, inputs, number, replacements)
+            same = source == self._source(function, inputs, number)
             if not same or not all(map(torch.equal, constants, self._constants)):
                 raise UnsupportedError("numbers that depend on the number of rows")
         self._function = built(source)
 
-    def _source(self, function: Any, inputs: Sequence[Any], rows: int, replacements: Replacements) -> str:
-        tracer, examples = Tracer(rows, replacements), list[Any]()
+    def _source(self, function: Any, inputs: Sequence[Any], rows: int) -> str:
+        tracer, examples = Tracer(rows), list[Any]()
         for x, per_row in zip(inputs, self._per_row, strict=True):
             examples.append(rows if per_row is None else _example(x, rows, per_row=per_row))
             if per_row is not None:
@@ -123,7 +121,7 @@ class Kernel:
             limit: the largest number of rounds; backwards their number.
             likes: tensors whose strides the results have.
         """
-        given = () if self._rounds is None else self._rounds.given
+        given, logged = () if self._rounds is None else self._rounds.given, self._logged
         tensors, n = [], 0
         for k, (x, per_row) in enumerate(zip(inputs, self._per_row, strict=True)):
             if per_row is not None:
@@ -131,14 +129,14 @@ class Kernel:
                 tensors.append(x if per_row and x.ndim <= 2 else x.contiguous())
                 n = x.shape[0] if per_row and k not in given else n
         results = [torch.empty_like(x, memory_format=_FORMATS[x.ndim > 2]) for x in likes]
-        results = results or [x.empty(limit * n if k in self._logged else n) for k, x in enumerate(self._results)]
+        results = results or [x.empty(limit * n if k in logged else n) for k, x in enumerate(self._results)]
         tensors += [*self._constants, *results]
         pointers = (ctypes.c_void_p * len(tensors))(*[x.data_ptr() for x in tensors])
         strides = (ctypes.c_long * (2 * len(tensors)))(*[s for x in tensors for s in _strides(x)])
         counts = (ctypes.c_long * 2)()
         threads = max(1, min(torch.get_num_threads(), n // ROWS_PER_THREAD))
         self._function(pointers, strides, n, limit, threads, counts)
-        for k in self._logged:
+        for k in logged:
             results[k] = results[k][: counts[1] * n]
         return results, list(counts)
 

@@ -11,11 +11,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from dise.integrate.compile.rowwise.build import VECTOR_BYTES
 from dise.integrate.compile.rowwise.loops import with_loop_kernel
 from dise.integrate.compile.rowwise.steps import with_step_kernels
-from dise.integrate.compile.rowwise.trace import Replacements
 from dise.integrate.compile.rowwise.values import UnsupportedError
 
 
-def with_kernel(graph: GraphModule, replacements: Replacements) -> Callable[..., Any]:
+def with_kernel(graph: GraphModule) -> Callable[..., Any]:
     """A graph of `rounds` as a kernel.
 
     Raises:
@@ -27,5 +26,5 @@ def with_kernel(graph: GraphModule, replacements: Replacements) -> Callable[...,
     if any(is_traceable_wrapper_subclass(x) for x in placeholders):
         raise UnsupportedError("a tensor without memory of its own")
     if any(getattr(node.target, "__name__", "") == "while_loop" for node in graph.graph.nodes):
-        return with_loop_kernel(graph, replacements)
-    return with_step_kernels(graph, replacements)
+        return with_loop_kernel(graph)
+    return with_step_kernels(graph)

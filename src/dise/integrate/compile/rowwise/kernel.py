@@ -5,7 +5,6 @@ from importlib import resources
 from math import prod
 from typing import NamedTuple
 
-from dise.integrate.compile import kernels
 from dise.integrate.compile.rowwise.source import Writer, declaration
 from dise.integrate.compile.rowwise.trace import Trace, needed
 from dise.integrate.compile.rowwise.values import Section, UnsupportedError, Value, View
@@ -211,26 +210,15 @@ def _stored(x: View, index: int, before: str) -> str:
 
 def _functions(writer: Writer, vector: int) -> str:
     """What operators use."""
-    text = resources.files(__package__).joinpath("preamble.cpp").read_text(encoding="utf-8")
-    lines = [f"enum {{ W = {vector // 4}, BYTES = {vector} }};"]
-    lines += [_coefficients(name) for name in ("TANH_NUMERATOR", "TANH_DENOMINATOR")]
-    lines += [f"constexpr float TANH_SATURATION = {kernels.TANH_SATURATION!r}f;", text]
-    for name, accuracy, c_type in sorted(writer.functions):
-        if not accuracy:  # of the preamble
-            continue
+    texts = [f"enum {{ W = {vector // 4}, BYTES = {vector} }};", _text("preamble.cpp")]
+    if any(call.accuracy is None for call, _ in writer.functions):
+        texts.append(_text("functions.cpp"))
+    for call, c_type in sorted((x for x in writer.functions if x[0].accuracy is not None), key=str):
         size, letter = (4, "f") if c_type == "float" else (8, "d")
-        lanes, operands, V = vector // size, ("x", "y") if name == "pow" else ("x",), f"Vector<{c_type}>::type"
-        function = f"Sleef_{name}{letter}{lanes}_{accuracy}"
-        pointers = ", ".join(f"const {c_type}* {x}" for x in operands)
-        vectors = ", ".join(f"*(const {V}*)({x} + w)" for x in operands)
-        lines.append(
-            f'extern "C" {V} {function}({", ".join([V] * len(operands))});\n'
-            f"static inline void map_{name}({pointers}, {c_type}* out) {{\n"
-            f"  for (int w = 0; w < W; w += {lanes}) *({V}*)(out + w) = {function}({vectors});\n}}"
-        )
-    return "\n".join(lines)
+        macro = "SLEEF_POWER" if call.name == "pow" else "SLEEF"
+        texts.append(f"{macro}({call.name}, {c_type}, Sleef_{call.name}{letter}{vector // size}_{call.accuracy})")
+    return "\n".join(texts)
 
 
-def _coefficients(name: str) -> str:
-    numbers = ", ".join(f"{c!r}f" for c in getattr(kernels, name))
-    return f"constexpr float {name}[] = {{{numbers}}};"
+def _text(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

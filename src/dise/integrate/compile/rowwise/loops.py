@@ -8,17 +8,16 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from dise.integrate.compile.rowwise.function import Kernel, Rounds, is_per_row, spec_of
-from dise.integrate.compile.rowwise.trace import Replacements
 from dise.integrate.compile.rowwise.values import UnsupportedError
 
 
-def with_loop_kernel(graph: GraphModule, replacements: Replacements) -> Callable[..., Any]:
+def with_loop_kernel(graph: GraphModule) -> Callable[..., Any]:
     """The graph of `rounds._rounds_until`, with a kernel in place of its loop."""
     loops = [node for node in graph.graph.nodes if getattr(node.target, "__name__", "") == "while_loop"]
     named = any(node.op == "placeholder" and "bounds" in node.name for node in graph.graph.nodes)
     if len(loops) != 1 or not named:
         raise UnsupportedError("a loop of another graph")
-    loops[0].target = _LoopKernel(graph, loops[0], replacements)
+    loops[0].target = _LoopKernel(graph, loops[0])
     for node in list(graph.graph.nodes):
         if "assert_scalar" in str(node.target) and not node.users:
             graph.graph.erase_node(node)
@@ -31,7 +30,7 @@ class _LoopKernel:
 
     __name__ = "loop_kernel"
 
-    def __init__(self, graph: GraphModule, loop: Node, replacements: Replacements) -> None:
+    def __init__(self, graph: GraphModule, loop: Node) -> None:
         arguments: Any = loop.args
         _, body, carried, others = arguments
         function, counters = getattr(graph, body.target), [torch.ones((), dtype=torch.int64)] * 2
@@ -45,7 +44,7 @@ class _LoopKernel:
             return columns, running
 
         rounds = Rounds(range(len(carried) - 2))
-        self._kernel = Kernel(one_round, examples, examples[0].shape[0], replacements, rounds)
+        self._kernel = Kernel(one_round, examples, examples[0].shape[0], rounds)
 
     def __call__(self, condition: Any, body: Any, carried: Sequence[Tensor], others: Sequence[Any]) -> tuple[Any, ...]:
         """The loop's results; each block of rows ends by itself, or after as many rounds as are left."""

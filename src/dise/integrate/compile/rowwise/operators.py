@@ -24,13 +24,15 @@ class Elementwise(NamedTuple):
 
 
 class Call(NamedTuple):
-    """An operator that a function of whole vectors computes, by the name and accuracy that Sleef has for it.
+    """An operator that a function of whole vectors computes.
 
-    Without an accuracy the function is in `preamble.cpp`.
+    Attributes:
+        name: of the function.
+        accuracy: Sleef's name for that of its function; None: the function is in `functions.cpp`.
     """
 
     name: str
-    accuracy: str = "u10"
+    accuracy: str | None = "u10"
 
 
 def _sum(sign: str) -> Callable[[Arguments], str]:
@@ -130,7 +132,7 @@ for _name in ("add", "sub", "mul", "div"):
 MASKS = ("condition", "mask")  # operands that keep their dtype
 
 CALLS: dict[Any, Call] = {
-    _aten.tanh.default: Call("tanh"),
+    _aten.tanh.default: Call("tanh", None),
     _aten.exp.default: Call("exp"),
     _aten.expm1.default: Call("expm1"),
     _aten.exp2.default: Call("exp2"),
@@ -156,8 +158,6 @@ for _table in _tables:
         _packet = getattr(_prims, _operator.overloadpacket.__name__, None)
         if _packet is not None and _operator._overloadname in ("default", "Tensor"):
             _table[_packet.default] = _table[_operator]
-
-FAST: Mapping[Any, Call] = {_aten.tanh.default: Call("fast_tanh", "")}
 
 SIMPLE_POWERS = {
     1: "{x}",

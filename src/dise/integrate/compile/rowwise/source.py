@@ -26,7 +26,7 @@ class Writer:
         self.totals: list[str] = []  # sums of a thread
         self.folds: list[str] = []  # into sums of all threads
         self.summed = 0  # bytes of these sums, per row of a block
-        self.functions: set[tuple[str, str, str]] = set()  # name, accuracy and type of Sleef's that are used
+        self.functions: set[tuple[Call, str]] = set()  # that are used, with their types
 
     def write(self, node: Node) -> None:
         """An operator."""
@@ -42,8 +42,8 @@ class Writer:
         lines.append(declaration(node.view))
         if node.operator in PRODUCTS:
             lines.extend(_product(node))
-        elif isinstance(node.operator, Call) or node.operator in CALLS:
-            lines.extend(self._call(node))
+        elif node.operator in CALLS:
+            lines.extend(self._call(node, CALLS[node.operator]))
         elif node.operator in REDUCTIONS:
             lines.extend(_reduction(node))
         elif node.operator is _aten.cat.default:
@@ -51,22 +51,27 @@ class Writer:
         else:
             lines.extend(_elementwise(node))
 
-    def _call(self, node: Node) -> Iterator[str]:
-        call = node.operator if isinstance(node.operator, Call) else CALLS[node.operator]
+    def _call(self, node: Node, call: Call) -> Iterator[str]:
         T, names = node.value.c_type, [name for name in ("self", "exponent") if name in node.arguments]
         if T not in ("float", "double"):
             raise UnsupportedError("a function of integers")
+        if node.view.row is None:
+            plain = f"__builtin_{call.name}{'f' if T == 'float' else ''}"
+            for loops, place in _elements(node.view.tail):
+                operands = ", ".join(_read(node.arguments[name], node.view, place, T) for name in names)
+                yield f"{_for(loops)}{node.value.name}[{_place(node.view, node.view, place)}] = {plain}({operands});"
+            return
+        self.functions.add((call, T))
+        x = node.arguments[names[0]]
+        if len(names) == 1 and x.value.c_type == T:
+            yield _mapped(call, x, node.view)
+            return
         for loops, place in _elements(node.view.tail):
-            target = f"{node.value.name}[{_place(node.view, node.view, place)}]"
+            target = _place(node.view, node.view, place)
             texts = [_read(node.arguments[name], node.view, place, T) for name in names]
-            if node.view.row is None:
-                plain = f"__builtin_{call.name.removeprefix('fast_')}{'f' if T == 'float' else ''}"
-                yield f"{_for(loops)}{target} = {plain}({', '.join(texts)});"
-                continue
-            self.functions.add((call.name, call.accuracy, T))
-            filled = [f"alignas(64) {T} x{k}[W]; EACH x{k}[w] = {text};" for k, text in enumerate(texts)]
-            pointers = ", ".join(f"x{k}" for k in range(len(texts)))
-            yield f"{_for(loops)}{{ {' '.join(filled)} map_{call.name}({pointers}, {target}); }}"
+            filled = [f"alignas(64) {T} x{k}[1][W]; EACH x{k}[0][w] = {text};" for k, text in enumerate(texts)]
+            pointers = ", ".join(f"x{k}, 1" for k in range(len(texts)))
+            yield f"{_for(loops)}{{ {' '.join(filled)} map_{call.name}({pointers}, {node.value.name} + {target}, 1); }}"
 
     def _write_sum(self, node: Node) -> None:
         """Sums over rows: for each block of rows they are added to a vector, and in the end the vector's elements."""
@@ -194,6 +199,19 @@ def _elementwise(node: Node) -> Iterator[str]:
         yield f"{_for(index)}{{ typedef {T} T; {each}{target} = {text}; }}"
 
 
+def _mapped(call: Call, x: View, result: View) -> str:
+    """A function of the elements of a row, in one call per last dimension."""
+    last = max((dim for dim in range(len(result.shape)) if dim != result.row), default=None)
+    outer, size, stride = result.tail[:-1], 1, 1
+    if last is not None:
+        size, stride = result.shape[last], x.strides[last]
+    loops = [(f"i{dim}", n) for dim, n in enumerate(outer)]
+    place = (*(name for name, _ in loops), 0)[: len(result.tail)]
+    source, target = _place(x, result, place), _place(result, result, place)
+    source, target = f"{x.value.name} + {source}", f"{result.value.name} + {target}"
+    return f"{_for(loops)}map_{call.name}({source}, {stride}, {target}, {size});"
+
+
 def _reduction(node: Node) -> Iterator[str]:
     start, step, end = REDUCTIONS[node.operator]
     x, T = node.arguments["self"], node.value.c_type
@@ -249,13 +267,14 @@ def _product(node: Node) -> Iterator[str]:
     m, k = b.shape[1], b.shape[0]
     if m * k > MAX_PRODUCT:
         raise UnsupportedError("a large matrix")
-    if c is None:
-        yield f"for (int i = 0; i < {m}; i++) EACH {node.value.name}[i][w] = 0;"
-    else:
-        for loops, place in _elements([m]):
-            target = f"{node.value.name}[{_affine(0, [(place[0], 1)])}][w]"
-            yield _for(loops) + f"EACH {target} = {_read(c, node.view, place, T)};"
+    added, shared = "nullptr, 0", c is not None and c.row is None and c.value.c_type == T
+    if c is not None and shared:
+        added = f"{c.value.name} + {c.offset}, {c.strides[-1] if c.shape[-1] > 1 else 0}"
+    name = node.value.name
     yield (
-        f"add_product<{T}, {k}, {m}>({a.value.name} + {a.offset}, {a.strides[1]}, {b.value.name} + {b.offset}, "
-        f"{b.strides[0]}, {b.strides[1]}, {node.value.name});"
+        f"product<{T}, {k}, {m}>({a.value.name} + {a.offset}, {a.strides[1]}, {b.value.name} + {b.offset}, "
+        f"{b.strides[0]}, {b.strides[1]}, {added}, {name});"
     )
+    if c is not None and not shared:
+        for loops, place in _elements([m]):
+            yield f"{_for(loops)}EACH {name}[{_affine(0, [(place[0], 1)])}][w] += {_read(c, node.view, place, T)};"

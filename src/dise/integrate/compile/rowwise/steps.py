@@ -8,14 +8,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from dise.integrate.compile.rowwise.function import Kernel, Rounds, is_per_row, spec_of
-from dise.integrate.compile.rowwise.trace import Replacements
 from dise.integrate.compile.rowwise.values import UnsupportedError
 from dise.integrate.stepping.rows import CONSTANT_COLUMNS, RUNNING, LoopRows
 
 LOG_BYTES = 2**23  # of what a call keeps of its rounds, if there are several
 
 
-def with_step_kernels(graph: GraphModule, replacements: Replacements) -> Callable[..., Any]:
+def with_step_kernels(graph: GraphModule) -> Callable[..., Any]:
     """A graph without a loop as a kernel, with another one for its gradients.
 
     That of `rounds.some_rounds` does as many rounds as its `limit` allows.
@@ -26,7 +25,7 @@ def with_step_kernels(graph: GraphModule, replacements: Replacements) -> Callabl
     columns = _columns(placeholders)
     if not columns:
         raise UnsupportedError("a graph without rows")
-    step = _Step(graph, inputs, outputs, columns, replacements)
+    step = _Step(graph, inputs, outputs, columns)
     return step if step.given else lambda *values: tuple(step.run(values)[0])
 
 
@@ -43,7 +42,6 @@ class _Step:
         graph: of a step, or of a round, whose results are the changed columns, what is logged, and the rounds left.
         inputs, outputs: of the graph, fake.
         columns: see `_columns`.
-        replacements: as in `Tracer`.
 
     Attributes:
         wanted, given: the inputs and the outputs that require gradients.
@@ -56,7 +54,6 @@ class _Step:
         inputs: Sequence[Any],
         outputs: Sequence[Tensor],
         columns: dict[str, int],
-        replacements: Replacements,
     ) -> None:
         grad, rows = torch.is_grad_enabled(), inputs[next(iter(columns.values()))].shape[0]
         self.wanted = [k for k, x in enumerate(inputs) if grad and isinstance(x, Tensor) and x.requires_grad]
@@ -78,11 +75,11 @@ class _Step:
             self._status = columns["status"]
             logged = len(outputs) - 1 - len(changing) + (len(changing) if self.given else 0)
             rounds = Rounds(self._changing, logged)
-        self._forward = Kernel(self._values, specs, rows, replacements, rounds)
+        self._forward = Kernel(self._values, specs, rows, rounds)
         if self.given:
             further = [*(spec_of(outputs[k]) for k in self.given), *(specs[k] for k in self._summed)]
             specs += [x._replace(requires_grad=False) for x in further]
-            self._backward = Kernel(self._gradients, specs, rows, replacements, self._rounds_backwards())
+            self._backward = Kernel(self._gradients, specs, rows, self._rounds_backwards())
 
     def _rounds_backwards(self) -> Rounds | None:
         if not self._changing:

@@ -17,7 +17,6 @@ from dise.integrate.compile.rowwise.operators import (
     ELEMENTWISE,
     EXTREMA,
     REDUCTIONS,
-    Call,
     simple_power,
 )
 from dise.integrate.compile.rowwise.values import (
@@ -29,8 +28,6 @@ from dise.integrate.compile.rowwise.values import (
     fresh_index,
     view_of,
 )
-
-Replacements = Mapping[Any, Call]  # of operators on float32
 
 _aten = torch.ops.aten
 PRODUCTS = (_aten.mm.default, _aten.addmm.default)
@@ -74,16 +71,14 @@ class Tracer(TorchDispatchMode):
 
     Args:
         rows: the number of rows.
-        replacements: functions to call instead of operators.
 
     Raises:
         UnsupportedError: an operator for which there is no code.
     """
 
-    def __init__(self, rows: int, replacements: Replacements) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace(rows)
-        self._replacements = replacements
         self._places: dict[int, tuple[Value, Tensor]] = {}  # by the address of a storage
         self._numbers = count()
         self._kept: list[Tensor] = []  # so that no storage takes the address of another
@@ -191,8 +186,6 @@ class Tracer(TorchDispatchMode):
             return True
         if func is _aten.pow.Tensor_Scalar and simple_power(func, arguments["exponent"]):
             func = simple_power(func, arguments["exponent"])
-        if out.dtype is torch.float32:
-            func = self._replacements.get(func, func)
         self._add(func, arguments, out, section, row)
         return True
 
