@@ -1,5 +1,7 @@
 """The solver's clock: times are float64 whatever the state's dtype, and f receives them in the state's."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,13 @@ def clock_dtype(device: torch.device) -> torch.dtype:
     The length of a step is the difference of its rounded ends, so rounding errors do not add up in either dtype.
     """
     return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
+@lru_cache(maxsize=256)
+def shared_times(t: float, number: int, device: torch.device) -> Tensor:
+    """[number] equal times, in one tensor for all solves: for those that neither change it nor give it away."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used in later training
+        return torch.full((number,), t, dtype=clock_dtype(device), device=device)
 
 
 def real_dtype(x: Tensor) -> torch.dtype:

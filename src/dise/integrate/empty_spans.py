@@ -6,7 +6,7 @@ from torch import Tensor
 from dise.integrate.clock import real_dtype
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Integration, Request, Result, merge
+from dise.integrate.problem.requests import Integration, Request, Result, of_rows
 from dise.integrate.problem.run import Run
 from dise.integrate.runge_kutta.classical import EULER
 from dise.integrate.status import Status
@@ -31,8 +31,8 @@ def integrate_nonempty(
         unmoved = yield from _with_time_gradients(problem, unmoved, (~nonempty).nonzero().flatten())
     if len(rows) == 0:
         return unmoved._replace(accumulated=_nothing(integrator, problem, run))
-    (result,) = yield from merge([(rows, integrator.integrate(problem.take(rows, problem.k1), run))])
-    if run.accumulate is not None and result.accumulated.ndim > 1:
+    result = yield from of_rows(rows, integrator.integrate(problem.take(rows, problem.k1), run))
+    if run.accumulate is not None and result.accumulated is not None and result.accumulated.ndim > 1:
         unmoved = unmoved._replace(accumulated=_nothing(integrator, problem, run))
     pairs = {name: (getattr(unmoved, name), new) for name, new in result._asdict().items() if new is not None}
     return unmoved._replace(**{name: old.index_put((rows,), new) for name, (old, new) in pairs.items()})
@@ -65,8 +65,9 @@ def _with_time_gradients(problem: Problem, unmoved: Result, rows: Tensor) -> Int
     k1 = yield Request(rows if len(rows) < len(problem) else None, t0, y0)
     span = (problem.t1[rows] - t0)[:, None].to(real_dtype(y0))
     y = torch.addcmul(y0, span, torch.where(k1.isfinite(), k1, 0))
+    nfe = torch.zeros_like(unmoved.status).index_fill(0, rows, 1)
     return unmoved._replace(
         y=unmoved.y.index_put((rows,), y),
-        nfe=unmoved.nfe.index_put((rows,), torch.ones_like(rows)),
+        nfe=nfe,
         k1=unmoved.slope.index_put((rows,), k1),
     )

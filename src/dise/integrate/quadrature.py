@@ -112,8 +112,8 @@ class LobattoQuadrature:
         status = torch.where(result.status == int(Status.SUCCESS), self._status, result.status)
         return result._replace(
             y=torch.cat([result.y, self._total], 1),
-            nfe=result.nfe + self._nfe,
-            error=result.error + self._error,
+            nfe=None if result.nfe is None else result.nfe + self._nfe,
+            error=None if result.error is None else result.error + self._error,
             status=status,
             k1=None,  # the last tensor's is unknown
         )

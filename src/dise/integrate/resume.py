@@ -74,4 +74,4 @@ class _Resumed(Integrator):
             k1 = k1[samples]
         known = k1 is not None and bool(k1.isfinite().all())
         result = yield from self.integrator.integrate(replace(problem, dt=dt, k1=k1 if known else None), run)
-        return result._replace(nfe=result.nfe - 1) if known else result
+        return result._replace(nfe=result.nfe - 1) if known and result.nfe is not None else result

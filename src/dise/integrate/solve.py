@@ -225,7 +225,9 @@ def solve(
         result,
         layout,
         calls=field.calls + (0 if quadrature is None else quadrature.calls),
-        accumulated=None if statistics is None else statistics.result(result.accumulated, batched=batched),
+        accumulated=None
+        if statistics is None
+        else statistics.result(cast(Tensor, result.accumulated), batched=batched),
         saved=saved_ends if points is None or saved is None else points.in_structure(saved),
         saved_t=saved_t,
         which=which if which is None or batched else which[0],
@@ -267,20 +269,23 @@ def end_state(
     Arguments and errors are those of `solve`.
     """
     others = options.compile is not False or (options.gradient != "direct" and torch.is_grad_enabled())
-    if others or hasattr(f, "without_quadrature"):
+    if others or hasattr(type(f), "without_quadrature"):
         return solve(f, y0, t0, t1, integrator, args=args, sample_args=sample_args, **options.keywords()).y
-    check_options({}, {"f": f})
-    start = Start.of(y0, t0, t1, integrator, args=args, sample_args=sample_args, batched=options.batched)
+    if not callable(f):
+        check_options({}, {"f": f})
+    start = Start.of(y0, t0, t1, integrator, args=args, sample_args=sample_args, batched=options.batched, end_only=True)
     field = start.field(f, start.problem, whole=not options.drop_finished)
     run = Run(
         field=field,
         drop_finished=options.drop_finished,
         differentiate_step_sizes=options.differentiate_step_sizes,
+        end_only=True,
     )
-    layout, result = start.problem.layout, _integrated(integrator, start.problem, run, field, None)
-    if not all_succeeded(result.status):
-        _solution(result, layout, calls=field.calls, accumulated=None).raise_for_status()
-    return layout.unpack(result.y)
+    result = _integrated(integrator, start.problem, run, field, None)
+    if all_succeeded(result.status):
+        return start.problem.layout.unpack(result.y)
+    # a complete solve says what failed
+    return solve(f, y0, t0, t1, integrator, args=args, sample_args=sample_args, **options.keywords()).y
 
 
 def _compiled(field: Field, compile: Compile) -> tuple[Field, MakeRounds | None]:

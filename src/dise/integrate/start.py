@@ -1,16 +1,20 @@
 """The start of a solve: the checked arguments that every solve has."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dise.integrate.arguments import Span, as_sequence, check_sample_args, check_state
+from dise.integrate.clock import shared_times
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import Layout, State
-from dise.integrate.tracing import has_values
+from dise.integrate.tracing import has_values, untracked
+
+MAX_SHARED = 2**12  # samples; with more, an operation takes longer than its call, and shared tensors hold memory
 
 
 class Start(NamedTuple):
@@ -33,12 +37,14 @@ class Start(NamedTuple):
         sample_args: Sequence[Tensor],
         batched: bool,
         endless: bool = False,
+        end_only: bool = False,
     ) -> "Start":
         """The start of a solve with these arguments of `dise.solve`.
 
         Args:
             y0, t0, t1, integrator, args, sample_args, batched: see `dise.solve`.
             endless: t1 may be infinite.
+            end_only: the times are not given to the user, so solves may share their tensors.
 
         Raises:
             TypeError, ValueError: an argument (named in the message) is not as described.
@@ -49,7 +55,12 @@ class Start(NamedTuple):
         layout = Layout.of(y0, batched=batched)
         packed = layout.pack(y0)
         further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
-        span = Span.of(t0, t1, packed, batched=batched, endless=endless)
+        common = _common_span(t0, t1, packed) if end_only else None
+        if common is None:
+            span = Span.of(t0, t1, packed, batched=batched, endless=endless)
+        else:
+            start, end = (shared_times(t, packed.shape[0], packed.device) for t in common)
+            span = Span(start, end, (start.dtype, end.dtype))
         problem = Problem(
             y0=packed,
             t0=span.t0,
@@ -57,6 +68,7 @@ class Start(NamedTuple):
             layout=layout,
             nonempty_spans=_nonempty_spans(t0, t1),
             span=None if isinstance(t0, Tensor) or isinstance(t1, Tensor) else (float(t0), float(t1)),
+            shares_times=common is not None,
         )
         return cls(problem, span, further, own)
 
@@ -64,6 +76,13 @@ class Start(NamedTuple):
         """The vector field of a solve of `problem`, this one or itself without gradients; see `Field`."""
         stand_ins, number = (problem.t0, problem.y0), problem.y0.shape[0]  # len would fix the size of a traced batch
         return Field(f, problem.layout, stand_ins, self.args, self.sample_args, number, whole=whole)
+
+
+def _common_span(t0: float | Tensor, t1: float | Tensor, y0: Tensor) -> tuple[float, float] | None:
+    """The span of all samples, if solves may share its tensors: it is of numbers, and nothing tracks operations."""
+    if not (isinstance(t0, float) and isinstance(t1, float) and math.isfinite(t0) and math.isfinite(t1)):
+        return None
+    return (t0, t1) if y0.is_cpu and untracked(y0) and y0.shape[0] <= MAX_SHARED else None
 
 
 def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:

@@ -43,6 +43,8 @@ def check_readable(name: str, *tensors: Tensor, advice: str = FIXED_STEPS) -> No
         tensors: the values.
         advice: what to use instead.
     """
+    if not torch.jit.is_tracing() and not transformed():
+        return
     if torch.jit.is_tracing():
         reason = "torch.jit.trace keeps what the example's values lead to, for all other inputs"
     elif not all(has_values(x) for x in tensors):

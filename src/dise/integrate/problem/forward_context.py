@@ -66,7 +66,27 @@ def module_tensors(sources: Iterable[object]) -> list[Tensor]:
 
 def training_modes(sources: Iterable[object]) -> tuple[bool, ...]:
     """Whether each module that f and its arguments lead to is in training mode."""
-    return tuple(table["training"] for table in _tables(sources) if isinstance(table.get("training"), bool))
+    modes: list[bool] = []
+    others: list[object] = []
+    for source in sources:
+        if isinstance(source, nn.Module):
+            modes.extend(_modes_of_module(source))
+        else:
+            others.append(source)
+    if others:
+        modes.extend(table["training"] for table in _tables(others) if isinstance(table.get("training"), bool))
+    return tuple(modes)
+
+
+def _modes_of_module(module: nn.Module) -> list[bool]:
+    """Those of a module and all below it; every solve asks, so without the names of `nn.Module.named_modules`."""
+    found: dict[nn.Module, None] = {}
+    level = {module: None}
+    while level:
+        found |= level
+        children = [child for some in level for child in some._modules.values() if child is not None]
+        level = {child: None for child in children if child not in found}
+    return [some.training for some in found]
 
 
 class _Autocast(NamedTuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
+from dise.integrate.clock import shared_times
 from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.state import Layout
@@ -27,6 +28,7 @@ class Problem:
     nonempty_spans: bool | None = None  # whether t0 ≠ t1 for every sample; None if telling needs a device sync
     span: tuple[float, float] | None = None  # t0 and t1, if they are numbers, the same for all samples
     sample: Int[Tensor, " n"] | None = None  # indices in the solve's batch; None: all of it, in order
+    shares_times: bool = False  # whether t0 and t1 are `shared_times`, of `span`
 
     def __len__(self) -> int:
         return len(self.y0)
@@ -35,21 +37,49 @@ class Problem:
         """f(t0, y0) [n, F], requested unless it is known."""
         if self.k1 is not None:
             return self.k1
-        t0 = self.t0
+        t0 = self.t0.to(self.layout.time_dtype, copy=True) if self.shares_times else self.t0
         if self.breaks is not None:  # after a jump at t0
             t0 = within(t0.to(self.breaks.bounds.dtype), self.breaks.bounds[:, 0])
         return (yield Request(None, t0, self.y0))
 
     def with_first_stage(self, k1: Tensor) -> "Problem":
         """The problem with k1 = f(t0, y0) [n, F] known."""
-        return replace(self, k1=k1)
+        return Problem(
+            y0=self.y0,
+            t0=self.t0,
+            t1=self.t1,
+            layout=self.layout,
+            k1=k1,
+            dt=self.dt,
+            breaks=self.breaks,
+            nonempty_spans=self.nonempty_spans,
+            sample=self.sample,
+            span=self.span,
+            shares_times=self.shares_times,
+        )
 
     def take(self, rows: Tensor, k1: Tensor | None = None) -> "Problem":
         """The problem of some of the samples; `k1` is f(t0, y0) of all of this problem's samples, if known."""
-        y0, t0, t1 = (x.index_select(0, rows) for x in (self.y0, self.t0, self.t1))
-        k1, dt = (None if x is None else x.index_select(0, rows) for x in (k1, self.dt))
-        breaks = None if self.breaks is None else self.breaks.take(rows)
-        return replace(self, y0=y0, t0=t0, t1=t1, k1=k1, dt=dt, breaks=breaks, sample=self.samples(rows))
+        if self.span is None or not self.shares_times:
+            t0, t1 = self.t0.index_select(0, rows), self.t1.index_select(0, rows)
+        else:
+            start, end = self.span
+            t0 = shared_times(start, rows.shape[0], rows.device)
+            t1 = shared_times(end, rows.shape[0], rows.device)
+        # `dataclasses.replace` takes as long as several operations on few rows
+        return Problem(
+            y0=self.y0.index_select(0, rows),
+            t0=t0,
+            t1=t1,
+            layout=self.layout,
+            k1=None if k1 is None else k1.index_select(0, rows),
+            dt=None if self.dt is None else self.dt.index_select(0, rows),
+            breaks=None if self.breaks is None else self.breaks.take(rows),
+            nonempty_spans=self.nonempty_spans,
+            sample=self.samples(rows),
+            span=self.span,
+            shares_times=self.shares_times,
+        )
 
     def detach(self) -> "Problem":
         """The problem without gradients."""

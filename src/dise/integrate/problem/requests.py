@@ -24,17 +24,21 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The end of an integration, with a row per sample; the fields are those of `Solution`."""
+    """The end of an integration, with a row per sample; the fields are those of `Solution`.
+
+    For a run of the end alone (`Run.end_only`) only `y` and `status` count; others may be None, or of a candidate whose
+    answer was not accepted.
+    """
 
     y: Inexact[Tensor, "n F"]
     t: Float[Tensor, " n"]
-    nfe: Int[Tensor, " n"]
-    n_steps: Int[Tensor, " n"]
-    n_accepted: Int[Tensor, " n"]
-    error: Float[Tensor, " n"]
+    nfe: Int[Tensor, " n"] | None
+    n_steps: Int[Tensor, " n"] | None
+    n_accepted: Int[Tensor, " n"] | None
+    error: Float[Tensor, " n"] | None
     status: Int[Tensor, " n"]
-    dt: Float[Tensor, " n"]
-    accumulated: Float[Tensor, "n ..."]
+    dt: Float[Tensor, " n"] | None
+    accumulated: Float[Tensor, "n ..."] | None
     k1: Inexact[Tensor, "n F"] | None = None  # f(t, y); NaN where it is unknown, None if it is unknown for all
     choice: Int[Tensor, " n"] | None = None
 
@@ -53,6 +57,17 @@ def with_slopes(*results: Result) -> tuple[Result, ...]:
     if all(result.k1 is None for result in results):
         return results
     return tuple(result._replace(k1=result.slope.contiguous()) for result in results)
+
+
+def of_rows(rows: Tensor, integration: Integration) -> Integration:
+    """An integration of some samples, whose requests name these rows [n] of the samples it was taken from."""
+    value = None
+    while True:
+        try:
+            request = next(integration) if value is None else integration.send(value)
+        except StopIteration as stop:
+            return cast(Result, stop.value)
+        value = yield Request(rows if request.rows is None else rows[request.rows], request.t, request.y)
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:

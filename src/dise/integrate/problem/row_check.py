@@ -92,7 +92,7 @@ def _owner(f: Callable[..., object]) -> object:
 
 
 def _mode(f: Callable[..., object], args: tuple[object, ...]) -> tuple[object, ...]:
-    return getattr(f, "__func__", None), *training_modes((f, *args))
+    return f.__func__ if isinstance(f, MethodType) else None, *training_modes((f, *args))
 
 
 def _referable(owner: object) -> bool:

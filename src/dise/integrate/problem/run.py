@@ -49,6 +49,7 @@ class Run:
         observers: shown each attempted step.
         events: what may stop a sample before t1, or change its state.
         drop_finished, differentiate_step_sizes, accumulate: see `dise.solve`.
+        end_only: of the results nothing is read but the states and whether they were reached (see `Result`).
         checkpoint: keep only some states for the backward pass, and recompute the steps between them.
     """
 
@@ -60,6 +61,7 @@ class Run:
     differentiate_step_sizes: bool = False
     accumulate: Accumulator | None = None
     checkpoint: bool = False
+    end_only: bool = False
 
     def answer(self, problem: Problem, request: Request) -> Tensor:
         """The values of f that a problem's integration requests.

@@ -1,6 +1,7 @@
 """States: the user's tensors, and the single [n, F] tensor that the solver works on."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,6 +63,11 @@ class Layout:
     @classmethod
     def of(cls, y: State, *, batched: bool) -> "Layout":
         """Layout of a state whose tensors are [B, ...]."""
+        if isinstance(y, Tensor) and not torch.compiler.is_compiling():
+            try:
+                return _layout_of_tensor(y.shape[1:] if batched else y.shape, batched, y.dtype)
+            except TypeError:  # sizes of a traced tensor cannot be hashed
+                pass
         parts = leaves(y)
         shapes = tuple(leaf.shape[1:] if batched else leaf.shape for leaf in parts)
         return cls(shapes, isinstance(y, tuple), batched, tuple(y) if isinstance(y, dict) else None, parts[0].dtype)
@@ -110,6 +116,11 @@ class Layout:
         if len(self.sizes) == 1:
             return _root_mean_square(x)
         return torch.stack([_root_mean_square(part) for part in x.split(self.sizes, dim=1)]).amax(0)
+
+
+@lru_cache(maxsize=256)  # every solve of a block needs one, in less time than an evaluation of f on one sample
+def _layout_of_tensor(shape: torch.Size, batched: bool, dtype: torch.dtype) -> Layout:
+    return Layout((shape,), False, batched, None, dtype)
 
 
 def _root_mean_square(x: Tensor) -> Tensor:

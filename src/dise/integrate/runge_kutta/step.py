@@ -65,6 +65,32 @@ class Step(NamedTuple):
         return cls(t, dt, y, y_next, stages, first.tableau, bounds, estimate)
 
 
+class StepTimes(NamedTuple):
+    """The times of a step of n samples."""
+
+    dt: Float[Tensor, " n"]  # signed length, in the clock's dtype
+    column: Float[Tensor, "n 1"]  # the same in the state's real dtype; the clock's would turn sums into float64
+    stages: Sequence[Tensor]  # [n] time of each stage in that dtype
+
+    @classmethod
+    def of(
+        cls,
+        nodes: tuple[float, ...],
+        t: Tensor,
+        t_next: Tensor,
+        dtype: torch.dtype,
+        bounds: Tensor | None = None,
+        *,
+        pending: bool = True,
+    ) -> "StepTimes":
+        """Those of a step from t [n] to t_next [n] by a method with these nodes; see `Attempt`.
+
+        Without `pending` stages their times are left out.
+        """
+        dt = t_next - t
+        return cls(dt, dt.to(dtype).unsqueeze(1), _stage_times(nodes, t, t_next, dtype, bounds) if pending else ())
+
+
 def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
     """[n, F] k_first + Σ_i factor_i k_i: the weighted sum divided by its scale. Stages of weight 0 are not read."""
     total = stages[weights.first]
@@ -102,6 +128,7 @@ class Attempt:
         k1: [n, F] first stage, f(t, y), if known.
         bounds: [n, 2] smallest and largest time that f may receive, beside a jump; None: no limits.
         sums: of the stages, which belong to this attempt until the next one begins; None: sums are added up one by one.
+        times: of the step, if they are known.
     """
 
     def __init__(
@@ -113,14 +140,14 @@ class Attempt:
         k1: Tensor | None = None,
         bounds: Tensor | None = None,
         sums: RunningSums | None = None,
+        times: StepTimes | None = None,
     ) -> None:
         self.tableau, self.t, self.t_next, self.y, self.bounds = tableau, t, t_next, y, bounds
-        self.dt = t_next - t
-        dtype = real_dtype(y)
-        self._dt_column = self.dt.to(dtype).unsqueeze(1)  # the clock's dtype would turn sums of stages into float64
         self.stages = [] if k1 is None else [k1]
         self._number = tableau.stages
-        self._times = _stage_times(tableau, t, t_next, dtype, bounds) if self.pending else ()
+        if times is None:
+            times = StepTimes.of(tableau.c, t, t_next, real_dtype(y), bounds, pending=self.pending)
+        self.dt, self._dt_column, self._times = times
         self.evaluations = self._number - len(self.stages)
         self._y_stage, self._sums = y, sums
         if sums is not None:
@@ -164,16 +191,16 @@ class Attempt:
 
 
 def _stage_times(
-    tableau: ButcherTableau, t: Tensor, t_next: Tensor, dtype: torch.dtype, bounds: Tensor | None
+    nodes: tuple[float, ...], t: Tensor, t_next: Tensor, dtype: torch.dtype, bounds: Tensor | None
 ) -> Sequence[Tensor]:
     """[n] time of each stage, t + c_i·dt, computed in the clock's dtype, rounded to f's and moved into the bounds."""
     times: Sequence[Tensor]
-    if tableau.stages == 1:
+    if len(nodes) == 1:
         times = (t.to(dtype),)
     elif torch.compiler.is_compiling():  # a graph fuses these; a tensor of nodes would be a constant of the graph
-        times = [torch.lerp(t, t_next, c).to(dtype) for c in tableau.c]
+        times = [torch.lerp(t, t_next, c).to(dtype) for c in nodes]
     else:
-        times = torch.lerp(t, t_next, _nodes(tableau.c, t.dtype, t.device)).to(dtype).unbind()
+        times = torch.lerp(t, t_next, _nodes(nodes, t.dtype, t.device)).to(dtype).unbind()
     return times if bounds is None else [within(time, bounds) for time in times]
 
 

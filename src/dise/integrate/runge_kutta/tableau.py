@@ -97,6 +97,7 @@ class ButcherTableau:
     interpolant: tuple[tuple[float, ...], ...] | None = None
     error_order: int | None = None
     reuse_last: bool = False
+    stages: int = field(init=False, repr=False, compare=False)  # their number
     # the rows of a, b and b_err in the form that steps use
     stage_sums: tuple[WeightedSum, ...] = field(init=False, repr=False, compare=False)
     solution_sum: WeightedSum = field(init=False, repr=False, compare=False)
@@ -106,6 +107,7 @@ class ButcherTableau:
     last_at_end: bool = field(init=False, repr=False, compare=False)  # the last stage's state is the step's end
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", len(self.c))
         rows = {"a": self.a, "b": self.b, "b_err": self.b_err, "interpolant": self.interpolant}
         for name, row in rows.items():
             if row is not None and len(row) != self.stages:
@@ -140,11 +142,6 @@ class ButcherTableau:
         for j, column in enumerate(zip(*interpolant, strict=True)):
             if not math.isclose(sum(column), float(j == 0), abs_tol=10 * _ROUNDING):
                 raise ValueError(f"interpolant: column {j} must sum to {int(j == 0)}, sums to {sum(column)}")
-
-    @property
-    def stages(self) -> int:
-        """Number of stages."""
-        return len(self.c)
 
     @property
     def evaluations(self) -> int:

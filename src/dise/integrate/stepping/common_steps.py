@@ -1,22 +1,23 @@
 """Steps that all samples take in common: those of a fixed-step method, as long as every state is finite."""
 
 from collections.abc import Generator
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dise.integrate.clock import real_dtype
+from dise.integrate.clock import real_dtype, shared_times
 from dise.integrate.multistep.own_steps import AdamsFormula
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result
 from dise.integrate.problem.run import Run
 from dise.integrate.runge_kutta.running_sums import RunningSums
-from dise.integrate.runge_kutta.step import Attempt
+from dise.integrate.runge_kutta.step import Attempt, StepTimes
 from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.control import Controller, FixedSteps
-from dise.integrate.stepping.grids import Grid
+from dise.integrate.stepping.grids import EqualParts, Fractions, Grid
 from dise.integrate.tracing import known_all, known_finite, on_host
 
 
@@ -62,11 +63,12 @@ class CommonSteps(NamedTuple):
             return None
         return cls(tableau, control.grid, number)
 
-    def take(self, problem: Problem, first: list[Tensor]) -> Generator[Request, Tensor, Result | Reached]:
+    def take(self, problem: Problem, run: Run, first: list[Tensor]) -> Generator[Request, Tensor, Result | Reached]:
         """The result of all steps; or the start of the step in which a state is not finite, for the loop to go on from.
 
         Args:
             problem: without break points.
+            run: how to integrate.
             first: k1 [n, F], which is taken out, so that the caller's frame does not hold it until the end.
         """
         reached = Reached(0, problem.t0, problem.y0, first.pop())
@@ -75,20 +77,29 @@ class CommonSteps(NamedTuple):
         while reached.steps < self.number:
             index, t, y, k1 = reached
             t_next = self.grid.end(index, t, problem.t0, problem.t1)
-            attempt = Attempt(self.tableau, t, t_next, y, k1, sums=sums)
+            attempt = Attempt(self.tableau, t, t_next, y, k1, sums=sums, times=self._times(problem, index))
             if index == 0:
                 dt = attempt.dt
                 if not self._moves(dt, problem) or not self._known_after(k1):
                     return reached
             del y, k1
             while attempt.pending:
-                attempt.stages.append((yield Request(None, *attempt.point())))
+                # without names for the point, which this frame would hold until the next one
+                attempt.stages.append((yield _request(problem, *attempt.point())))
             y_next = attempt.end()
             if not known_finite(y_next):
                 return reached
             reached = Reached(index + 1, t_next, y_next, attempt.stages[-1] if self.tableau.fsal else None)
             del attempt, y_next
-        return self._result(reached, dt)
+        return self._end(reached) if run.end_only else self._result(reached, dt)
+
+    def _times(self, problem: Problem, index: int) -> StepTimes | None:
+        """The times of a step, if they are known."""
+        if problem.span is None or not problem.shares_times or not isinstance(self.grid, EqualParts | Fractions):
+            return None
+        t0, t1 = problem.span
+        y = problem.y0
+        return _shared_step(self.tableau.c, self.grid, index, t0, t1, y.shape[0], real_dtype(y), y.device)
 
     def _moves(self, dt: Tensor, problem: Problem) -> bool:
         """Whether all first steps dt [n] are known to have a length; one that is the whole span has the span's."""
@@ -97,6 +108,11 @@ class CommonSteps(NamedTuple):
     def _known_after(self, k1: Tensor | None) -> bool:
         """Whether the end of a step will tell if y0 and k1 [n, F] are finite; it always tells of y0."""
         return self.tableau.b[0] != 0 or (k1 is not None and known_finite(k1))
+
+    def _end(self, end: Reached) -> Result:
+        """The end alone of samples that have taken all steps."""
+        status = torch.full_like(end.t, int(Status.SUCCESS), dtype=torch.int64)
+        return Result(end.y, end.t, None, None, None, None, status, None, None)
 
     def _result(self, end: Reached, dt: Tensor) -> Result:
         """The result of samples that have taken all steps."""
@@ -118,3 +134,26 @@ class CommonSteps(NamedTuple):
             accumulated=torch.zeros_like(error),
             k1=end.k1,
         )
+
+
+def _request(problem: Problem, t: Tensor, y: Tensor) -> Request:
+    """The request for f at t [n] and y [n, F], with a copy of times that other solves share."""
+    return Request(None, t.clone() if problem.shares_times else t, y)
+
+
+@lru_cache(maxsize=256)
+def _shared_step(
+    nodes: tuple[float, ...],
+    grid: EqualParts | Fractions,
+    index: int,
+    t0: float,
+    t1: float,
+    number: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> StepTimes:
+    """The times of a grid's step of samples with one span, for all solves; see `shared_times`."""
+    start, end = (shared_times(t, number, device) for t in (t0, t1))
+    with torch.inference_mode(False):
+        t = grid.end(index - 1, start, start, end) if index else start
+        return StepTimes.of(nodes, t, grid.end(index, t, start, end), dtype)

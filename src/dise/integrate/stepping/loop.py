@@ -38,7 +38,7 @@ def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, probl
     common = CommonSteps.of(tableau, control, problem, run)
     reached = None
     if common is not None:
-        outcome = yield from common.take(problem, first)
+        outcome = yield from common.take(problem, run, first)
         if isinstance(outcome, Result):
             return outcome
         reached, first = outcome, [outcome.slope]

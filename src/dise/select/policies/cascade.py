@@ -8,10 +8,9 @@ from torch import Tensor
 
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Integration, Result, merge, with_slopes
+from dise.integrate.problem.requests import Integration, Result, of_rows, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
-from dise.integrate.status import Status
 from dise.integrate.tracing import check_readable
 from dise.select.policies.dynamic import with_candidates
 from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
@@ -75,62 +74,60 @@ class Cascade(Integrator):
         stages: dict[float, SharedStage] = {}
         final: Result | None = None
         for index, candidate in enumerate(self.candidates):
-            integration = share_stage(candidate.integrate(some, run), second_node(candidate, some), stages, len(some))
-            if rows is None:
-                result = yield from integration
-            else:
-                (result,) = yield from merge([(rows, integration)])
-            nfe = result.nfe if nfe is None else nfe + result.nfe - 1  # k1 is counted once
-            result = result._replace(nfe=nfe, choice=torch.full_like(nfe, index))
+            number = some.y0.shape[0]
+            integration = share_stage(candidate.integrate(some, run), second_node(candidate, some), stages, number)
+            result = yield from (integration if rows is None else of_rows(rows, integration))
+            if not run.end_only and result.nfe is not None:
+                nfe = result.nfe if nfe is None else nfe + result.nfe - 1  # k1 is counted once
+                result = result._replace(nfe=nfe, choice=torch.full_like(nfe, index))
             if final is None or rows is None:
                 final, copied = result, False
             else:
-                final, copied = _overwrite(final, rows, result, copied=copied), True
+                final, copied = _overwrite(final, rows, result, copied=copied, end_only=run.end_only), True
             if index + 1 == len(self.candidates):
                 break
-            # the only read from the device per candidate
-            left = (~self._accepted(index, problem, result)).nonzero().flatten()
-            if len(left) == 0:
+            left = self._rejected(index, problem, result)
+            if left.shape[0] == 0:
                 break
-            if len(left) < len(some):  # otherwise there is nothing to gather
-                rows, nfe = left if rows is None else rows.index_select(0, left), nfe.index_select(0, left)
+            if left.shape[0] < number:  # otherwise there is nothing to gather
+                rows = left if rows is None else rows.index_select(0, left)
+                nfe = None if nfe is None else nfe.index_select(0, left)
                 stages = {node: stage.take(left) for node, stage in stages.items()}
                 some = problem.take(rows, k1)
             for observer in run.observers:
-                observer.start_over(
-                    problem.samples(torch.arange(len(some), device=nfe.device) if rows is None else rows)
-                )
+                observer.start_over(problem.samples(torch.arange(number, device=k1.device) if rows is None else rows))
         if final is None:
             raise RuntimeError("a cascade has at least one candidate")
         return final
 
-    def _accepted(self, index: int, problem: Problem, result: Result) -> Tensor:
-        """[n] bool, whether the answers of a candidate are accepted."""
+    def _rejected(self, index: int, problem: Problem, result: Result) -> Tensor:
+        """[r] rows of a candidate's answers that are not accepted: the only read from the device per candidate."""
         if torch.is_grad_enabled():  # entering no_grad takes as long as some operations
             with torch.no_grad():
-                return self._accepted(index, problem, result)
-        succeeded = result.status == Status.SUCCESS
+                return self._rejected(index, problem, result)
         if self.accept is None:
-            return succeeded
-        accept = self.accept[index] if isinstance(self.accept, Sequence) else self.accept
+            return result.status.nonzero().flatten()  # SUCCESS is 0
+        accept = self.accept if callable(self.accept) else self.accept[index]
         answer = accept(problem.layout.unpack(result.y))
-        if answer.shape != succeeded.shape or answer.dtype != torch.bool:
-            raise ValueError(
-                f"accept: expected bool of shape {tuple(succeeded.shape)}, got {answer.dtype} of {tuple(answer.shape)}"
-            )
-        return succeeded & answer
+        if answer.shape != result.status.shape or answer.dtype != torch.bool:
+            expected = tuple(result.status.shape)
+            raise ValueError(f"accept: expected bool of shape {expected}, got {answer.dtype} of {tuple(answer.shape)}")
+        # one comparison: a status is at least 0, which is SUCCESS, and above that at least 1, which is True
+        return (result.status >= answer).nonzero().flatten()
 
     def __str__(self) -> str:
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
 
 
-def _overwrite(final: Result, rows: Tensor, result: Result, *, copied: bool) -> Result:
+def _overwrite(final: Result, rows: Tensor, result: Result, *, copied: bool, end_only: bool) -> Result:
     """The final results with those of some rows replaced: in a copy, or in place if they are a copy already.
 
     A candidate's result may share memory with inputs of the next candidate, so it is never written to.
     """
+    if end_only:
+        y, status = (final.y, final.status) if copied else (final.y.clone(), final.status.clone())
+        return final._replace(y=y.index_put_((rows,), result.y), status=status.index_put_((rows,), result.status))
     if not copied:  # torch's out-of-place `index_put` takes several times as long
         final = Result._make(None if column is None else column.clone() for column in final)
-    pairs = zip(Result._fields, *with_slopes(final, result), strict=True)
-    changed = {name: old.index_put_((rows,), new) for name, old, new in pairs if old is not None and new is not None}
-    return Result(**changed)
+    pairs = zip(*with_slopes(final, result), strict=True)
+    return Result._make(None if old is None or new is None else old.index_put_((rows,), new) for old, new in pairs)

@@ -53,11 +53,11 @@ def confidence(logits: Tensor, measure: str = "top") -> Float[Tensor, " n"]:
     """[n] confidence of logits [n, C], or of one logit per sample, [n] or [n, 1]; see `Confidence` for the measures."""
     logits = class_logits(logits)
     if measure == "gap":
-        two = logits.topk(2, dim=1).values
-        return two[:, 0] - two[:, 1]
+        largest, second = logits.topk(2, dim=1).values.unbind(1)
+        return largest - second
     log_p = log_probabilities(logits)
     if measure == "entropy":
         entropy = -(log_p.exp() * log_p).sum(1)
         return 1 - entropy / math.log(log_p.shape[1])
-    best = log_p.exp().topk(2, dim=1).values
-    return best[:, 0] if measure == "top" else best[:, 0] - best[:, 1]
+    largest, second = log_p.exp().topk(2, dim=1).values.unbind(1)
+    return largest if measure == "top" else largest - second

@@ -152,9 +152,9 @@ def integrate_assigned(
         for rows, candidate in zip(order.split(counts), candidates, strict=True)
         if len(rows)
     ]
-    results = with_slopes(*(yield from merge(parts)))
+    results = yield from merge(parts)
     # the last field is `choice`, which is given
     back = order.argsort()
-    columns = zip(*(result[:-1] for result in results), strict=True)
-    whole = (None if column[0] is None else torch.cat(column)[back] for column in columns)
+    columns = zip(*(result[:-1] for result in (results if run.end_only else with_slopes(*results))), strict=True)
+    whole = (None if any(part is None for part in column) else torch.cat(column)[back] for column in columns)
     return Result._make((*whole, choice))

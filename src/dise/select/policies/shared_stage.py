@@ -81,7 +81,7 @@ def share_stage(
             request = integration.send((yield request))
     except StopIteration as stop:
         result = cast(Result, stop.value)
-    if stage is None:
+    if stage is None or result.nfe is None:
         return result
     # a sample that fails at k1 has one evaluation, whatever is known
     reused = 1 if stage.known is None else stage.known.long()
