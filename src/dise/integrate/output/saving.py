@@ -19,7 +19,7 @@ from dise.integrate.problem.requests import Result
 from dise.integrate.problem.state import leaves
 
 # Numbers in the steps that wait for a lookup: one for many steps costs less, and on a GPU it reads the device.
-WAITING_NUMEL, WAITING_NUMEL_GPU = 2**17, 2**20
+WAITING_NUMEL, WAITING_NUMEL_GPU = 2**16, 2**20
 POINTS_NUMEL = 2**12  # numbers in the states that are interpolated at once, if the batch has fewer
 
 
