@@ -93,7 +93,8 @@ class Candidate(nn.Module):
         layout = Layout.of(h0, batched=True)
         y0 = layout.pack(h0)
         t0, t1 = (as_times(name, getattr(self, name), y0, batched=True) for name in ("t0", "t1"))
-        problem = Problem(y0=y0, t0=t0, t1=t1, layout=layout, k1=layout.pack(k1))
+        span = self.t0, self.t1
+        problem = Problem(y0=y0, t0=t0, t1=t1, layout=layout, k1=layout.pack(k1), span=span)
         result = drive(self.integrator.integrate(problem, Run()), Field(self.f, layout, sample_args=conditions))
         return cast(Tensor, layout.unpack(result.y))
 
