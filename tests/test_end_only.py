@@ -104,3 +104,30 @@ def test_modes_of_all_modules_below():
     inner[1].eval()
     assert sorted(training_modes((f, 1.0))) == [False, True, True, True, True]
     assert sorted(training_modes((lambda t, y: f(y),))) == [False, True, True, True, True]
+
+
+def test_a_wrapped_field_with_a_quadrature():
+    class Field(nn.Module):
+        def forward(self, t, state):
+            y, _ = state
+            return torch.cos(4 * t) * y, torch.sin(20 * t) * y
+
+        def without_quadrature(self, t, y):
+            return torch.cos(4 * t) * y
+
+    class Wrapper(nn.Module):  # as torch.compile's
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+        def forward(self, t, state):
+            return self.inner(t, state)
+
+    y0 = torch.ones(3, 1, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
+    block = NeuralODE(Wrapper(Field()), Dopri5(rtol=1e-3, atol=1e-3), t1=2.0)
+    with torch.no_grad():
+        for found, expected in zip(block(y0), block.solve(y0).y, strict=True):
+            assert torch.equal(found, expected)

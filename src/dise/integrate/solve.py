@@ -16,7 +16,7 @@ from dise.integrate.arguments import (
     check_saving,
 )
 from dise.integrate.empty_spans import integrate_nonempty
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrators import Adaptive, Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
 from dise.integrate.output.event_log import EventLog
 from dise.integrate.output.event_search import EventSearch
@@ -269,7 +269,8 @@ def end_state(
     Arguments and errors are those of `solve`.
     """
     others = options.compile is not False or (options.gradient != "direct" and torch.is_grad_enabled())
-    if others or hasattr(type(f), "without_quadrature"):
+    # fields that torch compiled, or others wrapped, have it by `__getattr__`, which takes time where it is absent
+    if others or (isinstance(integrator, Adaptive) and hasattr(f, "without_quadrature")):
         return solve(f, y0, t0, t1, integrator, args=args, sample_args=sample_args, **options.keywords()).y
     if not callable(f):
         check_options({}, {"f": f})
