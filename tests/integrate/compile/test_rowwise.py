@@ -381,7 +381,8 @@ def test_a_failing_row_fails_alone(starts):
 @pytest.fixture
 def rounds_per_call(monkeypatch):
     """A list to which the number of rounds of each call is added; first calls do few."""
-    monkeypatch.setattr("dise.integrate.compile.rounds.FEWEST_ROUNDS", 4)
+    for name in ("FEWEST_ROUNDS", "FEWEST_WITH_EVENTS"):
+        monkeypatch.setattr(f"dise.integrate.compile.rounds.{name}", 4)
     numbers, attempt = [], GraphRounds._some_rounds
 
     def counted(*args):

@@ -22,9 +22,9 @@ from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds, RoundsDone
 from dise.integrate.stepping.rows import RUNNING, LoopRows, changing
 
-# of a kernel that keeps its rounds: as many as were done before, since memory for rounds that are not taken is wasted,
-# but at least so many as cost less than another call
-FEWEST_ROUNDS, MOST_ROUNDS = 16, 32
+# of a kernel that keeps its rounds: as many as were done before, but at least so many as cost less than another call;
+# rounds after an event that stops all samples are wasted
+FEWEST_ROUNDS, FEWEST_WITH_EVENTS, MOST_ROUNDS = 32, 16, 32
 MAX_ROUNDS_PER_CALL = 1000  # of a graph with a loop: it returns to Python regularly so that Ctrl-C works
 
 _LOOP_FAILURES: WeakSet[Callable[..., Any]] = WeakSet()  # compiled functions whose loop torch could not compile
@@ -108,7 +108,8 @@ class GraphRounds:
         most, fsal = None, self.method.tableau.fsal
         if self._adaptive and rows.y.is_cpu:
             alone = self._interrupted or (index == 0 and not fsal)  # later rounds do not know k1, unlike the first
-            most = 1 if alone else int(min(limit, max(FEWEST_ROUNDS, min(index, MOST_ROUNDS))))
+            fewest = FEWEST_ROUNDS if self.run.events is None else FEWEST_WITH_EVENTS
+            most = 1 if alone else int(min(limit, max(fewest, min(index, MOST_ROUNDS))))
         if self._adaptive or self.problem.breaks is not None:
             # An index is a constant of the graph: pass only what matters, whether the round is the first.
             index = 0 if fsal else min(index, 1)
