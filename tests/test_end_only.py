@@ -86,6 +86,17 @@ def test_no_field_reaches_the_times_of_other_solves(mode, integrator):
     torch.testing.assert_close(first, torch.full_like(y0, (1.5**2 - 0.25**2) / 2 - error), rtol=1e-12, atol=0)
 
 
+def test_a_zero_keeps_its_sign():
+    def f(t, y):
+        return torch.copysign(torch.ones_like(y), t)
+
+    y0 = torch.zeros(2, 1, dtype=torch.float64)
+    with torch.no_grad():
+        for zero in (0.0, -0.0):
+            block = NeuralODE(f, Euler(1), t0=zero, t1=1.0)
+            assert torch.equal(block(y0), block.solve(y0).y)
+
+
 def test_a_solve_in_inference_mode_before_training(tanh_field, starts):
     block, y0 = NeuralODE(tanh_field(3), RK4(2), t0=0.125, t1=0.875), starts(4, 3)
     with torch.inference_mode():

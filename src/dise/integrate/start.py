@@ -82,6 +82,8 @@ def _common_span(t0: float | Tensor, t1: float | Tensor, y0: Tensor) -> tuple[fl
     """The span of all samples, if solves may share its tensors: it is of numbers, and nothing tracks operations."""
     if not (isinstance(t0, float) and isinstance(t1, float) and math.isfinite(t0) and math.isfinite(t1)):
         return None
+    if any(t == 0 and math.copysign(1, t) < 0 for t in (t0, t1)):  # equal to 0.0, so it would get that one's tensor
+        return None
     return (t0, t1) if y0.is_cpu and untracked(y0) and y0.shape[0] <= MAX_SHARED else None
 
 
