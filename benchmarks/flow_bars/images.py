@@ -20,6 +20,7 @@ EVALUATIONS = (6, 8, 10, 12, 14, 16, 20)
 CHOICE, CHOICE_SEED, CHOICE_EVALUATIONS = 30, 7, (8, 10, 12, 14)  # draws, not those that are measured
 Method = Callable[[int | dise.TimeGrid], dise.Integrator]
 MIDPOINT, AB2, AB3 = dise.Midpoint, partial(Multistep.adams, order=2), partial(Multistep.adams, order=3)
+ABM2 = partial(Multistep.adams, order=2, corrector=True)
 
 
 def _warped(n: int, a: float, b: float) -> dise.TimeGrid:
@@ -43,7 +44,8 @@ def measure() -> Seen:
     best = {name: _best_grid(method, stages, chosen, ends) for name, (method, stages) in _JUDGED.items()}
     draws = digits(NUMBER)
     reference = draws.solve(TIGHT)
-    cases = {name: (method, stages, "uniform") for name, (method, stages) in {**_JUDGED, "AB3": (AB3, 1)}.items()}
+    equal: dict[str, tuple[Method, int]] = {**_JUDGED, "AB2 with corrector": (ABM2, 1), "AB3": (AB3, 1)}
+    cases = {name: (method, stages, "uniform") for name, (method, stages) in equal.items()}
     cases |= {f"{name}, best grid": (*_JUDGED[name], grid) for name, grid in best.items()}
     curves = {name: _curve(*case, EVALUATIONS, draws, reference.y) for name, case in cases.items()}
     found = {name: evaluations_at(DECIBELS, curve) for name, curve in curves.items()}
@@ -57,7 +59,8 @@ def measure() -> Seen:
         return Seen(f"{DECIBELS:g} dB not reached with {EVALUATIONS[-1]}", False, numbers)
     ratios = {name: evaluations / found["Midpoint"] for name, evaluations in found.items()}
     both = found["AB2, best grid"] / found["Midpoint, best grid"]
-    text = f"{ratios['AB2']:.3f} ({found['AB2']:.1f} / {found['Midpoint']:.1f}) on equal steps"
+    text = f"{ratios['AB2']:.3f} ({found['AB2']:.1f} / {found['Midpoint']:.1f}) on equal steps, "
+    text += f"{ratios['AB2 with corrector']:.3f} with its corrector"
     further = f"{both:.3f} each on its best grid ({best['AB2']}, {best['Midpoint']}); AB3 {ratios['AB3']:.3f}"
     return Seen(f"{text}; {further}", ratios["AB2"] <= BAR, {"ratios": ratios, "best": both, **numbers})
 

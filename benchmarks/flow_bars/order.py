@@ -20,6 +20,8 @@ EVERYWHERE: dict[str, tuple[int, Make]] = {
     "AB2": (2, lambda grid: Multistep.adams(grid, 2)),
     "AB3": (3, lambda grid: Multistep.adams(grid, 3)),
     "AB4": (4, lambda grid: Multistep.adams(grid, 4)),
+    "ABM2": (2, lambda grid: Multistep.adams(grid, 2, corrector=True)),
+    "ABM3": (3, lambda grid: Multistep.adams(grid, 3, corrector=True)),
     "DPM++2M": (2, lambda grid: Multistep.dpmpp2m(grid, PATH)),
     "UniPC1": (2, lambda grid: Multistep.unipc(grid, PATH, 1)),
     "UniPC2": (2, lambda grid: Multistep.unipc(grid, PATH, 2)),
@@ -83,7 +85,7 @@ def _observed(make: Make, grid: TimeGrid, order: int) -> tuple[float, int]:
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
     field, errors = _velocity(), []
     exact = dise.solve(field, x, START, END, dise.Dopri8(rtol=1e-12, atol=1e-12)).y
-    for _ in range(4 if order < 4 else 3):
+    for _ in range(5 if order < 4 else 3):
         grid = halved(grid)
         times = grids.of([START + (END - START) * x for x in grid.fractions])
         errors.append(float((dise.solve(field, x, START, END, make(times)).y - exact).abs().max()))

@@ -58,16 +58,23 @@ class Multistep(Integrator):
             raise TypeError(f"reverse: expected a MultistepTable, got {type(self.reverse).__name__}")
 
     @classmethod
-    def adams(cls, grid: int | TimeGrid, order: int = 2) -> "Multistep":
+    def adams(cls, grid: int | TimeGrid, order: int = 2, *, corrector: bool = False) -> "Multistep":
         """The Adams–Bashforth method of order 1 to 4 with exact weights for the grid's steps.
 
         NFE is the number of steps, and 2 more with order 4; see `dise.integrate.multistep.adams` for the first steps.
 
         Args:
             grid: number of equal steps, or their ends.
-            order: 1 (Euler's method) to 4.
+            order: 1 (Euler's method) to 4; 2 or 3 with a corrector.
+            corrector: correct each step but the last by the Adams–Moulton method of the same order, which costs no
+                evaluation: f at the predicted state, which the next step needs, corrects the step that led there.
+                The error constant of order 2 falls from 5/12 to 1/12; steps of stiff fields must be shorter.
         """
-        return cls._both_ways(lambda grid: adams.adams_bashforth(grid, order), grid, f"AB{order}({grid})")
+        if corrector:
+            table, name = adams.adams_bashforth_moulton, f"ABM{order}({grid})"
+        else:
+            table, name = adams.adams_bashforth, f"AB{order}({grid})"
+        return cls._both_ways(lambda grid: table(grid, order), grid, name)
 
     @classmethod
     def ipndm(cls, grid: int | TimeGrid, order: int = 4) -> "Multistep":

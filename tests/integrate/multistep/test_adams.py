@@ -57,6 +57,56 @@ def test_order_by_halving(order, start):
     assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.15)
 
 
+@pytest.mark.parametrize("start", ["equal", "random"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_order_with_the_corrector_by_halving(order, start):
+    grid = grids.uniform(40) if start == "equal" else random_grid(40, seed=order)
+    errors = []
+    for _ in range(6):  # the first and the last step, which are predicted alone, fade slowly
+        errors.append(error(Multistep.adams(grid, order, corrector=True)))
+        grid = refined(grid)
+    assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.15)
+
+
+def test_the_corrector_is_predict_evaluate_correct():
+    """Order 2 on unequal steps, written as the textbook has it, with the weights of unequal steps by hand."""
+    grid, y0 = random_grid(7, seed=3), torch.tensor([[1.0, 0.3]], dtype=DOUBLE)
+    f = lambda t, y: torch.sin(3 * y) + t  # noqa: E731
+    t, corrected, predicted, past = grid.fractions, y0, y0, None
+    for i in range(grid.steps):
+        h, v = t[i + 1] - t[i], f(t[i], predicted)
+        if i == 0:
+            predicted = corrected + h * v
+        else:
+            before = t[i] - t[i - 1]
+            corrected = corrected + before / 2 * (past + v)
+            predicted = corrected + h * ((1 + h / (2 * before)) * v - h / (2 * before) * past)
+        past = v
+    solution = dise.solve(f, y0, 0.0, 1.0, Multistep.adams(grid, 2, corrector=True))
+    torch.testing.assert_close(solution.y, predicted, rtol=1e-14, atol=1e-14)
+    assert solution.nfe.tolist() == [7]
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_corrector_lowers_the_error_at_the_same_evaluations(order):
+    grid = random_grid(40, seed=5)
+    assert error(Multistep.adams(grid, order, corrector=True)) < error(Multistep.adams(grid, order)) / 2
+
+
+def test_the_corrector_halves_the_interval_of_stability():
+    decay = lambda t, y: -100 * y  # noqa: E731
+    y0 = torch.ones(1, 1, dtype=DOUBLE)
+    for steps, corrector, stable in ((105, False, True), (105, True, False), (205, True, True)):
+        y = dise.solve(decay, y0, 0.0, 1.0, Multistep.adams(steps, 2, corrector=corrector)).y
+        assert (y.abs().item() < 1) == stable
+
+
+@pytest.mark.parametrize("order", [1, 4, 5])
+def test_orders_without_a_corrector_are_refused(order):
+    with pytest.raises(ValueError, match=f"order: expected 2 or 3 with a corrector, got {order}"):
+        Multistep.adams(8, order, corrector=True)
+
+
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_polynomials_are_integrated_exactly_on_any_grid(order):
     """Beyond the first steps, the weights of order k integrate polynomials of degree k − 1 in t exactly."""

@@ -1,4 +1,4 @@
-"""Adams–Bashforth tables on any grid, and Runge–Kutta methods of several steps as tables."""
+"""Adams tables on any grid, without and with corrector, and Runge–Kutta methods of several steps as tables."""
 
 from collections.abc import Sequence
 
@@ -53,6 +53,30 @@ def adams_bashforth(grid: TimeGrid, order: int) -> MultistepTable:
             predicted = x + _integral([*known, (end, pending)], s, end)
         x = predicted
     return MultistepTable.of(f.points, x, grid.span)
+
+
+def adams_bashforth_moulton(grid: TimeGrid, order: int) -> MultistepTable:
+    """The Adams–Bashforth method with the Adams–Moulton corrector of the same order: one evaluation of f per step.
+
+    f is evaluated at the predicted state alone (mode PEC), and its value corrects the step that led there before the
+    next one is predicted. The last step has no corrector, since f is not evaluated at the end.
+
+    Args:
+        grid: ends of the steps.
+        order: 2 or 3. With order 4 the corrected first step would limit the order to 3.
+
+    Source: Hairer, Nørsett, Wanner, III.1 (predict, evaluate, correct) and III.5 (variable steps).
+    """
+    if order not in (2, 3):
+        raise ValueError(f"order: expected 2 or 3 with a corrector, got {order!r}")
+    f, corrected, predicted = _Evaluations(), START, START
+    known: list[tuple[float, Combination]] = []  # times and values of f, the newest last
+    for s, end in zip(grid.fractions, grid.fractions[1:], strict=False):
+        known = [*known[1 - order :], (s, f.at(s, predicted))]
+        if len(known) > 1:
+            corrected += _integral(known, known[-2][0], s)
+        predicted = corrected + _integral(known, s, end)
+    return MultistepTable.of(f.points, predicted, grid.span)
 
 
 def ipndm(grid: TimeGrid, order: int) -> MultistepTable:
