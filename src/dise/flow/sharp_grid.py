@@ -53,11 +53,7 @@ def sharp_grid(
     The idea of a grid from reference paths is that of SharpEuler (arXiv:2605.11547), which takes the density of the
     paths' curvature; distances at the end also count how errors grow and cancel along the path.
     """
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
-    check_whole("n", n)
-    if not callable(method):
-        raise TypeError(f"method: expected a function of a grid such as dise.Midpoint, got {method!r}")
+    _check(flow, n, method)
     span, z = _span(flow), _draws(flow, noise)
 
     @torch.no_grad()
@@ -78,6 +74,14 @@ def sharp_grid(
     if distance(found) == math.inf:
         ends(method(_warped(n, found, span)))  # raises the error
     return _warped(n, found, span)
+
+
+def _check(flow: Flow, n: int, method: object) -> None:
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
+    check_whole("n", n)
+    if not callable(method):
+        raise TypeError(f"method: expected a function of a grid such as dise.Midpoint, got {method!r}")
 
 
 def _closest(distance: Callable[[tuple[float, float]], float]) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from dise.integrate.arguments import as_sequence, as_times, check_options, check
 from dise.integrate.clock import real_dtype
 from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
 from dise.integrate.problem.field import Field
-from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import Layout, State
@@ -82,23 +81,29 @@ def step(
     packed = layout.pack(y)
     start, length = (as_times(name, x, packed, batched=batched) for name, x in (("t", t), ("dt", dt)))
     own = check_sample_args(sample_args, packed, batched=batched)
-    problem = Problem(y0=packed, t0=start, t1=start + length, layout=layout)
     field = Field(f, layout, None, as_sequence("args", args), own)
     first = None if k1 is None else _packed("k1", k1, y, layout)
-    attempt = Attempt(integrator.tableau, start, problem.t1, packed, first)
+    attempt = Attempt(integrator.tableau, start, start + length, packed, first)
+    before = as_times("memory", 1.0 if memory is None else memory, packed, batched=batched).to(real_dtype(packed))
+    return _attempted(attempt, field, integrator, before, layout)
+
+
+def _attempted(
+    attempt: Attempt, field: Field, integrator: RungeKutta | StepDoubling, before: Tensor, layout: Layout
+) -> StepResult:
+    """The outcome of an attempt; `before` [B] is what the controller remembers."""
     while attempt.pending:
         attempt.stages.append(field(Request(None, *attempt.point())))
     taken = attempt.finish()
-    before = as_times("memory", 1.0 if memory is None else memory, packed, batched=batched).to(real_dtype(packed))
     error = None if integrator.control.test is None else attempt.error()
     verdict = integrator.control.judge(taken, error, before, layout, Run())
 
     def each(x: Tensor) -> Tensor:
-        return x if batched else x.reshape(())
+        return x if layout.batched else x.reshape(())
 
     tableau = integrator.tableau
     return StepResult(
-        t=each(problem.t1),
+        t=each(attempt.t_next),
         y=layout.unpack(taken.y_next),
         error=None if tableau.b_err is None else layout.unpack(taken.error()),
         ratio=each(verdict.error),

@@ -129,11 +129,7 @@ def odeint_adjoint(
     if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
         raise ValueError("adjoint_options: expected the options of adjoint_method, which differs from method")
     params = None if adjoint_params is None else _tensors("adjoint_params", adjoint_params)
-    chosen = as_mapping("adjoint_options", adjoint_options)
-    if adjoint_options is None:
-        chosen = {name: value for name, value in given.items() if name != "norm"}
-    elif callable(chosen.get("norm")) and not all(x.requires_grad for x in _parameters(func, params)):
-        warnings.warn("adjoint_params: the norm does not see those that require no gradient", stacklevel=2)
+    chosen = _adjoint_options(given, adjoint_options, _parameters(func, params))
     tolerances = ErrorTolerances(
         rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol
     )
@@ -156,8 +152,20 @@ def _tensors(name: str, values: object) -> tuple[Tensor, ...]:
     return found
 
 
-def _parameters(func: Any, params: tuple[Tensor, ...] | None) -> Iterable[Tensor]:
+def _parameters(func: object, params: tuple[Tensor, ...] | None) -> Iterable[Tensor]:
     return params if params is not None else func.parameters() if isinstance(func, nn.Module) else ()
+
+
+def _adjoint_options(
+    options: Mapping[str, Any], adjoint_options: object, params: Iterable[Tensor]
+) -> Mapping[str, Any]:
+    """Options of the backward solve: the forward solve's without their norm, unless others are given."""
+    if adjoint_options is None:
+        return {name: value for name, value in options.items() if name != "norm"}
+    chosen = as_mapping("adjoint_options", adjoint_options)
+    if callable(chosen.get("norm")) and not all(x.requires_grad for x in params):
+        warnings.warn("adjoint_params: the norm does not see those that require no gradient", stacklevel=3)
+    return chosen
 
 
 def odeint_event(

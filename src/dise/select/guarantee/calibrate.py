@@ -6,8 +6,9 @@ sets, 2021).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -143,7 +144,6 @@ def calibrate(
             that does not suit the outputs or needs targets, an f that mixes samples, a reference that fails on all
             samples, or too few samples to certify anything (the message says how many are needed).
     """
-    p_value = p_value or hoeffding_bentkus
     sequences = _sequences(settings)
     level = delta / len(sequences)
     own = find_block(model, block)
@@ -157,16 +157,12 @@ def calibrate(
         raise ValueError(f"reference: {reference} fails on all {number} samples, so there is nothing to compare with")
     expected, targets = torch.cat(run.outputs), _all_targets(batches)
     risk = suitable_risk(risk, expected, targets, is_state=is_state(run.outputs[0], run.first))
-    tests: list[SettingTest] = []
-    for sequence in sequences:
-        for setting in sequence:
-            tests.append(_test(model, own, setting, batches, run, risk, p_value, epsilon=epsilon, delta=level))
-            if not tests[-1].certified:
-                break
-    certified = [test for test in tests if test.certified and test.nfe < run.nfe]
+    test = partial(_test, model, own, batches, run, risk, p_value or hoeffding_bentkus, epsilon=epsilon, delta=level)
+    tests = [result for sequence in sequences for result in _test_in_order(test, sequence)]
+    cheaper = [result for result in tests if result.certified and result.nfe < run.nfe]
     score_name, score = score_of(expected, targets) or (None, None)
     return Calibration(
-        integrator=min(certified, key=lambda test: test.nfe).integrator if certified else reference,
+        integrator=min(cheaper, key=lambda result: result.nfe).integrator if cheaper else reference,
         tests=tuple(tests),
         reference_nfe=run.nfe,
         epsilon=epsilon,
@@ -202,14 +198,23 @@ def _sequences(settings: Sequence[Integrator] | Sequence[Sequence[Integrator]]) 
     return sequences
 
 
+def _test_in_order(test: Callable[[Integrator], SettingTest], sequence: list[Integrator]) -> Iterator[SettingTest]:
+    """The tests of a sequence, up to the first setting that is not certified."""
+    for setting in sequence:
+        result = test(setting)
+        yield result
+        if not result.certified:
+            return
+
+
 def _test(
     model: nn.Module,
     block: NeuralODE,
-    setting: Integrator,
     batches: list[Batch],
     reference: PolicyRun,
     risk: Risk,
     p_value: PValue,
+    setting: Integrator,
     *,
     epsilon: float,
     delta: float,

@@ -74,6 +74,14 @@ class FitHistory:
     calibration_error: float | None = None
     left_out: int = 0
 
+    def append(self, training: float, validation: float, log: Callable[[str], None]) -> None:
+        """Add the losses of an epoch; `log` is called with a line every ten epochs."""
+        epoch = len(self.training_losses)
+        self.training_losses.append(training)
+        self.validation_losses.append(validation)
+        if epoch % 10 == 0:
+            log(f"epoch {epoch}: training {training:.4f}, validation {validation:.4f}")
+
     @property
     def best_epoch(self) -> int:
         """Index of the epoch whose weights were kept; −1 if no epoch was better than the initial weights."""

@@ -57,6 +57,9 @@ class PenaltyChoice:
     selector: Committee = field(compare=False)
 
 
+_Fitted = tuple[PenaltyTrial, Committee]
+
+
 def choose_penalty(
     costs: Costs,
     network: Callable[[], nn.Module],
@@ -106,28 +109,39 @@ def choose_penalty(
     alone = single_candidate(costs, len(costs.candidates) - 1)
     test = partial(_trial, reference=alone, confidence=1 - LEVEL / len(exponents))
     reference = test(costs.rule, alone)
-    tried: list[tuple[PenaltyTrial, Committee]] = []
-    passing: list[tuple[PenaltyTrial, Committee]] = []
-    for alpha in exponents:
-        best, certain = None, True
-        for M in sorted(penalties, reverse=True):
-            some = costs.with_penalty(M, alpha)
-            committee, choice = cross_fit(some, network, folds=folds, seed=seed)
-            trial = test(some.rule, assignment_score("cross-fit", costs, choice))
-            log(_line(trial, reference, several=len(exponents) > 1))
-            tried.append((trial, committee))
-            certain = certain and trial.loss_bound <= tolerance
-            if certain and trial.nfe <= budget * reference.nfe:
-                best = tried[-1]
-            if best and not certain:
-                break
-        passing += [best] if best else []
-    if passing:
-        trial, committee = min(passing, key=lambda pair: pair[0].nfe)
-    else:
-        trial, committee = _best_trial(tried, budget * reference.nfe)
+    most = budget * reference.nfe
+
+    def fit(M: float, alpha: float) -> _Fitted:
+        some = costs.with_penalty(M, alpha)
+        committee, choice = cross_fit(some, network, folds=folds, seed=seed)
+        trial = test(some.rule, assignment_score("cross-fit", costs, choice))
+        log(_line(trial, reference, several=len(exponents) > 1))
+        return trial, committee
+
+    sequences = [_test_in_order(partial(fit, alpha=alpha), penalties, tolerance, most) for alpha in exponents]
+    tried = [pair for pairs, _ in sequences for pair in pairs]
+    passing = [best for _, best in sequences if best]
+    trial, committee = min(passing, key=lambda pair: pair[0].nfe) if passing else _best_trial(tried, most)
+    if not passing:
         log(f"no M passed at a loss of {tolerance:g} within the budget: M = {trial.M:g} is the best of the trials")
     return PenaltyChoice(trial.M, trial.alpha, bool(passing), tuple(trial for trial, _ in tried), reference, committee)
+
+
+def _test_in_order(
+    fit: Callable[[float], _Fitted], penalties: Sequence[float], tolerance: float, budget: float
+) -> tuple[list[_Fitted], _Fitted | None]:
+    """The trials, the largest penalty first, and the last one that passed within the budget."""
+    tried: list[_Fitted] = []
+    best, certain = None, True
+    for M in sorted(penalties, reverse=True):
+        trial, committee = fit(M)
+        tried.append((trial, committee))
+        certain = certain and trial.loss_bound <= tolerance
+        if certain and trial.nfe <= budget:
+            best = tried[-1]
+        if best and not certain:
+            break
+    return tried, best
 
 
 def _line(trial: PenaltyTrial, reference: PenaltyTrial, *, several: bool) -> str:
@@ -137,7 +151,7 @@ def _line(trial: PenaltyTrial, reference: PenaltyTrial, *, several: bool) -> str
     )
 
 
-def _best_trial(tried: Sequence[tuple[PenaltyTrial, Committee]], budget: float) -> tuple[PenaltyTrial, Committee]:
+def _best_trial(tried: Sequence[_Fitted], budget: float) -> _Fitted:
     affordable = [pair for pair in tried if pair[0].nfe <= budget]
     if not affordable:
         return min(tried, key=lambda pair: pair[0].nfe)

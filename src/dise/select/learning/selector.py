@@ -96,21 +96,16 @@ class CostSelector(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         selector = cls(network, candidates=len(costs.candidates), **settings).to(costs.nfe.device)
         data = FitData.of(network, costs, selector._targets(costs))
-        usable = data.finite().nonzero().flatten()
-        order = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
-        held, left_out = _held_out(len(order), validation), len(costs) - len(order)
-        test, train = order[:held], order[held:]
+        train, test = _split(data, validation, generator)
         selector._standardise(data.take(train))
         optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        left_out = len(costs) - len(train) - len(test)
         history = FitHistory(initial_loss=selector._loss(data.take(test)), left_out=left_out)
         best = deepcopy(selector.state_dict())
         for epoch in range(max_epochs):
             shuffled = train[torch.randperm(len(train), generator=generator)]
-            history.training_losses.append(selector._epoch(data.take(shuffled), optimizer, batch_size))
-            history.validation_losses.append(selector._loss(data.take(test)))
-            if epoch % 10 == 0:
-                training, held_out = history.training_losses[-1], history.validation_losses[-1]
-                log(f"epoch {epoch}: training {training:.4f}, validation {held_out:.4f}")
+            training = selector._epoch(data.take(shuffled), optimizer, batch_size)
+            history.append(training, selector._loss(data.take(test)), log)
             if history.best_epoch == epoch:
                 best = deepcopy(selector.state_dict())
             elif epoch - history.best_epoch >= patience:
@@ -165,6 +160,14 @@ class CostSelector(nn.Module):
 
     def _error(self, data: FitData) -> Tensor:
         return F.mse_loss(data.predict(*data.inputs), (data.target - self.mean) / self.scale)
+
+
+def _split(data: FitData, validation: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows set apart, in random order, without the samples that are not finite."""
+    usable = data.finite().nonzero().flatten()
+    order = usable[torch.randperm(len(usable), generator=generator).to(usable.device)]
+    held = _held_out(len(order), validation)
+    return order[held:], order[:held]
 
 
 def _held_out(number: int, validation: float) -> int:
