@@ -2,37 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from dise.integrate.arguments import (
-    as_breaks,
-    as_save_points,
-    check_options,
-    check_saving,
-)
+from dise.integrate.arguments import as_breaks, as_save_points, check_options, check_saving
+from dise.integrate.backsolve import Backsolve
 from dise.integrate.empty_spans import integrate_nonempty
 from dise.integrate.integrators import Adaptive, Integrator
 from dise.integrate.options import Compile, Gradient, SolveOptions
-from dise.integrate.output.event_log import EventLog
-from dise.integrate.output.event_search import EventSearch
 from dise.integrate.output.events import EventArgument, as_events, check_backsolve
 from dise.integrate.output.functions import FunctionCaller, Values
-from dise.integrate.output.interpolation import DenseSolution
-from dise.integrate.output.observers import Progress, StepLog, Steps
-from dise.integrate.output.saved_steps import SavedSteps
+from dise.integrate.output.observers import Progress
 from dise.integrate.output.saving import SavePoints
+from dise.integrate.outputs import Outputs, Wanted
+from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result, drive
 from dise.integrate.problem.run import MakeRounds, Run
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.quadrature import Separated
-from dise.integrate.solution import Interpolant, Solution, all_succeeded
+from dise.integrate.solution import Solution, all_succeeded
 from dise.integrate.start import Start
 from dise.integrate.stepping.statistics import Accumulate, Accumulators
 from dise.integrate.tracing import check_no_tangents, check_transforms
@@ -161,81 +154,86 @@ def solve(
     events = as_events(event)
     endless = events is not None
     start = Start.of(y0, t0, t1, integrator, args=args, sample_args=sample_args, batched=batched, endless=endless)
-    wanted, span = start.problem, start.span
-    layout, packed = wanted.layout, wanted.y0
-    breaks = as_breaks((jump_at, jump_mask), (step_at, step_mask), span, layout)
-    wanted = wanted if breaks is None else replace(wanted, breaks=breaks)
-    times = as_save_points(save_at, save_mask, span, batched=batched)
-    back = options.backsolve(integrator, dense=dense)
-    checkpoint = gradient == "checkpoint" and torch.is_grad_enabled()
-    if back is not None or checkpoint:
-        check_transforms("checkpoint" if checkpoint else "backsolve")
-    if back is not None:
-        check_backsolve(events or {}, save_every)
-    if back is not None and wanted.breaks is not None and wanted.breaks.times.requires_grad:
-        raise ValueError("jump_at, step_at: backsolve has no gradients in them; detach them, or use gradient='direct'")
-    problem = wanted if back is None else wanted.detach()
-    plain = start.field(f, problem, whole=not drop_finished)
+    breaks = as_breaks((jump_at, jump_mask), (step_at, step_mask), start.span, start.problem.layout)
+    wanted = Wanted(
+        points=as_save_points(save_at, save_mask, start.span, batched=batched),
+        save=save,
+        save_every=save_every,
+        events=events,
+        statistics=None if accumulate is None else _statistics(accumulate, options, integrator),
+        dense=dense,
+        record=record,
+        progress=progress,
+    )
+    solution = _solved(f, start if breaks is None else start.with_breaks(breaks), integrator, options, wanted)
+    return solution.raise_for_status() if throw else solution
+
+
+def _solved(
+    f: Callable[..., State], start: Start, integrator: Integrator, options: SolveOptions, wanted: Wanted
+) -> Solution:
+    """The solution, whether or not samples failed."""
+    back = options.backsolve(integrator, dense=wanted.dense)
+    checkpoint = options.gradient == "checkpoint" and torch.is_grad_enabled()
+    _check_gradient(back, wanted, start.problem.breaks, checkpoint=checkpoint)
+    problem = start.problem if back is None else start.problem.detach()
+    plain = start.field(f, problem, whole=not options.drop_finished)
     field, rounds = _compiled(plain, options.compile)
-    caller = FunctionCaller(layout, start.args, start.sample_args)
-    search = None if events is None else EventSearch(events, caller, problem)
-    happened = None if search is None else EventLog(search.names, problem)
-    # a backward solve needs the states at the save points, whatever is saved
-    points = None if times is None else SavePoints(*times, problem, caller, None if back is not None else save)
-    ends = None if save_every is None else SavedSteps(save_every, problem, caller, save)
-    log = StepLog(len(packed), packed.device, stages=dense) if dense or record else None
-    statistics = None if accumulate is None else _statistics(accumulate, options, integrator)
-    meter = None if progress is None else Progress(progress, problem.t0, problem.t1)
-    # save points, events and statistics look at all tensors within a step, and f may be called on some rows only
-    whole = dense or any(part is not None for part in (times, ends, search, statistics, back)) or not drop_finished
-    apart = None if whole or checkpoint or compile else Separated.of(plain, problem, integrator)
-    if apart is not None:
-        field, problem, integrator = apart.field, apart.problem, apart.integrator
-    quadrature = None if apart is None else apart.quadrature
-    observers = (log, points, ends, happened, meter, quadrature)
+    caller = FunctionCaller(problem.layout, start.args, start.sample_args)
+    outputs = Outputs.of(wanted, problem, caller, states_only=back is not None)
+    observers, quadrature = outputs.observers, None
+    # what is wanted within steps, and gradients that f is called again for, need all tensors of the state
+    if options.drop_finished and not (wanted.whole_steps or back or checkpoint or options.compile):
+        apart = Separated.of(plain, problem, integrator)
+        if apart is not None:
+            field, problem, integrator, quadrature = apart
+            observers = (*observers, quadrature)
     run = Run(
         field=field,
         rounds=rounds,
-        observers=tuple(observer for observer in observers if observer is not None),
-        events=search,
-        drop_finished=drop_finished,
-        differentiate_step_sizes=differentiate_step_sizes,
-        accumulate=statistics,
+        observers=observers,
+        events=outputs.search,
+        drop_finished=options.drop_finished,
+        differentiate_step_sizes=options.differentiate_step_sizes,
+        accumulate=wanted.statistics,
         checkpoint=checkpoint,
     )
     answers = None
     if back is not None:
         from dise.integrate.adjoint import ForwardAnswers  # with the backward solve, which other solves do not need
 
-        answers = ForwardAnswers(field, plain, packed.device.type)
+        answers = ForwardAnswers(field, plain, problem.y0.device.type)
     with nullcontext() if back is None else torch.no_grad():
-        result = _integrated(integrator, problem, run, answers or field, times)
+        result = _integrated(integrator, problem, run, answers or field, wanted.points)
         result = result if quadrature is None else quadrature.finish(result)
-        saved = None if points is None else points.finish(result)
-        saved_t, saved_ends = (None, None) if ends is None else ends.finish()
-    which = None if happened is None else happened.stopped_by()
+        saved, saved_t = outputs.saved(result)
+    points = outputs.points
     if answers is not None and back is not None and back.integrator is not None:
-        stopped = None if search is None or which is None else (search, which)
-        adjoint = answers.adjoint(wanted, back, back.integrator, run, stopped)
-        result, states = adjoint.attach(result, times, cast(Tensor | None, saved))
-        if times is not None and states is not None:
-            points = SavePoints(*times, problem, caller, save)
+        adjoint = answers.adjoint(start.problem, back, back.integrator, run, outputs.stopped)
+        result, states = adjoint.attach(result, wanted.points, cast(Tensor | None, saved))
+        if wanted.points is not None and states is not None:
+            points = SavePoints(*wanted.points, problem, caller, wanted.save)
             saved = points.apply(states, result.t)
-    solution = _solution(
+    return _solution(
         result,
-        layout,
+        start.problem.layout,
         calls=field.calls + (0 if quadrature is None else quadrature.calls),
-        accumulated=None
-        if statistics is None
-        else statistics.result(cast(Tensor, result.accumulated), batched=batched),
-        saved=saved_ends if points is None or saved is None else points.in_structure(saved),
+        saved=saved if points is None or saved is None else points.in_structure(saved),
         saved_t=saved_t,
-        which=which if which is None or batched else which[0],
-        events=None if happened is None else happened.events(result),
-        interpolant=Interpolant(DenseSolution.of(log, problem, result), span, layout) if dense and log else None,
-        steps=Steps.of(log, problem.t0, batched=batched) if record and log is not None else None,
+        **outputs.fields(wanted, problem, result, start.span),
     )
-    return solution.raise_for_status() if throw else solution
+
+
+def _check_gradient(back: Backsolve | None, wanted: Wanted, breaks: Breaks | None, *, checkpoint: bool) -> None:
+    """Raise an error unless the way to gradients, if it is not the direct one, goes with the other arguments."""
+    if checkpoint or back is not None:
+        check_transforms("checkpoint" if checkpoint else "backsolve")
+    if back is not None:
+        check_backsolve(wanted.events or {}, wanted.save_every)
+        if breaks is not None and breaks.times.requires_grad:
+            raise ValueError(
+                "jump_at, step_at: backsolve has no gradients in them; detach them, or use gradient='direct'"
+            )
 
 
 def _statistics(accumulate: Accumulate, options: SolveOptions, integrator: Integrator) -> Accumulators:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -9,12 +10,19 @@ from torch import Tensor
 from dise.integrate.arguments import Span, as_sequence, check_sample_args, check_state
 from dise.integrate.clock import shared_times
 from dise.integrate.integrators import Integrator
+from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.tracing import has_values, untracked
 
 MAX_SHARED = 2**12  # samples; with more, an operation takes longer than its call, and shared tensors hold memory
+
+
+def check_integrator(integrator: object, *, optional: bool = False) -> None:
+    """Raise a TypeError unless it is an integrator (or None, if it is optional)."""
+    if not isinstance(integrator, Integrator) and not (optional and integrator is None):
+        raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
 
 
 class Start(NamedTuple):
@@ -50,8 +58,7 @@ class Start(NamedTuple):
             TypeError, ValueError: an argument (named in the message) is not as described.
         """
         check_state("y0", y0, batched=batched)
-        if not isinstance(integrator, Integrator):
-            raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+        check_integrator(integrator)
         layout = Layout.of(y0, batched=batched)
         packed = layout.pack(y0)
         further, own = as_sequence("args", args), check_sample_args(sample_args, packed, batched=batched)
@@ -71,6 +78,10 @@ class Start(NamedTuple):
             shares_times=common is not None,
         )
         return cls(problem, span, further, own)
+
+    def with_breaks(self, breaks: Breaks) -> "Start":
+        """The start of a solve whose steps end at these times too."""
+        return self._replace(problem=replace(self.problem, breaks=breaks))
 
     def field(self, f: Callable[..., State], problem: Problem, *, whole: bool) -> Field:
         """The vector field of a solve of `problem`, this one or itself without gradients; see `Field`."""
