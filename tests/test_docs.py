@@ -39,6 +39,7 @@ def test_python_blocks_of_a_page_run_in_one_go(page, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)  # sbi writes logs
     torch.manual_seed(0)
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    assert code
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # torch.compile imports the module of a function
     exec(compile(code, str(page), "exec"), vars(module))

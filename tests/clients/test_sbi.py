@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import dise
 
 sbi = pytest.importorskip("sbi.inference")
 utils = pytest.importorskip("sbi.utils")
-client = pytest.importorskip("dise.clients.sbi")
+client = import_module("dise.clients.sbi")
 
 X = torch.tensor([[0.3, -0.2]])
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 import dise
 
 zuko = pytest.importorskip("zuko")
-client = pytest.importorskip("dise.clients.zuko")
+client = import_module("dise.clients.zuko")
 
 DOUBLE = torch.float64
 

@@ -33,7 +33,7 @@ def run(tmp_path, config):
     return path
 
 
-def fails(call, *parts):
+def assert_fails(call, *parts):
     """The call raises an ExperimentError of one line that contains the parts."""
     with pytest.raises(ExperimentError) as caught:
         call()
@@ -74,13 +74,13 @@ def test_claiming_makes_parents_and_takes_an_empty_directory(tmp_path, config):
 )
 def test_a_run_with_other_settings_is_not_claimed(run, config, snapshot, change, said):
     before = snapshot(run)
-    fails(lambda: claim_run(run, config.model_copy(update=change)), run, said)
+    assert_fails(lambda: claim_run(run, config.model_copy(update=change)), run, said)
     assert snapshot(run) == before
 
 
 def test_a_changed_preset_is_another_setting(run, config):
     other = config.model_copy(update={"settings": config.settings | {"epochs": 77}})
-    fails(lambda: claim_run(run, other), "epochs: found 2, expected 77")
+    assert_fails(lambda: claim_run(run, other), "epochs: found 2, expected 77")
 
 
 def test_a_run_of_before_a_setting_was_added_has_its_default(run, config):
@@ -91,8 +91,8 @@ def test_a_run_of_before_a_setting_was_added_has_its_default(run, config):
 
 
 def test_no_run_directory(tmp_path):
-    fails(lambda: open_run(tmp_path / "none"), tmp_path / "none", "config.json is missing", "dise train")
-    fails(lambda: open_run(tmp_path), "config.json is missing")
+    assert_fails(lambda: open_run(tmp_path / "none"), tmp_path / "none", "config.json is missing", "dise train")
+    assert_fails(lambda: open_run(tmp_path), "config.json is missing")
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_no_run_directory(tmp_path):
 def test_damaged_config(run, damage, said):
     file = run / "config.json"
     file.write_text(damage(file.read_text()))
-    fails(lambda: open_run(run), said)
+    assert_fails(lambda: open_run(run), said)
 
 
 def test_a_config_that_is_not_text(run):
     (run / "config.json").write_bytes(b"\x80\x81\xff\x00")
-    fails(lambda: open_run(run), "config.json")
+    assert_fails(lambda: open_run(run), "config.json")
 
 
 @pytest.mark.parametrize("settings", [{}, {"epochs": "many"}], ids=["missing", "wrong"])
@@ -126,7 +126,7 @@ def test_damaged_settings_are_found_when_the_run_is_opened(run, settings):
     values = json.loads(file.read_text())
     values["settings"] = settings and values["settings"] | settings
     file.write_text(json.dumps(values))
-    fails(lambda: open_run(run), "config.json", "epochs")
+    assert_fails(lambda: open_run(run), "config.json", "epochs")
 
 
 # ---- weights
@@ -141,17 +141,21 @@ def test_weights_round_trip(run, config):
 
 
 def test_a_run_without_a_model(run, config):
-    fails(lambda: load_model(run, config), run, "model.safetensors is missing", "dise train")
+    assert_fails(lambda: load_model(run, config), run, "model.safetensors is missing", "dise train")
 
 
 def test_weights_of_another_model(run, config):
     save_weights(resnet(), run / "model.safetensors")
-    fails(lambda: load_model(run, config), "model.safetensors", "does not contain the weights of ImageClassifier")
+    assert_fails(
+        lambda: load_model(run, config), "model.safetensors", "does not contain the weights of ImageClassifier"
+    )
 
 
 def test_weights_of_another_shape(tmp_path):
     save_weights(nn.Linear(2, 3), tmp_path / "w.safetensors")
-    fails(lambda: load_weights(nn.Linear(3, 2), tmp_path / "w.safetensors"), "w.safetensors", "Linear", "size mismatch")
+    assert_fails(
+        lambda: load_weights(nn.Linear(3, 2), tmp_path / "w.safetensors"), "w.safetensors", "Linear", "size mismatch"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ def test_damaged_weights(tmp_path, damage):
     file, layer = tmp_path / "w.safetensors", nn.Linear(2, 3)
     save_weights(layer, file)
     file.write_bytes(damage(file.read_bytes()))
-    fails(lambda: load_weights(nn.Linear(2, 3), file), file, "does not contain the weights of Linear")
+    assert_fails(lambda: load_weights(nn.Linear(2, 3), file), file, "does not contain the weights of Linear")
     assert weight_names(file) == []
 
 
@@ -172,7 +176,7 @@ def test_names_of_the_weights_in_a_file(tmp_path):
 
 def test_a_missing_parameter_is_not_left_as_it_was(tmp_path):
     save_file({"weight": torch.zeros(3, 2)}, tmp_path / "w.safetensors")
-    fails(lambda: load_weights(nn.Linear(2, 3), tmp_path / "w.safetensors"), "bias")
+    assert_fails(lambda: load_weights(nn.Linear(2, 3), tmp_path / "w.safetensors"), "bias")
 
 
 # ---- files appear whole or not at all
@@ -224,4 +228,4 @@ def test_cut_weights_leave_the_old_ones(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"{", b"", b"{'a': 1}", b"\x80\xff\x00"], ids=["cut", "empty", "python", "bytes"])
 def test_damaged_json(tmp_path, content):
     (tmp_path / "m.json").write_bytes(content)
-    fails(lambda: read_json(tmp_path / "m.json"), tmp_path / "m.json", "move it away and run again")
+    assert_fails(lambda: read_json(tmp_path / "m.json"), tmp_path / "m.json", "move it away and run again")

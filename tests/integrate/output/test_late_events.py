@@ -40,7 +40,7 @@ def batch():
     return y0, rate
 
 
-def check_closed_form(solution, y0, rate):
+def assert_closed_form(solution, y0, rate):
     expected = (y0.log() / rate).flatten()
     stopped = solution.event
     assert stopped[:-9].all()
@@ -57,7 +57,7 @@ def test_samples_that_stop_in_different_rounds_are_as_alone(waiting, batch, inte
     options = {"event": level, "drop_finished": drop_finished}
     together = solve(decay, y0, 0.0, 6.0, integrator, sample_args=(rate,), **options)
     assert len(together.n_steps[together.event].unique()) > 5 or integrator == Adams()
-    check_closed_form(together, y0, rate)
+    assert_closed_form(together, y0, rate)
     for i in (0, 1, 17, 30, 32, 39):
         row = slice(i, i + 1)
         alone = solve(decay, y0[row], 0.0, 6.0, integrator, sample_args=(rate[row],), **options)
@@ -165,9 +165,9 @@ def test_break_points_after_the_event_do_not_restart_a_sample(waiting, batch):
     y0, rate = batch
     jumps = torch.linspace(0.5, 5.5, 11, dtype=torch.float64)
     solution = solve(decay, y0, 0.0, 6.0, LOOSE, sample_args=(rate,), event=level, jump_at=jumps)
-    check_closed_form(solution, y0, rate)
+    assert_closed_form(solution, y0, rate)
     fixed = solve(decay, y0, 0.0, 6.0, RK4(20), sample_args=(rate,), event=level, jump_at=jumps)
-    check_closed_form(fixed, y0, rate)
+    assert_closed_form(fixed, y0, rate)
 
 
 def test_one_system(waiting):
@@ -196,7 +196,7 @@ def test_samples_with_different_integrators(waiting, batch):
     dynamic = Dynamic((RK4(40), LOOSE), lambda h0, k1: 1.0 - torch.nn.functional.one_hot(choice, 2))
     options = {"sample_args": (rate,), "event": level}
     solution = solve(decay, y0, 0.0, 6.0, dynamic, **options, dense=True)
-    check_closed_form(solution, y0, rate)
+    assert_closed_form(solution, y0, rate)
     for i, integrator in enumerate(dynamic.candidates):
         alone = solve(decay, y0[i::2], 0.0, 6.0, integrator, sample_args=(rate[i::2],), event=level)
         assert_close(solution.t[i::2], alone.t, rtol=1e-12, atol=1e-12)
