@@ -336,6 +336,18 @@ def test_a_policys_saved_weights_are_loaded_and_must_be_complete():
         dynamic.load_state_dict(state)
 
 
+def test_what_is_no_function_or_no_integrator_is_refused_at_once(tanh_field):
+    with pytest.raises(TypeError, match=r"f: expected a function of \(t, y\), got int"):
+        NeuralODE(3, Dopri5())
+    block = NeuralODE(tanh_field(3), Dopri5())
+    for wrong in (None, "dopri5", Dopri5):
+        with pytest.raises(TypeError, match="integrator: expected an integrator such as"):
+            NeuralODE(tanh_field(3), wrong)
+        with pytest.raises(TypeError, match="integrator: expected an integrator such as"):
+            block.integrator = wrong
+    assert block.integrator == Dopri5()
+
+
 @pytest.mark.parametrize("name", ["batched", "drop_finished", "gradient", "differentiate_step_sizes", "compile"])
 def test_an_option_set_on_the_block_itself_is_refused(tanh_field, name):
     block = NeuralODE(tanh_field(3), RK4())

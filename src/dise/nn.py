@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, solve
+from dise.integrate.arguments import check_options
 from dise.integrate.clock import clock_dtype
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
 from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
 from dise.integrate.solve import end_state
+from dise.integrate.start import check_integrator
 from dise.integrate.stepping.statistics import Accumulate
 
 OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))
@@ -46,7 +48,7 @@ class NeuralODE(nn.Module):
             them: `block.options = dataclasses.replace(block.options, compile=True)`.
 
     Raises:
-        TypeError, ValueError: an option (named in the message) is not as described.
+        TypeError, ValueError: an argument (named in the message) is not as described.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class NeuralODE(nn.Module):
         **options: Unpack[SolveKeywords],
     ) -> None:
         super().__init__()
+        check_options({}, {"f": f})
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.options = SolveOptions(**options)
         self.report: Any = None  # set by `dise.make_dynamic`
@@ -74,6 +77,7 @@ class NeuralODE(nn.Module):
 
     @integrator.setter
     def integrator(self, integrator: Integrator) -> None:
+        check_integrator(integrator)
         self._integrator = integrator
         self._modules.pop("policy", None)
         policy = _modules_of(integrator)

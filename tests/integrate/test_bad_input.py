@@ -50,6 +50,10 @@ ERRORS = {
                           f"one dtype and device, got .* on {HERE} and .* on meta"),
     "y0 of two lengths": ({"y0": (torch.ones(2), torch.ones(3))}, ValueError, "same number of samples"),
     "y0 without data": ({"y0": META}, TypeError, "y0: expected tensors with data, got device meta"),
+    "y0 sparse": ({"y0": torch.eye(3).to_sparse()}, TypeError,
+                  "y0: expected dense tensors, got layout torch.sparse_coo"),
+    "y0 with a sparse part": ({"y0": (torch.eye(3), torch.eye(3).to_sparse())}, TypeError,
+                              "y0: expected dense tensors, got layout torch.sparse_coo"),
     # ---- times
     "t0 a string": ({"t0": "0"}, TypeError, "t0: expected a number or a tensor, got str"),
     "t1 None": ({"t1": None}, TypeError, "t1: expected a number or a tensor, got NoneType"),

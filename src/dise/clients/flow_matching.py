@@ -16,6 +16,7 @@ from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, che
 from dise.flow import AugmentedField, ExactDivergence, HutchinsonDivergence
 from dise.integrate import Integrator, State, solve
 from dise.integrate.clock import clock_dtype
+from dise.integrate.start import check_integrator
 from dise.torchdiffeq import odeint
 
 
@@ -42,8 +43,7 @@ class ODESolver:
     ) -> None:
         if not callable(velocity_model):
             raise TypeError(f"velocity_model: expected a function or module, got {type(velocity_model).__name__}")
-        if not (integrator is None or isinstance(integrator, Integrator)):
-            raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+        check_integrator(integrator, optional=True)
         self.velocity_model, self.integrator, self.batched = velocity_model, integrator, batched
         self.checked: set[object] = set()  # kinds of calls that the model takes
 

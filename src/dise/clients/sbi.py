@@ -20,6 +20,7 @@ from zuko.distributions import DiagNormal, NormalizingFlow
 from dise.clients.transform import FlowTransform
 from dise.flow import DiagonalNormal, Flow, HutchinsonDivergence
 from dise.integrate import Dopri5, Integrator
+from dise.integrate.start import check_integrator
 
 ATOL, RTOL = 1e-6, 1e-5  # sbi's
 LOG_PROB_TOLERANCE = 100.0  # of log-densities, in units of `atol`, as in zuko
@@ -39,8 +40,7 @@ def use(posterior: Any, integrator: Integrator | None = None, *, log_prob_tolera
     Raises:
         TypeError: an argument (named in the message) is not as described.
     """
-    if not (integrator is None or isinstance(integrator, Integrator)):
-        raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+    check_integrator(integrator, optional=True)
     for part in getattr(posterior, "posteriors", [posterior]):
         old, potential = _neural_ode(part), part.potential_fn
         known = {name: old.params[name] for name in ("atol", "rtol", "exact") if name in old.params}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, check_time_per_row
 from dise.integrate import RK4, Euler, FixedStep, Integrator, Midpoint, Multistep, grids, solve
 from dise.integrate.clock import clock_dtype
+from dise.integrate.start import check_integrator
 
 FIXED: Mapping[str, Callable[..., FixedStep]] = {"euler": Euler, "midpoint": Midpoint, "rk4": RK4, "rk-4": RK4}
 GRADIENTS: Mapping[str, Literal["direct", "backsolve"]] = {"autograd": "direct", "adjoint": "backsolve"}
@@ -55,8 +56,7 @@ class NeuralODE(nn.Module):
         super().__init__()
         if not callable(vector_field):
             raise TypeError(f"vector_field: expected a function or module, got {type(vector_field).__name__}")
-        if not (integrator is None or isinstance(integrator, Integrator)):
-            raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+        check_integrator(integrator, optional=True)
         if sensitivity not in GRADIENTS:
             raise ValueError(f"sensitivity: expected one of {', '.join(GRADIENTS)}, got {sensitivity!r}")
         solver = {"dp5": "dopri5"}.get(solver, solver)

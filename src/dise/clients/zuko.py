@@ -20,6 +20,7 @@ from dise.clients.transform import FlowTransform
 from dise.flow import Divergence, Flow, HutchinsonDivergence
 from dise.flow.base import DiagonalNormal
 from dise.integrate import Dopri5, Integrator, max_norm, solve
+from dise.integrate.start import check_integrator
 
 LOG_PROB_TOLERANCE = 100.0  # of log-densities, in units of the points'; zuko's `trace_scale`
 
@@ -39,8 +40,7 @@ def use(flow: nn.Module, integrator: Integrator | None = None, *, log_prob_toler
     """
     if not isinstance(flow, nn.Module):
         raise TypeError(f"flow: expected a module such as zuko.flows.CNF, got {type(flow).__name__}")
-    if not (integrator is None or isinstance(integrator, Integrator)):
-        raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+    check_integrator(integrator, optional=True)
     transforms = [module for module in flow.modules() if isinstance(module, FFJTransform)]
     if not transforms:
         raise ValueError("flow: expected a module with a zuko.flows.FFJTransform, got one without")

@@ -39,7 +39,13 @@ def as_sequence(name: str, values: object) -> tuple[Any, ...]:
 
 def check_state(name: str, state: object, *, batched: bool) -> None:
     """Raise a TypeError or ValueError unless it is a state: floating-point tensors of one dtype, device and B."""
-    if isinstance(state, Tensor) and state.dtype in _STATE_DTYPES and not state.is_meta and (state.ndim or not batched):
+    if (
+        isinstance(state, Tensor)
+        and state.dtype in _STATE_DTYPES
+        and state.layout is torch.strided
+        and not state.is_meta
+        and (state.ndim or not batched)
+    ):
         return
     parts = tuple(state.values()) if isinstance(state, dict) else state if isinstance(state, tuple) else (state,)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
@@ -52,6 +58,8 @@ def check_state(name: str, state: object, *, batched: bool) -> None:
     for part in parts:
         if not (part.is_floating_point() or part.is_complex()) or part.dtype.itemsize < 2:
             raise TypeError(f"{name}: expected a floating-point or complex dtype, got {part.dtype}")
+        if part.layout is not torch.strided:
+            raise TypeError(f"{name}: expected dense tensors, got layout {part.layout}; take y.to_dense()")
         if (part.dtype, part.device) != (first.dtype, first.device):
             raise TypeError(
                 f"{name}: expected tensors of one dtype and device, got "

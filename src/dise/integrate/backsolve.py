@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dise.integrate.integrators import FixedStep, Integrator
 from dise.integrate.multistep.grids import TimeGrid
+from dise.integrate.start import check_integrator
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,8 +37,7 @@ class Backsolve:
                 if not isinstance(param, Tensor):
                     raise TypeError(f"params[{i}]: expected a tensor, got {type(param).__name__}")
             object.__setattr__(self, "params", params)
-        if self.integrator is not None and not isinstance(self.integrator, Integrator):
-            raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {self.integrator!r}")
+        check_integrator(self.integrator, optional=True)
 
     def tensors(self, f: Callable[..., Any], used: Iterable[Tensor]) -> tuple[Tensor, ...]:
         """The tensors that f uses beside its arguments; `used` are those that it was seen to use."""

@@ -5,6 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+_REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32}
 _WITHOUT_FLOAT64 = frozenset({"mps"})  # types of devices
 
 
@@ -23,9 +24,10 @@ def shared_times(t: float, number: int, device: torch.device) -> Tensor:
         return torch.full((number,), t, dtype=clock_dtype(device), device=device)
 
 
-def real_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a tensor's real parts."""
-    return (x.real if x.is_complex() else x).dtype
+def real_dtype(x: Tensor | torch.dtype) -> torch.dtype:
+    """The dtype of the real parts of a tensor, or of a dtype; torch.compile cannot trace `dtype.to_real`."""
+    dtype = x.dtype if isinstance(x, Tensor) else x
+    return _REAL.get(dtype, dtype)
 
 
 def given_dtype(t: object) -> torch.dtype:

@@ -15,6 +15,7 @@ from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.solution import Solution
 from dise.integrate.solve import solve
+from dise.integrate.start import check_integrator
 
 
 def resume(
@@ -41,8 +42,7 @@ def resume(
     """
     if not isinstance(solution, Solution):
         raise TypeError(f"solution: expected what dise.solve returned, got {type(solution).__name__}")
-    if not isinstance(integrator, Integrator):
-        raise TypeError(f"integrator: expected an integrator such as dise.Dopri5(), got {integrator!r}")
+    check_integrator(integrator)
     batched = solution.status.ndim == 1
     if options.setdefault("batched", batched) is not batched:
         raise ValueError(f"batched: expected {batched}, like the solution's, got {options['batched']!r}")

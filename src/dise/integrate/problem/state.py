@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dise.integrate.clock import real_dtype
+
 State = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 
 
@@ -45,7 +47,7 @@ class Layout:
         single = not self.is_tuple and self.names is None and self.batched
         object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
         object.__setattr__(self, "working_dtype", torch.float32 if half else self.dtype)
-        object.__setattr__(self, "time_dtype", self.dtype.to_real())
+        object.__setattr__(self, "time_dtype", real_dtype(self.dtype))
         object.__setattr__(self, "single", single)
         object.__setattr__(self, "plain", single and len(self.shapes[0]) == 1)
         object.__setattr__(self, "time_shape", (-1, *(1 for _ in self.shapes[0])) if self.batched else ())
