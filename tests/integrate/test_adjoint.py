@@ -354,11 +354,16 @@ def test_an_unstable_way_back_is_named():
 
 
 def test_second_derivatives_are_refused():
-    y0 = rows([1.0]).requires_grad_()
-    y = solve(lambda t, y: -(y**2), y0, 0.0, 1.0, TIGHT, gradient="backsolve").y
-    (first,) = grad(y.sum(), y0, create_graph=True)
-    with pytest.raises(RuntimeError):
-        grad(first.sum(), y0)
+    """A penalty on a first derivative among them, whose gradient torch's `once_differentiable` leaves out."""
+    y0, rate = rows([1.0]).requires_grad_(), torch.ones((), dtype=torch.float64, requires_grad=True)
+    for value in (torch.sum, lambda y: y.square().sum()):
+        y = solve(lambda t, y: -rate * (y**2), y0, 0.0, 1.0, TIGHT, gradient="backsolve").y
+        (first,) = grad(value(y), y0, create_graph=True)
+        for source in (y0, rate):
+            with pytest.raises(RuntimeError, match="gradient='backsolve' has no second derivatives; use"):
+                grad(first.sum(), source, allow_unused=True, retain_graph=True)
+        with pytest.raises(RuntimeError, match="gradient='backsolve' has no second derivatives; use"):
+            (y.sum() + first.square().sum()).backward()
 
 
 @pytest.mark.parametrize("name", ["error", "accumulated"])

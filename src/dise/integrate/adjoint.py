@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dise.integrate.backsolve import Backsolve
 from dise.integrate.backward_solve import BackwardSolve, Stops
 from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
 from dise.integrate.integrators import Integrator
+from dise.integrate.no_gradient import differentiable_once, without_gradient
 from dise.integrate.output.event_search import EventSearch
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Request, Result
 from dise.integrate.problem.run import Run
+
+NO_STEPS = (
+    "Solution.{} has no gradient with gradient='backsolve', which keeps no steps; use gradient='direct' or 'checkpoint'"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +75,11 @@ class Adjoint:
             y=y,
             t=end,
             k1=None,  # k1 has no autograd graph; resuming from it would silently drop gradients
-            error=_NoGradient.apply("error", result.error, *sources),  # type: ignore[no-untyped-call]
-            accumulated=_NoGradient.apply("accumulated", result.accumulated, *sources),  # type: ignore[no-untyped-call]
+            **{
+                name: without_gradient(value, sources, NO_STEPS.format(name))
+                for name, value in (("error", result.error), ("accumulated", result.accumulated))
+                if value is not None
+            },
         )
         if self.stopped is not None:
             result = self._at_events(self.stopped, result)
@@ -188,7 +195,7 @@ class _AdjointFunction(torch.autograd.Function):
         return y, states
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("gradient='backsolve' has no second derivatives; use gradient='direct' or 'checkpoint'")
     def backward(ctx: Any, grad_y: Tensor, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         # params are unpacked too, so that torch raises if one was changed in place
         y, states, mask, y0, t0, end, times, *_ = ctx.saved_tensors
@@ -199,19 +206,3 @@ class _AdjointFunction(torch.autograd.Function):
         )
         grad_times = torch.zeros_like(times).scatter(1, stops.order, grad_stops[:, :-1])
         return None, None, grad_y0, grad_t0, grad_stops[:, -1], grad_times, *grad_params
-
-
-class _NoGradient(torch.autograd.Function):
-    """A value whose gradient backsolve cannot compute; asking for it raises."""
-
-    @staticmethod
-    def forward(ctx: Any, name: str, value: Tensor, *_: Tensor) -> Tensor:
-        ctx.name = name
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError(
-            f"Solution.{ctx.name} has no gradient with gradient='backsolve', which keeps no steps; use "
-            "gradient='direct' or 'checkpoint'"
-        )

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dise.integrate import State, rms_norm
 from dise.integrate.dependencies import dependencies
+from dise.integrate.no_gradient import differentiable_once
 from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.state import leaves
 from dise.integrate.tracing import check_transforms
@@ -311,7 +311,7 @@ class _OdeintAdjoint(torch.autograd.Function):
         return states
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("odeint_adjoint has no second derivatives; use dise.torchdiffeq.odeint")
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         t, y, *params = ctx.saved_tensors
         in_time, way = ctx.needs_input_grad[5], ctx.backward_arguments
