@@ -354,11 +354,22 @@ def test_errors_of_a_solver_are_summed_up():
         ({"start": SCALED}, ValueError, "take rows='free'"),
         ({"start": SCALED, "density": True}, ValueError, "scales the state, so it has no log-density"),
         ({"condition": lambda n: torch.zeros(3, 2)}, ValueError, "condition: expected 16 rows or one for all"),
+        ({"condition": 3}, TypeError, "condition: expected a function of the number of draws, got int"),
+        ({"reference": "dopri5"}, TypeError, "reference: expected an integrator such as"),
+        ({"seed": "a"}, TypeError, "seed: expected a whole number, got 'a'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         fit_solver(flow_of(Mixture()), **({"n": 4, "draws": 16} | arguments))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_fit_is_the_same_where_gradients_are_off(context):
+    flow = flow_of(Mixture())
+    expected = fit_solver(flow, 2, draws=16, iterations=10).solver
+    with context():
+        assert fit_solver(flow, 2, draws=16, iterations=10).solver == expected
 
 
 def test_flows_that_cannot_be_fitted_are_refused():

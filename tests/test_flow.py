@@ -366,6 +366,11 @@ def test_a_wrong_option_is_refused_at_construction():
         flow_of(TanhNet(2), 2, gradient="adjoint")
 
 
+def test_a_flow_needs_a_field():
+    with pytest.raises(TypeError, match=r"f: expected a vector field, called as f\(t, z\), got str"):
+        flow_of("field", 2)
+
+
 # ---- divergence
 
 
@@ -591,6 +596,13 @@ def test_bad_points_are_refused_by_every_method():
     flow.block.options = replace(flow.block.options, batched=False)
     with pytest.raises(ValueError, match=r"x: expected points \[..., 2\], got shape \[3, 1\]"):
         flow.log_prob(torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("shape", [-1, (2, -1), 1.5, "3", None, (1.5,)])
+@pytest.mark.parametrize("method", ["sample", "rsample"])
+def test_a_bad_shape_of_a_sample_is_refused(method, shape):
+    with pytest.raises((TypeError, ValueError), match=r"shape: expected .* got"):
+        getattr(flow_of(TanhNet(2), 2), method)(shape)
 
 
 def test_an_empty_batch_has_no_densities():

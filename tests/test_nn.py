@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from dise import RK4, Backsolve, Cascade, Dopri5, Dynamic, Euler, Forecast, NeuralODE, SolveError, solve
+from dise import RK4, Backsolve, Cascade, Dopri5, Dynamic, Euler, Forecast, NeuralODE, SolveError, SolveOptions, solve
 
 
 @pytest.fixture
@@ -345,7 +345,9 @@ def test_what_is_no_function_or_no_integrator_is_refused_at_once(tanh_field):
             NeuralODE(tanh_field(3), wrong)
         with pytest.raises(TypeError, match="integrator: expected an integrator such as"):
             block.integrator = wrong
-    assert block.integrator == Dopri5()
+    with pytest.raises(TypeError, match=r"options: expected a dise\.SolveOptions, got"):
+        block.options = {"compile": True}
+    assert (block.integrator, block.options) == (Dopri5(), SolveOptions())
 
 
 @pytest.mark.parametrize("name", ["batched", "drop_finished", "gradient", "differentiate_step_sizes", "compile"])

@@ -91,6 +91,8 @@ class NeuralODE(nn.Module):
                 f"{name}: an option of the block's solves; change it by "
                 f"block.options = dataclasses.replace(block.options, {name}=...)"
             )
+        if name == "options" and not isinstance(value, SolveOptions):
+            raise TypeError(f"options: expected a dise.SolveOptions, got {value!r}")
         super().__setattr__(name, value)
 
     def solve(

@@ -17,6 +17,7 @@ from dise.flow import AugmentedField, ExactDivergence, HutchinsonDivergence
 from dise.integrate import Integrator, State, solve
 from dise.integrate.clock import clock_dtype
 from dise.integrate.start import check_integrator
+from dise.integrate.value import check_callable
 from dise.torchdiffeq import odeint
 
 
@@ -41,8 +42,7 @@ class ODESolver:
     def __init__(
         self, velocity_model: Callable[..., Tensor], integrator: Integrator | None = None, *, batched: bool = True
     ) -> None:
-        if not callable(velocity_model):
-            raise TypeError(f"velocity_model: expected a function or module, got {type(velocity_model).__name__}")
+        check_callable("velocity_model", velocity_model, "a function or module")
         check_integrator(integrator, optional=True)
         self.velocity_model, self.integrator, self.batched = velocity_model, integrator, batched
         self.checked: set[object] = set()  # kinds of calls that the model takes

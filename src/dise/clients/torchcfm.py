@@ -17,6 +17,7 @@ from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, che
 from dise.integrate import RK4, Euler, FixedStep, Integrator, Midpoint, Multistep, grids, solve
 from dise.integrate.clock import clock_dtype
 from dise.integrate.start import check_integrator
+from dise.integrate.value import check_callable
 
 FIXED: Mapping[str, Callable[..., FixedStep]] = {"euler": Euler, "midpoint": Midpoint, "rk4": RK4, "rk-4": RK4}
 GRADIENTS: Mapping[str, Literal["direct", "backsolve"]] = {"autograd": "direct", "adjoint": "backsolve"}
@@ -54,8 +55,7 @@ class NeuralODE(nn.Module):
         batched: bool = True,
     ) -> None:
         super().__init__()
-        if not callable(vector_field):
-            raise TypeError(f"vector_field: expected a function or module, got {type(vector_field).__name__}")
+        check_callable("vector_field", vector_field, "a function or module")
         check_integrator(integrator, optional=True)
         if sensitivity not in GRADIENTS:
             raise ValueError(f"sensitivity: expected one of {', '.join(GRADIENTS)}, got {sensitivity!r}")

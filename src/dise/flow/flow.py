@@ -13,6 +13,7 @@ from dise.flow.divergences import AugmentedField, Divergence, Quadrature
 from dise.integrate import Integrator, Solution, State, Step, solve
 from dise.integrate.annotations import Float
 from dise.integrate.options import SolveKeywords
+from dise.integrate.value import check_callable
 
 
 class Flow(nn.Module):
@@ -81,6 +82,7 @@ class Flow(nn.Module):
         **options: Unpack[SolveKeywords],
     ) -> None:
         super().__init__()
+        check_callable("f", f, "a vector field, called as f(t, z)")
         check_base(base)
         self.base = base
         augmented = AugmentedField(f, divergence, len(base.event_shape), quadrature)
@@ -282,7 +284,13 @@ class Flow(nn.Module):
 
 
 def _size(shape: int | Sequence[int]) -> torch.Size:
-    return torch.Size([shape] if isinstance(shape, int) else shape)
+    try:
+        size = torch.Size([shape] if isinstance(shape, int) else shape)
+    except TypeError as error:
+        raise TypeError(f"shape: expected a number of points or a tuple of numbers, got {shape!r}") from error
+    if any(number < 0 for number in size):
+        raise ValueError(f"shape: expected numbers of at least 0, got {shape!r}")
+    return size
 
 
 class ConditionedFlow:

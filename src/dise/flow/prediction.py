@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from dise.integrate.multistep.paths import Path
+from dise.integrate.value import check_callable
 
 Prediction = Literal["velocity", "data", "noise", "score", "v"]
 
@@ -35,8 +36,7 @@ class PathField(nn.Module):
         self, network: Callable[..., Tensor], path: Path, predicts: Prediction = "velocity", *, time_scale: float = 1.0
     ) -> None:
         super().__init__()
-        if not callable(network):
-            raise TypeError(f"network: expected a function of (t, x), got {type(network).__name__}")
+        check_callable("network", network, "a function of (t, x)")
         if predicts not in get_args(Prediction):
             raise ValueError(f"predicts: expected one of {', '.join(get_args(Prediction))}, got {predicts!r}")
         self.network, self.path, self.predicts, self.time_scale = network, path, predicts, time_scale

@@ -9,9 +9,11 @@ from torch import Tensor
 from dise.flow.conditions import Condition
 from dise.flow.flow import Flow
 from dise.integrate import Dopri5, Euler, Integrator, SolveError, TimeGrid
-from dise.integrate.value import check_whole
+from dise.integrate.start import check_integrator
+from dise.integrate.value import check_callable, check_whole
 
 _COARSE = (-1.0, -0.5, 0.0, 0.5, 1.0)  # logarithms of exponents, in base 2
+EXPECTED = "a function of a grid such as dise.Midpoint"
 _FINE = (0.25, 0.125)  # steps around the best of them
 
 
@@ -53,8 +55,11 @@ def sharp_grid(
     The idea of a grid from reference paths is that of SharpEuler (arXiv:2605.11547), which takes the density of the
     paths' curvature; distances at the end also count how errors grow and cancel along the path.
     """
-    _check(flow, n, method)
+    if not isinstance(flow, Flow):
+        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
+    check_whole("n", n)
     span, z = _span(flow), _draws(flow, noise)
+    _check_method(method, _warped(n, (0.0, 0.0), span))
 
     @torch.no_grad()
     def ends(integrator: Integrator) -> Tensor:
@@ -76,12 +81,13 @@ def sharp_grid(
     return _warped(n, found, span)
 
 
-def _check(flow: Flow, n: int, method: object) -> None:
-    if not isinstance(flow, Flow):
-        raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
-    check_whole("n", n)
-    if not callable(method):
-        raise TypeError(f"method: expected a function of a grid such as dise.Midpoint, got {method!r}")
+def _check_method(method: Callable[[TimeGrid], Integrator], grid: TimeGrid) -> None:
+    check_callable("method", method, EXPECTED)
+    try:
+        made = method(grid)
+    except TypeError as error:
+        raise TypeError(f"method: expected {EXPECTED}, got one that takes none: {error}") from error
+    check_integrator(made, "method")
 
 
 def _closest(distance: Callable[[tuple[float, float]], float]) -> tuple[float, float]:
@@ -113,6 +119,8 @@ def _span(flow: Flow) -> tuple[float, float]:
 
 def _draws(flow: Flow, noise: int | Tensor) -> Tensor:
     if isinstance(noise, Tensor):
+        if noise.numel() == 0:
+            raise ValueError(f"noise: expected at least one draw, got shape {list(noise.shape)}")
         return noise
     check_whole("noise", noise)
     return flow.base.sample(torch.Size([noise]))

@@ -48,6 +48,18 @@ def check_from_zero(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
 
 
+def check_callable(name: str, value: object, expected: str = "a function", *, optional: bool = False) -> None:
+    """Raise a TypeError unless it can be called (or is None, if it is optional)."""
+    if not callable(value) and not (optional and value is None):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise a TypeError unless it is a whole number."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected a whole number, got {seed!r}")
+
+
 def check_whole(name: str, value: object) -> None:
     """Raise a ValueError unless it is an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dise.integrate import State
 from dise.integrate.clock import clock_dtype
 from dise.integrate.problem.state import leaves
+from dise.integrate.value import check_callable
 from dise.torchdiffeq.methods import SCIPY_NAMES, SOLVERS
 
 
@@ -115,8 +116,7 @@ def _wide(shape: Sequence[int]) -> list[int]:
 
 def check_function(name: str, value: object) -> None:
     """Raise a TypeError unless it can be called."""
-    if not callable(value):
-        raise TypeError(f"{name}: expected a function of (t, y), got {type(value).__name__}")
+    check_callable(name, value, "a function of (t, y)")
 
 
 def method_name(method: object, argument: str = "method") -> str:

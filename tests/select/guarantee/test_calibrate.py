@@ -164,11 +164,19 @@ def test_too_few_samples():
         ({"delta": 1.0}, "delta: expected a number between 0 and 1"),
         ({"risk": lambda o, r, y: 2 * torch.ones(len(o))}, "risk: expected a loss in"),
         ({"risk": lambda o, r, y: torch.ones(())[None]}, "risk: expected a loss in"),
+        ({"risk": lambda o, r, y: 0.0}, "risk: expected a tensor with a loss in"),
+        ({"risk": 3}, "risk: expected a function"),
+        ({"delta": None}, "delta: expected a number between 0 and 1, got None"),
+        ({"reference": "rk4"}, "reference: expected an integrator such as"),
+        ({"p_value": 3}, "p_value: expected a function such as"),
     ],
 )
 def test_wrong_arguments(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         run([0, 0, 0], **options)
+    for settings in (Euler(1), "euler", ["euler"]):
+        with pytest.raises(TypeError, match="settings: expected a list of integrators"):
+            calibrate(Table({}), settings, numbers(1000), reference=RK4(1), epsilon=0.02)
     with pytest.raises(ValueError, match="settings: expected at least one"):
         calibrate(Table({}), [], numbers(1000), reference=RK4(1), epsilon=0.02)
 

@@ -121,6 +121,39 @@ def test_given_settings_are_tested_and_nothing_else(classifier, points):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"epsilon": "0.1"}, "epsilon: expected a number between 0 and 1, got '0.1'"),
+        ({"delta": None}, "delta: expected a number between 0 and 1, got None"),
+        ({"reference": "dopri5"}, "reference: expected an integrator such as"),
+        ({"candidates": Euler(1)}, "candidates: expected a list of integrators"),
+        ({"candidates": ["euler"]}, "candidates: expected a list of integrators"),
+        ({"settings": Euler(1)}, "settings: expected a list of integrators"),
+        ({"risk": "disagreement"}, "risk: expected a function"),
+        ({"risk": OutputDeviation}, "risk: expected a function"),
+        ({"risk": lambda output, reference, target: 0.0}, "risk: expected a tensor"),
+        ({"head": 3}, "head: expected a module, got int"),
+        ({"seed": None}, "seed: expected a whole number"),
+        ({"log": None}, "log: expected a function, got NoneType"),
+        ({"span": (0.0, 2.0)}, "span: expected None, since the block is a dise.NeuralODE"),
+        ({"f": "net"}, "f: expected None, since the block is a dise.NeuralODE"),
+    ],
+)
+def test_bad_arguments_are_named(classifier, points, options, message):
+    model = classifier()
+    before = model[1].integrator
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        make_dynamic(model, points(500), **(LOOSE | options))
+    assert model[1].integrator == before
+
+
+@pytest.mark.parametrize("model", [None, lambda x: x, nn.Linear], ids=["None", "function", "class"])
+def test_a_model_is_a_module(model, points):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module that contains a dise.NeuralODE"):
+        make_dynamic(model, points(500), **LOOSE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"learn_from": [], "settings": [Euler(1)]}, "learn_from: the settings are given, there is nothing to learn"),
         ({"learn_from": []}, r"learn_from: expected batches of inputs or \(inputs, target\), got none"),
     ],

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack, overload
 
+import torch
+
 from dise.flow.certified.candidates import default_candidates
 from dise.flow.certified.families import FAMILIES, MakeFamily
 from dise.flow.certified.fitted_tables import EVALUATIONS
@@ -13,9 +15,10 @@ from dise.flow.fitting.draws import DrawConditions, check_drawable
 from dise.flow.flow import Flow
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator, Multistep
-from dise.integrate.value import check_whole
-from dise.select.guarantee.calibrate import samples_needed
-from dise.select.guarantee.risk import LogProbDeviation, Risk
+from dise.integrate.start import as_integrators
+from dise.integrate.value import check_callable, check_whole
+from dise.select.guarantee.calibrate import check_levels, samples_needed
+from dise.select.guarantee.risk import LogProbDeviation, Risk, check_risk
 from dise.select.make_dynamic.families import FEWEST
 
 LEARN, CHOOSE = 0.5, 0.1  # parts of the draws; the others are tested, which takes the fewest evaluations per draw
@@ -107,22 +110,24 @@ def make_sampler(
 
     Source: Angelopoulos et al., Learn then Test, 2021 (fixed-sequence testing from several starts).
     """
+    check_drawable(flow, condition, reference, seed)
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
-    _check(flow, risk, condition, reference, batch)
-    prepared = prepare(
-        flow,
-        share_draws(draws, epsilon, delta),
-        risk=risk,
-        condition=condition,
-        reference=reference,
-        candidates=_candidates(candidates, flow, risk),
-        fitted=_fitted(fitted, candidates, flow, risk),
-        families=families,
-        epsilon=epsilon,
-        batch=batch,
-        seed=seed,
-        log=log,
-    )
+    _check(risk, reference, families, batch, log)
+    with torch.inference_mode(False):
+        prepared = prepare(
+            flow,
+            share_draws(draws, epsilon, delta),
+            risk=risk,
+            condition=condition,
+            reference=reference,
+            candidates=_candidates(candidates, flow, risk),
+            fitted=_fitted(fitted, candidates, flow, risk),
+            families=families,
+            epsilon=epsilon,
+            batch=batch,
+            seed=seed,
+            log=log,
+        )
     found = prepared.certify(epsilon, delta)
     prepared.block.integrator = found.integrator
     prepared.block.report = prepared.report(found)
@@ -131,11 +136,11 @@ def make_sampler(
 
 
 def _candidates(given: Sequence[Integrator] | None, flow: Flow, risk: Risk) -> tuple[Integrator, ...]:
-    candidates = default_candidates(risk) if given is None else tuple(given)
+    candidates = default_candidates(risk) if given is None else as_integrators("candidates", given)
     if given is None and _has_jumps(flow):  # tables step where they say
         candidates = tuple(candidate for candidate in candidates if not isinstance(candidate, Multistep))
-    if not candidates or not all(isinstance(candidate, Integrator) for candidate in candidates):
-        raise ValueError(f"candidates: expected integrators, got {given!r}")
+    if not candidates:
+        raise ValueError("candidates: expected at least one integrator, got none")
     return candidates
 
 
@@ -159,6 +164,7 @@ def _has_jumps(flow: Flow) -> bool:
 def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:
     """Numbers of draws to learn from, to choose on and to test on."""
     check_whole("draws", draws)
+    check_levels(epsilon, delta)
     needed = samples_needed(epsilon, delta / SEQUENCES)
     learn, choosing = math.floor(LEARN * draws), math.floor(CHOOSE * draws)
     test = draws - learn - choosing
@@ -171,12 +177,11 @@ def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:
     return learn, choosing, test
 
 
-def _check(flow: Flow, risk: Risk, condition: object, reference: Integrator, batch: int) -> None:
-    check_drawable(flow)
-    if not callable(risk):
-        raise TypeError(f"risk: expected a function such as OutputDeviation(0.03), got {risk!r}")
-    if condition is not None and not callable(condition):
-        raise TypeError(f"condition: expected a function of the number of draws, got {type(condition).__name__}")
-    if not isinstance(reference, Integrator) or reference.chooses:
+def _check(risk: object, reference: Integrator, families: object, batch: int, log: object) -> None:
+    check_risk(risk)
+    if reference.chooses:
         raise ValueError(f"reference: expected an integrator that is the same for each draw, got {reference}")
+    if not isinstance(families, Sequence) or not all(callable(make) for make in families):
+        raise TypeError(f"families: expected a list of functions (see dise.flow.certified.families), got {families!r}")
     check_whole("batch", batch)
+    check_callable("log", log)

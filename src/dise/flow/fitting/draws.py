@@ -11,6 +11,8 @@ from dise.flow.conditions import Condition, as_conditions
 from dise.flow.divergences import AugmentedField
 from dise.flow.flow import Flow
 from dise.integrate import Integrator, Status, solve
+from dise.integrate.start import check_integrator
+from dise.integrate.value import check_callable, check_seed
 
 DrawConditions = Callable[[int], Condition]
 
@@ -43,13 +45,16 @@ class Draws:
         return (self[i : i + size] for i in range(0, len(self), size))
 
 
-def check_drawable(flow: object) -> None:
-    """Raise an error unless each draw of a flow is a solve of its own, over one span.
+def check_drawable(flow: object, condition: object, reference: object, seed: object) -> None:
+    """Raise an error unless each draw of a flow is a solve of its own, over one span, and the others are what they say.
 
     Raises:
-        TypeError: it is no flow.
-        ValueError: it has batched=False, or spans per row.
+        TypeError: no flow, function, integrator or whole number.
+        ValueError: the flow has batched=False, or spans per row.
     """
+    check_callable("condition", condition, "a function of the number of draws", optional=True)
+    check_integrator(reference, "reference", optional=True)
+    check_seed(seed)
     if not isinstance(flow, Flow):
         raise TypeError(f"flow: expected a dise.Flow, got {type(flow).__name__}")
     if not flow.block.options.batched:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import nn
 
 from dise.flow.fitting.classical import classical
@@ -81,10 +82,11 @@ def fit_solver(
     Source: Shaul et al., Bespoke Non-Stationary Solvers, 2024 (arXiv:2403.01329).
     """
     began = time.perf_counter()
+    check_drawable(flow, condition, reference, seed)
     _check(flow, n, density, draws, rows, loss, tolerance, iterations, batch)
     starts = _starts(start, n, _span(flow, density), rows, density)
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
-    with _in_evaluation_mode(flow):
+    with torch.inference_mode(False), _in_evaluation_mode(flow):
         drawn = draw(flow, draws, condition, reference, density=density, batch=batch, seed=seed)
         fit = fit_to_draws(
             flow, drawn, starts, rows=rows, loss=loss, tolerance=tolerance, iterations=iterations, batch=batch
@@ -213,7 +215,6 @@ def _check(
     iterations: int,
     batch: int,
 ) -> None:
-    check_drawable(flow)
     if float(flow.t0) == float(flow.t1):
         raise ValueError(f"flow: expected a span of some length, got t0 = t1 = {float(flow.t0):g}")
     if not isinstance(density, bool):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
+from dise.integrate.start import as_integrators, check_integrator
+from dise.integrate.value import check_above, check_callable
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.guarantee.kind import is_state, score_of, suitable_risk
 from dise.select.guarantee.risk import (
@@ -144,6 +146,9 @@ def calibrate(
             that does not suit the outputs or needs targets, an f that mixes samples, a reference that fails on all
             samples, or too few samples to certify anything (the message says how many are needed).
     """
+    check_levels(epsilon, delta)
+    check_integrator(reference, "reference")
+    check_callable("p_value", p_value, "a function such as dise.select.exact_binomial", optional=True)
     sequences = _sequences(settings)
     level = delta / len(sequences)
     own = find_block(model, block)
@@ -188,10 +193,12 @@ def _check_number(number: int, epsilon: float, delta: float) -> None:
 
 def _sequences(settings: Sequence[Integrator] | Sequence[Sequence[Integrator]]) -> list[list[Integrator]]:
     """The sequences of settings."""
+    if not isinstance(settings, Sequence) or isinstance(settings, str):
+        raise TypeError(f"settings: expected a list of integrators, got {settings!r}")
     parts = list(settings)
     alone = [part for part in parts if isinstance(part, Integrator)]
     several = [list(part) for part in parts if isinstance(part, Sequence)]
-    sequences = [alone] if alone else several
+    sequences = [list(as_integrators("settings", part)) for part in ([alone] if alone else several)]
     if not sequences or not all(sequences) or (alone and len(alone) < len(parts)):
         got = "both" if alone else "none"
         raise ValueError(f"settings: expected at least one integrator, or sequences of at least one each, got {got}")
@@ -280,15 +287,19 @@ def _all_targets(batches: Sequence[Batch]) -> Tensor | None:
     return torch.cat(targets)
 
 
+def check_levels(epsilon: float, delta: float) -> None:
+    """Raise a ValueError unless ε and δ are in (0, 1)."""
+    for name, value in (("epsilon", epsilon), ("delta", delta)):
+        check_above(name, value, 0, 1)
+
+
 def samples_needed(epsilon: float, delta: float) -> int:
     """Smallest number of samples that can certify a risk of at most ε with confidence 1 − δ: ⌈log δ / log(1 − ε)⌉.
 
     Raises:
         ValueError: ε or δ not in (0, 1).
     """
-    for name, value in (("epsilon", epsilon), ("delta", delta)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name}: expected a number between 0 and 1, got {value!r}")
+    check_levels(epsilon, delta)
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 

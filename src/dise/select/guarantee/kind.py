@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from dise.nn import BlockSolve
-from dise.select.guarantee.risk import ProbabilityShift, Risk, disagreement, losses, lost_accuracy, risk_name
+from dise.select.guarantee.risk import (
+    ProbabilityShift,
+    Risk,
+    check_risk,
+    disagreement,
+    losses,
+    lost_accuracy,
+    risk_name,
+)
 from dise.select.model.finite import has_nan
 from dise.select.model.logits import are_labels, are_logits, class_logits, predicted_class
 
@@ -86,6 +94,7 @@ def suitable_risk(risk: Risk | None, output: Tensor, target: object, *, is_state
             "OutputDeviation(tolerance) for numbers, disagreement or ProbabilityShift(tau) for logits (one per sample: "
             "yes or no)"
         )
+    check_risk(risk)
     of_classes = risk in (disagreement, lost_accuracy) or isinstance(risk, ProbabilityShift)
     one_output = are_logits(output) and (output.ndim == 1 or output.shape[1] == 1)
     if of_classes and (not are_logits(output) or (one_output and kind is Kind.NUMBERS)):

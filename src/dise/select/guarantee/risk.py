@@ -20,6 +20,12 @@ from dise.select.model.logits import are_labels, class_logits, predicted_class
 Risk = Callable[[Tensor, Tensor, Any], Tensor]
 
 
+def check_risk(risk: object) -> None:
+    """Raise a TypeError unless it can be called with outputs: a function or an instance, no class."""
+    if not callable(risk) or isinstance(risk, type):
+        raise TypeError(f"risk: expected a function such as disagreement or OutputDeviation(0.03), got {risk!r}")
+
+
 def losses(risk: Risk, output: Tensor, reference: Tensor, target: Any) -> Tensor:
     """[n] losses by `risk`, with 1 where an output is not finite and the reference's is.
 
@@ -37,6 +43,8 @@ def losses(risk: Risk, output: Tensor, reference: Tensor, target: Any) -> Tensor
         raise ValueError(
             f"risk: {risk_name(risk)} fails without targets ({error}); expected data (x, target), got x alone"
         ) from error
+    if not isinstance(values, Tensor):
+        raise TypeError(f"risk: expected a tensor with a loss in [0, 1] per sample, got {values!r}")
     if values.shape != lost.shape:
         raise ValueError(
             f"risk: expected a loss in [0, 1] per sample, got {tuple(values.shape)} values for {len(lost)}"

@@ -41,16 +41,24 @@ def place_block(
                 "block: the model contains no dise.NeuralODE; give the name of the submodule that integrates, one of "
                 f"{names}"
             )
+        _check_unneeded(f=f, span=span)
         return find_block(model)
     if name not in names:
         raise ValueError(f"block: expected one of {names}, got {name!r}")
     module = model.get_submodule(name)
     if isinstance(module, NeuralODE):
+        _check_unneeded(f=f, span=span)
         return module
     block = adapt(module, reference or Dopri5(rtol=1e-3, atol=1e-3), f=f, span=span).eval()
     check_equivalence(module, block, _initial_state(model, module, inputs))
     model.set_submodule(name, block)
     return block
+
+
+def _check_unneeded(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None, since the block is a dise.NeuralODE with its own, got {value!r}")
 
 
 def _initial_state(model: nn.Module, module: nn.Module, inputs: Inputs) -> Tensor:

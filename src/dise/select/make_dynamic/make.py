@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
-from dise.integrate.value import check_whole
+from dise.integrate.start import as_integrators, check_integrator
+from dise.integrate.value import check_callable, check_seed, check_whole
 from dise.nn import NeuralODE
 from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
 from dise.select.guarantee.kind import is_state, suitable_risk
@@ -19,7 +20,7 @@ from dise.select.make_dynamic.report import Report
 from dise.select.make_dynamic.samples import Samples, check_number, collect_samples, split_samples
 from dise.select.make_dynamic.stem import without_stem
 from dise.select.make_dynamic.timing import time_policy
-from dise.select.model.block import device_of
+from dise.select.model.block import check_model, device_of
 from dise.select.model.data import Data
 from dise.select.model.head import find_head
 from dise.select.model.inputs import Inputs
@@ -97,13 +98,13 @@ def make_dynamic(
         ValueError: a model, block or data that cannot be used, a risk that does not suit them, an f that mixes samples,
             or too few data (the message says how many are needed).
     """
+    _check(model, reference, candidates, settings, head, seed, log)
     needed = samples_needed(epsilon, delta)
     given, fit_part = _collect(model, data, learn_from, settings, needed)
     model.eval()
     inputs, served = given[0].inputs.split(given[0].size), _served(given[0], batch_size)
     own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
-    reference = reference or own.integrator
-    _check_reference(reference, own)
+    reference = _suitable_reference(reference, own)
     risk = _suitable_risk(risk, model, own, reference, given[0])
     notes: list[str] = []
     head = head or _find_head(model, own, reference, inputs[0], notes)
@@ -128,6 +129,19 @@ def make_dynamic(
     )
     log(str(own.report))
     return model
+
+
+def _check(
+    model: object, reference: object, candidates: object, settings: object, head: object, seed: object, log: object
+) -> None:
+    check_model(model)
+    check_integrator(reference, "reference", optional=True)
+    for name, values in (("candidates", candidates), ("settings", settings)):
+        if values is not None or name == "candidates":
+            as_integrators(name, values)
+    check_callable("head", head, "a module", optional=True)
+    check_seed(seed)
+    check_callable("log", log)
 
 
 def _served(samples: Samples, batch_size: int | None) -> list[Inputs]:
@@ -164,10 +178,13 @@ def _collect(
     return given, fit_part
 
 
-def _check_reference(reference: Integrator, block: NeuralODE) -> None:
+def _suitable_reference(reference: Integrator | None, block: NeuralODE) -> Integrator:
+    """The reference as given, or the block's own integrator."""
+    reference = reference or block.integrator
     if reference.chooses or not block.options.batched:
         what = f"one that chooses, {reference}" if reference.chooses else "a block with batched=False"
         raise ValueError(f"reference: expected an integrator that is the same for each sample of a batch, got {what}")
+    return reference
 
 
 @torch.no_grad()

@@ -8,8 +8,15 @@ from torch import nn
 from dise.nn import NeuralODE
 
 
+def check_model(model: object) -> None:
+    """Raise a TypeError unless it is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module that contains a dise.NeuralODE, got {type(model).__name__}")
+
+
 def named_blocks(model: nn.Module) -> dict[str, NeuralODE]:
     """The NeuralODEs of a model, by name; without those in policies, which may contain copies of later blocks."""
+    check_model(model)
     found = {name: module for name, module in model.named_modules() if isinstance(module, NeuralODE)}
     policies = tuple(f"{name}.policy." if name else "policy." for name in found)
     return {name: module for name, module in found.items() if not name.startswith(policies)}
