@@ -1,7 +1,7 @@
 """`dise reproduce`, killed at random moments and on one and two Ray workers: the same tables, and how much faster.
 
     python benchmarks/reproduce.py kills --out results/reproduce-kills.json
-    python benchmarks/reproduce.py workers --out results/reproduce-workers.json
+    python benchmarks/reproduce.py workers --set epochs=1 --out results/reproduce-workers.json
 
 `kills` runs a small grid of circles once without interruption, then on each engine: five times `kill -9` at a random
 moment, and once to the end. `workers` runs the grid of circles on one Ray worker and on two, each with one thread; it
@@ -32,10 +32,14 @@ def command(out, *options):
     ]
 
 
+def changes(settings):
+    """Options that change settings of the preset."""
+    return [option for setting in settings for option in ("--set", setting)]
+
+
 def small(engine):
-    changes = [option for change in SMALL for option in ("--set", change)]
     rows = ["--seeds", "2", "--reg", "none", "--reg", "error", "--selector", "published"]
-    return [*rows, *changes, "--engine", engine, "--workers", "2"]
+    return [*rows, *changes(SMALL), "--engine", engine, "--workers", "2"]
 
 
 def run(out, *options):
@@ -80,17 +84,18 @@ def kills(folder, seed):
     return rows
 
 
-def workers(folder, seeds):
+def workers(folder, seeds, settings):
     """One Ray worker against two, each with one thread."""
     seconds, tables = {}, {}
     for number in (1, 2):
-        options = ["--seeds", str(seeds), "--engine", "ray", "--workers", str(number)]
+        options = ["--seeds", str(seeds), *changes(settings), "--engine", "ray", "--workers", str(number)]
         tables[number], seconds[number] = run(folder / str(number), *options)
         print(f"{number} workers: {seconds[number]:.0f} s")
     ratio = seconds[1] / seconds[2]
     same = tables[1] == tables[2] and numbers(folder / "1") == numbers(folder / "2")
     print(f"two workers are {ratio:.2f} times as fast as one; same numbers: {same}")
-    return {"seconds": seconds, "ratio": ratio, "same": same, "seeds": seeds, "processors": os.cpu_count()}
+    made_with = {"seeds": seeds, "settings": settings, "processors": os.cpu_count()}
+    return {"seconds": seconds, "ratio": ratio, "same": same, **made_with}
 
 
 def main():
@@ -98,11 +103,14 @@ def main():
     parser.add_argument("what", choices=["kills", "workers"])
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--seeds", type=int, default=1, help="of the grid of `workers`")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, a setting of the grid of `workers`")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        call = kills if options.what == "kills" else workers
-        result = call(Path(folder), options.seed if options.what == "kills" else options.seeds)
+        if options.what == "kills":
+            result = kills(Path(folder), options.seed)
+        else:
+            result = workers(Path(folder), options.seeds, options.set)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(strict_json.dumps(result, indent=2) + "\n")
