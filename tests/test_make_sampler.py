@@ -13,6 +13,7 @@ import dise
 from dise import Adams, DiagonalNormal, Dopri5, Euler, Flow, FlowDensity, FlowSampler, Midpoint, Multistep, make_sampler
 from dise.flow.certified import prepare
 from dise.flow.certified.choice import Trial, worth_testing
+from dise.flow.certified.exactness import tighter
 from dise.flow.certified.families import Material, mean_oracle, most_useful
 from dise.flow.certified.fitted_tables import draws_to_fit
 from dise.select import Costs, LogProbDeviation, OutputDeviation, RiskCost, StateNetwork, disagreement
@@ -130,6 +131,43 @@ def test_a_risk_that_nothing_meets_leaves_the_reference():
     assert made.report.family == "reference"
     assert made.report.comparison.single is None
     assert "Nothing was certified" in str(made.report)
+
+
+def test_a_reference_that_is_not_exact_is_told():
+    """Beside the closed form: the draws that a loose reference loses, which no candidate can be certified on."""
+    loose, flow = Dopri5(rtol=1e-2, atol=1e-2), flow_of(Rotation())
+    options = FEW | {"condition": speeds, "families": ()}
+    torch.manual_seed(7)
+    z, speed = torch.randn(2000, 2), speeds(2000)
+    with torch.no_grad():
+        ends = dise.solve(flow.f, z, 0.0, 1.0, loose, sample_args=(speed,)).y
+    error = (ends - turned(z, speed)).square().mean(1).sqrt()
+    tolerance = float(error.quantile(0.8))
+    made = make_sampler(flow, risk=OutputDeviation(tolerance), **options | {"reference": loose})
+    told = re.search(r"reference itself loses (\d+) of (\d+) draws", str(made.report))
+    lost, number = map(int, told.groups())
+    assert number == 200
+    assert 0.1 < lost / number < 0.3
+    exact = make_sampler(flow, risk=OutputDeviation(TOLERANCE), **options | {"reference": loose})
+    assert "reference itself" not in str(exact.report)
+
+
+@pytest.mark.parametrize(
+    ("reference", "dtype", "expected"),
+    [
+        (Dopri5(rtol=1e-5, atol=1e-4), torch.float32, Dopri5(rtol=1e-6, atol=1e-5)),
+        (Adams(rtol=1e-6, atol=1e-6), torch.float64, Adams(rtol=1e-7, atol=1e-7)),
+        (Dopri5(rtol=1e-6, atol=1e-6), torch.float32, None),
+        (Dopri5(rtol=1e-3, atol=(1e-3, 1e-2)), torch.float32, None),
+        (Euler(100), torch.float64, None),
+    ],
+    ids=str,
+)
+def test_references_have_tighter_ones_down_to_rounding(reference, dtype, expected):
+    found = tighter(reference, dtype)
+    assert type(found) is type(expected)
+    if found is not None:
+        assert (found.rtol, found.atol) == pytest.approx((expected.rtol, expected.atol))
 
 
 def test_own_steps_and_tables_are_candidates_together():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dise.flow.certified.choice import Choice, choose, run_all
+from dise.flow.certified.exactness import own_losses
 from dise.flow.certified.families import MakeFamily
 from dise.flow.certified.fitted_tables import FittedTables, draws_to_fit, fit_tables
 from dise.flow.density import FlowDensity
@@ -39,6 +40,7 @@ class Prepared:
         test: draws that nothing has seen.
         reference, risk, numbers: see `make_sampler`.
         fits: tables that were fitted, on draws of their own.
+        doubt: a note if the reference is not exact to the risk's tolerance; None if nothing is known against it.
     """
 
     model: FlowSampler | FlowDensity
@@ -48,6 +50,7 @@ class Prepared:
     risk: Risk
     numbers: Numbers
     fits: FittedTables
+    doubt: str | None
 
     @property
     def block(self) -> NeuralODE:
@@ -79,7 +82,7 @@ class Prepared:
             self.reference,
             family=ONE_FOR_ALL if one else self.choice.family,
             families=self.choice.estimates,
-            notes=[*([ONE] if one else []), *([] if self.fits.note is None else [self.fits.note])],
+            notes=[note for note in (ONE if one else None, self.fits.note, self.doubt) if note is not None],
             timing=time_policy(
                 self.model,
                 self.block,
@@ -150,13 +153,16 @@ def prepare(
     inputs = _inputs(flow, noise[:number], tuple(part[:number] for part in conditions), reference, density, batch)
     learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
     candidates = list(dict.fromkeys([*candidates, *fits.solvers]))
+    doubt = own_losses(model, model.block, choosing, reference, risk)
+    if doubt is not None:
+        log(doubt)
     log(f"running {len(candidates)} candidates and the reference on {numbers[0] + numbers[1]} draws")
     costs = run_all(model, model.block, [*learn, *choosing], (*candidates, reference), risk)
     choice = choose(
         model, model.block, costs, choosing, families=families, risk=risk, epsilon=epsilon, seed=seed, log=log
     )
     log(f"{sum(map(len, choice.sequences))} settings to test on {numbers[2]} draws: {choice.family}")
-    return Prepared(model, choice, test, reference, risk, numbers, fits)
+    return Prepared(model, choice, test, reference, risk, numbers, fits, doubt)
 
 
 def draw_inputs(
