@@ -17,7 +17,9 @@ GRIDS: tuple[Callable[[int], TimeGrid], ...] = (
 
 
 def classical(n: int, *, backwards: bool = False) -> list[Multistep]:
-    """Adams–Bashforth methods of order 1 to 4, the midpoint method and RK4 on several grids, with n evaluations of f.
+    """Adams methods, the midpoint method and RK4 on several grids, with n evaluations of f.
+
+    Adams–Bashforth methods have order 1 to 4, those with a corrector order 2 and 3.
 
     Args:
         n: number of evaluations.
@@ -35,6 +37,8 @@ def _on_grids(n: int, backwards: bool) -> Iterator[Multistep]:
 
         for order in (1, 2, 3):
             yield Multistep.adams(times(n), order)
+        for order in (2, 3):
+            yield Multistep.adams(times(n), order, corrector=True)
         if n > 3:  # its first step takes three evaluations
             yield Multistep.adams(times(n - 2), 4)
         if n % 2 == 0:

@@ -174,12 +174,14 @@ class _Fit:
         """The user's tolerance, or falling ones and none at last.
 
         The logarithm of an error has a pole where a draw's error is zero, and L-BFGS stays at the first ones it meets;
-        a tolerance as large as the errors takes them away, and smaller ones follow as the errors fall.
+        a tolerance as large as the errors takes them away, and smaller ones follow as the errors fall. One that is
+        smaller than all errors takes none away: of many coordinates the error is zero for no draw.
         """
         if self.loss == "mse" or self.tolerance is not None:
             return [self.tolerance]
-        size = self.errors(start, self.fitting).geometric_mean
-        return [*(x * size for x in _TOLERANCES), None]
+        errors = solver_errors(self.flow, start, self.fitting, self.span, self.batch)
+        size, smallest = SolverErrors.of(errors).geometric_mean, float(errors.min())
+        return [*(x * size for x in _TOLERANCES if x * size > smallest), None]
 
     def best(self, solvers: Sequence[Multistep], draws: Draws) -> Multistep:
         """The solver with the smallest error on draws."""
