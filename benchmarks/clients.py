@@ -6,11 +6,11 @@
 
 Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
 integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
-(`make_sampler`, ε = 1 %, δ = 5 %; of samples with tables of `fit_solver` among the candidates), which is made once, in
-a minute or two, and kept in the folder of `--policies`. Errors are distances to
-a tight solve in float64: root mean squares over coordinates in standard deviations, or nats. Times are medians of
-alternating runs, in one process. Rows that the file of `--out` has are kept; `--only` measures some of them again, and
-`--again` only the times, in a few minutes.
+(`make_sampler`, ε = 1 %, δ = 5 %), which is made once, in a minute or two, and kept in the folder of `--policies`.
+Errors are distances to a tight solve in float64: root mean squares over coordinates in standard deviations, or nats.
+Times are medians of alternating runs, in one process. "NFE, of" are the evaluations of the field per point, and as many
+as the bar's time is evaluations of all points at once and nothing else. Rows that the file of `--out` has are kept;
+`--only` measures some of them again, and `--again` only the times, in a few minutes.
 Needs the extra `clients`, torchcfm and the experiments; nothing else should run.
 """
 
@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flow_bars.fields import points, rms
+from flow_bars.fields import Draws, points, rms
 from readme import write
 from torch import Size, Tensor, nn
 
 import dise
-from dise.flow.certified.candidates import default_candidates
 from dise.select import LogProbDeviation, OutputDeviation, load_policy, save_policy
 from dise.select.deploy import strict_json
 
@@ -38,8 +37,8 @@ NUMBER = 10_000
 SHARE = 0.99
 CERTIFIED = 0.01  # error of the policy, and its bar beside theirs
 CERTIFIED_BAR = 1 / 8
-FITTED = (3, 4, 5, 6, 8)  # evaluations of tables fitted to a field, among the policies' candidates
 REPEATS = 5
+COLUMNS = 12  # of the table
 TIGHT = dise.Dopri8(rtol=1e-9, atol=1e-9)
 SCAN = [10 ** (-k / 12) for k in range(6, 97)]  # dise's tolerances, from loose to tight
 THEIR_SCAN = [10.0**-k for k in range(1, 6)]
@@ -75,6 +74,8 @@ class Case:
 
     Args:
         bar: of the time at equal error, as a part of theirs.
+        field: what all calls evaluate.
+        once: an evaluation of the field on all points.
         theirs: tolerance (None: the default) → the call.
         ours: integrator and a tolerance in nats → the call.
         exact: what the call returns in a tight solve.
@@ -84,6 +85,8 @@ class Case:
     """
 
     bar: float
+    field: nn.Module
+    once: Call
     theirs: Callable[[float | None], Call]
     ours: Callable[[dise.Integrator, float | None], Call]
     exact: Tensor
@@ -94,6 +97,13 @@ class Case:
     def missed(self, call: Call) -> float:
         """The error of 99 % of the points."""
         return float(torch.quantile(self.error(call(), self.exact), SHARE))
+
+    def evaluations(self, call: Call) -> float:
+        """Evaluations of the field per point."""
+        rows: list[int] = []
+        with self.field.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[1]))):
+            call()
+        return sum(rows) / len(self.exact)
 
 
 class Bound(nn.Module):
@@ -154,7 +164,7 @@ def sbi_case(task: str, n: int, *, density: bool) -> Case:
     def error(a: Tensor, b: Tensor) -> Tensor:
         return (a - b).abs().flatten() if density else rms(a[:, 0], b[:, 0])
 
-    return Case(1 / 3, theirs, ours, exact, error, certified, density)
+    return Case(1 / 3, draws.f, _once(draws), theirs, ours, exact, error, certified, density)
 
 
 def flow_matching_case(task: str, n: int) -> Case:
@@ -213,7 +223,12 @@ def _samples(
         made = certify(draws.f, draws.noise.shape[1], number, folder, density=False)
         return lambda: made(draws.noise)
 
-    return Case(1 / 2, theirs, ours, exact, rms, certified)
+    return Case(1 / 2, draws.f, _once(draws), theirs, ours, exact, rms, certified)
+
+
+def _once(draws: Draws) -> Call:
+    t = torch.full_like(draws.noise[:, :1], 0.5)
+    return lambda: draws.f(t, draws.noise, *draws.conditions)
 
 
 def certify(field: nn.Module, dim: int, number: int, folder: Path, *, density: bool) -> nn.Module:
@@ -223,12 +238,7 @@ def certify(field: nn.Module, dim: int, number: int, folder: Path, *, density: b
     if folder.exists():
         return load_policy(dise.FlowDensity(flow) if density else dise.FlowSampler(flow), folder)
     risk = LogProbDeviation(CERTIFIED) if density else OutputDeviation(CERTIFIED)
-    candidates = list(default_candidates(risk))
-    if not density:
-        with torch.enable_grad():
-            fits = (dise.fit_solver(flow, n, draws=4096, loss="mse", iterations=100, batch=1024) for n in FITTED)
-            candidates += [fit.solver for fit in fits]
-    made = dise.make_sampler(flow, risk=risk, draws=number, candidates=candidates)
+    made = dise.make_sampler(flow, risk=risk, draws=number)
     print(made.block.report, flush=True)
     save_policy(made, folder)
     return made
@@ -273,10 +283,11 @@ def measure(case: Case, chosen: Mapping[str, Any], *, draws: int, repeats: int, 
     if draws:
         calls["certified"] = case.certified(draws, folder)
         row["certified"] = {"error": case.missed(calls["certified"])}
-    seconds = dict(zip(calls, times(list(calls.values()), repeats), strict=True))
-    row["seconds"] = seconds.pop("theirs")
+    seconds = dict(zip([*calls, "once"], times([*calls.values(), case.once], repeats), strict=True))
+    row["seconds"], row["evaluation seconds"] = seconds.pop("theirs"), seconds.pop("once")
+    row["nfe"] = case.evaluations(calls["theirs"])
     for key, own in seconds.items():
-        row[key] = row[key] | {"seconds": own, "ratio": own / row["seconds"]}
+        row[key] = row[key] | {"seconds": own, "ratio": own / row["seconds"], "nfe": case.evaluations(calls[key])}
     row["holds"] = row["equal"]["ratio"] <= case.bar
     row["certified holds"] = row["certified"]["ratio"] <= CERTIFIED_BAR if draws else None
     return row
@@ -331,20 +342,33 @@ def times(calls: list[Call], repeats: int) -> list[float]:
 def table(found: Mapping[str, Any]) -> str:
     """The rows as a table in Markdown."""
     lines = [
-        "| call | theirs, 99 % error | seconds | dise at equal error | part | bar | certified 0.01 | part | bar |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| call | theirs, 99 % error | NFE | seconds | dise at equal error | NFE, of | part | bar "
+        "| certified 0.01 | NFE, of | part | bar |",
+        "| --- " * COLUMNS + "|",
     ]
     for name in CASES:
         if name not in found:
             continue
         row = found[name]
         equal, certified = row["equal"], row.get("certified", {})
-        policy = f"{certified['seconds']:.3f} s | {certified['ratio']:.3f}" if certified else "– | –"
+        policy = f"{certified['seconds']:.3f} s" if certified else "–"
         lines.append(
-            f"| {name} | {row['error']:.2g} | {row['seconds']:.3f} | {_called(equal['method'], equal['tolerance'])}, "
-            f"{equal['seconds']:.3f} s | {equal['ratio']:.3f} | {row['bar']:.3f} | {policy} | {CERTIFIED_BAR} |"
+            f"| {name} | {row['error']:.2g} | {_number(row.get('nfe'))} | {row['seconds']:.3f} "
+            f"| {_called(equal['method'], equal['tolerance'])}, {equal['seconds']:.3f} s "
+            f"| {_compared(row, equal, row['bar'])} | {policy} | {_compared(row, certified, CERTIFIED_BAR)} |"
         )
     return "\n".join(lines)
+
+
+def _compared(row: Mapping[str, Any], own: Mapping[str, Any], bar: float) -> str:
+    """Cells of dise's evaluations, those that the bar leaves, the part of their time, and the bar."""
+    allowed = bar * row["seconds"] / row["evaluation seconds"] if "evaluation seconds" in row else None
+    ratio = f"{own['ratio']:.3f}" if own else "–"
+    return f"{_number(own.get('nfe'))}, {_number(allowed)} | {ratio} | {bar:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _called(method: str, tolerance: float) -> str:
@@ -361,7 +385,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--readme", action="store_true", help="write the table of --out into benchmarks/README.md")
     parser.add_argument("--number", type=int, default=NUMBER, help="points")
-    parser.add_argument("--draws", type=int, default=20_000, help="draws of the certified policies; 0: none")
+    parser.add_argument("--draws", type=int, default=60_000, help="draws of the certified policies; 0: none")
     parser.add_argument(
         "--policies", type=Path, default=Path("results/policies/clients"), help="folder of the certified policies"
     )
