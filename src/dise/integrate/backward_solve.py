@@ -275,7 +275,7 @@ def _pair_integrator(integrator: Integrator, layout: Layout) -> Integrator:
 
 
 def _check_success(result: Result, pair: Problem) -> None:
-    if bool((result.status == int(Status.SUCCESS)).all()):
+    if bool((result.outcome == int(Status.SUCCESS)).all()):
         return
     fields = {name: x for name, x in result._asdict().items() if x is not None and name != "y"}
     solution = Solution(y=pair.layout.unpack(result.y), calls=0, **fields)

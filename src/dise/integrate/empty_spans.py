@@ -65,7 +65,7 @@ def _with_time_gradients(problem: Problem, unmoved: Result, rows: Tensor) -> Int
     k1 = yield Request(rows if len(rows) < len(problem) else None, t0, y0)
     span = (problem.t1[rows] - t0)[:, None].to(real_dtype(y0))
     y = torch.addcmul(y0, span, torch.where(k1.isfinite(), k1, 0))
-    nfe = torch.zeros_like(unmoved.status).index_fill(0, rows, 1)
+    nfe = torch.zeros_like(unmoved.outcome).index_fill(0, rows, 1)
     return unmoved._replace(
         y=unmoved.y.index_put((rows,), y),
         nfe=nfe,

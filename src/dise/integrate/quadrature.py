@@ -109,7 +109,7 @@ class LobattoQuadrature:
         """The result for all tensors from that for the others."""
         while self._waiting or self._halves:
             self._integrate()
-        status = torch.where(result.status == int(Status.SUCCESS), self._status, result.status)
+        status = torch.where(result.outcome == int(Status.SUCCESS), self._status, result.outcome)
         return result._replace(
             y=torch.cat([result.y, self._total], 1),
             nfe=None if result.nfe is None else result.nfe + self._nfe,

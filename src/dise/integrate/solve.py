@@ -281,7 +281,7 @@ def end_state(
         end_only=True,
     )
     result = _integrated(integrator, start.problem, run, field, None)
-    if all_succeeded(result.status):
+    if result.status is None or all_succeeded(result.status):
         return start.problem.layout.unpack(result.y)
     # a complete solve says what failed
     return solve(f, y0, t0, t1, integrator, args=args, sample_args=sample_args, **options.keywords()).y

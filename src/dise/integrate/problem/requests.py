@@ -27,7 +27,7 @@ class Result(NamedTuple):
     """The end of an integration, with a row per sample; the fields are those of `Solution`.
 
     For a run of the end alone (`Run.end_only`) only `y` and `status` count; others may be None, or of a candidate whose
-    answer was not accepted.
+    answer was not accepted. There a `status` of None says that all samples have succeeded.
     """
 
     y: Inexact[Tensor, "n F"]
@@ -36,11 +36,16 @@ class Result(NamedTuple):
     n_steps: Int[Tensor, " n"] | None
     n_accepted: Int[Tensor, " n"] | None
     error: Float[Tensor, " n"] | None
-    status: Int[Tensor, " n"]
+    status: Int[Tensor, " n"] | None
     dt: Float[Tensor, " n"] | None
     accumulated: Float[Tensor, "n ..."] | None
     k1: Inexact[Tensor, "n F"] | None = None  # f(t, y); NaN where it is unknown, None if it is unknown for all
     choice: Int[Tensor, " n"] | None = None
+
+    @property
+    def outcome(self) -> Int[Tensor, " n"]:
+        """The status, with a number for each sample where None says that all have succeeded."""
+        return torch.zeros_like(self.t, dtype=torch.int64) if self.status is None else self.status  # SUCCESS is 0
 
     @property
     def slope(self) -> Inexact[Tensor, "n F"]:
@@ -57,6 +62,13 @@ def with_slopes(*results: Result) -> tuple[Result, ...]:
     if all(result.k1 is None for result in results):
         return results
     return tuple(result._replace(k1=result.slope.contiguous()) for result in results)
+
+
+def with_outcomes(*results: Result) -> tuple[Result, ...]:
+    """The results, with a status in all of them or in none."""
+    if all(result.status is None for result in results):
+        return results
+    return tuple(result._replace(status=result.outcome) for result in results)
 
 
 def of_rows(rows: Tensor, integration: Integration) -> Integration:

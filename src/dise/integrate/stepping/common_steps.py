@@ -111,8 +111,7 @@ class CommonSteps(NamedTuple):
 
     def _end(self, end: Reached) -> Result:
         """The end alone of samples that have taken all steps."""
-        status = torch.full_like(end.t, int(Status.SUCCESS), dtype=torch.int64)
-        return Result(end.y, end.t, None, None, None, None, status, None, None)
+        return Result(end.y, end.t, None, None, None, None, None, None, None)
 
     def _result(self, end: Reached, dt: Tensor) -> Result:
         """The result of samples that have taken all steps."""

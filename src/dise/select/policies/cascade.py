@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Integration, Result, of_rows, with_slopes
+from dise.integrate.problem.requests import Integration, Result, of_rows, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.tracing import check_readable
@@ -70,6 +70,7 @@ class Cascade(Integrator):
         k1 = yield from problem.first_stage()
         check_readable("integrator: a choice for each sample", k1, problem.y0, problem.t0, problem.t1)
         some, rows = problem.with_first_stage(k1), None  # None: all samples are tried
+        del k1  # of the samples that are left alone, so that the copy of the states takes its memory
         nfe: Tensor | None = None  # of the candidates before
         stages: dict[float, SharedStage] = {}
         final: Result | None = None
@@ -87,33 +88,35 @@ class Cascade(Integrator):
             if index + 1 == len(self.candidates):
                 break
             left = self._rejected(index, problem, result)
-            if left.shape[0] == 0:
+            if left is None:
                 break
             if left.shape[0] < number:  # otherwise there is nothing to gather
                 rows = left if rows is None else rows.index_select(0, left)
                 nfe = None if nfe is None else nfe.index_select(0, left)
                 stages = {node: stage.take(left) for node, stage in stages.items()}
-                some = problem.take(rows, k1)
+                some = some.take(left, some.k1)
             for observer in run.observers:
-                observer.start_over(problem.samples(torch.arange(number, device=k1.device) if rows is None else rows))
+                observer.start_over(some.samples(torch.arange(some.y0.shape[0], device=some.y0.device)))
         if final is None:
             raise RuntimeError("a cascade has at least one candidate")
         return final
 
-    def _rejected(self, index: int, problem: Problem, result: Result) -> Tensor:
-        """[r] rows of a candidate's answers that are not accepted: the only read from the device per candidate."""
+    def _rejected(self, index: int, problem: Problem, result: Result) -> Tensor | None:
+        """[r] rows of a candidate's answers that are not accepted; None: all are. The device is read once."""
         if torch.is_grad_enabled():  # entering no_grad takes as long as some operations
             with torch.no_grad():
                 return self._rejected(index, problem, result)
-        if self.accept is None:
-            return result.status.nonzero().flatten()  # SUCCESS is 0
-        accept = self.accept if callable(self.accept) else self.accept[index]
-        answer = accept(problem.layout.unpack(result.y))
-        if answer.shape != result.status.shape or answer.dtype != torch.bool:
-            expected = tuple(result.status.shape)
-            raise ValueError(f"accept: expected bool of shape {expected}, got {answer.dtype} of {tuple(answer.shape)}")
-        # one comparison: a status is at least 0, which is SUCCESS, and above that at least 1, which is True
-        return (result.status >= answer).nonzero().flatten()
+        rejected = result.status  # SUCCESS is 0
+        if self.accept is not None:
+            accept = self.accept if callable(self.accept) else self.accept[index]
+            answer = accept(problem.layout.unpack(result.y))
+            if answer.shape != (expected := result.y.shape[:1]) or answer.dtype is not torch.bool:
+                got = f"{answer.dtype} of {tuple(answer.shape)}"
+                raise ValueError(f"accept: expected bool of shape {tuple(expected)}, got {got}")
+            # one comparison: a status is at least 0, which is SUCCESS, and above that at least 1, which is True
+            rejected = ~answer if result.status is None else result.status >= answer
+        rows = None if rejected is None else rejected.nonzero()
+        return rows.flatten() if rows is not None and rows.shape[0] else None
 
     def __str__(self) -> str:
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
@@ -125,8 +128,10 @@ def _overwrite(final: Result, rows: Tensor, result: Result, *, copied: bool, end
     A candidate's result may share memory with inputs of the next candidate, so it is never written to.
     """
     if end_only:
-        y, status = (final.y, final.status) if copied else (final.y.clone(), final.status.clone())
-        return final._replace(y=y.index_put_((rows,), result.y), status=status.index_put_((rows,), result.status))
+        y = (final.y if copied else final.y.clone()).index_put_((rows,), result.y)
+        before, after = (part.status for part in with_outcomes(final, result))
+        status = None if before is None or after is None else before.clone().index_put_((rows,), after)
+        return final._replace(y=y, status=status)
     if not copied:  # torch's out-of-place `index_put` takes several times as long
         final = Result._make(None if column is None else column.clone() for column in final)
     pairs = zip(*with_slopes(final, result), strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dise.integrate.annotations import Float, Inexact, Int
 from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
-from dise.integrate.problem.requests import Integration, Request, Result, merge, with_slopes
+from dise.integrate.problem.requests import Integration, Request, Result, merge, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.tracing import check_readable, known_finite
 from dise.select.model.states import concatenate_state
@@ -154,7 +154,7 @@ def integrate_assigned(
     ]
     results = yield from merge(parts)
     # the last field is `choice`, which is given
-    back = order.argsort()
-    columns = zip(*(result[:-1] for result in (results if run.end_only else with_slopes(*results))), strict=True)
+    back, alike = order.argsort(), with_outcomes if run.end_only else with_slopes
+    columns = zip(*(result[:-1] for result in alike(*results)), strict=True)
     whole = (None if any(part is None for part in column) else torch.cat(column)[back] for column in columns)
     return Result._make((*whole, choice))
