@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from dise.integrate.arguments import Span, as_sequence, check_sample_args, check_state
@@ -77,8 +79,7 @@ class Start(NamedTuple):
         if common is None:
             span = Span.of(t0, t1, packed, batched=batched, endless=endless)
         else:
-            start, end = (shared_times(t, packed.shape[0], packed.device) for t in common)
-            span = Span(start, end, (start.dtype, end.dtype))
+            span = _shared_span(*common, packed.shape[0], packed.device)
         problem = Problem(
             y0=packed,
             t0=span.t0,
@@ -104,9 +105,20 @@ def _common_span(t0: float | Tensor, t1: float | Tensor, y0: Tensor) -> tuple[fl
     """The span of all samples, if solves may share its tensors: it is of numbers, and nothing tracks operations."""
     if not (isinstance(t0, float) and isinstance(t1, float) and math.isfinite(t0) and math.isfinite(t1)):
         return None
-    if any(t == 0 and math.copysign(1, t) < 0 for t in (t0, t1)):  # equal to 0.0, so it would get that one's tensor
+    if _is_negative_zero(t0) or _is_negative_zero(t1):  # equal to 0.0, so it would get that one's tensor
         return None
     return (t0, t1) if y0.is_cpu and untracked(y0) and y0.shape[0] <= MAX_SHARED else None
+
+
+@lru_cache(maxsize=256)
+def _shared_span(t0: float, t1: float, number: int, device: torch.device) -> Span:
+    """The spans of a number of samples, for all solves; see `shared_times`."""
+    start, end = shared_times(t0, number, device), shared_times(t1, number, device)
+    return Span(start, end, (start.dtype, end.dtype))
+
+
+def _is_negative_zero(t: float) -> bool:
+    return t == 0 and math.copysign(1, t) < 0
 
 
 def _nonempty_spans(t0: float | Tensor, t1: float | Tensor) -> bool | None:

@@ -111,7 +111,12 @@ def known_finite(x: Tensor) -> bool:
 
     Tests the sum, so False is also returned where finite numbers overflow when summed.
     """
-    return on_host(x) and cmath.isfinite((x.detach() if x.requires_grad else x).sum().item())
+    return on_host(x) and has_finite_sum(x)
+
+
+def has_finite_sum(x: Tensor) -> bool:
+    """Whether the sum of a tensor on the host is finite, and with it each of its numbers."""
+    return cmath.isfinite((x.detach() if x.requires_grad else x).sum().item())
 
 
 def times_changed(x: Tensor) -> int:

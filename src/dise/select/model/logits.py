@@ -10,13 +10,13 @@ def class_logits(logits: Tensor) -> Tensor:
     Raises:
         ValueError: another shape, or whole numbers.
     """
+    if logits.ndim == 2 and logits.shape[1] > 1 and logits.is_floating_point():
+        return logits
     if not are_logits(logits):
         raise ValueError(
             f"output: expected logits [n, C], or [n] or [n, 1] of a yes-or-no question, got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"
         )
-    if logits.ndim == 2 and logits.shape[1] > 1:
-        return logits
     yes = logits.reshape(len(logits), 1)
     return torch.cat([torch.zeros_like(yes), yes], dim=1)
 

@@ -17,6 +17,8 @@ from dise.select.policies.shared_stage import SharedStage, second_node, share_st
 
 AcceptanceRule = Callable[[State], Tensor]
 
+FEW = 256  # samples
+
 
 @dataclass(frozen=True, eq=False)
 class Cascade(Integrator):
@@ -106,20 +108,29 @@ class Cascade(Integrator):
         if torch.is_grad_enabled():  # entering no_grad takes as long as some operations
             with torch.no_grad():
                 return self._rejected(index, problem, result)
-        rejected = result.status  # SUCCESS is 0
-        if self.accept is not None:
-            accept = self.accept if callable(self.accept) else self.accept[index]
-            answer = accept(problem.layout.unpack(result.y))
-            if answer.shape != (expected := result.y.shape[:1]) or answer.dtype is not torch.bool:
-                got = f"{answer.dtype} of {tuple(answer.shape)}"
-                raise ValueError(f"accept: expected bool of shape {tuple(expected)}, got {got}")
+        if self.accept is None:
+            return None if result.status is None else _nonzero(result.status)  # SUCCESS is 0
+        accept = self.accept if callable(self.accept) else self.accept[index]
+        answer = accept(problem.layout.unpack(result.y))
+        if answer.shape != (expected := result.y.shape[:1]) or answer.dtype is not torch.bool:
+            got = f"{answer.dtype} of {tuple(answer.shape)}"
+            raise ValueError(f"accept: expected bool of shape {tuple(expected)}, got {got}")
+        if result.status is not None:
             # one comparison: a status is at least 0, which is SUCCESS, and above that at least 1, which is True
-            rejected = ~answer if result.status is None else result.status >= answer
-        rows = None if rejected is None else rejected.nonzero()
-        return rows.flatten() if rows is not None and rows.shape[0] else None
+            return _nonzero(result.status >= answer)
+        if answer.shape[0] <= FEW and answer.is_cpu:  # a list is read in less time than two operations take
+            rows = [row for row, accepted in enumerate(answer.tolist()) if not accepted]
+            return torch.tensor(rows) if rows else None
+        return _nonzero(~answer)
 
     def __str__(self) -> str:
         return f"Cascade({', '.join(str(candidate) for candidate in self.candidates)})"
+
+
+def _nonzero(values: Tensor) -> Tensor | None:
+    """[r] rows of values [n] that are not 0; None: there are none."""
+    rows = values.nonzero()
+    return rows.flatten() if rows.shape[0] else None
 
 
 def _overwrite(final: Result, rows: Tensor, result: Result, *, copied: bool, end_only: bool) -> Result:
