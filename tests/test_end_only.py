@@ -1,11 +1,15 @@
 """A block's `forward`, which integrates for the states at t1 alone, beside `solve`, which returns everything."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from dise import RK4, Bosh3, Cascade, Dopri5, Dynamic, Euler, Midpoint, NeuralODE, SolveError
 from dise.integrate.problem.forward_context import training_modes
+from dise.select import Confidence
+from dise.select.policies.cascade import FEW
 
 TIGHT = Dopri5(rtol=1e-6, atol=1e-6)
 ONE_STEP = Bosh3(rtol=1e-2, atol=1e-2, first_step="span", max_steps=1)
@@ -53,6 +57,52 @@ def test_a_sample_alone_has_its_state_in_the_batch(tanh_field, starts, policy):
     together = block(y0)
     for i in range(len(y0)):
         torch.testing.assert_close(block(y0[i : i + 1]), together[i : i + 1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("number", [1, 7, FEW, FEW + 1])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_batches_decided_by_a_list_and_by_operators(tanh_field, starts, number, share):
+    seen = []
+
+    def accept(y):
+        seen.append(y.clone())
+        return torch.arange(len(y)) >= share * len(y)
+
+    block, y0 = NeuralODE(tanh_field(3), Cascade((Euler(1), Midpoint(1), RK4(2)), accept), t1=2.0), starts(number, 3)
+    with torch.no_grad():
+        states, once = block(y0), len(seen)
+        expected = block.solve(y0)
+    assert torch.equal(states, expected.y)
+    assert [y.tolist() for y in seen[:once]] == [y.tolist() for y in seen[once:]]
+    assert (expected.choice == 0).sum() == number - math.ceil(share * number)
+
+
+def test_a_rule_keeps_the_states_that_it_judged(tanh_field, starts):
+    seen = []
+
+    def accept(y):
+        seen.append((y, y.clone()))
+        return small(y)
+
+    block = NeuralODE(tanh_field(3), Cascade((Euler(1), Midpoint(1), RK4(2)), accept), t1=2.0)
+    with torch.no_grad():
+        block(starts(12, 3))
+    assert len(seen) == 2
+    assert all(torch.equal(kept, judged) for kept, judged in seen)
+
+
+@torch.no_grad()
+def test_a_hooked_head_is_called_for_each_judgement():
+    head, seen = nn.Linear(2, 3), []
+    head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    rule = Confidence(head, 0.2, measure="gap")
+    y0 = torch.randn(20, 2)
+    answer = NeuralODE(lambda t, y: y, Cascade((Euler(1), RK4(1)), rule))(y0)
+    assert seen == [20]
+    accepted = rule(2 * y0)  # Euler's answers to y' = y
+    assert 0 < int(accepted.sum()) < 20
+    factor = torch.where(accepted, 2.0, 1 + 1 + 1 / 2 + 1 / 6 + 1 / 24)
+    torch.testing.assert_close(answer, factor[:, None] * y0)
 
 
 def test_a_failure_is_that_of_solve():

@@ -31,7 +31,8 @@ class Reads(TorchDispatchMode):
 @pytest.fixture
 def reads(monkeypatch):
     # as on a device that has to be waited for
-    monkeypatch.setattr("dise.integrate.tracing.on_host", lambda x: False)
+    for module in ("dise.integrate.tracing", "dise.integrate.stepping.common_steps"):
+        monkeypatch.setattr(f"{module}.on_host", lambda x: False)
     return Reads(monkeypatch)
 
 

@@ -80,12 +80,12 @@ def training_modes(sources: Iterable[object]) -> tuple[bool, ...]:
 
 def _modes_of_module(module: nn.Module) -> list[bool]:
     """Those of a module and all below it; every solve asks, so without the names of `nn.Module.named_modules`."""
-    found: dict[nn.Module, None] = {}
-    level = {module: None}
-    while level:
-        found |= level
-        children = [child for some in level for child in some._modules.values() if child is not None]
-        level = {child: None for child in children if child not in found}
+    found, seen = [module], {module}
+    for some in found:  # to which its children are added
+        for child in some._modules.values():
+            if child is not None and child not in seen:
+                found.append(child)
+                seen.add(child)
     return [some.training for some in found]
 
 

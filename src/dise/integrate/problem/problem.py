@@ -11,7 +11,7 @@ from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.state import Layout
 from dise.integrate.runge_kutta.step import within
-from dise.integrate.tracing import has_values
+from dise.integrate.tracing import check_readable, has_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,16 @@ class Problem:
     nonempty_spans: bool | None = None  # whether t0 ≠ t1 for every sample; None if telling needs a device sync
     span: tuple[float, float] | None = None  # t0 and t1, if they are numbers, the same for all samples
     sample: Int[Tensor, " n"] | None = None  # indices in the solve's batch; None: all of it, in order
-    shares_times: bool = False  # whether t0 and t1 are `shared_times`, of `span`
+    # whether t0 and t1 are `shared_times`, of `span`; so the states are in host memory, and nothing tracks operations
+    shares_times: bool = False
 
     def __len__(self) -> int:
         return len(self.y0)
+
+    def check_choice(self, *values: Tensor) -> None:
+        """Raise a ValueError if the values that decide on a sample's integrator cannot be read."""
+        if not self.shares_times:
+            check_readable("integrator: a choice for each sample", *values)
 
     def first_stage(self) -> Generator[Request, Tensor, Tensor]:
         """f(t0, y0) [n, F], requested unless it is known."""

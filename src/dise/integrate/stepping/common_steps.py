@@ -59,7 +59,7 @@ class CommonSteps(NamedTuple):
             return None
         if run.observers or run.events is not None or run.accumulate is not None:
             return None
-        if run.rounds is not None or run.checkpoint or not on_host(problem.y0):
+        if run.rounds is not None or run.checkpoint or not (problem.shares_times or on_host(problem.y0)):
             return None
         return cls(tableau, control.grid, number)
 

@@ -11,7 +11,6 @@ from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Result, of_rows, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
-from dise.integrate.tracing import check_readable
 from dise.select.policies.dynamic import with_candidates
 from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
 
@@ -70,7 +69,7 @@ class Cascade(Integrator):
         if run.events is not None and run.events.stops:
             raise ValueError("event: Cascade judges states at t1, but events stop samples earlier; use one integrator")
         k1 = yield from problem.first_stage()
-        check_readable("integrator: a choice for each sample", k1, problem.y0, problem.t0, problem.t1)
+        problem.check_choice(k1, problem.y0, problem.t0, problem.t1)
         some, rows = problem.with_first_stage(k1), None  # None: all samples are tried
         del k1  # of the samples that are left alone, so that the copy of the states takes its memory
         nfe: Tensor | None = None  # of the candidates before

@@ -12,7 +12,7 @@ from dise.integrate.integrators import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
-from dise.integrate.tracing import check_readable, known_finite
+from dise.integrate.tracing import known_finite
 from dise.select.model.states import concatenate_state
 
 Selector = Callable[..., Tensor]
@@ -87,7 +87,7 @@ class Dynamic(Integrator):
                 "batched: Dynamic chooses for each sample, batched=False has only one system; use granularity='batch'"
             )
         k1 = yield from problem.first_stage()
-        check_readable("integrator: a choice for each sample", k1, problem.y0)
+        problem.check_choice(k1, problem.y0)
         choice = self.choose(problem, k1, run)
         return (yield from integrate_assigned(self.candidates, choice, problem, k1, run))
 

@@ -88,17 +88,18 @@ class Forecast(nn.Module):
         """[n] margin of the candidate's answer in the predicted logits of the reference."""
         # a head may change its input in place, so compute the means first
         means = channel_means(h) if self.channels else None
-        logits = class_logits(self.head(h)).to(self.weight.dtype)
+        logits = class_logits(self._head[0](h)).to(self.bias.dtype)
         return logit_margin(self._predict(logits, means), logits.argmax(1))
 
     def _predict(self, logits: Tensor, means: Tensor | None) -> Tensor:
         """[n, C] predicted logits of the reference, outside of autocast: half precision is too coarse for products."""
+        weight, bias = self.weight, self.bias  # torch's `__getattr__` finds them
         means = means if means is None else means.to(logits.dtype)
-        device = self.weight.device.type
+        device = weight.device.type
         # entering autocast is slow, so leave it only where it is enabled
         precise = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with precise:
-            return torch.addmm(self.bias, forecast_features(logits, means), self.weight)
+            return torch.addmm(bias, forecast_features(logits, means), weight)
 
     def forward(self, h: State) -> Tensor:
         """[n] bool, whether to accept states [n, ...] at t1."""
