@@ -26,7 +26,7 @@ from dise import (
 )
 from dise.select import OutputDeviation, ProbabilityShift, Report, find_block, lost_accuracy, samples_needed
 from dise.select.guarantee.calibrate import run_policy
-from dise.select.make_dynamic import timing
+from dise.select.make_dynamic import choice, timing
 from dise.select.policies.confidence import confidence
 from dise_experiments.mnist.model import odenet
 
@@ -409,6 +409,51 @@ def test_the_kind_of_policy_may_be_chosen_by_the_time_of_small_batches(classifie
     assert report.timing.batch == 3
     assert any("by mean milliseconds per batch of 3" in note for note in report.notes)
     assert str(find_block(made).integrator) in lines[-1]
+
+
+def test_kinds_are_timed_with_settings_that_the_test_will_certify(classifier, points, monkeypatch):
+    tempting = []
+
+    def runs(model, block, family, batches, expected, risk):
+        # the last setting of each family is the cheapest; 21 of the test's 1,400 samples would be lost, of at most 19
+        loss = 0.015 if len(family.settings) > 1 and family.name != "one candidate for all" else 0.0
+        for index, setting in enumerate(family.settings):
+            last = index + 1 == len(family.settings)
+            tempting.extend([setting] if last and loss else [])
+            yield choice._SettingRun(setting, 10.0 - index, loss if last else 0.0)
+
+    def side_by_side(calls, inputs, **options):
+        policies = {name: call.args[2] for name, call in calls.items()}
+        assert not any(policy is setting for policy in policies.values() for setting in tempting)
+        return {name: 2.0 if policy in (Euler(1), Midpoint(1), RK4(1)) else 3.0 for name, policy in policies.items()}
+
+    monkeypatch.setattr(choice, "_runs", runs)
+    monkeypatch.setattr(timing, "time_side_by_side", side_by_side)
+    made = make_dynamic(classifier(), points(2000), batch_size=3, **LOOSE)
+    report = find_block(made).report
+    assert len(tempting) > 2
+    assert report.policy in (Euler(1), Midpoint(1), RK4(1))
+    assert report.family == "one candidate for all"
+    assert min(report.families, key=report.families.get) != "one candidate for all"
+
+
+@pytest.mark.parametrize(
+    ("losses", "safe", "likely"),
+    [
+        ([0.0, 0.0, 0.0], 2, 2),
+        ([0.0, 0.01, 0.0], 2, 0),
+        ([0.01, 0.0], 1, None),
+        ([0.0, 0.03, 0.0], 0, 0),
+        ([0.03], None, None),
+    ],
+)
+def test_settings_count_up_to_the_first_that_fails(losses, safe, likely):
+    settings = [RK4(9 - index) for index in range(len(losses))]
+    runs = (choice._SettingRun(s, float(s.steps), loss) for s, loss in zip(settings, losses, strict=True))
+    found = choice._estimate(runs, 0.02, lambda loss: loss < 0.005)
+    assert found.setting == (None if safe is None else settings[safe])
+    assert found.nfe == (math.inf if safe is None else settings[safe].steps)
+    assert found.likely == (None if likely is None else settings[likely])
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])

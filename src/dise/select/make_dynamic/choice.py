@@ -1,7 +1,8 @@
 """The choice of a family: the one with the cheapest setting that seems safe."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -34,10 +35,17 @@ class Choice(NamedTuple):
 
 
 class _Estimate(NamedTuple):
-    """The cheapest safe setting of a family, None if there is none, and its mean NFE."""
+    """What is expected of a family."""
 
-    nfe: float
-    setting: Integrator | None
+    nfe: float = math.inf  # mean, of the cheapest safe setting
+    setting: Integrator | None = None  # that one; None: there is none
+    likely: Integrator | None = None  # the cheapest setting that the test is expected to certify
+
+
+class _SettingRun(NamedTuple):
+    setting: Integrator
+    nfe: float  # mean
+    loss: float  # mean
 
 
 def choose_family(
@@ -51,11 +59,13 @@ def choose_family(
     epsilon: float,
     seed: int,
     log: Callable[[str], None],
+    passes: Callable[[float], bool],
     batch_size: int | None = None,
 ) -> Choice:
     """Fit all families, and choose the one that is expected to need the fewest evaluations of f.
 
-    With a batch size choose the one that takes the fewest milliseconds per batch of that size.
+    With a batch size choose the one that takes the fewest milliseconds per batch of that size, with the setting that
+    the test is expected to certify: one that passes the test if its mean loss there is the same.
 
     At most the last MOST_JUDGED samples judge the families. A family that is fitted to samples is judged on at most the
     last half of the batches, to which it is not fitted.
@@ -67,6 +77,7 @@ def choose_family(
         batches: to fit and judge on.
         candidates: integrators, the reference last.
         risk, epsilon, seed, log, batch_size: see `make_dynamic`.
+        passes: whether the test certifies a setting of a mean loss.
 
     Raises:
         ValueError: no candidate is cheaper than the reference.
@@ -92,14 +103,15 @@ def choose_family(
     found: dict[str, _Estimate] = {}
     for family in tried:
         some = slice(len(judged) - unseen if family.learnt and unseen else 0, None)
-        found[family.name] = _estimate(model, block, family, judged[some], expected.take(some), risk, epsilon)
+        runs = _runs(model, block, family, judged[some], expected.take(some), risk)
+        found[family.name] = _estimate(runs, epsilon, passes)
         log(f"{family.name}: {found[family.name].nfe:.2f} evaluations")
     best = min(tried, key=lambda family: found[family.name].nfe)
-    single, notes = found.get(ONE_FOR_ALL, _Estimate(math.inf, None)).setting, _lost_samples(outcomes)
+    single, notes = found.get(ONE_FOR_ALL, _Estimate()).setting, _lost_samples(outcomes)
     if batch_size is not None:
-        policies = {name: estimate.setting for name, estimate in found.items() if estimate.setting is not None}
+        policies = {name: estimate.likely for name, estimate in found.items() if estimate.likely is not None}
         times = time_served(model, block, policies, _served(judged, batch_size)) if policies else {}
-        best = min(tried, key=lambda family: times.get(family.name, math.inf))
+        best = min(tried, key=lambda family: (times.get(family.name, math.inf), found[family.name].nfe))
         log(_by_time(times, batch_size))
         notes = (*notes, _by_time(times, batch_size))
     return Choice(best, {name: estimate.nfe for name, estimate in found.items()}, single, notes)
@@ -116,7 +128,10 @@ def _served(batches: list[Batch], size: int) -> list[Inputs]:
 def _by_time(times: dict[str, float], size: int) -> str:
     """The families in order of their times."""
     listed = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(times.items(), key=lambda item: item[1]))
-    return f"The kind of policy was chosen by mean milliseconds per batch of {size} on this machine: {listed}."
+    return (
+        f"The kind of policy was chosen by mean milliseconds per batch of {size} on this machine, each kind with the "
+        f"cheapest setting that the test was expected to certify: {listed or 'there is none'}."
+    )
 
 
 def _lost_samples(outcomes: Outcomes) -> tuple[str, ...]:
@@ -143,21 +158,20 @@ def _by_price(outcomes: Outcomes) -> Outcomes:
     return outcomes.take_candidates([*order, last])
 
 
-def _estimate(
-    model: nn.Module,
-    block: NeuralODE,
-    family: Family,
-    batches: list[Batch],
-    expected: PolicyRun,
-    risk: Risk,
-    epsilon: float,
-) -> _Estimate:
-    """The family's cheapest setting before the first whose mean loss is above ε."""
-    cheapest = _Estimate(math.inf, None)
+def _runs(
+    model: nn.Module, block: NeuralODE, family: Family, batches: list[Batch], expected: PolicyRun, risk: Risk
+) -> Iterator[_SettingRun]:
+    """The family's settings in order, on some batches."""
     for setting in family.settings:
         run = run_policy(model, setting, batches, block=block)
-        if float(policy_losses(risk, run, expected, batches).mean()) > epsilon:
-            break
-        if run.nfe < cheapest.nfe:
-            cheapest = _Estimate(run.nfe, setting)
-    return cheapest
+        yield _SettingRun(setting, run.nfe, float(policy_losses(risk, run, expected, batches).mean()))
+
+
+def _estimate(runs: Iterable[_SettingRun], epsilon: float, passes: Callable[[float], bool]) -> _Estimate:
+    """The cheapest setting before the first whose mean loss is above ε, and before the first that would not pass."""
+    safe = list(takewhile(lambda run: run.loss <= epsilon, runs))
+    likely = list(takewhile(lambda run: passes(run.loss), safe))
+    if not safe:
+        return _Estimate()
+    cheapest = min(safe, key=lambda run: run.nfe)
+    return _Estimate(cheapest.nfe, cheapest.setting, min(likely, key=lambda run: run.nfe).setting if likely else None)
