@@ -136,6 +136,16 @@ def test_no_field_reaches_the_times_of_other_solves(mode, integrator):
     torch.testing.assert_close(first, torch.full_like(y0, (1.5**2 - 0.25**2) / 2 - error), rtol=1e-12, atol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("integrator", [Euler(400), Midpoint(20), RK4(5)], ids=str)
+def test_blocks_map_over_parameters_of_the_field(integrator):
+    rates, y0 = torch.linspace(-1, 1, 5, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64)
+    ends = torch.func.vmap(lambda w: NeuralODE(lambda t, y: w * y, integrator)(y0))(rates)
+    torch.testing.assert_close(ends, rates.exp()[:, None, None].expand(5, 3, 2), rtol=2e-3, atol=0)
+    with pytest.raises(ValueError, match="integrator: a choice for each sample depends on values"):
+        torch.func.vmap(lambda w: NeuralODE(lambda t, y: w * y, Cascade((integrator, RK4(9)), small))(y0))(rates)
+
+
 def test_a_zero_keeps_its_sign():
     def f(t, y):
         return torch.copysign(torch.ones_like(y), t)

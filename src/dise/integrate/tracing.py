@@ -88,7 +88,8 @@ def on_host(x: Tensor) -> bool:
 def untracked(x: Tensor) -> bool:
     """Whether nothing tracks operations on a tensor: no gradient, transform or graph; results may be overwritten."""
     tracked = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _dual_level() >= 0
-    return not tracked and type(x) is Tensor and not (_is_wrapped is not None and _is_wrapped(x))
+    # a transform may map over f's parameters alone
+    return not tracked and type(x) is Tensor and not in_transform()
 
 
 def known_all(mask: Tensor) -> bool:

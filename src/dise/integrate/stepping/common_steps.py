@@ -18,7 +18,7 @@ from dise.integrate.runge_kutta.tableau import ButcherTableau
 from dise.integrate.status import Status
 from dise.integrate.stepping.control import Controller, FixedSteps
 from dise.integrate.stepping.grids import EqualParts, Fractions, Grid
-from dise.integrate.tracing import has_finite_sum, known_all, on_host
+from dise.integrate.tracing import has_finite_sum, known_all, known_finite, on_host
 
 
 class Reached(NamedTuple):
@@ -87,7 +87,7 @@ class CommonSteps(NamedTuple):
                 # without names for the point, which this frame would hold until the next one
                 attempt.stages.append((yield _request(problem, *attempt.point())))
             y_next = attempt.end()
-            if not has_finite_sum(y_next):
+            if not (has_finite_sum if problem.shares_times else known_finite)(y_next):
                 return reached
             reached = Reached(index + 1, t_next, y_next, attempt.stages[-1] if self.tableau.fsal else None)
             del attempt, y_next
@@ -107,7 +107,7 @@ class CommonSteps(NamedTuple):
 
     def _known_after(self, k1: Tensor | None) -> bool:
         """Whether the end of a step will tell if y0 and k1 [n, F] are finite; it always tells of y0."""
-        return self.tableau.b[0] != 0 or (k1 is not None and has_finite_sum(k1))
+        return self.tableau.b[0] != 0 or (k1 is not None and known_finite(k1))
 
     def _end(self, end: Reached) -> Result:
         """The end alone of samples that have taken all steps."""
