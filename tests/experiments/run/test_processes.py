@@ -17,7 +17,7 @@ from dise_experiments.run.rundir import open_run, read_json
 from dise_experiments.run.train import read_log, train_run
 
 SCRIPT = Path(__file__).with_name("training_in_parts.py")
-NAMES = ("mean", "sum", "parameters", "steer", "one system", "bound")
+NAMES = ("mean", "sum", "parameters", "steer", "one system", "bound", "cross-entropy")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,10 @@ def shared(tmp_path_factory):
     """OUT of the trainings in two processes of torchrun."""
     out = tmp_path_factory.mktemp("shared")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    subprocess.run([*command, str(out)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(out)], env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (out / "stderr").write_text(done.stderr)
     assert (out / "rank0").exists()
     assert (out / "rank1").exists()
     return out
@@ -65,9 +68,15 @@ def test_two_processes_have_the_loss_curve_of_one(alone, shared, name):
     assert len(one) >= 6
     for key in ("train/loss", "train/penalty"):
         assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=LOSSES[name]), key
-    if name not in ("one system", "bound"):
+    if name not in ("one system", "bound", "cross-entropy"):
         for key in ("train/accuracy", "train/nfe"):
             assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-6), key
+
+
+@pytest.mark.long
+def test_unused_parameters_are_searched_for_only_where_there_are_some(shared):
+    """The cross-entropy alone leaves the decoder out, so that torch says nothing of its training either."""
+    assert "unused parameters" not in (shared / "stderr").read_text()
 
 
 @pytest.mark.long

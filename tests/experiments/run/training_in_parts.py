@@ -34,13 +34,15 @@ def small_world():
 def configs():
     """Batches of 7 images, which are 3 and 4 of two processes; 64 points of one system; 33 records."""
     circles = ["epochs=2", "iterations=3", "batch_size=64"]
+    records = ["epochs=2", "quantization=6", "batch_size=33"]
     return {
         "mean": RunConfig.of("mnist", "sample", model="rknet", reg="kinetic", weight=0.5, reduce="mean"),
         "sum": RunConfig.of("mnist", "sample", model="rknet", reg="kinetic", weight=1e-4, reduce="sum"),
         "parameters": RunConfig.of("mnist", "sample", model="rknet", reg="l2", weight=0.1),
         "steer": RunConfig.of("mnist", "sample", model="rknet", reg="steer"),
         "one system": RunConfig.of("circles", "sample", reg="kinetic", changes=circles),
-        "bound": RunConfig.of("physionet", "sample", reg="l1", changes=["epochs=2", "quantization=6", "batch_size=33"]),
+        "bound": RunConfig.of("physionet", "sample", reg="l1", changes=records),
+        "cross-entropy": RunConfig.of("physionet", "sample", changes=[*records, "loss=cross-entropy"]),
     }
 
 

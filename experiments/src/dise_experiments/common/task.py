@@ -214,6 +214,10 @@ class Task(ABC):
         """
         return None
 
+    def reaches_all_parameters(self, preset: Any) -> bool:
+        """Whether each of a model's parameters gets a gradient; if not, several processes look for those that do."""
+        return True
+
     def selects(self, model: nn.Module) -> bool:
         """Whether the model's answers depend on its integrator, which selection requires."""
         return contains_block(model)

@@ -25,7 +25,10 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
-Tasks = Annotated[list[str], typer.Option("--task", help="mnist, physionet or circles; all by default. Repeatable.")]
+Tasks = Annotated[
+    list[str],
+    typer.Option("--task", help="mnist, physionet or circles; all by default. Repeatable. For flows: dise run flows."),
+]
 Rows = Annotated[
     list[str],
     typer.Option("--reg", help="Regularizer, see `dise run --help`; all of the grid by default. Repeatable."),

@@ -216,7 +216,8 @@ def train_run(
     shown = [progress(task.quality)] if rank() == 0 else []
     callbacks = [clock, *shown, *([best] if best else []), keep(filename=checkpoint.stem)]
     with quiet_lightning():
-        trainer = _trainer(path, settings.epochs, device, processes, callbacks)
+        strategy = _strategy(processes, search=not task.reaches_all_parameters(settings))
+        trainer = _trainer(path, settings.epochs, device, processes, strategy, callbacks)
         _fit(trainer, module, checkpoint)
     if rank() > 0:
         return True
@@ -311,13 +312,21 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [last[step] for step in sorted(last)]
 
 
-def _trainer(path: Path, epochs: int, device: str, processes: Processes, callbacks: Sequence[Callback]) -> L.Trainer:
+def _strategy(processes: Processes, *, search: bool) -> str:
+    """Lightning's strategy; `search`: in each step, look for the parameters that get a gradient."""
+    if processes.number == 1:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if search else "ddp"
+
+
+def _trainer(
+    path: Path, epochs: int, device: str, processes: Processes, strategy: str, callbacks: Sequence[Callback]
+) -> L.Trainer:
     return L.Trainer(
         accelerator=device,
         devices=processes.devices,
         num_nodes=processes.nodes,
-        # a head that reads z(0) leaves parameters of f without gradients
-        strategy="ddp_find_unused_parameters_true" if processes.number > 1 else "auto",
+        strategy=strategy,
         max_epochs=epochs,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpoints()],
