@@ -57,20 +57,6 @@ def ran(finished, tmp_path):
 
 
 @pytest.fixture
-def dise(monkeypatch, capsys):
-    """dise(*arguments): what main() did, as (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def refusal(dise):
     """refusal(*arguments): the one line with which they are refused, after whatever was said of the progress."""
 

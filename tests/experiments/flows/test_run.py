@@ -1,11 +1,9 @@
 """`dise run flows` on tiny fields, from the command line."""
 
 import json
-import sys
 
 import pytest
 
-from dise_experiments import cli
 from dise_experiments.flows import config as config_module
 from dise_experiments.flows.measure import field as measure_module
 from dise_experiments.flows.measure.sizes import Sizes
@@ -30,8 +28,8 @@ SIZES = Sizes(
 
 
 @pytest.fixture
-def dise(monkeypatch, capsys, tmp_path):
-    """dise(*arguments): what main() did, as (exit code, stdout, stderr)."""
+def dise(dise, monkeypatch):
+    """The command in a wide terminal, with tiny presets."""
     settings = {"points": {"epochs": 1, "iterations": 20, "batch_size": 64, "simulations": 200}}
     monkeypatch.setattr(config_module, "PRESETS", {"sample": settings, "cpu": settings})
     monkeypatch.setattr(measure_module, "SIZES", {"sample": {"points": SIZES}})
@@ -40,15 +38,7 @@ def dise(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(measure_module, "usual_solvers", lambda few: some + adams)
     monkeypatch.delenv("DISE_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
+    return dise
 
 
 @pytest.mark.long

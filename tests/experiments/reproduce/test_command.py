@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import lightning  # noqa: F401  here, or its log would keep writing to the stderr of the test that imported it
 import pytest
 
-from dise_experiments import cli
 from dise_experiments.reproduce.lock import locked
 
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -19,18 +19,10 @@ ENGINES = ["local", pytest.param("ray", marks=with_ray)]
 
 
 @pytest.fixture
-def dise(monkeypatch, capsys, options):
-    """dise(*arguments): what `dise reproduce` did on the grid of conftest.py, as (exit code, stdout, stderr)."""
+def dise(dise, monkeypatch, options):
+    """`dise reproduce` on the grid of conftest.py, in a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dise", "reproduce", *options, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
+    return partial(dise, "reproduce", *options)
 
 
 # ---- in this process

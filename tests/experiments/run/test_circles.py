@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from functools import partial
 
 import lightning  # noqa: F401  here, or its log would keep writing to the stderr of the test that imported it
@@ -140,18 +139,10 @@ def test_all_that_is_wrong_is_said():
 
 
 @pytest.fixture
-def dise(monkeypatch, capsys):
-    """dise(*arguments): what main() did, as (exit code, stdout, stderr)."""
+def dise(dise, monkeypatch):
+    """The command in a wide terminal."""
     monkeypatch.setenv("COLUMNS", "250")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
+    return dise
 
 
 @pytest.mark.parametrize("command", ["run", "train"])

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from functools import partial
 
 import lightning  # noqa: F401  here, or its log would keep writing to the stderr of the test that imported it
@@ -64,20 +63,6 @@ def finished(tmp_path_factory):
     result = CliRunner().invoke(cli.app, ["run", "physionet", *OPTIONS, *arguments, "--out", str(out)])
     assert result.exit_code == 0, result.output
     return out / "physionet" / "sample", result
-
-
-@pytest.fixture
-def dise(monkeypatch, capsys):
-    """dise(*arguments): what main() did, as (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
