@@ -233,6 +233,11 @@ def test_one_system():
     [
         ({"jump_mask": torch.ones(1, 1, dtype=torch.bool)}, "jump_mask: it marks padding, but jump_at"),
         ({"step_at": "noon"}, "step_at: expected times"),
+        ({"jump_at": [0.5, float("nan")]}, "jump_at: expected times, got nan; padding is False in jump_mask"),
+        (
+            {"step_at": [0.5, float("nan")], "step_mask": torch.tensor([False, True])},
+            "step_at: expected times, got nan; padding is False in step_mask",
+        ),
         ({"step_at": torch.ones(3, 2)}, "step_at: expected shape"),
         ({"jump_at": [0.5], "jump_mask": torch.ones(2, dtype=torch.bool)}, "jump_mask: expected the shape of jump_at"),
         ({"jump_at": [0.5, 0.5 + 1e-9]}, "jump_at: torch.float32, in which f receives t, has no number between"),

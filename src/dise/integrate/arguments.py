@@ -223,6 +223,8 @@ def as_breaks(jumps: tuple[object, object], steps: tuple[object, object], span: 
             continue
         times = _for_each(f"{kind}_at", _as_real(f"{kind}_at", given, span.t0), len(span.t0), batched=layout.batched)
         mask = _as_mask(f"{kind}_mask", given_mask, f"{kind}_at", times, batched=layout.batched)
+        if has_values(times) and bool((times.isnan() & mask).any()):
+            raise ValueError(f"{kind}_at: expected times, got nan; padding is False in {kind}_mask")
         times = torch.where(mask, span.meant(f"{kind}_at", times, given_dtype(given)), torch.nan)
         parts.append((times, torch.full_like(mask, kind == "jump")))
     if not parts:
