@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
-from dise.integrate.start import as_integrators, check_integrator
+from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_callable, check_seed, check_whole
 from dise.nn import NeuralODE
 from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
@@ -112,23 +113,14 @@ def make_dynamic(
     head = head or _find_head(model, own, reference, inputs[0], notes)
     part, given = (model, given) if head is None else without_stem(model, own, head, reference, given)
     fit, test = split_samples(given, needed, fit_part=fit_part, seed=seed)
-    choice = Choice(Family("as given", tuple(settings or ())), {})
     p_value, tested = suitable_p_value(risk), sum(len(inputs) for inputs, _ in test)
-    if not settings:
-        everyone = (*candidates, *_one_step_first(reference), reference)
-        choice = choose_family(
-            part,
-            own,
-            head,
-            fit,
-            everyone,
-            risk=risk,
-            epsilon=epsilon,
-            seed=seed,
-            log=log,
-            passes=lambda loss: p_value(loss, tested, epsilon) <= delta,
-            batch_size=batch_size,
-        )
+
+    def passes(loss: float) -> bool:
+        return p_value(loss, tested, epsilon) <= delta
+
+    pick = partial(choose_family, risk=risk, epsilon=epsilon, seed=seed, log=log, passes=passes, batch_size=batch_size)
+    everyone = (*candidates, *_one_step_first(reference), reference)
+    choice = _as_given(settings) if settings else pick(part, own, head, fit, everyone)
     family = choice.family.settings
     log(f"testing {len(family)} settings of: {choice.family.name}")
     found = calibrate(
@@ -155,6 +147,10 @@ def _check(
     check_callable("head", head, "a module", optional=True)
     check_seed(seed)
     check_callable("log", log)
+
+
+def _as_given(settings: Sequence[Integrator]) -> Choice:
+    return Choice(Family("as given", tuple(settings)), {})
 
 
 def _served(samples: Samples, batch_size: int | None) -> list[Inputs]:
