@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, solve
 from dise.integrate.arguments import check_options
 from dise.integrate.clock import clock_dtype
+from dise.integrate.integrator import check_integrator
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
 from dise.integrate.output.functions import Values
 from dise.integrate.problem.state import Layout
 from dise.integrate.solve import end_state
-from dise.integrate.start import check_integrator
 from dise.integrate.stepping.statistics import Accumulate
 
 OPTION_NAMES = frozenset(field.name for field in fields(SolveOptions))

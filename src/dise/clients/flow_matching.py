@@ -16,7 +16,7 @@ from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, che
 from dise.flow import AugmentedField, ExactDivergence, HutchinsonDivergence
 from dise.integrate import Integrator, State, solve
 from dise.integrate.clock import clock_dtype
-from dise.integrate.start import check_integrator
+from dise.integrate.integrator import check_integrator
 from dise.integrate.value import check_callable
 from dise.torchdiffeq import odeint
 

@@ -20,7 +20,7 @@ from zuko.distributions import DiagNormal, NormalizingFlow
 from dise.clients.transform import FlowTransform
 from dise.flow import DiagonalNormal, Flow, HutchinsonDivergence
 from dise.integrate import Dopri5, Integrator
-from dise.integrate.start import check_integrator
+from dise.integrate.integrator import check_integrator
 
 ATOL, RTOL = 1e-6, 1e-5  # sbi's
 LOG_PROB_TOLERANCE = 100.0  # of log-densities, in units of `atol`, as in zuko

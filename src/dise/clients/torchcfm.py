@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, check_time_per_row
 from dise.integrate import RK4, Euler, FixedStep, Integrator, Midpoint, Multistep, grids, solve
 from dise.integrate.clock import clock_dtype
-from dise.integrate.start import check_integrator
+from dise.integrate.integrator import check_integrator
 from dise.integrate.value import check_callable
 
 FIXED: Mapping[str, Callable[..., FixedStep]] = {"euler": Euler, "midpoint": Midpoint, "rk4": RK4, "rk-4": RK4}

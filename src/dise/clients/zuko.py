@@ -20,7 +20,7 @@ from dise.clients.transform import FlowTransform
 from dise.flow import Divergence, Flow, HutchinsonDivergence
 from dise.flow.base import DiagonalNormal
 from dise.integrate import Dopri5, Integrator, max_norm, solve
-from dise.integrate.start import check_integrator
+from dise.integrate.integrator import check_integrator
 
 LOG_PROB_TOLERANCE = 100.0  # of log-densities, in units of the points'; zuko's `trace_scale`
 

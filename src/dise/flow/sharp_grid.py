@@ -9,7 +9,7 @@ from torch import Tensor
 from dise.flow.conditions import Condition
 from dise.flow.flow import Flow
 from dise.integrate import Dopri5, Euler, Integrator, SolveError, TimeGrid
-from dise.integrate.start import check_integrator
+from dise.integrate.integrator import check_integrator
 from dise.integrate.value import check_callable, check_whole
 
 _COARSE = (-1.0, -0.5, 0.0, 0.5, 1.0)  # logarithms of exponents, in base 2

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dise.integrate.backsolve import Backsolve
+from dise.integrate.integrator import Integrator
 from dise.integrate.integrators import (
     RK4,
     RK38,
@@ -16,7 +17,6 @@ from dise.integrate.integrators import (
     FixedStep,
     Heun,
     HeunEuler,
-    Integrator,
     Midpoint,
     Ralston,
     RungeKutta,

@@ -13,7 +13,7 @@ from dise.integrate.backsolve import Backsolve
 from dise.integrate.backward_solve import BackwardSolve, Stops
 from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator
 from dise.integrate.no_gradient import differentiable_once, without_gradient
 from dise.integrate.output.event_search import EventSearch
 from dise.integrate.problem.field import Field

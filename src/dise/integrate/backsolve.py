@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dise.integrate.integrators import FixedStep, Integrator
+from dise.integrate.integrator import Integrator, check_integrator
+from dise.integrate.integrators import FixedStep
 from dise.integrate.multistep.grids import TimeGrid
-from dise.integrate.start import check_integrator
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -20,7 +20,8 @@ from torch import Tensor
 from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
 from dise.integrate.empty_spans import integrate_nonempty
-from dise.integrate.integrators import ErrorControlled, FixedStep, Integrator
+from dise.integrate.integrator import Integrator
+from dise.integrate.integrators import ErrorControlled, FixedStep
 from dise.integrate.output.interpolation import states_within
 from dise.integrate.problem.forward_context import ForwardContext
 from dise.integrate.problem.hooks import StepRecord

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, of_rows
 from dise.integrate.problem.run import Run

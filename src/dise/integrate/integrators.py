@@ -1,11 +1,11 @@
 """Integrators: frozen values that define how an initial value problem is solved."""
 
 import math
-from abc import ABCMeta, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar
 
+from dise.integrate.integrator import Integrator
 from dise.integrate.multistep.grids import TimeGrid, uniform
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
@@ -20,32 +20,6 @@ from dise.integrate.stepping.grids import EqualParts, Fractions
 from dise.integrate.stepping.loop import integrate
 from dise.integrate.stepping.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
 from dise.integrate.value import Value, check_above, check_from_zero, check_whole, is_number
-
-
-class _Abstract(ABCMeta):
-    """Abstract classes without virtual subclasses, which `isinstance` would look for in every solve."""
-
-    __instancecheck__ = type.__instancecheck__
-    __subclasscheck__ = type.__subclasscheck__
-
-
-class Integrator(metaclass=_Abstract):
-    """How initial value problems are solved. `dise.solve` takes one."""
-
-    chooses: ClassVar[bool] = False  # whether it assigns an integrator to each sample (`Solution.choice`)
-    one_way: ClassVar[bool] = False  # whether it is made for one direction of time
-
-    @abstractmethod
-    def integrate(self, problem: Problem, run: Run) -> Integration:
-        """Solve the problem, as a coroutine that requests evaluations of f (see `dise.integrate.problem.problem`)."""
-
-    def reversed(self) -> "Integrator":
-        """The integrator from the end to the start, with steps at the same times; a ValueError if there is none."""
-        return self
-
-    def mapped(self, change: "Callable[[Integrator], Integrator]") -> "Integrator":
-        """The integrator, changed by a function; if it chooses among candidates, with each of them changed."""
-        return change(self)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
-from dise.integrate.integrators import FixedStep, Integrator
+from dise.integrate.integrator import Integrator
+from dise.integrate.integrators import FixedStep
 from dise.integrate.multistep import adams, exponential
 from dise.integrate.multistep.exponential import Variant
 from dise.integrate.multistep.grids import TimeGrid, uniform

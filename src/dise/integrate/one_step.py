@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dise.integrate.arguments import as_sequence, as_times, check_options, check_sample_args, check_state
 from dise.integrate.clock import real_dtype
-from dise.integrate.integrators import Integrator, RungeKutta, StepDoubling
+from dise.integrate.integrator import Integrator
+from dise.integrate.integrators import RungeKutta, StepDoubling
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.requests import Request
 from dise.integrate.problem.run import Run

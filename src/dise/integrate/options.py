@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict, cast
 import torch
 
 from dise.integrate.backsolve import Backsolve
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator
 from dise.integrate.value import Value
 
 Gradient = Literal["direct", "checkpoint", "backsolve"] | Backsolve

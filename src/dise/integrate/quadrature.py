@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dise.integrate.clock import real_dtype
-from dise.integrate.integrators import Adaptive, Integrator
+from dise.integrate.integrator import Integrator
+from dise.integrate.integrators import Adaptive
 from dise.integrate.output.lobatto import NODES, error_estimate, legendre_coefficients
 from dise.integrate.output.step_parts import INNER, Points, StepEnds, StepParts, WholeSteps
 from dise.integrate.problem.field import Field

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from dise.integrate.backsolve import Backsolve
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator, check_integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.integrate.solution import Solution
 from dise.integrate.solve import solve
-from dise.integrate.start import check_integrator
 
 
 def resume(

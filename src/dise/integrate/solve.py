@@ -11,7 +11,8 @@ from torch import Tensor
 from dise.integrate.arguments import as_breaks, as_save_points, check_options, check_saving
 from dise.integrate.backsolve import Backsolve
 from dise.integrate.empty_spans import integrate_nonempty
-from dise.integrate.integrators import Adaptive, Integrator
+from dise.integrate.integrator import Integrator
+from dise.integrate.integrators import Adaptive
 from dise.integrate.options import Compile, Gradient, SolveOptions
 from dise.integrate.output.events import EventArgument, as_events, check_backsolve
 from dise.integrate.output.functions import FunctionCaller, Values

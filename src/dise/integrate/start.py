@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dise.integrate.arguments import Span, as_sequence, check_sample_args, check_state
 from dise.integrate.clock import shared_times
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator, check_integrator
 from dise.integrate.problem.breaks import Breaks
 from dise.integrate.problem.field import Field
 from dise.integrate.problem.problem import Problem
@@ -19,23 +19,6 @@ from dise.integrate.problem.state import Layout, State
 from dise.integrate.tracing import has_values, untracked
 
 MAX_SHARED = 2**12  # samples; with more, an operation takes longer than its call, and shared tensors hold memory
-
-
-def check_integrator(integrator: object, name: str = "integrator", *, optional: bool = False) -> None:
-    """Raise a TypeError unless it is an integrator (or None, if it is optional)."""
-    if not isinstance(integrator, Integrator) and not (optional and integrator is None):
-        raise TypeError(f"{name}: expected an integrator such as dise.Dopri5(), got {integrator!r}")
-
-
-def as_integrators(name: str, values: object) -> tuple[Integrator, ...]:
-    """A list or tuple of integrators, as a tuple.
-
-    Raises:
-        TypeError: something else, or something else in it.
-    """
-    if not isinstance(values, Sequence) or not all(isinstance(value, Integrator) for value in values):
-        raise TypeError(f"{name}: expected a list of integrators such as dise.RK4(), got {values!r}")
-    return tuple(values)
 
 
 class Start(NamedTuple):

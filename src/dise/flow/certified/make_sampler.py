@@ -15,7 +15,7 @@ from dise.flow.fitting.draws import DrawConditions, check_drawable
 from dise.flow.flow import Flow
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator, Multistep
-from dise.integrate.start import as_integrators
+from dise.integrate.integrator import as_integrators
 from dise.integrate.value import check_callable, check_whole
 from dise.select.guarantee.calibrate import check_levels, samples_needed
 from dise.select.guarantee.risk import LogProbDeviation, Risk, check_risk

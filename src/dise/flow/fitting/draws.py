@@ -11,7 +11,7 @@ from dise.flow.conditions import Condition, as_conditions
 from dise.flow.divergences import AugmentedField
 from dise.flow.flow import Flow
 from dise.integrate import Integrator, Status, solve
-from dise.integrate.start import check_integrator
+from dise.integrate.integrator import check_integrator
 from dise.integrate.value import check_callable, check_seed
 
 DrawConditions = Callable[[int], Condition]

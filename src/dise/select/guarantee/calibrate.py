@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
-from dise.integrate.start import as_integrators, check_integrator
+from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_above, check_callable
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.guarantee.kind import is_state, score_of, suitable_risk

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Result, of_rows, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run

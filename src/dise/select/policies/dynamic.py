@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
-from dise.integrate.integrators import Integrator
+from dise.integrate.integrator import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run

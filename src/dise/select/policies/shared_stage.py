@@ -7,7 +7,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from dise.integrate.integrators import Adaptive, FixedStep, Integrator
+from dise.integrate.integrator import Integrator
+from dise.integrate.integrators import Adaptive, FixedStep
 from dise.integrate.multistep.grids import TimeGrid
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result
