@@ -391,5 +391,7 @@ def test_bad_options(options, kind, message):
 def test_bad_parameters_and_integrators():
     with pytest.raises(TypeError, match=r"params\[1\]: expected a tensor, got float"):
         Backsolve(params=[torch.ones(1), 1.0])
+    with pytest.raises(TypeError, match="params: expected tensors, got int"):
+        Backsolve(params=3)
     with pytest.raises(TypeError, match="integrator: expected an integrator such as"):
         Backsolve(integrator="dopri5")

@@ -32,6 +32,8 @@ class Backsolve:
 
     def __post_init__(self) -> None:
         if self.params is not None:
+            if not isinstance(self.params, Iterable):
+                raise TypeError(f"params: expected tensors, got {type(self.params).__name__}")
             params = (self.params,) if isinstance(self.params, Tensor) else tuple(self.params)
             for i, param in enumerate(params):
                 if not isinstance(param, Tensor):
