@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.tracing import times_changed
+
 _MAX_DEPTH = 6  # of the search for modules; f → functools.partial → method → object → module takes 4
 _MAX_ITEMS = 1000  # a longer container holds data
 _ABSENT: Any = object()
@@ -29,6 +31,7 @@ class ForwardContext:
 
     def __init__(self, sources: Iterable[object], device: str) -> None:
         self._slots = _slots(sources)
+        self._versions = [(tensor, times_changed(tensor)) for tensor in self.tensors]
         self._autocast = _Autocast.now(device)
 
     @property
@@ -38,7 +41,17 @@ class ForwardContext:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """A context with these tensors in the modules, and with this autocast state."""
+        """A context with these tensors in the modules, and with this autocast state.
+
+        Raises:
+            RuntimeError: one that requires a gradient was changed in place since.
+        """
+        for tensor, version in self._versions:
+            if times_changed(tensor) != version:
+                raise RuntimeError(
+                    f"f: a tensor of shape {tuple(tensor.shape)} that it uses was changed in place after the forward "
+                    "pass, but the backward pass calls f again; call backward() before the optimizer's step"
+                )
         changed = [
             (table, name, value, table.get(name, _ABSENT))
             for table, name, value in self._slots
