@@ -42,9 +42,10 @@ demo: setup  ## trains, regularizes, selects and evaluates on real digits: about
 # Many tests start Python; without its bytecode each would compile the library again.
 test test-long test-device test-clients test-report: export PYTHONDONTWRITEBYTECODE =
 
-# Modules stay in their order: the last ones are short, so that no process waits for another.
+# Modules stay in their order: the last ones are short, so that no process waits for another. `make test-clients` runs the
+# tests of clients, whose packages take seconds to import, in each process.
 test: setup
-	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow and not long"
+	$(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder -m "not slow and not long" --ignore tests/clients
 
 # only the modules that have such tests: importing the others would take as long as a page
 test-long: setup  ## what CI runs beside `make test`: notebooks, long pages and tests of some seconds

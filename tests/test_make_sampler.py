@@ -206,6 +206,7 @@ def test_saved_and_loaded_samplers_draw_the_same(sampler, tmp_path):
     assert replace(other.report, policy=sampler.block.integrator) == sampler.report
 
 
+@pytest.mark.long
 def test_samplers_over_tables_are_exported(sampler, tmp_path):
     dise.export_policy(sampler, (torch.randn(8, 2), speeds(8)), tmp_path, head=nn.Identity())
     assert (tmp_path / "serve.json").exists()

@@ -75,9 +75,8 @@ def dynamic(model):
     return Dynamic((Euler(1), Heun(1), RK4(1)), selector.eval())
 
 
-@pytest.mark.parametrize(
-    "policy", [*(pytest.param(p, marks=pytest.mark.long) for p in (cascade, damped, forecasts)), dynamic]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("policy", [cascade, damped, forecasts, dynamic])
 def test_an_exported_model_gives_the_same_for_batches_of_any_size(classifier, points, tmp_path, served, policy):
     model, x = classifier().eval(), torch.cat(points(100))
     torch.manual_seed(1)
@@ -165,6 +164,7 @@ def test_an_odenet_with_a_span_of_its_own(tmp_path, served):
     assert_close(served(tmp_path)(x), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_what_make_dynamic_makes_with_a_reference_of_fixed_steps(classifier, points, tmp_path, served):
     model = make_dynamic(classifier(), points(1000), epsilon=0.02, reference=RK4(4))
     x = torch.cat(points(50, seed=1))
