@@ -100,7 +100,7 @@ def points_flow(field: nn.Module) -> Flow:
 
 def images_flow(field: nn.Module) -> Flow:
     """The flow of a field of images."""
-    return Flow(field, DiagonalNormal(torch.zeros(IMAGE), torch.ones(IMAGE)), Dopri5(rtol=1e-4, atol=1e-4))
+    return Flow(field, DiagonalNormal(torch.zeros(IMAGE), torch.ones(IMAGE)), Dopri5(rtol=1e-5, atol=1e-5))
 
 
 def labels(number: int) -> Tensor:
