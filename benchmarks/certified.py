@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dise import Adams, Dopri5, Integrator, Multistep
+from dise import Adams, Dopri5, Integrator, Multistep, grids
 from dise.flow import Flow
 from dise.flow.certified.candidates import default_candidates
 from dise.flow.certified.families import FAMILIES
@@ -40,14 +40,17 @@ from dise_experiments.flows.c2st import c2st
 PLANE, POSTERIORS = ("checkerboard", "moons"), ("two_moons", "slcp", "gaussian_mixture")
 TASKS = (*PLANE, *POSTERIORS, "digits")
 EPSILON, DELTA, TAU, NATS = 0.01, 0.05, 0.03, 0.01
-DRAWS, FRESH = {"points": 60_000, "digits": 1500}, {"points": 100_000, "digits": 500}
+DRAWS, FRESH = {"points": 60_000, "digits": 2000}, {"points": 100_000, "digits": 500}
 RECALIBRATIONS, COMPARED, EPOCHS = 200, 2000, 100
 RATIO, SHARE, LOG_PROB = 0.75, 0.5, 1 / 3  # the bars
 DIGITS = (
-    *(Multistep.adams(n, 3) for n in (6, 8, 12, 16)),
-    *(Adams(rtol=t, atol=t) for t in (0.02, 0.01, 0.005, 0.0025, 0.00125, 0.0006)),
-    *(Dopri5(rtol=t, atol=t) for t in (0.003, 0.0006)),
+    *(Multistep.adams(n, corrector=True) for n in (6, 8, 10, 12, 14)),
+    *(Multistep.adams(n, 3) for n in (6, 24)),
+    *(Multistep.adams(grids.sway(n, -0.3), 3) for n in (8, 12)),
+    *(Multistep.adams(grids.sway(n, -0.5), 3) for n in (16, 20)),
+    *(Adams(rtol=t, atol=t) for t in (0.02, 0.005, 0.00125)),
 )
+TIGHT = {"points": Dopri5(rtol=1e-6, atol=1e-6), "digits": Adams(rtol=3e-4, atol=3e-4)}
 
 
 class Outcomes(NamedTuple):
@@ -61,8 +64,7 @@ def samples(task: str, scale: float) -> dict[str, Any]:
     """The row of one task's samples."""
     kind = "digits" if task == "digits" else "points"
     flow, condition = flow_of(task)
-    tight = Dopri5(rtol=1e-4, atol=1e-4) if kind == "digits" else Dopri5(rtol=1e-6, atol=1e-6)
-    risk = OutputDeviation(TAU)
+    tight, risk = TIGHT[kind], OutputDeviation(TAU)
     candidates = DIGITS if kind == "digits" else default_candidates(risk)
     fitted = () if kind == "digits" else EVALUATIONS
     draws = int(DRAWS[kind] * scale)
@@ -77,7 +79,7 @@ def samples(task: str, scale: float) -> dict[str, Any]:
 def unfitted(task: str, scale: float) -> dict[str, Any]:
     """The row of one task's samples without fitted tables."""
     flow, condition = flow_of(task)
-    risk, tight = OutputDeviation(TAU), Dopri5(rtol=1e-6, atol=1e-6)
+    risk, tight = OutputDeviation(TAU), TIGHT["points"]
     draws = int(DRAWS["points"] * scale)
     prepared, row = certified(flow, condition, risk, tight, default_candidates(risk), (), draws, "points")
     fresh = outcomes(prepared, flow, condition, int(FRESH["points"] * scale), batch_of("points"))
@@ -87,7 +89,7 @@ def unfitted(task: str, scale: float) -> dict[str, Any]:
 def log_prob(task: str, scale: float) -> dict[str, Any]:
     """The row of one task's log-densities."""
     flow, condition = flow_of(task)
-    risk, tight = LogProbDeviation(NATS), Dopri5(rtol=1e-6, atol=1e-6)
+    risk, tight = LogProbDeviation(NATS), TIGHT["points"]
     draws = int(DRAWS["points"] * scale / 2)  # with divergences an evaluation costs several
     prepared, row = certified(flow, condition, risk, tight, default_candidates(risk), (), draws, "points")
     fresh = outcomes(prepared, flow, condition, int(FRESH["points"] * scale / 4), 1024)
