@@ -17,6 +17,7 @@ import dise
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [page for page in PAGES if "```python\n" in page.read_text()]
 LONG = {  # they compile or certify
     "certified-sampler.md",
     "compile.md",
@@ -30,7 +31,7 @@ LONG = {  # they compile or certify
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG)) for page in PAGES],
+    [pytest.param(page, marks=[pytest.mark.long] * (page.name in LONG)) for page in WITH_CODE],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_python_blocks_of_a_page_run_in_one_go(page, monkeypatch, tmp_path):
