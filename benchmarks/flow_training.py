@@ -11,11 +11,11 @@ torchdiffeq steps beyond the end and interpolates, so its NFE is also given with
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from in_turn import in_turn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -107,16 +107,8 @@ def main() -> None:
         "torchdiffeq": by_torchdiffeq(copy.deepcopy(flow), {}),
         "torchdiffeq, last step ends at the end": by_torchdiffeq(copy.deepcopy(flow), {"step_t": end}),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
-    for index in range(args.iterations + 1):
-        x = draw("circles", BATCH, "benchmark", index)
-        for name, iterate in ways.items():
-            start = time.perf_counter()
-            result = iterate(x)
-            if index > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-                results[name].append(result)
+    points = (draw("circles", BATCH, "benchmark", index) for index in range(args.iterations + 1))
+    seconds, results = in_turn(ways, points)
     rows = {
         name: {
             "ms": 1e3 * statistics.median(seconds[name]),

@@ -22,7 +22,6 @@ itself both grids are one; that the losses are equal there is checked first, at 
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from in_turn import in_turn
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -169,19 +169,9 @@ def compare(model: LatentODE, batches: TrainingBatches, number: int) -> dict[str
         "union grid": by_union_grid(copy.deepcopy(model), by_odeint),
         "union grid, save points": by_union_grid(copy.deepcopy(model), by_save_points),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    steps: dict[str, list[int]] = {"dise": [], "union": []}
-    for index, x in enumerate(islice(batches, number + 1)):
-        for name, iterate in ways.items():
-            start = time.perf_counter()
-            result = iterate(x)
-            if index > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-                results[name].append(result)
-        if index > 0:
-            steps["dise"].append(len(x.walk.sizes))
-            steps["union"].append(len(x.times.unique()))
+    some = list(islice(batches, number + 1))
+    seconds, results = in_turn(ways, some)
+    steps = {"dise": [len(x.walk.sizes) for x in some[1:]], "union": [len(x.times.unique()) for x in some[1:]]}
     return {
         name: {
             "s": statistics.median(seconds[name]),
