@@ -1,8 +1,7 @@
 """What a solve returns beside the states at the end, kept while its steps are taken."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,8 +21,7 @@ from dise.integrate.solution import Interpolant
 from dise.integrate.stepping.statistics import Accumulators
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a user wants beside the states at the end: checked arguments of `dise.solve`.
 
     Attributes:
@@ -49,8 +47,7 @@ class Wanted:
         return self.dense or any(part is not None for part in parts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outputs:
+class Outputs(NamedTuple):
     """The observers that keep or show what is wanted, and the search for events; None for what is not."""
 
     search: EventSearch | None
