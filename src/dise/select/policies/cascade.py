@@ -71,7 +71,7 @@ class Cascade(Integrator):
         k1 = yield from problem.first_stage()
         problem.check_choice(k1, problem.y0, problem.t0, problem.t1)
         some, rows = problem.with_first_stage(k1), None  # None: all samples are tried
-        del k1  # of the samples that are left alone, so that the copy of the states takes its memory
+        del k1  # later candidates keep that of their samples alone
         nfe: Tensor | None = None  # of the candidates before
         stages: dict[float, SharedStage] = {}
         final: Result | None = None
