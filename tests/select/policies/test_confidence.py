@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, Cascade, Confidence, Euler, NeuralODE
+from dise import RK4, Cascade, Confidence, Euler, Forecast, NeuralODE
 from dise.select.policies.confidence import confidence
 
 
@@ -68,3 +68,33 @@ def test_a_cascade_in_a_block_with_its_head(decay):
         model(torch.tensor([[4.0], [0.1]]))
     assert records[0].solution.choice.tolist() == [0, 1]  # sure of 8·1, unsure of 8·0.025
     assert "Cascade(Euler(steps=2), RK4)" in repr(block)
+
+
+class Doubling(nn.Module):
+    def forward(self, h):
+        return h.mul_(2)
+
+
+RULES = {
+    "Confidence": lambda head: Confidence(head, 0.7),
+    "Forecast": lambda head: Forecast(head, 0.0, classes=2),
+}
+
+
+IN_PLACE = {"layer": lambda: nn.SiLU(inplace=True), "operation": Doubling}
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("first", IN_PLACE.values(), ids=IN_PLACE)
+def test_a_head_that_works_in_place_leaves_the_result_as_it_is(decay, rule, first, context):
+    """Neither twice is once, so a changed h(t1) would change the model's answer."""
+    head = nn.Sequential(first(), nn.Linear(1, 2))
+    block = NeuralODE(decay(), Cascade((Euler(2), RK4(1)), rule(head)))
+    y0 = torch.linspace(-9, 9, 40)[:, None]
+    with context():
+        alone = torch.stack([NeuralODE(decay(), method)(y0) for method in (Euler(2), RK4(1))])
+        for _ in range(2):
+            solution = block.solve(y0)
+            assert_close(solution.y, alone[solution.choice, torch.arange(40)])
+            assert (solution.choice == 0).any()  # or nothing was tested

@@ -1,10 +1,13 @@
 """Finding the head of a model: the modules that it calls after its block."""
 
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.problem.state import State
+from dise.integrate.tracing import times_changed
 from dise.nn import NeuralODE
 from dise.select.model.inputs import Inputs
 
@@ -40,6 +43,28 @@ def find_head(model: nn.Module, block: NeuralODE, x: Any) -> nn.Module | None:
         return None
     same = isinstance(found, Tensor) and found.shape == output.shape
     return head if same and torch.allclose(found, output, rtol=1e-4, atol=1e-5, equal_nan=True) else None
+
+
+def apply_head(head: nn.Module, h: State) -> Tensor:
+    """head(h) for a judgement, which leaves h(t1), the result of the solve, as it is.
+
+    A head that works in place gets a copy: its first call, on a copy, shows whether it does.
+    """
+    in_place = _IN_PLACE.get(head)
+    if in_place is False or not isinstance(h, Tensor) or torch.compiler.is_compiling():  # graphs give it a copy
+        return cast(Tensor, head(h))
+    copy = h.clone()
+    changed = times_changed(copy)
+    output = cast(Tensor, head(copy))
+    if in_place is None:
+        by_layers = any(getattr(part, "inplace", False) for part in head.modules())
+        # in inference mode torch does not count changes
+        seen = times_changed(copy) != changed or (copy.is_inference() and not torch.equal(copy, h))
+        _IN_PLACE[head] = by_layers or seen
+    return output
+
+
+_IN_PLACE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # of heads that were called
 
 
 def _after(model: nn.Module, block: nn.Module) -> nn.Module:
