@@ -57,14 +57,19 @@ def apply_head(head: nn.Module, h: State) -> Tensor:
     changed = times_changed(copy)
     output = cast(Tensor, head(copy))
     if in_place is None:
-        by_layers = any(getattr(part, "inplace", False) for part in head.modules())
-        # in inference mode torch does not count changes
-        seen = times_changed(copy) != changed or (copy.is_inference() and not torch.equal(copy, h))
-        _IN_PLACE[head] = by_layers or seen
+        _IN_PLACE[head] = _works_in_place(head, h, copy) if copy.is_inference() else times_changed(copy) != changed
     return output
 
 
 _IN_PLACE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # of heads that were called
+
+
+def _works_in_place(head: nn.Module, h: Tensor, given: Tensor) -> bool:
+    """Whether a head may change its input, in inference mode, where torch does not count changes.
+
+    Other states may be changed where this one, given as a copy, was not, so layers that work in place count.
+    """
+    return any(getattr(layer, "inplace", False) for layer in head.modules()) or not torch.equal(given, h)
 
 
 def _after(model: nn.Module, block: nn.Module) -> nn.Module:
