@@ -1,9 +1,9 @@
 """Error tests: tolerances, norms, and the scaled error that step-size control compares with 1."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class ErrorTest:
     rtol: Tolerance  # of the form that `frozen` returns
     atol: Tolerance
     norm: Norm
+    # derived from the fields above, and stored because every step reads it: whether both tolerances are numbers, and
+    # atol no smaller than a number of float32 that is not subnormal
+    plain: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        numbers = is_number(self.rtol) and is_number(self.atol)
+        object.__setattr__(self, "plain", numbers and self.atol >= torch.finfo(torch.float32).tiny)
 
     def scale(self, size: Tensor, layout: Layout) -> Tensor:
         """[n, F] atol + rtol·size of magnitudes [n, F]."""
@@ -63,7 +70,13 @@ class ErrorTest:
 
     def ratio(self, step: Step, error: Tensor, layout: Layout) -> Tensor:
         """[n] a step's error estimate [n, F], scaled."""
-        scale = self.scale(torch.maximum(step.y.abs(), step.y_next.abs()), layout)
+        size = torch.maximum(step.y.abs(), step.y_next.abs())
+        if self.plain and self.norm is rms_norm and len(layout.sizes) == 1 and not torch.compiler.is_compiling():
+            # scaled by the root of F too, the norm of the quotient is its root mean square
+            root = max(size.shape[1], 1) ** 0.5
+            scale = torch.add(_number(root * self.atol, size.dtype), size, alpha=root * self.rtol)
+            return cast(Tensor, torch.linalg.vector_norm(error / scale, dim=1))
+        scale = self.scale(size, layout)
         tiny = torch.finfo(scale.dtype).tiny
         if not (is_number(self.atol) and self.atol >= tiny):
             scale = scale.clamp(min=tiny)  # a component that stays 0 has error 0 even where atol is 0
