@@ -104,14 +104,16 @@ class PiecewisePolynomial(NamedTuple):
             record = records[0]
             t_next, step = record.t_next, record.step
             if rows is not None:
-                t_next, step = t_next[rows], step.take(rows)
+                t_next, step = t_next.index_select(0, rows), step.take(rows)
             return cls.of_step(step, t_next, sample, number)
         steps = [record.step for record in records]
+        t, dt, y, y_next = (torch.cat(column) for column in list(zip(*steps, strict=True))[:4])
+        columns = t, torch.cat([record.t_next for record in records]), dt, y, y_next, _coefficients(steps)
         if rows is None:
-            rows = torch.arange(len(sample), device=sample.device)
-        t, dt, y, y_next = (torch.cat(column)[rows] for column in list(zip(*steps, strict=True))[:4])
-        t_next = torch.cat([record.t_next for record in records])[rows]
-        return cls(sample, t, t_next, dt, y, y_next, _coefficients(steps)[rows], number)
+            return cls(sample, *columns, number)
+        # not by indexing, which takes longer
+        t, t_next, dt, y, y_next, coefficients = (column.index_select(0, rows) for column in columns)
+        return cls(sample, t, t_next, dt, y, y_next, coefficients, number)
 
     @classmethod
     def of_step(cls, step: Step, t_next: Tensor, sample: Tensor, number: int) -> "PiecewisePolynomial":

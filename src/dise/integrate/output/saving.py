@@ -112,17 +112,17 @@ class SavePoints:
         )
         rows = accept.nonzero().flatten()
         if len(records) > 1 or records[0].rounds > 1:
-            rows = rows[sample[rows].argsort(stable=True)]
-        sample = sample[rows]
-        passed = self._passed(sample, t_next[rows] * self._sign[sample])
-        before = self._next[sample]
+            rows = rows.index_select(0, sample.index_select(0, rows).argsort(stable=True))
+        sample = sample.index_select(0, rows)
+        passed = self._passed(sample, t_next.index_select(0, rows) * self._sign.index_select(0, sample))
+        before = self._next.index_select(0, sample)
         before[1:] = torch.where(sample[1:] == sample[:-1], passed[:-1], before[1:])
         self._next = self._next.scatter_reduce(0, sample, passed, "amax")
         number = passed - before
         due = number.nonzero().flatten()
         if len(due):
             every = len(records) == 1 and records[0].rounds == 1 and len(due) == len(accept)
-            rows, sample, before, number = rows[due], sample[due], before[due], number[due]
+            rows, sample, before, number = (x.index_select(0, due) for x in (rows, sample, before, number))
             if self._write_ends(records, rows, sample, before, number):
                 return
             pieces = PiecewisePolynomial.of_rows(records, None if every else rows, sample, len(self._problem))
@@ -148,16 +148,18 @@ class SavePoints:
 
         Times with gradients need the polynomials. Returns whether all was written.
         """
-        t_next = torch.cat([record.t_next for record in records])[rows]
-        if self._times.requires_grad or t_next.requires_grad or not bool((number == 1).all()):
+        if self._times.requires_grad or not bool((number == 1).all()):
             return False
-        point = self._order[first] if self._order.ndim == 1 else self._order[sample, first]
-        times = self._times[sample, point]
+        t_next = torch.cat([record.t_next for record in records]).index_select(0, rows)
+        if t_next.requires_grad:
+            return False
+        point = self._points(sample, first)
+        times = self._at(sample, point)
         if not torch.equal(times, t_next):
             return False
         states = [record.step.y_next for record in records]
         whole = len(states) == 1 and records[0].rounds == 1 and len(rows) == len(states[0])
-        self._put(sample, point, times, states[0] if whole else torch.cat(states)[rows])
+        self._put(sample, point, times, states[0] if whole else torch.cat(states).index_select(0, rows))
         return True
 
     def _passed(self, sample: Tensor, ends: Tensor) -> Tensor:
@@ -166,18 +168,27 @@ class SavePoints:
             return torch.searchsorted(self._keys, ends, right=True)
         return torch.searchsorted(self._keys[sample], ends[:, None], right=True)[:, 0]
 
+    def _points(self, sample: Tensor, place: Tensor) -> Tensor:
+        """[R] the indices of the points number `place` [R] of the samples [R]."""
+        return self._order.index_select(0, place) if self._order.ndim == 1 else self._order[sample, place]
+
+    def _at(self, sample: Tensor, point: Tensor) -> Tensor:
+        """[R] the times of points [R] of the samples [R]."""
+        shared = self._times.stride(0) == 0 and not self._times.requires_grad
+        return self._times[0].index_select(0, point) if shared else self._times[sample, point]
+
     def _write_points(self, pieces: PiecewisePolynomial, first: Tensor, number: Tensor) -> None:
         """Write the points [R] number `first` and the `number` - 1 ones after it of each piece."""
         piece = torch.arange(len(first), device=first.device).repeat_interleave(number)
-        place = torch.arange(len(piece), device=first.device) - (number.cumsum(0) - number - first)[piece]
-        sample = pieces.sample[piece]
-        point = self._order[place] if self._order.ndim == 1 else self._order[sample, place]
+        before = (number.cumsum(0) - number - first).repeat_interleave(number)
+        sample = pieces.sample.index_select(0, piece)
+        point = self._points(sample, torch.arange(len(piece), device=first.device) - before)
         features = max(1, pieces.y.shape[1])
         size = max(1, max(self._problem.y0.numel(), POINTS_NUMEL) // features)  # all at once could be many states
-        for some in torch.arange(len(piece), device=first.device).split(size):
-            chosen = pieces.take(piece[some])
-            t = self._times[chosen.sample, point[some]]
-            self._put(chosen.sample, point[some], t, chosen.at_time(t))
+        for piece_part, point_part in zip(piece.split(size), point.split(size), strict=True):
+            chosen = pieces.take(piece_part)
+            t = self._at(chosen.sample, point_part)
+            self._put(chosen.sample, point_part, t, chosen.at_time(t))
 
     def _write_starts(self, result: Result) -> None:
         """Write the points at t0 of samples that made no step, continued along the slope: it gives times a gradient."""
