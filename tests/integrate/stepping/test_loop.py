@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dise import RK4, Dopri5, Euler, HeunEuler, SolveError, Statistic, Status, solve
+from dise.integrate.stepping.rows import WAITING_NUMEL, WAITING_PARTS, DroppedRows, LoopRows
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 PER_SAMPLE = ("y", "t", "nfe", "n_steps", "n_accepted", "error", "status", "dt", "accumulated")
@@ -46,6 +47,48 @@ def test_solo_is_batched(tanh_field, starts, spans, integrator, drop_finished):
                 torch.testing.assert_close(one, getattr(alone, name), **TIGHT, equal_nan=True)
     if isinstance(integrator, Dopri5):
         assert len(together.n_steps.unique()) > 2  # or nothing was tested
+
+
+@pytest.mark.parametrize("features", [1, 2, 150], ids=["waiting", "two features", "taken at once"])
+@pytest.mark.parametrize("gradients", [False, True], ids=["", "gradients"])
+def test_samples_that_leave_one_by_one_are_as_alone(features, gradients):
+    """More rounds drop samples than may wait to be taken out; y' = −y has the same steps for all features."""
+    number = 3 * WAITING_PARTS
+    y0 = torch.linspace(0.5, 2.0, number, dtype=torch.float64)[:, None].expand(-1, features).contiguous()
+    t1 = torch.linspace(0.5, 12.0, number, dtype=torch.float64)[
+        torch.randperm(number, generator=torch.Generator().manual_seed(0))
+    ]
+    solver = Dopri5(rtol=1e-7, atol=1e-7)
+    assert (y0.numel() > WAITING_NUMEL) is (features == 150)
+    with torch.set_grad_enabled(gradients):
+        start = y0.requires_grad_(gradients)
+        together = solve(lambda t, y: -y, start, 0.0, t1, solver)
+        torch.testing.assert_close(together.y, y0 * torch.exp(-t1)[:, None], rtol=1e-4, atol=1e-6)
+        assert len(together.n_steps.unique()) > WAITING_PARTS  # or nothing was tested
+        for i in range(0, number, 5):
+            alone = solve(lambda t, y: -y, y0[i : i + 1], 0.0, t1[i : i + 1], solver)
+            for name in PER_SAMPLE:
+                if name != "accumulated":
+                    one = getattr(together, name)[i : i + 1]
+                    torch.testing.assert_close(one, getattr(alone, name), **TIGHT, equal_nan=True)
+        if gradients:
+            (slope,) = torch.autograd.grad(together.y[:, 0].sum(), start)
+            torch.testing.assert_close(slope[:, 0], torch.exp(-t1), rtol=1e-4, atol=1e-6)
+
+
+def test_few_dropped_rows_wait():
+    """Memory does not grow with the number of rounds that drop samples, and large states never wait."""
+    y, numbers, times = torch.ones(8, 2), torch.arange(8), torch.ones(8, dtype=torch.float64)
+    step = LoopRows(numbers, times, y, y, times, numbers, numbers, torch.ones(8), numbers, times)
+    dropped = DroppedRows()
+    for round_ in range(40):
+        dropped = dropped.with_rows(step._replace(sample=torch.arange(8) + 8 * round_), torch.tensor([round_ % 8]))
+        assert len(dropped.parts) < WAITING_PARTS
+    assert dropped.taken().sample.tolist() == [8 * round_ + round_ % 8 for round_ in range(40)]
+    large = step._replace(y=torch.ones(8, WAITING_NUMEL), k1=torch.ones(8, WAITING_NUMEL))
+    ((rows, which),) = DroppedRows().with_rows(large, torch.tensor([3])).parts
+    assert which is None
+    assert rows.sample.tolist() == [3]
 
 
 @integrators

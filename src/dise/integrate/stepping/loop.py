@@ -23,8 +23,8 @@ from dise.integrate.stepping.interruptions import interrupted, located
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.pieces import first_pieces, next_pieces
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
-from dise.integrate.stepping.rows import RUNNING, LoopEvents, LoopRows, LoopState, StoppedRows
-from dise.integrate.tracing import check_readable, known_all, known_finite
+from dise.integrate.stepping.rows import RUNNING, DroppedRows, LoopEvents, LoopRows, LoopState, StoppedRows
+from dise.integrate.tracing import check_readable, known_all, known_finite, on_host
 
 
 def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, problem: Problem, run: Run) -> Integration:
@@ -118,9 +118,9 @@ def _advance(
         if running is not None and run.drop_finished:
             size = rounds.size(rows.t.shape[0], running)
             if size < rows.t.shape[0]:
-                rows, finished = _split(rows, size, rows.status == RUNNING if mask is None else mask)
-                left = (*left, finished)
-        subset = rows.sample if left else None
+                mask = rows.status == RUNNING if mask is None else mask
+                rows, left = _dropped(rows, size, mask, left, exact=size == running and on_host(mask))
+        subset = rows.sample if left.parts else None
         done = yield from rounds.attempt(rows, index, subset, running, end - index)
         rows, running, index = done.rows, done.running, index + done.number
         records = [] if done.record is None else [done.record]
@@ -138,10 +138,19 @@ def _advance(
     return LoopState(rows, left, index, running, index in (control.rounds, control.max_steps), happened)
 
 
-def _split(rows: LoopRows, size: int, running: Tensor) -> tuple[LoopRows, LoopRows]:
-    """The first `size` rows and the others, ordered such that those that run [n] come first."""
-    order = running.argsort(descending=True, stable=True)
-    return rows.take(order[:size]), rows.finished(order[size:])
+def _dropped(
+    rows: LoopRows, size: int, running: Tensor, left: DroppedRows, *, exact: bool
+) -> tuple[LoopRows, DroppedRows]:
+    """The rows without all but `size` of them, those that run [n] first, and those dropped so far.
+
+    `exact`: `size` rows run, and the device need not be read to see which.
+    """
+    if exact:
+        kept, dropped = running.nonzero().flatten(), running.logical_not().nonzero().flatten()
+    else:
+        order = running.argsort(descending=True, stable=True)
+        kept, dropped = order[:size], order[size:]
+    return rows.take(kept), left.with_rows(rows, dropped)
 
 
 def empty_step(problem: Problem, k1: Tensor, tableau: ButcherTableau | AdamsFormula) -> Step:
@@ -194,14 +203,14 @@ def _start(
         rows = rows.with_history(History.none(method.tableau, problem.t0, problem.y0))
     if problem.breaks is not None:
         rows = first_pieces(rows, problem.breaks)
-    return LoopState(rows, (), reached.steps, len(problem) if finite and usable else None)
+    return LoopState(rows, DroppedRows(), reached.steps, len(problem) if finite and usable else None)
 
 
 def _collect(state: LoopState, method: Method, *, first: int) -> Result:
     """The rows of all parts in the problem's order; `first`: evaluations of f before the first step."""
     rows = state.rows
-    if state.left:
-        rows = LoopRows.joined([*state.left, rows])
+    if state.left.parts:
+        rows = state.left.taken(rows)
         rows = rows.take(rows.sample.argsort())
     if state.events is not None and state.events.stopped:
         stopped = StoppedRows(*(torch.cat(column) for column in zip(*state.events.stopped, strict=True)))

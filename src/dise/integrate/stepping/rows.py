@@ -12,6 +12,8 @@ from dise.integrate.problem.hooks import EventMemory, EventSteps
 from dise.integrate.status import Status
 
 RUNNING = int(Status.RUNNING)
+# of dropped rows that wait to be taken out: numbers in the state that their rows have, and how often rows were dropped
+WAITING_NUMEL, WAITING_PARTS = 2**12, 16
 CONSTANT_COLUMNS = ("sample", "t1", "t0", "restarts", "piece", "bounds")  # those that a step does not change
 
 
@@ -56,10 +58,9 @@ class LoopRows(NamedTuple):
         columns: list[Any] = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
         return cls(*columns)
 
-    def finished(self, rows: Tensor) -> "LoopRows":
-        """Some of the rows, without the columns that matter to running rows only."""
-        kept = self._replace(t0=None, memory=None, piece=None, bounds=None, past=None, past_t=None, n_past=None)
-        return kept.take(rows)
+    def finished(self) -> "LoopRows":
+        """The rows without the columns that matter to running rows only."""
+        return self._replace(t0=None, memory=None, piece=None, bounds=None, past=None, past_t=None, n_past=None)
 
     def history(self) -> History | None:
         """The points before t; None: a one-step method's."""
@@ -82,6 +83,36 @@ def changing(rows: LoopRows) -> tuple[str, ...]:
     return tuple(name for name, x in columns if x is not None and name not in CONSTANT_COLUMNS)
 
 
+class DroppedRows(NamedTuple):
+    """Samples that have finished and left the loop.
+
+    Taking rows out of all columns takes as long for few rows as for some more, so those of small states wait until
+    several rounds have dropped some, in the rows that still have them.
+    """
+
+    parts: tuple[tuple[LoopRows, Tensor | None], ...] = ()  # rows, and which of them are meant; None: all
+
+    def with_rows(self, rows: LoopRows, which: Tensor) -> "DroppedRows":
+        """These and some [R] of other rows."""
+        dropped = DroppedRows((*self.parts, (rows.finished(), which)))
+        if rows.y.numel() <= WAITING_NUMEL and len(dropped.parts) < WAITING_PARTS:
+            return dropped
+        return DroppedRows(((dropped.taken(), None),))
+
+    def taken(self, *others: LoopRows) -> LoopRows:
+        """The dropped rows alone, and after them all of the others."""
+        parts = [*self.parts, *((rows.finished(), None) for rows in others)]
+        if len(parts) == 1:
+            rows, which = parts[0]
+            return rows if which is None else rows.take(which)
+        places, before = [], 0
+        for rows, which in parts:
+            number = len(rows.sample)
+            places.append(torch.arange(number, device=rows.t.device) + before if which is None else which + before)
+            before += number
+        return LoopRows.joined([rows for rows, _ in parts]).take(torch.cat(places))
+
+
 class StoppedRows(NamedTuple):
     """R samples that events have stopped."""
 
@@ -102,7 +133,7 @@ class LoopState(NamedTuple):
     """The loop between two rounds."""
 
     rows: LoopRows
-    left: tuple[LoopRows, ...]  # finished, and dropped from the loop
+    left: DroppedRows
     done: int  # number of rounds
     running: int | None  # number of rows that run, where it is known without a device sync
     over: bool = False
