@@ -13,11 +13,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rounds.py"
 
 # operators per round that compute something, without and with gradients; more are slower in every solve
 LIMITS = {
-    "plain": (57, 70),
-    "50 save points": (59, 72),
-    "an event that does not happen": (67.5, 83.5),
-    "an event that stops": (91.5, 110),
-    "record": (58.5, 71),
+    "plain": (54, 67),
+    "50 save points": (56, 69),
+    "an event that does not happen": (63, 79),
+    "an event that stops": (85, 103.5),
+    "record": (55.5, 68.5),
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from math import isinf
 from typing import Any, cast
 
 import torch
@@ -194,6 +195,7 @@ def _solved(
         rounds=rounds,
         observers=observers,
         events=outputs.search,
+        endless=outputs.search is not None and (problem.span is None or isinf(problem.span[1])),
         drop_finished=options.drop_finished,
         differentiate_step_sizes=options.differentiate_step_sizes,
         accumulate=wanted.statistics,

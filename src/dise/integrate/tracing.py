@@ -2,7 +2,6 @@
 
 import cmath
 import math
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -97,14 +96,14 @@ def known_all(mask: Tensor) -> bool:
     return on_host(mask) and bool(mask.all())
 
 
-def known_none(*masks: Tensor) -> bool:
-    """Whether masks are known to be False everywhere, without a device sync."""
-    return on_host(masks[0]) and not bool(reduce(torch.logical_or, masks).any())
+def known_none(mask: Tensor) -> bool:
+    """Whether a mask is known to be False everywhere, without a device sync."""
+    return on_host(mask) and not bool(mask.any())
 
 
 def known_min(x: Tensor) -> float:
     """The smallest of some numbers; NaN if one of them is, if there are none, or if telling needs a device sync."""
-    return float(x.amin().item()) if on_host(x) and x.numel() else math.nan
+    return float((x.detach() if x.requires_grad else x).amin().item()) if on_host(x) and x.numel() else math.nan
 
 
 def known_finite(x: Tensor) -> bool:

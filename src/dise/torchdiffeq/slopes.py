@@ -221,7 +221,7 @@ class SlopeRounds:
         method, mask = self._method, None if running == 1 else rows.status == RUNNING
         if mask is not None and known_all(mask):
             mask = None
-        t_next = method.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
+        t_next, _ = method.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
         t_next = t_next if mask is None else torch.where(mask, t_next, rows.t)
         # f at the last step's end is known with cubic interpolation, but not on this side of a discontinuity
         if index > 0 and (self._ends.perturb is not None or not method.tableau.fsal):

@@ -51,7 +51,7 @@ class GraphRounds:
         parts = () if run.accumulate is None else run.accumulate.parts
         accumulate = tuple((function_key(part.function), part.reduce) for part in parts)
         self._kept = bool(run.observers), run.events is not None
-        key = (method, problem.layout, run.differentiate_step_sizes, *self._kept, accumulate)
+        key = (method, problem.layout, run.differentiate_step_sizes, run.endless, *self._kept, accumulate)
         self._rounds = field.compiled(some_rounds, *key, name="a step")
         self._looped = field.compiled(_rounds_until, *key, name="a loop of steps")
         self._adaptive = method.control.rounds is None

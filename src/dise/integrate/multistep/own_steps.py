@@ -112,6 +112,7 @@ class AdamsAttempt:
         k1: [n, F] f at t.
         history: the points before.
         bounds: [n, 2] smallest and largest time that f may receive, beside a jump; None: no limits.
+        before_t1: see `Attempt`.
     """
 
     def __init__(
@@ -123,8 +124,11 @@ class AdamsAttempt:
         k1: Tensor,
         history: History,
         bounds: Tensor | None = None,
+        *,
+        before_t1: bool = False,
     ) -> None:
         self.formula, self.t, self.t_next, self.y, self.bounds = formula, t, t_next, y, bounds
+        self.before_t1 = before_t1
         self.dt = t_next - t
         self.stages = [k1]
         self.evaluations = formula.evaluations

@@ -48,6 +48,7 @@ class Run:
         rounds: makes the loop's `Rounds`; None: `EagerRounds`.
         observers: shown each attempted step.
         events: what may stop a sample before t1, or change its state.
+        endless: whether a span may be infinite.
         drop_finished, differentiate_step_sizes, accumulate: see `dise.solve`.
         end_only: of the results nothing is read but the states and whether they were reached (see `Result`).
         checkpoint: keep only some states for the backward pass, and recompute the steps between them.
@@ -57,6 +58,7 @@ class Run:
     rounds: MakeRounds | None = None
     observers: tuple[Observer, ...] = ()
     events: EventRule | None = None
+    endless: bool = False
     drop_finished: bool = True
     differentiate_step_sizes: bool = False
     accumulate: Accumulator | None = None

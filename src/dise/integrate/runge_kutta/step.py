@@ -69,7 +69,8 @@ class StepTimes(NamedTuple):
     """The times of a step of n samples."""
 
     dt: Float[Tensor, " n"]  # signed length, in the clock's dtype
-    column: Float[Tensor, "n 1"]  # the same in the state's real dtype; the clock's would turn sums into float64
+    # the same in the state's real dtype; the clock's would turn sums into float64
+    column: Float[Tensor, "n 1"] | Float[Tensor, "n F"]
     stages: Sequence[Tensor]  # [n] time of each stage in that dtype
 
     @classmethod
@@ -82,13 +83,20 @@ class StepTimes(NamedTuple):
         bounds: Tensor | None = None,
         *,
         pending: bool = True,
+        features: int = 1,
     ) -> "StepTimes":
         """Those of a step from t [n] to t_next [n] by a method with these nodes; see `Attempt`.
 
-        Without `pending` stages their times are left out.
+        Without `pending` stages their times are left out. With several features the lengths are written out for each:
+        operations that repeat a number along short rows are slow.
         """
         dt = t_next - t
-        return cls(dt, dt.to(dtype).unsqueeze(1), _stage_times(nodes, t, t_next, dtype, bounds) if pending else ())
+        if features == 1:
+            column = dt.to(dtype).unsqueeze(1)
+        else:
+            written = dt.unsqueeze(1).expand(-1, features)
+            column = written.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return cls(dt, column, _stage_times(nodes, t, t_next, dtype, bounds) if pending else ())
 
 
 def unscaled_sum(weights: WeightedSum, stages: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
@@ -129,6 +137,7 @@ class Attempt:
         bounds: [n, 2] smallest and largest time that f may receive, beside a jump; None: no limits.
         sums: of the stages, which belong to this attempt until the next one begins; None: sums are added up one by one.
         times: of the step, if they are known.
+        before_t1: whether t_next is known to come before the end of the span for all samples.
     """
 
     def __init__(
@@ -141,12 +150,16 @@ class Attempt:
         bounds: Tensor | None = None,
         sums: RunningSums | None = None,
         times: StepTimes | None = None,
+        *,
+        before_t1: bool = False,
     ) -> None:
         self.tableau, self.t, self.t_next, self.y, self.bounds = tableau, t, t_next, y, bounds
+        self.before_t1 = before_t1
         self.stages = [] if k1 is None else [k1]
         self._number = tableau.stages
         if times is None:
-            times = StepTimes.of(tableau.c, t, t_next, real_dtype(y), bounds, pending=self.pending)
+            features = 1 if sums is None else y.shape[1]
+            times = StepTimes.of(tableau.c, t, t_next, real_dtype(y), bounds, pending=self.pending, features=features)
         self.dt, self._dt_column, self._times = times
         self.evaluations = self._number - len(self.stages)
         self._y_stage, self._sums = y, sums

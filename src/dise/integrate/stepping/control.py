@@ -18,7 +18,7 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
 from dise.integrate.stepping.grids import EqualParts, Fractions, FractionsByTime, Grid, WholePiece
 from dise.integrate.stepping.tolerance import ErrorTest
-from dise.integrate.tracing import known_finite
+from dise.integrate.tracing import known_finite, known_min
 
 MAX_RESTARTS = 10_000  # as many as `Adaptive` takes steps: events may happen infinitely often in a finite time
 
@@ -31,6 +31,13 @@ class Verdict(NamedTuple):
     dt: Tensor  # [n] length of the next attempt
     memory: Tensor | None  # [n] passed to the next step's `judge`
     all_accepted: bool = False  # whether `accept` is known to be True everywhere
+
+
+class StepEnd(NamedTuple):
+    """The end of a step of n samples."""
+
+    t: Tensor  # [n]
+    before_t1: bool  # whether it is known to come before t1 for all samples
 
 
 FirstStep = Generator[Request, Tensor, tuple[Tensor, int]]
@@ -81,8 +88,8 @@ class Controller(Protocol):
         """The rule for a problem with break points, and the problem with the break points that the rule adds."""
         ...
 
-    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> Tensor:
-        """[n] end of step number `index`, which starts at t [n]; of the last step t1 itself."""
+    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> StepEnd:
+        """The end of step number `index`, which starts at t [n]; of the last step t1 itself."""
         ...
 
     def judge(self, step: Step, error: Tensor | None, memory: Tensor | None, layout: Layout, run: Run) -> Verdict:
@@ -157,9 +164,9 @@ class FixedSteps:
             breaks = breaks.with_steps(t0, torch.stack(points, 1))
         return replace(self, grid=WholePiece(breaks.ends.shape[1])), replace(problem, breaks=breaks)
 
-    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> Tensor:
+    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> StepEnd:
         """The grid's, which does not depend on dt."""
-        return self.grid.end(index, t, t if t0 is None else t0, t1)
+        return StepEnd(self.grid.end(index, t, t if t0 is None else t0, t1), False)
 
     def judge(self, step: Step, error: Tensor | None, memory: Tensor | None, layout: Layout, run: Run) -> Verdict:
         """Accept every finite step."""
@@ -243,10 +250,12 @@ class ErrorControl:
             return dt
         return torch.copysign(dt.abs().clamp(self.dt_min, self.dt_max), dt)
 
-    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> Tensor:
+    def end(self, index: int, t: Tensor, dt: Tensor, t0: Tensor | None, t1: Tensor) -> StepEnd:
         """t + dt, or t1 if t + dt reaches it up to a few roundings, so that no tiny last step is left."""
-        slack = 1 + 100 * torch.finfo(t.dtype).eps
-        return torch.where((t1 - t) / dt <= slack, t1, t + dt)
+        steps, slack = (t1 - t) / dt, 1 + 100 * torch.finfo(t.dtype).eps
+        if known_min(steps) > slack:
+            return StepEnd(t + dt, True)
+        return StepEnd(torch.where(steps <= slack, t1, t + dt), False)
 
     def judge(self, step: Step, error: Tensor | None, memory: Tensor | None, layout: Layout, run: Run) -> Verdict:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
@@ -278,7 +287,7 @@ class ErrorControl:
         """Samples whose next step would be too short to attempt."""
         # Test dt/10, as Hairer's DOPRI5 does: a slightly shorter step may round to the same one and loop for ever.
         stuck = torch.add(step.t, verdict.dt, alpha=0.1) == step.t
-        if run.events is not None:
+        if run.endless:
             stuck = stuck | verdict.dt.isinf()  # the first step of an infinite span may be infinite
         if self.dt_min > 0:
             stuck = stuck | self._at_dt_min(step)
@@ -297,8 +306,7 @@ class ErrorControl:
 
 
 def _check_finite(problem: Problem, run: Run) -> None:
-    # only a solve with an event may have an infinite span, so the others need no device sync
-    if run.events is not None and not problem.t1.isfinite().all():
+    if run.endless and not problem.t1.isfinite().all():
         raise ValueError(
             "t1: expected finite times, since the first step is a part of the span; for an infinite t1 use an adaptive "
             "integrator with another first_step than 'span'"

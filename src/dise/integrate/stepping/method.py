@@ -44,13 +44,16 @@ class Method(NamedTuple):
             sums: for the step's stages, if it may have some.
             known: whether `rows.k1` is f(t, y) for all rows.
         """
-        t_next = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
+        t_next, before_t1 = self.control.end(index, rows.t, rows.dt, rows.t0, rows.t1)
         if running is not None:
             t_next = torch.where(running, t_next, rows.t)
         if isinstance(self.tableau, AdamsFormula):
             history = rows.history() or History.none(self.tableau, rows.t, rows.y)
-            return AdamsAttempt(self.tableau, rows.t, t_next, rows.y, rows.k1, history, rows.bounds)
-        return Attempt(self.tableau, rows.t, t_next, rows.y, rows.k1 if known else None, rows.bounds, sums)
+            return AdamsAttempt(
+                self.tableau, rows.t, t_next, rows.y, rows.k1, history, rows.bounds, before_t1=before_t1
+            )
+        k1 = rows.k1 if known else None
+        return Attempt(self.tableau, rows.t, t_next, rows.y, k1, rows.bounds, sums, before_t1=before_t1)
 
     def end(
         self,
@@ -85,7 +88,7 @@ class Method(NamedTuple):
             accumulated = advanced(run.accumulate.after(accumulated, step, field), accumulated)
         if self.control.test is not None:
             error = advanced(error + verdict.error, error)
-        status, dt = self._outcome(rows, step, t_next, verdict, accept, running, run, every=every)
+        status, dt = self._outcome(rows, step, attempt, verdict, accept, running, run, every=every)
         after = LoopRows(
             sample=rows.sample,
             t1=rows.t1,
@@ -115,7 +118,7 @@ class Method(NamedTuple):
         self,
         rows: LoopRows,
         step: Step,
-        t_next: Tensor,
+        attempt: Attempt | AdamsAttempt,
         verdict: Verdict,
         accept: Tensor,
         running: Tensor | None,
@@ -124,29 +127,29 @@ class Method(NamedTuple):
         every: bool,
     ) -> tuple[Tensor, Tensor]:
         """[n] status and [n] next step; the status itself, unchanged, if all rows run and none is known to end."""
-        adaptive = self.control.rounds is None
+        adaptive, t_next = self.control.rounds is None, attempt.t_next
         dt = self.control.planned(verdict.dt, accept, t_next, rows.t1) if adaptive else rows.dt
         if every and not adaptive:  # only the last one of a fixed number of steps ends at t1, and it is t1 itself
             return (torch.full_like(rows.status, int(Status.SUCCESS)) if t_next is rows.t1 else rows.status), dt
-        arrived = t_next == rows.t1
+        arrived = None if attempt.before_t1 else t_next == rows.t1
         stuck = None if every else self.control.stuck(step, verdict, run)
         if running is None:
-            if known_none(arrived) if stuck is None else known_none(arrived, stuck):
-                return rows.status, dt
             stuck = None if stuck is None or known_none(stuck) else stuck
+            if stuck is None and (arrived is None or known_none(arrived)):
+                return rows.status, dt
         status = rows.status
         if stuck is not None:
             failed = stuck > accept
             failed = failed if running is None else failed & running
             status = torch.where(failed, self.control.reason(verdict), status)
-        arrived = arrived if every else arrived & accept
-        status = status.masked_fill(arrived, int(Status.SUCCESS))
-        if adaptive:
-            # where the last step was truncated at t1, keep the untruncated size for `resume`
-            truncated = arrived if self.control.stretch == 1 else arrived & (step.dt.abs() < rows.dt.abs())
-            dt = torch.where(truncated, rows.dt, dt)
-            dt = dt if running is None else torch.where(running, dt, rows.dt)
-        return status, dt
+        if arrived is not None:
+            arrived = arrived if every else arrived & accept
+            status = status.masked_fill(arrived, int(Status.SUCCESS))
+            if adaptive:
+                # where the last step was truncated at t1, keep the untruncated size for `resume`
+                truncated = arrived if self.control.stretch == 1 else arrived & (step.dt.abs() < rows.dt.abs())
+                dt = torch.where(truncated, rows.dt, dt)
+        return status, (dt if running is None or not adaptive else torch.where(running, dt, rows.dt))
 
     def evaluations(self, rows: LoopRows, first: int) -> Tensor:
         """[n] evaluations of f that the rows needed: `first` of them before the steps, k1 among them.
