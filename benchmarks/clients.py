@@ -397,7 +397,7 @@ def main() -> None:
     if args.readme:
         write(table(found), "clients.py")
         return
-    for name in args.only or [name for name in CASES if args.again or name not in found]:
+    for name in args.only or [name for name in CASES if (name in found) == args.again]:
         folder = args.policies / name.replace(" ", "-")
         with torch.no_grad():
             case = CASES[name](args.number)
