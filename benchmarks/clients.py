@@ -186,7 +186,7 @@ def flow_matching_case(task: str, n: int) -> Case:
         solver = ODESolver(velocity, integrator)
         return lambda: solver.sample(draws.noise)
 
-    return _samples(task, n, theirs, ours)
+    return _samples(draws, theirs, ours)
 
 
 def torchcfm_case(task: str, n: int) -> Case:
@@ -210,13 +210,12 @@ def torchcfm_case(task: str, n: int) -> Case:
         node = NeuralODE(Model(), integrator=integrator)
         return lambda: node.trajectory(draws.noise, t_span=span)[-1]
 
-    return _samples(task, n, theirs, ours)
+    return _samples(draws, theirs, ours)
 
 
 def _samples(
-    task: str, n: int, theirs: Callable[[float | None], Call], ours: Callable[[dise.Integrator, float | None], Call]
+    draws: Draws, theirs: Callable[[float | None], Call], ours: Callable[[dise.Integrator, float | None], Call]
 ) -> Case:
-    draws = points(task, n)
     exact = draws.double().solve(TIGHT).y
 
     def certified(number: int, folder: Path) -> Call:
