@@ -183,17 +183,16 @@ def _solved(
     field, rounds = _compiled(plain, options.compile)
     caller = FunctionCaller(problem.layout, start.args, start.sample_args)
     outputs = Outputs.of(wanted, problem, caller, states_only=back is not None)
-    observers, quadrature = outputs.observers, None
+    quadrature = None
     # what is wanted within steps, and gradients that f is called again for, need all tensors of the state
     if options.drop_finished and not (wanted.whole_steps or back or checkpoint or options.compile):
         apart = Separated.of(plain, problem, integrator)
         if apart is not None:
             field, problem, integrator, quadrature = apart
-            observers = (*observers, quadrature)
     run = Run(
         field=field,
         rounds=rounds,
-        observers=observers,
+        observers=outputs.observers if quadrature is None else (*outputs.observers, quadrature),
         events=outputs.search,
         endless=outputs.search is not None and (problem.span is None or isinf(problem.span[1])),
         drop_finished=options.drop_finished,

@@ -316,12 +316,11 @@ class _Bracket(NamedTuple):
         bits = -math.log2(torch.finfo(pieces.y.dtype).eps) + 1
         power = min(8, max(2, int(math.log2(max(1, PARTS_NUMEL // max(1, pieces.y.numel()))))))
         low, high = self.low, self.high
-        number = torch.arange(2**power - 1, dtype=torch.int32, device=low.device)[:, None]
+        number = torch.arange(2**power - 1, dtype=torch.int32, device=low.device)[:, None]  # argmax and int64 are slower
         fractions = (number + 1).to(low.dtype) / 2**power
         for _ in range(math.ceil(bits / power)):
             inside = low + (high - low) * fractions
             past = value(inside) * self.side <= 0
-            # not by argmax, nor with int64: both take longer
             first = torch.where(past, number, len(number)).amin(0, keepdim=True).long()
             ends = torch.cat([low[None], inside, high[None]])
             low, high = ends.gather(0, first)[0], ends.gather(0, first + 1)[0]
