@@ -316,7 +316,7 @@ class _Bracket(NamedTuple):
         bits = -math.log2(torch.finfo(pieces.y.dtype).eps) + 1
         power = min(8, max(2, int(math.log2(max(1, PARTS_NUMEL // max(1, pieces.y.numel()))))))
         low, high = self.low, self.high
-        number = torch.arange(2**power - 1, dtype=torch.int32, device=low.device)[:, None]  # argmax and int64 are slower
+        number = torch.arange(2**power - 1, dtype=torch.int32, device=low.device)[:, None]  # argmax, int64 are slower
         fractions = (number + 1).to(low.dtype) / 2**power
         for _ in range(math.ceil(bits / power)):
             inside = low + (high - low) * fractions
