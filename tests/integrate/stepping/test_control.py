@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchdiffeq._impl.misc import _rms_norm, _select_initial_step
 
-from dise import RK4, Dopri5, HeunEuler, Status, solve
+from dise import RK4, Bosh3, Dopri5, Dopri8, HeunEuler, Status, solve
 
 
 def attempts(f, y0, t0, t1, integrator, **options):
@@ -118,6 +118,18 @@ def test_step_sizes_follow_the_elementary_controller(first_step):
     assert solution.error.item() == pytest.approx(sum(accepted))
     if first_step == "span":
         assert len(accepted) < len(steps)
+
+
+@pytest.mark.parametrize("units", [8, 12, 20])
+@pytest.mark.parametrize("integrator", [Dopri5, Bosh3, Dopri8])
+def test_a_step_that_rounds_to_t1_is_the_last(units, integrator):
+    """A step half a unit in the last place shorter than the span ends at t1."""
+    t0 = 1e6
+    t1, y0 = t0 + units * math.ulp(t0), torch.zeros(1, 1, dtype=torch.float64)
+    chosen = integrator(rtol=1e-3, atol=1e-3, first_step=(units - 0.45) * math.ulp(t0))
+    solution = solve(lambda t, y: torch.ones_like(y), y0, t0, t1, chosen)
+    assert solution.t.tolist() == [t1]
+    assert solution.n_steps.tolist() == [1]
 
 
 def test_a_remainder_of_a_few_roundings_gets_no_step_of_its_own():
