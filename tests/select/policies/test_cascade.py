@@ -28,6 +28,25 @@ def test_a_sample_keeps_the_first_accepted_answer(record):
     assert solution.calls == f.calls == 4
 
 
+STATES = {"tensor": lambda y: y, "tuple": lambda y: (y, 2 * y), "dict": lambda y: {"a": y}}
+
+
+@pytest.mark.parametrize("state", STATES.values(), ids=STATES)
+def test_a_rule_that_works_in_place_leaves_the_result_as_it_is(state):
+    def f(t, y):
+        return {"a": -y["a"]} if isinstance(y, dict) else tuple(-x for x in y) if isinstance(y, tuple) else -y
+
+    def accept(y):
+        first = y["a"] if isinstance(y, dict) else y[0] if isinstance(y, tuple) else y
+        return first.mul_(3)[:, 0] < 3 * 0.4
+
+    policy, y0 = Cascade((Euler(2), RK4(1)), accept), state(Y0)
+    solution = solve(f, y0, 0.0, 1.0, policy)
+    assert solution.choice.tolist() == [0, 0, 1, 1]
+    expected = Y0 * torch.tensor([0.25, 0.25, 0.375, 0.375], dtype=torch.float64)[:, None]
+    assert_close(solution.y, state(expected))
+
+
 def test_three_candidates(record):
     f = record(decay)
     solution = solve(f, Y0, 0.0, 1.0, Cascade((Euler(1), Euler(2), RK4(1)), lambda y: (y[:, 0] > 0) & (y[:, 0] < 0.4)))

@@ -81,7 +81,24 @@ RULES = {
 }
 
 
-IN_PLACE = {"layer": lambda: nn.SiLU(inplace=True), "operation": Doubling}
+class NonNegative(nn.Module):
+    """Changes its input only where there is something to change."""
+
+    def forward(self, h):
+        return h.clamp_(min=0) if bool((h < 0).any()) else h
+
+
+class OnlyInTraining(nn.Module):
+    def forward(self, h):
+        return h.mul_(2) if self.training else h
+
+
+IN_PLACE = {
+    "layer": lambda: nn.SiLU(inplace=True),
+    "operation": Doubling,
+    "some states": NonNegative,
+    "one mode": OnlyInTraining,
+}
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -89,10 +106,12 @@ IN_PLACE = {"layer": lambda: nn.SiLU(inplace=True), "operation": Doubling}
 @pytest.mark.parametrize("first", IN_PLACE.values(), ids=IN_PLACE)
 def test_a_head_that_works_in_place_leaves_the_result_as_it_is(decay, rule, first, context):
     """Neither twice is once, so a changed h(t1) would change the model's answer."""
-    head = nn.Sequential(first(), nn.Linear(1, 2))
+    head = nn.Sequential(first(), nn.Linear(1, 2)).eval()
     block = NeuralODE(decay(), Cascade((Euler(2), RK4(1)), rule(head)))
     y0 = torch.linspace(-9, 9, 40)[:, None]
     with context():
+        block.solve(y0[20:])  # positive ones, in evaluation mode
+        head.train()
         alone = torch.stack([NeuralODE(decay(), method)(y0) for method in (Euler(2), RK4(1))])
         for _ in range(2):
             solution = block.solve(y0)

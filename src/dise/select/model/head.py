@@ -1,13 +1,10 @@
 """Finding the head of a model: the modules that it calls after its block."""
 
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.problem.state import State
-from dise.integrate.tracing import times_changed
 from dise.nn import NeuralODE
 from dise.select.model.inputs import Inputs
 
@@ -43,33 +40,6 @@ def find_head(model: nn.Module, block: NeuralODE, x: Any) -> nn.Module | None:
         return None
     same = isinstance(found, Tensor) and found.shape == output.shape
     return head if same and torch.allclose(found, output, rtol=1e-4, atol=1e-5, equal_nan=True) else None
-
-
-def apply_head(head: nn.Module, h: State) -> Tensor:
-    """head(h) for a judgement, which leaves h(t1), the result of the solve, as it is.
-
-    A head that works in place gets a copy: its first call, on a copy, shows whether it does.
-    """
-    in_place = _IN_PLACE.get(head)
-    if in_place is False or not isinstance(h, Tensor) or torch.compiler.is_compiling():  # graphs give it a copy
-        return cast(Tensor, head(h))
-    copy = h.clone()
-    changed = times_changed(copy)
-    output = cast(Tensor, head(copy))
-    if in_place is None:
-        _IN_PLACE[head] = _works_in_place(head, h, copy) if copy.is_inference() else times_changed(copy) != changed
-    return output
-
-
-_IN_PLACE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # of heads that were called
-
-
-def _works_in_place(head: nn.Module, h: Tensor, given: Tensor) -> bool:
-    """Whether a head may change its input, in inference mode, where torch does not count changes.
-
-    Other states may be changed where this one, given as a copy, was not, so layers that work in place count.
-    """
-    return any(getattr(layer, "inplace", False) for layer in head.modules()) or not torch.equal(given, h)
 
 
 def _after(model: nn.Module, block: nn.Module) -> nn.Module:

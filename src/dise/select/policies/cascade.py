@@ -110,7 +110,8 @@ class Cascade(Integrator):
         if self.accept is None:
             return None if result.status is None else _nonzero(result.status)  # SUCCESS is 0
         accept = self.accept if callable(self.accept) else self.accept[index]
-        answer = accept(problem.layout.unpack(result.y))
+        # a copy, since a rule may change its input in place, as heads with `inplace=True` do
+        answer = accept(problem.layout.unpack(result.y.clone()))
         if answer.shape != (expected := result.y.shape[:1]) or answer.dtype is not torch.bool:
             got = f"{answer.dtype} of {tuple(answer.shape)}"
             raise ValueError(f"accept: expected bool of shape {tuple(expected)}, got {got}")

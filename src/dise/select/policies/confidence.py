@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from dise.integrate.annotations import Bool, Float
 from dise.integrate.problem.state import State
-from dise.select.model.head import apply_head
 from dise.select.model.logits import class_logits, log_probabilities
 
 
@@ -43,7 +42,7 @@ class Confidence:
 
     def score(self, h: State) -> Float[Tensor, " n"]:
         """[n] confidence in the states' answers."""
-        return confidence(apply_head(self.head, h), self.measure)
+        return confidence(self.head(h), self.measure)
 
     def __call__(self, h: State) -> Bool[Tensor, " n"]:
         """[n] bool, whether to accept states [n, ...] at t1."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.problem.state import State
-from dise.select.model.head import apply_head
 from dise.select.model.logits import class_logits
 from dise.select.model.states import channel_means
 from dise.select.policies.forecast_fit import ForecastFit, fit_forecast, forecast_features, logit_margin
@@ -87,8 +86,9 @@ class Forecast(nn.Module):
 
     def score(self, h: State) -> Tensor:
         """[n] margin of the candidate's answer in the predicted logits of the reference."""
+        # a head may change its input in place, so compute the means first
         means = channel_means(h) if self.channels else None
-        logits = class_logits(apply_head(self._head[0], h)).to(self.bias.dtype)
+        logits = class_logits(self._head[0](h)).to(self.bias.dtype)
         return logit_margin(self._predict(logits, means), logits.argmax(1))
 
     def _predict(self, logits: Tensor, means: Tensor | None) -> Tensor:
