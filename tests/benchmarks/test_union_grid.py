@@ -22,7 +22,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "union_grid.py"
 
 @pytest.fixture(scope="module")
 def script():
-    return runpy.run_path(str(SCRIPT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # as if it was called as a script
+        return runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture(scope="module")
