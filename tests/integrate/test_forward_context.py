@@ -178,6 +178,21 @@ class Layered(nn.Module):
         return torch.tanh(self.layer(y))
 
 
+@pytest.mark.parametrize("way", ["direct", "checkpoint", "backsolve", odeint_adjoint])
+def test_the_first_solve_gives_lazy_modules_their_weights(way):
+    """They are uninitialized before it, and nothing can be asked of them."""
+    lazy, y0 = Layered(nn.LazyLinear(2)), torch.ones(3, 2)
+    if isinstance(way, str):
+        y = NeuralODE(lazy, TIGHT, gradient=way)(y0)
+    else:
+        y = odeint_adjoint(lazy, y0, torch.tensor([0.0, 1.0]), rtol=1e-7, atol=1e-7)[-1]
+    y.sum().backward()
+    known = Layered(nn.Linear(2, 2))
+    known.load_state_dict(lazy.state_dict())
+    NeuralODE(known, TIGHT)(y0).sum().backward()
+    assert_close(lazy.layer.weight.grad, known.layer.weight.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_of_a_calculation_with_several_results_each_is_found():
     """Both parts of a split tensor come from one node of the graph."""
     z = draw()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dise.integrate.tracing import times_changed
 
@@ -31,7 +32,8 @@ class ForwardContext:
 
     def __init__(self, sources: Iterable[object], device: str) -> None:
         self._slots = _slots(sources)
-        self._versions = [(tensor, times_changed(tensor)) for tensor in self.tensors]
+        # f's first call gives parameters of lazy modules their values
+        self._versions = [(tensor, times_changed(tensor)) for tensor in self.tensors if not is_lazy(tensor)]
         self._autocast = _Autocast.now(device)
 
     @property
