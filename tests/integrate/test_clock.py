@@ -15,6 +15,12 @@ EPOCH, DAY = 1.7e9, 86400.0
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.complex64)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.complex32, torch.complex128], ids=str)
+def test_real_parts_have_torchs_dtype(dtype):
+    assert clock.real_dtype(dtype) is dtype.to_real()
+    assert clock.real_dtype(torch.zeros(1, dtype=dtype)) is dtype.to_real()
+
+
 def decay(t, y):
     return -0.1 * y
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32}
+_REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
 _WITHOUT_FLOAT64 = frozenset({"mps"})  # types of devices
 
 
