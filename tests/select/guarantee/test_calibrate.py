@@ -218,6 +218,12 @@ def test_a_p_value_between_the_part_and_all_of_delta_is_not_enough_for_one_of_tw
     assert not calibrate(model, [[Euler(1)], [Euler(2)]], numbers(1000), **common).tests[0].certified
 
 
+@pytest.mark.parametrize("settings", [[3], [Euler(1), 3], [[Euler(1)], 3], [[Euler(1)], None]])
+def test_no_setting_is_left_out_without_a_word(settings):
+    with pytest.raises(TypeError, match=r"settings: expected integrators, or sequences of them, got (3|None)"):
+        calibrate(Table({}), settings, numbers(1000), reference=RK4(1), epsilon=0.02)
+
+
 @pytest.mark.parametrize("settings", [[], [[]], [[Euler(1)], []], [Euler(1), [Euler(2)]]])
 def test_sequences_without_settings_are_refused(settings):
     with pytest.raises(ValueError, match="settings: expected at least one integrator"):

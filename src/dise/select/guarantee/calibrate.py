@@ -196,6 +196,9 @@ def _sequences(settings: Sequence[Integrator] | Sequence[Sequence[Integrator]]) 
     if not isinstance(settings, Sequence) or isinstance(settings, str):
         raise TypeError(f"settings: expected a list of integrators, got {settings!r}")
     parts = list(settings)
+    for part in parts:
+        if not isinstance(part, Integrator | Sequence):
+            raise TypeError(f"settings: expected integrators, or sequences of them, got {part!r}")
     alone = [part for part in parts if isinstance(part, Integrator)]
     several = [list(part) for part in parts if isinstance(part, Sequence)]
     sequences = [list(as_integrators("settings", part)) for part in ([alone] if alone else several)]
