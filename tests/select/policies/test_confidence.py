@@ -93,27 +93,58 @@ class OnlyInTraining(nn.Module):
         return h.mul_(2) if self.training else h
 
 
-IN_PLACE = {
-    "layer": lambda: nn.SiLU(inplace=True),
-    "operation": Doubling,
-    "some states": NonNegative,
-    "one mode": OnlyInTraining,
-}
+IN_PLACE = {"layer": lambda: nn.SiLU(inplace=True), "operation": Doubling}
+LATER = {"some states": NonNegative, "one mode": OnlyInTraining}
+
+
+def dynamic(decay, rule, first):
+    """A block whose cascade was used in evaluation mode on positive states, with its head in training mode now."""
+    head = nn.Sequential(first(), nn.Linear(1, 2)).eval()
+    block = NeuralODE(decay(), Cascade((Euler(2), RK4(1)), rule(head)))
+    block.solve(POSITIVE)
+    head.train()
+    return block
+
+
+STATES = torch.linspace(-9, 9, 40)[:, None]
+POSITIVE = STATES[20:]
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("first", IN_PLACE.values(), ids=IN_PLACE)
+@pytest.mark.parametrize("first", (IN_PLACE | LATER).values(), ids=IN_PLACE | LATER)
 def test_a_head_that_works_in_place_leaves_the_result_as_it_is(decay, rule, first, context):
     """Neither twice is once, so a changed h(t1) would change the model's answer."""
-    head = nn.Sequential(first(), nn.Linear(1, 2)).eval()
-    block = NeuralODE(decay(), Cascade((Euler(2), RK4(1)), rule(head)))
-    y0 = torch.linspace(-9, 9, 40)[:, None]
     with context():
-        block.solve(y0[20:])  # positive ones, in evaluation mode
-        head.train()
-        alone = torch.stack([NeuralODE(decay(), method)(y0) for method in (Euler(2), RK4(1))])
+        block = dynamic(decay, rule, first)
+        alone = torch.stack([NeuralODE(decay(), method)(STATES) for method in (Euler(2), RK4(1))])
+        if context is torch.no_grad and first in LATER.values():
+            with pytest.raises(RuntimeError, match=r"accept: changed h\(t1\) in place, which it did not"):
+                block.solve(STATES)
+            return
         for _ in range(2):
-            solution = block.solve(y0)
+            solution = block.solve(STATES)
             assert_close(solution.y, alone[solution.choice, torch.arange(40)])
             assert (solution.choice == 0).any()  # or nothing was tested
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, y):
+        return y.mul_(3)[:, 0] < 0
+
+
+class Slotted:
+    __slots__ = ()
+
+    def __call__(self, y):
+        return y.mul_(3)[:, 0] < 0
+
+
+@pytest.mark.parametrize("rule", [Unhashable(), Slotted(), Slotted().__call__])
+def test_rules_that_cannot_be_remembered_judge_copies(decay, rule):
+    policy = Cascade((Euler(2), RK4(1)), rule)
+    for _ in range(2):
+        solution = NeuralODE(decay(), policy).solve(POSITIVE)
+        assert_close(solution.y, NeuralODE(decay(), RK4(1))(POSITIVE))

@@ -12,6 +12,7 @@ from dise.integrate.problem.requests import Integration, Result, of_rows, with_o
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
 from dise.select.policies.dynamic import with_candidates
+from dise.select.policies.judgement import judgement
 from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
 
 AcceptanceRule = Callable[[State], Tensor]
@@ -110,8 +111,7 @@ class Cascade(Integrator):
         if self.accept is None:
             return None if result.status is None else _nonzero(result.status)  # SUCCESS is 0
         accept = self.accept if callable(self.accept) else self.accept[index]
-        # a copy, since a rule may change its input in place, as heads with `inplace=True` do
-        answer = accept(problem.layout.unpack(result.y.clone()))
+        answer = judgement(accept, problem.layout, result.y)
         if answer.shape != (expected := result.y.shape[:1]) or answer.dtype is not torch.bool:
             got = f"{answer.dtype} of {tuple(answer.shape)}"
             raise ValueError(f"accept: expected bool of shape {tuple(expected)}, got {got}")
