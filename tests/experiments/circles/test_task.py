@@ -227,6 +227,17 @@ def test_every_regularizer_has_a_gradient(task, linear_flow, reg):
     assert flow.f.A.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("reg", [reg for reg in REGULARIZERS if reg not in ("none", "steer")])
+def test_every_regularizer_has_a_gradient_in_the_weights_of_the_paper_s_field(task, reg):
+    torch.manual_seed(0)
+    flow, regularizer = hypernetwork_flow(), task.regularizers[reg]()
+    loss = task.loss(flow, sets("circles", 2, "here"), regularizer.accumulate)
+    cost = regularizer(loss.solution, loss.dynamics)
+    slopes = torch.autograd.grad(cost, list(flow.parameters()), allow_unused=True, materialize_grads=True)
+    assert all(slope.isfinite().all() for slope in slopes)
+    assert any(slope.abs().max() > 0 for slope in slopes)
+
+
 @pytest.mark.parametrize("reg", ["jacobian", "taylor2", "taylor3"])
 def test_path_integrals_are_of_the_points_alone(task, flow, reg):
     """dz/dt = z/2: ‖∂f/∂z‖² = 2/4 and d^K z/dt^K = z/2^K; the log-density would add to both."""

@@ -6,7 +6,6 @@ Equations, 2018, section 4.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dise.flow import DiagonalNormal, Flow
 from dise.integrate import Dopri5
@@ -50,9 +49,10 @@ class HyperNetworkField(nn.Module):
     def _weights(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W, U/64 [m, 64, 2] and B [m, 1, 64] for the m times in t."""
         weights = self.hypernetwork(t.reshape(-1, 1))
-        W, gated, B = weights.split([DIM * WIDTH, 2 * DIM * WIDTH, WIDTH], dim=1)
-        # glu(U', G) = U' σ(G), fused; divide U by 64, the smallest tensor for the mean over hidden units
-        U = F.glu(gated, dim=1) / WIDTH
+        W, U, G, B = weights.split([DIM * WIDTH, DIM * WIDTH, DIM * WIDTH, WIDTH], dim=1)
+        # not by F.glu, whose forward derivative has none itself; divide U by 64, the smallest tensor for the mean over
+        # hidden units
+        U = U * G.sigmoid() / WIDTH
         return W.reshape(-1, WIDTH, DIM), U.reshape(-1, WIDTH, DIM), B.unsqueeze(1)
 
 

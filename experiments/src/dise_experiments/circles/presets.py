@@ -44,8 +44,7 @@ WEIGHTS = {
     "l2": 3e-4,
     "error": 4e-3,
     "raw-error": 4e-3,
-    # not the paper's: λ·R is about 0.05 on a model trained without regularizer, not swept; none of taylor3, which needs
-    # a second forward derivative: F.glu in the flow's field has none
+    # not the paper's: λ·R is about 0.05 on a model trained without regularizer, not swept; none of taylor3 yet
     "weighted-error": 25.0,
     "stiffness": 7e-3,
     "jacobian": 0.02,
