@@ -218,7 +218,7 @@ def test_kinetic_energy_is_that_of_the_points(task, flow):
     assert cost(loss.solution, loss.dynamics).item() == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("reg", [reg for reg in REGULARIZERS if reg not in ("steer", "taylor3")])
+@pytest.mark.parametrize("reg", [reg for reg in REGULARIZERS if reg != "steer"])
 def test_every_regularizer_has_a_gradient(task, linear_flow, reg):
     flow, regularizer = linear_flow(0.5), task.regularizers[reg]()
     loss = task.loss(flow, sets("circles", 2, "here"), regularizer.accumulate)

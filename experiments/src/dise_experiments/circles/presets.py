@@ -44,11 +44,12 @@ WEIGHTS = {
     "l2": 3e-4,
     "error": 4e-3,
     "raw-error": 4e-3,
-    # not the paper's: λ·R is about 0.05 on a model trained without regularizer, not swept; none of taylor3 yet
+    # not the paper's: λ·R is about 0.05 on a model trained without regularizer, not swept
     "weighted-error": 25.0,
     "stiffness": 7e-3,
     "jacobian": 0.02,
     "taylor2": 0.5,
+    "taylor3": 0.25,
     "steer": 2.5,
 }
 
