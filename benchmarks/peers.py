@@ -30,6 +30,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 MAX_STEPS = 4096  # diffrax wants to know how many at most; its checkpoints' number depends on it
 
 FLOOR = "C++ by hand"
+F_ALONE = "f alone"
 KINDS = ("end", "save points", "event", "record")
 SAVE_POINTS = 50
 
@@ -141,8 +142,9 @@ class Counter(nn.Module):
 
 
 def ways(task: Task) -> dict[str, Way]:
-    """Every way that works here."""
+    """Every way that works here, and f alone."""
     made = {
+        F_ALONE: by_f_alone(task),
         "dise": by_dise(task),
         "dise, compiled": by_dise(task, compile=True),
         "dise, compiled fast": by_dise(task, compile="fast"),
@@ -167,6 +169,44 @@ def installed(name: str) -> bool:
 
 def by_dise(task: Task, *, compile: Literal[False, True, "fast"] = False) -> Way:
     """This library; a round counts once however many samples it steps."""
+
+    def solve(y0: Tensor) -> Tensor:
+        return _states(_solution(task, task.f, y0, compile=compile))
+
+    counter = Counter(task.f)
+    with torch.no_grad():
+        _solution(task, counter, task.y0)  # also checks that f does not mix samples
+        counter.calls = counter.rows = 0
+        solution = _solution(task, counter, task.y0)
+    if counter.rows != int(solution.nfe.sum()):
+        raise RuntimeError(f"f was evaluated on {counter.rows} rows, but the samples need {int(solution.nfe.sum())}")
+    # a compiled solve takes as many rounds; in some of them it also steps samples that are done
+    return _way(solve, task.f, counter.rounds, None if compile else counter.rows)
+
+
+def by_f_alone(task: Task) -> Way:
+    """The calls of f in dise's solve, on the same arguments, without anything else; returns the states of that solve.
+
+    What a step of any eager solver of these rows takes at least.
+    """
+    counter, calls = Counter(task.f), list[tuple[Tensor, Tensor]]()
+    with torch.no_grad():
+        _solution(task, counter, task.y0)  # also checks that f does not mix samples
+        counter.calls = counter.rows = 0
+        counter.register_forward_pre_hook(lambda f, call: calls.append((call[0].clone(), call[1].clone())))
+        states = _states(_solution(task, counter, task.y0))
+
+    @torch.no_grad()
+    def forward(y0: Tensor) -> Tensor:
+        for t, y in calls:
+            task.f(t, y)
+        return states
+
+    return Way(forward, None, counter.rounds, counter.rows)
+
+
+def _solution(task: Task, f: nn.Module, y0: Tensor, *, compile: Literal[False, True, "fast"] = False) -> dise.Solution:
+    """This library's solution of the task."""
     integrator, options, t1 = dise.Dopri5(rtol=task.tolerance, atol=task.tolerance), dict[str, Any](), task.t1
     if task.kind == "save points":
         options["save_at"] = task.times
@@ -174,20 +214,12 @@ def by_dise(task: Task, *, compile: Literal[False, True, "fast"] = False) -> Way
         options["record"] = True
     elif task.kind == "event":
         options["event"], t1 = lambda t, y: t[:, 0] - task.t1, 2 * task.t1
+    return dise.solve(f, y0, 0.0, t1, integrator, compile=compile, **options)
 
-    def solve(y0: Tensor) -> Tensor:
-        solution = dise.solve(task.f, y0, 0.0, t1, integrator, compile=compile, **options)
-        return solution.y if solution.saved is None else solution.saved
 
-    counter = Counter(task.f)
-    with torch.no_grad():
-        dise.solve(counter, task.y0, 0.0, t1, integrator, **options)  # also checks that f does not mix samples
-        counter.calls = counter.rows = 0
-        solution = dise.solve(counter, task.y0, 0.0, t1, integrator, **options)
-    if counter.rows != int(solution.nfe.sum()):
-        raise RuntimeError(f"f was evaluated on {counter.rows} rows, but the samples need {int(solution.nfe.sum())}")
-    # a compiled solve takes as many rounds; in some of them it also steps samples that are done
-    return _way(solve, task.f, counter.rounds, None if compile else counter.rows)
+def _states(solution: dise.Solution) -> Tensor:
+    """Those at the end, or at the save points."""
+    return solution.y if solution.saved is None else solution.saved
 
 
 def by_torchdiffeq(task: Task) -> Way:

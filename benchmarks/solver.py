@@ -8,8 +8,9 @@ is an event (see `peers`), or the steps are recorded. All ways solve the same ba
 counts. A step is a round of the solve's loop, an attempted step of all samples at once: in dise, torchode and diffrax
 of each with its own size (as many rounds as the sample with the most steps takes), in torchdiffeq of all with one size.
 The whole solve's time is divided by it, so that its beginning and end are in it. "with gradients" is forward and
-backward. The first solve of a compiled way, which compiles, is not in the median; it has a column. `--readme` writes
-the table of ratios of the file of `--out` into benchmarks/README.md.
+backward. "f alone" is the calls of f in dise's solve, on the same states, with nothing around them: what a step of an
+eager solver takes at least. The first solve of a compiled way, which compiles, is not in the median; it has a column.
+`--readme` writes the table of ratios of the file of `--out` into benchmarks/README.md.
 """
 
 import json
@@ -17,7 +18,7 @@ import time
 from typing import Any
 
 import torch
-from peers import FLOOR, KINDS, Solve, TanhNetwork, Task, VanDerPol, Way, arguments, ways
+from peers import F_ALONE, FLOOR, KINDS, Solve, TanhNetwork, Task, VanDerPol, Way, arguments, ways
 from readme import write
 from rich.console import Console
 from rich.table import Table
@@ -85,7 +86,7 @@ def show(title: str, ways: dict[str, dict[str, Any]]) -> Table:
 
 def markdown(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The tables for benchmarks/README.md: a step's ratio to torchdiffeq's, and compiled ones to diffrax's."""
-    names = [EAGER, COMPILED, FAST, "torchode", "torchode, compiled", DIFFRAX, FLOOR]
+    names = [F_ALONE, EAGER, COMPILED, FAST, "torchode", "torchode, compiled", DIFFRAX, FLOOR]
     header = ["field", "end", "gradients", f"{BASE}, ms", *names]
     lines = [header, ["---"] * 3 + ["---:"] * (len(header) - 3)]
     bars = [
