@@ -122,7 +122,7 @@ class ForwardAnswers:
 
     def __init__(self, field: Field, plain: Field, device: str) -> None:
         self._field, self._plain = field, plain
-        self._context = ForwardContext((plain.f, *plain.args), device)
+        self._context = ForwardContext(plain.f, device, plain.args, plain.sample_args)
         self._first: Request | None = None
         self._used: tuple[Tensor, ...] = ()
 
@@ -155,6 +155,7 @@ class ForwardAnswers:
             run: the forward solve's.
             stopped: its events, and [B] the index of the event that stopped each sample; None: it had no events.
         """
+        self._context.end_forward()
         params = back.tensors(self._plain.f, self._used)
         backward = BackwardSolve(
             problem=problem,
@@ -197,7 +198,8 @@ class _AdjointFunction(torch.autograd.Function):
     @staticmethod
     @differentiable_once("gradient='backsolve' has no second derivatives; use gradient='direct' or 'checkpoint'")
     def backward(ctx: Any, grad_y: Tensor, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        # params are unpacked too, so that torch raises if one was changed in place
+        ctx.backward_solve.check_unchanged()
+        # params are unpacked too, so that torch raises if one that f uses later was changed in place
         y, states, mask, y0, t0, end, times, *_ = ctx.saved_tensors
         stops = Stops(times, states, grad_states, mask, (t0, y0), (end, y, grad_y))
         times_require_grad = any(ctx.needs_input_grad[3:6])

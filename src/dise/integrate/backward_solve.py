@@ -63,9 +63,20 @@ class BackwardSolve:
     check: bool
 
     def evaluate(self, request: Request) -> Tensor:
-        """The requested values of f, as in the forward pass."""
+        """The requested values of f, as in the forward pass.
+
+        Raises:
+            RuntimeError: f reads a tensor that was changed in place since.
+        """
+        self.context.check_unchanged(lambda: self.answer(request))
         with self.context.restored():
             return self.answer(request)
+
+    def check_unchanged(self) -> None:
+        """Raise a RuntimeError if f, at the start, reads a tensor that was changed in place since."""
+        first = self.first
+        if first is not None:
+            self.context.check_unchanged(lambda: self.answer(first))
 
     def gradients(
         self, stops: "Stops", y0: Tensor, t0: Tensor, *, times_require_grad: bool

@@ -98,6 +98,7 @@ def adjoint_values(
     flat = flattening.flat(y0)
     with torch.no_grad():
         values = forward.solve(field, flattening.state(flat.detach()), t.detach(), event_fn)
+    field.end_forward()
     wanted = tuple(x for x in (field.params() if params is None else params) if x.requires_grad)
     backward = OdeintArguments(
         backward.method, backward.tolerances.for_augmented(y0, len(wanted)), {**backward.options, "norm": norm}
@@ -123,7 +124,7 @@ class ForwardField:
     """
 
     def __init__(self, func: Callable[..., Any], device: str, *, seek: bool) -> None:
-        self._func, self._context, self.complete = func, ForwardContext((func,), device), seek
+        self._func, self._context, self.complete = func, ForwardContext(func, device), seek
         self._seek = seek
         self._used: tuple[Tensor, ...] = ()
 
@@ -142,8 +143,13 @@ class ForwardField:
         self._used = tuple(x for part in tensors for x in dependencies(part, self._context.tensors).values())
         return type(value)(part.detach() for part in parts) if len(tensors) == len(parts) > 1 else tensors[0].detach()
 
+    def end_forward(self) -> None:
+        """Tell that the forward solve is over."""
+        self._context.end_forward()
+
     def again(self, t: Tensor, y: State) -> Any:
         """func's value in the backward solve, with the forward solve's tensors and autocast."""
+        self._context.check_unchanged(lambda: self._func(t, y))
         with self._context.restored():
             return self._func(t, y)
 

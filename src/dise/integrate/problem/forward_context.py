@@ -1,6 +1,6 @@
 """What f depends on beside its arguments, as in the forward pass, for a backward pass that evaluates f again."""
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import FunctionType, MethodType
@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from dise.integrate.tracing import times_changed
+from dise.integrate.problem.changes import Changes
 
 _MAX_DEPTH = 6  # of the search for modules; f → functools.partial → method → object → module takes 4
 _MAX_ITEMS = 1000  # a longer container holds data
@@ -26,14 +25,27 @@ class ForwardContext:
     `loss.backward()` is usually called outside of autocast.
 
     Args:
-        sources: f and its arguments, from which f's modules are reached.
+        f: from which, and from whose arguments, its modules are reached.
+        args, sample_args: f's further arguments.
         device: type of the device whose autocast state is kept.
+        state: tensors of the problem that the backward pass reads too, by their names.
     """
 
-    def __init__(self, sources: Iterable[object], device: str) -> None:
-        self._slots = _slots(sources)
-        # f's first call gives parameters of lazy modules their values
-        self._versions = [(tensor, times_changed(tensor)) for tensor in self.tensors if not is_lazy(tensor)]
+    def __init__(
+        self,
+        f: object,
+        device: str,
+        args: Sequence[object] = (),
+        sample_args: Sequence[object] = (),
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._slots, others = _found((f, *args))
+        state = {} if state is None else dict(state)
+        self._state = tuple(state.values())
+        named = {f"args[{i}]": x for i, x in enumerate(args) if isinstance(x, Tensor)}
+        named |= {f"sample_args[{i}]": x for i, x in enumerate(sample_args) if isinstance(x, Tensor)}
+        subjects = [("f: a tensor", x) for x in others] + [(f"f: its tensor {name}", x) for _, name, x in self._slots]
+        self._changes = Changes([*subjects, *((f"{name}: the tensor", x) for name, x in (named | state).items())])
         self._autocast = _Autocast.now(device)
 
     @property
@@ -41,19 +53,26 @@ class ForwardContext:
         """The modules' tensors that require gradients."""
         return tuple(tensor for _, _, tensor in self._slots if tensor.requires_grad)
 
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """A context with these tensors in the modules, and with this autocast state.
+    def end_forward(self) -> None:
+        """Tell that the forward pass is over: what changes from now on is not f's doing."""
+        self._changes.end_forward()
+
+    def check_unchanged(self, evaluate: Callable[[], object]) -> None:
+        """Raise an error if a tensor that the backward pass reads was changed in place after the forward pass.
+
+        Args:
+            evaluate: evaluates f; called only if something was changed, to see whether f reads it.
 
         Raises:
-            RuntimeError: one that requires a gradient was changed in place since.
+            RuntimeError: a tensor was changed.
         """
-        for tensor, version in self._versions:
-            if times_changed(tensor) != version:
-                raise RuntimeError(
-                    f"f: a tensor of shape {tuple(tensor.shape)} that it uses was changed in place after the forward "
-                    "pass, but the backward pass calls f again; call backward() before the optimizer's step"
-                )
+        self._changes.check(self._state)
+        with self.restored():
+            self._changes.check_reads(evaluate)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """A context with these tensors in the modules, and with this autocast state."""
         changed = [
             (table, name, value, table.get(name, _ABSENT))
             for table, name, value in self._slots
@@ -76,7 +95,7 @@ class ForwardContext:
 
 def module_tensors(sources: Iterable[object]) -> list[Tensor]:
     """The tensors in the modules, and other objects, that f and its arguments lead to."""
-    return [tensor for _, _, tensor in _slots(sources)]
+    return [tensor for _, _, tensor in _found(sources)[0]]
 
 
 def training_modes(sources: Iterable[object]) -> tuple[bool, ...]:
@@ -128,17 +147,19 @@ class _Autocast(NamedTuple):
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled, cache_enabled=self.cached)
 
 
-def _slots(sources: Iterable[object]) -> list[tuple[Table, str, Tensor]]:
-    """The tensors in the tables of the sources, each with its table and name."""
-    return [
-        (table, name, value) for table in _tables(sources) for name, value in table.items() if isinstance(value, Tensor)
-    ]
+def _found(sources: Iterable[object]) -> tuple[list[tuple[Table, str, Tensor]], list[Tensor]]:
+    """The tensors in the tables of the sources, each with its table and name, and the tensors beside tables."""
+    others: list[Tensor] = []
+    tables = _tables(sources, others)
+    slots = [(table, name, value) for table in tables for name, value in table.items() if isinstance(value, Tensor)]
+    return slots, others
 
 
-def _tables(sources: Iterable[object]) -> list[Table]:
+def _tables(sources: Iterable[object], others: list[Tensor] | None = None) -> list[Table]:
     """The tables in which modules and other objects keep their tensors by name.
 
-    Modules are reached through closures, defaults, methods, `functools.partial`, containers and attributes.
+    Modules are reached through closures, defaults, methods, `functools.partial`, containers and attributes. Tensors
+    that are reached too are added to `others`.
     """
     tables: list[Table] = []
     seen: set[int] = set()
@@ -146,12 +167,15 @@ def _tables(sources: Iterable[object]) -> list[Table]:
     for _ in range(_MAX_DEPTH):
         following: list[object] = []
         for value in level:
+            if isinstance(value, Tensor) and others is not None:
+                others.append(value)
             if id(value) in seen or isinstance(value, Tensor | type):
                 continue
             seen.add(id(value))
             if isinstance(value, nn.Module):
                 seen.update(id(module) for module in value.modules())
                 tables.extend(table for module in value.modules() for table in _tables_of_module(module))
+                following.extend(x for module in value.modules() for x in _beside_tables(module))
             elif (attributes := _attributes(value)) is not None:
                 tables.append(attributes)
                 following.extend(attributes.values())
@@ -165,6 +189,13 @@ def _tables_of_module(module: nn.Module) -> tuple[Table, ...]:
         return ()  # its tensors cannot be exchanged
     # replicas, as nn.DataParallel makes them, keep their tensors as attributes
     return module._parameters, module._buffers, vars(module)
+
+
+def _beside_tables(module: nn.Module) -> list[object]:
+    """What a module leads to beside the tensors in its tables and the modules below it."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return [value for value in vars(module).values() if isinstance(value, list | tuple)]
 
 
 def _attributes(value: object) -> Table | None:
@@ -189,7 +220,7 @@ def _parts(value: object) -> Iterable[object]:
 
 
 def _captured(function: FunctionType) -> list[object]:
-    """What a Python function takes from outside: closure, defaults, and modules and functions among its globals."""
+    """What a Python function takes from outside: closure, defaults, and its globals' modules, tensors and functions."""
     captured = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     captured.append(getattr(function, "__wrapped__", None))
     for cell in function.__closure__ or ():
@@ -198,7 +229,9 @@ def _captured(function: FunctionType) -> list[object]:
         except ValueError:  # an empty cell
             continue
     values = (function.__globals__.get(name) for name in function.__code__.co_names)
-    captured.extend(x for x in values if isinstance(x, nn.Module | MethodType | partial) or _is_beside(function, x))
+    captured.extend(
+        x for x in values if isinstance(x, nn.Module | Tensor | MethodType | partial) or _is_beside(function, x)
+    )
     return captured
 
 

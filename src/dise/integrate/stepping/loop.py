@@ -82,7 +82,7 @@ def _separate_steps(
         start.append(start.pop()._replace(events=LoopEvents(memory)))
     advance = partial(_advance, method, problem, run)
     if run.checkpoint and run.field is not None:
-        state = in_segments(advance, start.pop(), problem, run)
+        state = in_segments(advance, start.pop(), problem, run, run.field)
     else:
         state = yield from advance(start.pop(), None, partial(run.show, problem))
     if run.events is not None and state.events is not None:
