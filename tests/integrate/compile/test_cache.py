@@ -16,6 +16,7 @@ from dise.integrate.compile import cache
 from dise.integrate.compile.backend import fast_inductor, inductor
 from dise.integrate.stepping.method import Method
 
+FACTOR = 1.0  # of a field
 OLDEST = torch.__version__.startswith("2.6.")
 TRACED = {"backend": "eager"}  # traces
 DIFFERENTIATED = {"backend": "aot_eager"}  # and differentiates
@@ -247,6 +248,33 @@ def test_guards_of_the_tableau_are_left_out():
     assert compiled(Method(Heun(2).tableau, None), torch.ones(2)).tolist() == [1.0, 1.0]
     ((kept, number),) = seen
     assert kept < number
+
+
+@pytest.mark.skipif(OLDEST, reason="torch 2.6 checks all guards")
+def test_guards_of_the_solver_s_modules_are_left_out(monkeypatch, y0):
+    """But not those of what f reads, its own module's and torch's."""
+    left_out = set()
+
+    def checked(guards):
+        kept = cache._checked_guards(guards)
+        left_out.update(guard.name for guard, k in zip(guards, kept, strict=True) if not k)
+        return kept
+
+    def f(t, y):
+        return -FACTOR * torch.pi * y
+
+    def both(factor, pi):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        monkeypatch.setattr(torch, "pi", pi)
+        options = {"guard_filter_fn": checked}
+        with torch.no_grad():
+            return (solve(f, y0, 0.0, 0.5, BOSH, compile=c).y for c in (False, {"options": options}))
+
+    monkeypatch.setattr("dise.integrate.compile.cache.inductor", lambda graph, inputs, *, options=None: graph)
+    for factor, pi in ((1.0, torch.pi), (2.0, torch.pi), (2.0, 1.0)):
+        eager, compiled = both(factor, pi)
+        assert_close(compiled, eager, rtol=1e-9, atol=1e-11)
+    assert any("stepping_dot_control'].StepEnd" in name for name in left_out)
 
 
 # ---- bad input

@@ -94,9 +94,17 @@ def _arguments(setting: Setting) -> dict[str, Any]:
 
 
 def _checked_guards(guards: Sequence[Any]) -> list[bool]:
-    """For each guard of a graph, whether calls check it: all except a tableau's numbers, which the key covers."""
+    """For each guard of a graph, whether calls check it.
+
+    All are except a tableau's numbers, which the key covers, and what the modules of the solver define, which stays as
+    it is. torch may call its own functions by the first module that imports it, so what these guards find in torch is
+    checked.
+    """
     tableau = ("method.tableau", "L['method'].tableau")  # torch's names for it
-    return [not guard.name.startswith(tableau) for guard in guards]
+    own, torchs = "__import_dise_dot_integrate_dot_", ".torch"
+    return [
+        not (guard.name.startswith(tableau) or (own in guard.name and torchs not in guard.name)) for guard in guards
+    ]
 
 
 def _copy(function: F) -> F:
