@@ -124,7 +124,8 @@ class GraphRounds:
         rows = _updated(rows, dict(zip(names, columns, strict=True)))
         if record is not None and number > 1:
             record = record._replace(sample=samples.repeat(number), rounds=number)
-        return RoundsDone(rows, record, number, None, dict(zip(names, after, strict=False)) if number > 1 else None)
+        counts = dict(zip(_counts(rows), after, strict=False)) if number > 1 else None
+        return RoundsDone(rows, record, number, None, counts)
 
     def _loop_rounds(self, loop: Callable[..., Any], rows: LoopRows, limit: float) -> RoundsDone | None:
         """Rounds in a graph's loop; None: torch cannot compile it."""
@@ -150,12 +151,12 @@ def some_rounds(
 
     Args:
         f, method, run, rows, index: of the round.
-        kept: whether its record is, and the columns after it.
+        kept: whether its record is, and the columns `_counts` after it.
         limit: [] the most rounds; None: one.
 
     Returns:
-        the changed columns; of each round the record, and the columns after it, one round after the other; `limit`
-        minus the number of rounds; the number of calls of f per round.
+        the changed columns; of each round the record, and the columns `_counts` after it, one round after the other;
+        `limit` minus the number of rounds; the number of calls of f per round.
     """
     after, record, calls = _one_round(f, method, run, rows, index)
     if not method.tableau.fsal and index > 0:  # the round does not read k1; a kernel wants what changes as an input
@@ -166,12 +167,12 @@ def some_rounds(
     # a graph does not return its inputs, nor a tensor twice
     columns = [new.clone() if new is old else new for new, old in zip(columns, before, strict=True)]
     if limit is None:
-        return columns, record if any(kept) else None, columns if kept[1] else [], None, calls
+        return columns, record if any(kept) else None, [], None, calls
     if any(kept):
         step = record.step
         step = step._replace(t=step.t.clone(), y=step.y.clone(), stages=tuple(x.clone() for x in step.stages))
         record = record._replace(step=step)
-    copies = [x.clone() for x in columns] if kept[1] else []
+    copies = [getattr(after, name).clone() for name in _counts(rows)] if kept[1] else []
     return columns, record if any(kept) else None, copies, limit - 1, calls
 
 
@@ -214,6 +215,11 @@ def _one_round(f: BoundField, method: Method, run: Run, rows: LoopRows, index: i
     while attempt.pending:
         attempt.stages.append(call(f, *attempt.point()))
     return *method.end(rows, attempt, f.layout, run, running), attempt.evaluations
+
+
+def _counts(rows: LoopRows) -> tuple[str, ...]:
+    """The columns that a step changes, without those that an event's time replaces where it stops a sample."""
+    return tuple(name for name in changing(rows) if name not in ("t", "y", "k1", "status"))
 
 
 def _compaction_threshold(rows: int) -> int:

@@ -136,8 +136,9 @@ class Kernel:
         counts = (ctypes.c_long * 2)()
         threads = max(1, min(torch.get_num_threads(), n // ROWS_PER_THREAD))
         self._function(pointers, strides, n, limit, threads, counts)
-        for k in logged:
-            results[k] = results[k][: counts[1] * n]
+        if counts[1] < limit:
+            for k in logged:
+                results[k] = results[k][: counts[1] * n]
         return results, list(counts)
 
     def _loop(self, rounds: Rounds, trace: Trace, results: Sequence[View], running: View) -> Loop:
