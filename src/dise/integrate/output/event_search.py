@@ -94,12 +94,12 @@ class EventSearch:
         crossings = crossed.sum(0)  # [rounds, n, E]
         happened = memory.happened if n == len(memory.happened) else memory.happened.index_select(0, place)
         count = happened + (crossings if rounds == 1 else crossings.cumsum(0))
-        interrupted = None
-        if self.stops or self.changes:
-            interrupted = (self._interrupts(count) & (crossings > 0)).any(2)
+        interrupted = (self._interrupts(count) & (crossings > 0)).any(2) if self.stops or self.changes else None
         if interrupted is not None and rounds > 1:
             so_far = interrupted.cumsum(0) == interrupted  # no round before was interrupted
-            interrupted, places = interrupted & so_far, _places(crossed & so_far[..., None])
+            interrupted = interrupted & so_far
+            kept = so_far.flatten().index_select(0, places[0]).nonzero().flatten()
+            places = tuple(x.index_select(0, kept) for x in places)
         row, event, part = places
         if rounds > 1:
             happened = (count - crossings).flatten(0, 1)

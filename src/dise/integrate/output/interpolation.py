@@ -213,20 +213,23 @@ def _coefficients(steps: Sequence[Step]) -> Tensor:
 def states_within(step: Step, fractions: tuple[float, ...]) -> Tensor:
     """[M, n, F] states of a whole step at M fractions θ of its length, the same for all samples."""
     weights = _weights_at(_interpolant(step), fractions, 0, step.y.dtype, step.y.device)
-    return torch.addcmul(step.y, step.dt.to(real_dtype(step.y))[:, None], _combined(weights, step))
+    y, dt = step.y, step.dt.to(real_dtype(step.y))
+    if y.stride(0) == 1:  # features are the outer dimension in memory, as those of compiled steps: rows are short
+        return torch.addcmul(y.t(), dt, _combined(weights, [stage.t() for stage in step.stages])).transpose(1, 2)
+    return torch.addcmul(y, dt[:, None], _combined(weights, step.stages))
 
 
 def slopes_within(step: Step, fractions: tuple[float, ...]) -> Tensor:
     """[M, n, F] derivatives in time, as in `states_within`."""
-    return _combined(_weights_at(_interpolant(step), fractions, 1, step.y.dtype, step.y.device), step)
+    return _combined(_weights_at(_interpolant(step), fractions, 1, step.y.dtype, step.y.device), step.stages)
 
 
-def _combined(weights: Tensor, step: Step) -> Tensor:
-    """[M, n, F] sums of the stages with weights [M, S]."""
-    stages = torch.stack(step.stages).flatten(1)
-    with without_autocast(stages):
-        combined = torch.mm(weights, stages)
-    return combined.view(len(weights), *step.y.shape)
+def _combined(weights: Tensor, stages: Sequence[Tensor]) -> Tensor:
+    """[M, ...] sums of the stages [...] with weights [M, S]."""
+    together = torch.stack(list(stages)).flatten(1)
+    with without_autocast(together):
+        combined = torch.mm(weights, together)
+    return combined.view(len(weights), *stages[0].shape)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
