@@ -12,6 +12,7 @@ class Status(IntEnum):
     STEP_UNDERFLOW = 3
     MAX_STEPS = 4
     DT_MIN = 5
+    EVENT_NAN = 6
 
 
 NO_EVENT = (  # the same for MAX_STEPS of a solve with events
@@ -35,5 +36,10 @@ FAILURES = {  # what happened, and what to try
     Status.MAX_STEPS: (
         "max_steps steps were not enough",
         "raise the integrator's max_steps or loosen rtol/atol; a stiff or badly scaled f needs many steps",
+    ),
+    Status.EVENT_NAN: (
+        "the function of an event became NaN, so whether the event happened is unknown",
+        "check the function at this t and y: it needs a sign wherever the solution goes, for which ±inf will do, too; "
+        "torch.clamp keeps arguments of a logarithm or a root within its domain",
     ),
 }

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dise.integrate.output.brackets import Bracket, refined
 from dise.integrate.output.events import AnyEvent, Event, SteadyState
 from dise.integrate.output.functions import FunctionCaller
 from dise.integrate.output.interpolation import PiecewisePolynomial, slopes_within, states_within
-from dise.integrate.problem.hooks import EventMemory, EventSteps, Interruption, StepEvents, StepRecord
+from dise.integrate.problem.hooks import EventMemory, EventSteps, Interruption, SearchedSteps, StepEvents, StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.state import same_structure, shapes
 from dise.integrate.tracing import known_all, known_min
 
 NEVER = torch.iinfo(torch.int64).max  # happens no event so often
-PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
 
 
 class EventSearch:
@@ -48,7 +48,7 @@ class EventSearch:
         directions = [_directions(event, yes) for event, yes in zip(self._events, is_bool, strict=True)]
         self._both = all(rising and falling for rising, falling in directions)
         self._rising, self._falling = torch.tensor(directions, device=device).unbind(1)  # [E] bool each
-        self._start = values[0].sign()  # [B, E]
+        self._start = _signs(values[0])  # [B, E]
 
     @property
     def stops(self) -> bool:
@@ -69,9 +69,7 @@ class EventSearch:
         side = self._start[sample]
         return EventMemory(side, torch.zeros_like(side, dtype=torch.int64))
 
-    def look(
-        self, memory: EventMemory, place: Tensor, record: StepRecord
-    ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
+    def look(self, memory: EventMemory, place: Tensor, record: StepRecord) -> SearchedSteps:
         """The memory after a step, the events within it, and which steps they interrupt; see `EventRule`."""
         rounds, n = record.rounds, len(place) // record.rounds
         place = place if rounds == 1 else place[:n]
@@ -80,24 +78,32 @@ class EventSearch:
         values = values.unflatten(1, (rounds, n))  # [M, rounds, n, E]
         lowest = known_min(values * side)
         if lowest > 0:
-            return memory, None, None
-        signs, accept = values.sign(), record.accept.view(rounds, n, 1)
+            return SearchedSteps(memory)
+        unknown = math.isnan(lowest)  # NaN is among them, or whether it is cannot be told without a device sync
+        signs, accept = _signs(values) if unknown else values.sign(), record.accept.view(rounds, n, 1)
         sides, last_side = _sides(side, signs[-1], accept)
         before = torch.cat([sides[None], signs[:-1]])
-        if math.isnan(lowest):  # or not known; the dense output may overflow where the step does not
+        undefined = None
+        if unknown:  # the dense output may overflow, or leave a function's domain, where the step does not
             before = torch.where(before.isnan(), sides, before)
+            undefined = (signs[-1].isnan() & accept).any(2)  # [rounds, n]
         crossed = self._crossed(before, signs) & accept
         side = last_side if n == len(memory.side) else memory.side.index_put((place,), last_side)
         places = _places(crossed)
         if len(places[0]) == 0:
-            return memory._replace(side=side), None, None
+            return SearchedSteps(memory._replace(side=side), None, None, _first(undefined))
         crossings = crossed.sum(0)  # [rounds, n, E]
         happened = memory.happened if n == len(memory.happened) else memory.happened.index_select(0, place)
         count = happened + (crossings if rounds == 1 else crossings.cumsum(0))
-        interrupted = (self._interrupts(count) & (crossings > 0)).any(2) if self.stops or self.changes else None
-        if interrupted is not None and rounds > 1:
-            so_far = interrupted.cumsum(0) == interrupted  # no round before was interrupted
-            interrupted = interrupted & so_far
+        interrupted = None
+        if self.stops or self.changes:
+            interrupted = (self._interrupts(count) & (crossings > 0)).any(2)
+            undefined = None if undefined is None else undefined & ~interrupted
+        ended = interrupted if undefined is None else undefined if interrupted is None else interrupted | undefined
+        if ended is not None and rounds > 1:
+            so_far = ended.cumsum(0) == ended  # no round before ended a sample
+            interrupted = None if interrupted is None else interrupted & so_far
+            undefined = None if undefined is None else undefined & so_far
             kept = so_far.flatten().index_select(0, places[0]).nonzero().flatten()
             places = tuple(x.index_select(0, kept) for x in places)
         row, event, part = places
@@ -106,7 +112,8 @@ class EventSearch:
         signs_before, steps = before.flatten(1, 2)[part, row, event], place if rounds == 1 else place.repeat(rounds)
         found = EventSteps(record, steps, happened, row, event, thetas[part], thetas[part + 1], signs_before)
         happened = memory.happened.index_put((place,), count[-1])
-        return EventMemory(side, happened), found, None if interrupted is None else interrupted.flatten()
+        ends = (None if steps is None else steps.flatten() for steps in (interrupted, undefined))
+        return SearchedSteps(EventMemory(side, happened), found, *ends)
 
     def locate(self, found: EventSteps) -> tuple[StepEvents, Interruption | None]:
         """The events within steps, and the samples that they interrupt; see `EventRule`."""
@@ -200,7 +207,7 @@ class EventSearch:
     def _located(self, found: EventSteps) -> "_Crossings":
         """The crossings at their exact places."""
         row, event, sample = found.row, found.event, found.record.sample[found.row]
-        bracket = _Bracket(found.low, found.high, found.side)
+        bracket = Bracket(found.low, found.high, found.side)
         pieces = PiecewisePolynomial.of_rows([found.record], row, sample, len(found.record.sample))
         constant = pieces.detach()
 
@@ -216,7 +223,7 @@ class EventSearch:
             theta = torch.where((high == 0) | self._is_bool[event], bracket.high, bracket.low)
             near = 8 * torch.maximum(low.abs(), high.abs())
             near = torch.where(self._is_bool[event], 0, near)
-        theta = _refined(theta, lambda theta: value(theta[None], pieces)[0])
+        theta = refined(theta, lambda theta: value(theta[None], pieces)[0])
         t, y, _ = _at(pieces, theta[None], sloped=False)
         no = torch.zeros_like(row, dtype=torch.bool)
         return _Crossings(row, event, theta.detach(), t[0], y[0], bracket.side, near, no, no, no)
@@ -277,7 +284,7 @@ class EventSearch:
         index = last.row, last.event
         near = values.new_full(shape, -1).index_put(index, last.near.to(values.dtype))[cut.row]
         side = values.new_zeros(shape).index_put(index, torch.where(last.kept, 0, last.side).to(values.dtype))[cut.row]
-        return torch.where(values.abs() <= near, side, values.sign())
+        return torch.where(values.abs() <= near, side, _signs(values))
 
 
 class _Crossings(NamedTuple):
@@ -299,34 +306,6 @@ class _Crossings(NamedTuple):
         return _Crossings(*(column[rows] for column in self))
 
 
-class _Bracket(NamedTuple):
-    """X intervals of θ, each with a crossing."""
-
-    low: Tensor  # [X]
-    high: Tensor  # [X]
-    side: Tensor  # [X] sign at `low`
-
-    def narrowed(self, value: Callable[[Tensor], Tensor], pieces: PiecewisePolynomial) -> "_Bracket":
-        """The first crossing of each, enclosed up to rounding.
-
-        Args:
-            value: [M, X] values at θ [M, X].
-            pieces: the steps [X].
-        """
-        bits = -math.log2(torch.finfo(pieces.y.dtype).eps) + 1
-        power = min(8, max(2, int(math.log2(max(1, PARTS_NUMEL // max(1, pieces.y.numel()))))))
-        low, high = self.low, self.high
-        number = torch.arange(2**power - 1, dtype=torch.int32, device=low.device)[:, None]  # argmax, int64 are slower
-        fractions = (number + 1).to(low.dtype) / 2**power
-        for _ in range(math.ceil(bits / power)):
-            inside = low + (high - low) * fractions
-            past = value(inside) * self.side <= 0
-            first = torch.where(past, number, len(number)).amin(0, keepdim=True).long()
-            ends = torch.cat([low[None], inside, high[None]])
-            low, high = ends.gather(0, first)[0], ends.gather(0, first + 1)[0]
-        return _Bracket(low, high, self.side)
-
-
 def _inside(eps: float) -> tuple[float, ...]:
     """θ of the points within a step at which signs are compared.
 
@@ -339,6 +318,16 @@ def _inside(eps: float) -> tuple[float, ...]:
 def _places(crossed: Tensor) -> tuple[Tensor, ...]:
     """The steps, events, and parts of the steps [X] of crossings [M, R, n, E] bool, in this order."""
     return crossed.flatten(1, 2).permute(1, 2, 0).nonzero().unbind(1)
+
+
+def _signs(values: Tensor) -> Tensor:
+    """The signs of values; NaN where a value is NaN, whose sign is 0 in torch."""
+    return torch.where(values.isnan(), torch.nan, values.sign())
+
+
+def _first(steps: Tensor | None) -> Tensor | None:
+    """[R · n] of some steps [R, n] the first of each sample; None: there are none."""
+    return None if steps is None else (steps & (steps.cumsum(0) == 1)).flatten()
 
 
 def _sides(side: Tensor, ends: Tensor, accept: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,24 +357,6 @@ def _thetas(inside: tuple[float, ...], dtype: torch.dtype, device: torch.device)
 def _at(pieces: PiecewisePolynomial, theta: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Times [M, P], states [M, P, F] and, if asked for, their derivatives [M, P, F] at θ [M, P] of P pieces."""
     return *pieces.within(theta), pieces.slope(theta) if sloped else None
-
-
-def _refined(theta: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-    """θ [X] with its gradient; the value does not change.
-
-    By the implicit function theorem, g(θ(p), p) = 0 gives θ' = −g_p / g_θ: a Newton step from the constant θ has this
-    derivative. A second Newton step makes second derivatives right too.
-    """
-    if not (torch.is_grad_enabled() and value(theta).requires_grad):
-        return theta
-    theta = theta.clone().requires_grad_()
-    for _ in range(2):
-        g = value(theta)
-        (slope,) = torch.autograd.grad(g.sum(), theta, create_graph=True, materialize_grads=True)
-        # where the slope is 0 the time has no gradient; avoid 0/0, which would make the time itself NaN
-        slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
-        theta = theta - (g - g.detach()) / slope
-    return theta
 
 
 def _changes(event: AnyEvent) -> bool:

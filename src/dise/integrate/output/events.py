@@ -22,7 +22,7 @@ class Event:
 
     Args:
         function: called as function(t, y, *args, *sample_args) with f's arguments, for any n samples; returns [n] real
-            numbers or bool ([] with batched=False).
+            numbers or bool ([] with batched=False). Where it is NaN its sample fails; ±inf has a sign.
         direction: "falling" counts crossings from positive to negative (from True to False) only, "rising" the opposite
             ones, "any" both; "any" of a bool is "rising".
         terminal: True stops the sample at the first event, a number n at the n-th, False never. Default: True without

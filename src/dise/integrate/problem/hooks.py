@@ -111,6 +111,15 @@ class EventSteps(NamedTuple):
         return cls(StepRecord.joined([p.record for p in parts]), place, happened, torch.cat(rows), *crossings)
 
 
+class SearchedSteps(NamedTuple):
+    """The outcome of a search for events in n attempted steps; None: there are none."""
+
+    memory: EventMemory  # after the steps; not that of samples that events change, see `Interruption`
+    found: EventSteps | None = None  # steps after one that ends a sample have no events
+    interrupted: Bool[Tensor, " n"] | None = None  # steps that an event interrupts
+    undefined: Bool[Tensor, " n"] | None = None  # other steps at whose end the function of an event is NaN
+
+
 class Observer(Protocol):
     """Receives every attempted step.
 
@@ -158,13 +167,8 @@ class EventRule(Protocol):
         """The memory of samples [N] of the solve's batch before their first step."""
         ...
 
-    def look(
-        self, memory: EventMemory, place: Tensor, record: StepRecord
-    ) -> tuple[EventMemory, EventSteps | None, Tensor | None]:
-        """The memory after a step, the events within it, and [n] bool, which steps they interrupt.
-
-        None: there are none. The memory is not that of samples that events change; see `Interruption`. Steps of later
-        rounds than an interrupted one have no events.
+    def look(self, memory: EventMemory, place: Tensor, record: StepRecord) -> SearchedSteps:
+        """The events within steps.
 
         Args:
             memory: of N samples.

@@ -37,24 +37,66 @@ def interrupted(
     if record is None:
         raise RuntimeError("rounds without a record")
     own = record._replace(sample=problem.samples(record.sample))
-    memory, found, steps_cut = events.look(loop.memory, record.sample, own)
+    memory, found, cut, undefined = events.look(loop.memory, record.sample, own)
     loop = loop._replace(memory=memory)
-    if found is None:
-        return rows, [record], loop
     if events.changes:
-        rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
-        return rows, [record], loop
-    if steps_cut is not None:
-        rows_cut, accept = steps_cut, record.accept > steps_cut
-        if record.rounds > 1:
-            so_far = steps_cut.view(record.rounds, -1).cumsum(0)
-            rows_cut, accept = so_far[-1] > 0, record.accept & (so_far == 0).flatten()
-            rows = _as_then(rows, steps_cut, done.after or {})
-        rows = rows._replace(status=rows.status.masked_fill(rows_cut, int(Status.SUCCESS)))
-        rows = in_last_piece(rows, problem.breaks, rows_cut)
-        record = record._replace(accept=accept, stopped=steps_cut)
-    late, loop = _waiting(loop, found, events)
+        if found is not None:
+            rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
+        return _ended(rows, undefined, Status.EVENT_NAN, problem), [record], loop
+    if record.rounds > 1:
+        rows, record = _without_later_rounds(
+            rows, record, done.after or {}, cut, undefined, fsal=method.tableau.fsal
+        )
+    rows = _ended(_ended(rows, cut, Status.SUCCESS, problem), undefined, Status.EVENT_NAN, problem)
+    if cut is not None:
+        record = record._replace(accept=record.accept > cut, stopped=cut)
+    late, loop = ([], loop) if found is None else _waiting(loop, found, events)
     return rows, [record, *late], loop
+
+
+def _ended(rows: LoopRows, steps: Tensor | None, status: Status, problem: Problem) -> LoopRows:
+    """The rows [n], of which those of some steps [rounds · n] have ended, wherever they are."""
+    if steps is None:
+        return rows
+    which = steps if len(steps) == len(rows.t) else steps.view(-1, len(rows.t)).any(0)
+    rows = rows._replace(status=rows.status.masked_fill(which, int(status)))
+    return in_last_piece(rows, problem.breaks, which)
+
+
+def _without_later_rounds(
+    rows: LoopRows,
+    record: StepRecord,
+    after: Mapping[str, Tensor],
+    cut: Tensor | None,
+    undefined: Tensor | None,
+    *,
+    fsal: bool,
+) -> tuple[LoopRows, StepRecord]:
+    """The rows, those that ended in one of several rounds as they were after it, and the record without later steps.
+
+    Args:
+        rows: n of them, after all rounds.
+        record: of the rounds.
+        after: columns of the rows after each round.
+        cut, undefined: [rounds · n] the steps in which rows ended, at most one of each row.
+        fsal: whether the last stage is the next step's first.
+    """
+    steps = undefined if cut is None else cut if undefined is None else cut | undefined
+    if steps is None:
+        return rows, record
+    number, ended = len(rows.t), steps.view(record.rounds, -1)
+    step = steps.nonzero().flatten()
+    columns = {name: getattr(rows, name).index_put((step % number,), x[step]) for name, x in after.items()}
+    rows = rows._replace(**columns)
+    if undefined is not None:  # of the others the event's time and state are kept
+        step, last = undefined.nonzero().flatten(), record.step
+        row = (step % number,)
+        rows = rows._replace(
+            t=rows.t.index_put(row, record.t_next[step]),
+            y=rows.y.index_put(row, last.y_next[step]),
+            k1=rows.k1.index_put(row, last.stages[-1][step]) if fsal else rows.k1,
+        )
+    return rows, record._replace(accept=record.accept & (ended.cumsum(0) == ended).flatten())
 
 
 def _waiting(loop: LoopEvents, found: EventSteps, events: EventRule) -> tuple[list[StepRecord], LoopEvents]:
@@ -69,13 +111,6 @@ def _waiting(loop: LoopEvents, found: EventSteps, events: EventRule) -> tuple[li
     compact = EventSteps.joined(loop.waiting).compact()
     loop = loop._replace(waiting=(compact,))
     return ([], loop) if 2 * compact.record.numel < WAITING_NUMEL else located(loop, events)
-
-
-def _as_then(rows: LoopRows, steps: Tensor, after: Mapping[str, Tensor]) -> LoopRows:
-    """The rows of some steps [rounds · n], at most one of each row, with their columns after the step's round."""
-    step = steps.nonzero().flatten()
-    row = (step % len(rows.t),)
-    return rows._replace(**{name: getattr(rows, name).index_put(row, x[step]) for name, x in after.items()})
 
 
 def located(loop: LoopEvents, events: EventRule) -> tuple[list[StepRecord], LoopEvents]:
@@ -119,10 +154,13 @@ def _changed(
     goes_on = (~cut.stop).nonzero().flatten()
     if cut.memory is not None and len(goes_on):
         loop = loop._replace(memory=loop.memory.put(record.sample[cut.row], cut.memory))
+        undefined = cut.memory.side.isnan().any(1) & ~cut.stop  # in the changed state
         row, next_dt = cut.row[goes_on], next_dt[cut.row[goes_on]]
         # how far the step came tells how fast the state changes, but an event soon after its start tells nothing
         length = torch.maximum((cut.t[goes_on] - step.t[row]).abs(), 0.1 * step.dt[row].abs()).detach()
         dt = torch.copysign(torch.minimum(length, next_dt.abs()), next_dt)
         rows = yield from restart(rows, row, cut.t[goes_on], cut.y_after[goes_on], dt, method, problem)
+        undefined = torch.zeros_like(record.accept).index_put(index, undefined)
+        rows = _ended(rows, undefined, Status.EVENT_NAN, problem)
     step = step._replace(y_next=step.y_next.index_put(index, cut.y))
     return rows, record._replace(step=step, t_next=record.t_next.index_put(index, cut.t)), loop

@@ -24,7 +24,7 @@ from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.pieces import first_pieces, next_pieces
 from dise.integrate.stepping.rounds import EagerRounds, Rounds
 from dise.integrate.stepping.rows import RUNNING, DroppedRows, LoopEvents, LoopRows, LoopState, StoppedRows
-from dise.integrate.tracing import check_readable, known_all, known_finite, on_host
+from dise.integrate.tracing import check_readable, known_all, known_finite, known_none, on_host
 
 
 def integrate(tableau: ButcherTableau | AdamsFormula, control: Controller, problem: Problem, run: Run) -> Integration:
@@ -79,7 +79,7 @@ def _separate_steps(
     if run.events is not None:
         samples = torch.arange(len(problem), device=problem.t0.device)
         memory = run.events.start(problem.samples(samples))
-        start.append(start.pop()._replace(events=LoopEvents(memory)))
+        start.append(_with_events(start.pop(), LoopEvents(memory)))
     advance = partial(_advance, method, problem, run)
     if run.checkpoint and run.field is not None:
         state = in_segments(advance, start.pop(), problem, run, run.field)
@@ -204,6 +204,16 @@ def _start(
     if problem.breaks is not None:
         rows = first_pieces(rows, problem.breaks)
     return LoopState(rows, DroppedRows(), reached.steps, len(problem) if finite and usable else None)
+
+
+def _with_events(state: LoopState, events: LoopEvents) -> LoopState:
+    """The loop before the first step, with its events; samples at whose start the function of one is NaN have ended."""
+    undefined = events.memory.side.isnan().any(1)
+    if known_none(undefined):
+        return state._replace(events=events)
+    status = state.rows.status
+    status = status.masked_fill(undefined & (status == RUNNING), int(Status.EVENT_NAN))
+    return state._replace(rows=state.rows._replace(status=status), running=None, events=events)
 
 
 def _collect(state: LoopState, method: Method, *, first: int) -> Result:

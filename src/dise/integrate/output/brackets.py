@@ -1,0 +1,58 @@
+"""The exact place of a crossing within a step, and its gradient."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dise.integrate.output.interpolation import PiecewisePolynomial
+
+PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
+
+
+class Bracket(NamedTuple):
+    """X intervals of θ, each with a crossing."""
+
+    low: Tensor  # [X]
+    high: Tensor  # [X]
+    side: Tensor  # [X] sign at `low`
+
+    def narrowed(self, value: Callable[[Tensor], Tensor], pieces: PiecewisePolynomial) -> "Bracket":
+        """The first crossing of each, enclosed up to rounding.
+
+        Args:
+            value: [M, X] values at θ [M, X].
+            pieces: the steps [X].
+        """
+        bits = -math.log2(torch.finfo(pieces.y.dtype).eps) + 1
+        power = min(8, max(2, int(math.log2(max(1, PARTS_NUMEL // max(1, pieces.y.numel()))))))
+        low, high = self.low, self.high
+        number = torch.arange(2**power - 1, dtype=torch.int32, device=low.device)[:, None]  # argmax, int64 are slower
+        fractions = (number + 1).to(low.dtype) / 2**power
+        for _ in range(math.ceil(bits / power)):
+            inside = low + (high - low) * fractions
+            past = value(inside) * self.side <= 0
+            first = torch.where(past, number, len(number)).amin(0, keepdim=True).long()
+            ends = torch.cat([low[None], inside, high[None]])
+            low, high = ends.gather(0, first)[0], ends.gather(0, first + 1)[0]
+        return Bracket(low, high, self.side)
+
+
+def refined(theta: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """θ [X] with its gradient; the value does not change.
+
+    By the implicit function theorem, g(θ(p), p) = 0 gives θ' = −g_p / g_θ: a Newton step from the constant θ has this
+    derivative. A second Newton step makes second derivatives right too.
+    """
+    if not (torch.is_grad_enabled() and value(theta).requires_grad):
+        return theta
+    theta = theta.clone().requires_grad_()
+    for _ in range(2):
+        g = value(theta)
+        (slope,) = torch.autograd.grad(g.sum(), theta, create_graph=True, materialize_grads=True)
+        # where the slope is 0 the time has no gradient; avoid 0/0, which would make the time itself NaN
+        slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
+        theta = theta - (g - g.detach()) / slope
+    return theta
