@@ -34,6 +34,9 @@ def test_the_sample_fails_alone(integrator, compile):
     assert_close(solution.t[[0, 2]], (Y0[[0, 2], 0] / 1.2).log(), rtol=tolerance, atol=tolerance)
     assert solution.y[1] < 0.2  # the first step that ends there
     assert solution.n_accepted[1] < 41
+    eager = solution if compile is False else solve(decay, Y0, 0.0, 3.0, integrator, event=logarithm, throw=False)
+    for name in ("t", "y", "k1", "dt", "error", "n_accepted"):
+        assert_close(getattr(solution, name), getattr(eager, name), rtol=1e-7, atol=1e-9, equal_nan=True)
     for i in range(3):
         alone = solve(decay, Y0[i : i + 1], 0.0, 3.0, integrator, event=logarithm, throw=False, compile=compile)
         for name in ("status", "which", "n_steps", "nfe"):

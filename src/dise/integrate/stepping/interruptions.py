@@ -44,9 +44,7 @@ def interrupted(
             rows, record, loop = yield from _changed(rows, record, found, loop, method, problem, events)
         return _ended(rows, undefined, Status.EVENT_NAN, problem), [record], loop
     if record.rounds > 1:
-        rows, record = _without_later_rounds(
-            rows, record, done.after or {}, cut, undefined, fsal=method.tableau.fsal
-        )
+        rows, record = _without_later_rounds(rows, record, done.after or {}, cut, undefined, fsal=method.tableau.fsal)
     rows = _ended(_ended(rows, cut, Status.SUCCESS, problem), undefined, Status.EVENT_NAN, problem)
     if cut is not None:
         record = record._replace(accept=record.accept > cut, stopped=cut)
