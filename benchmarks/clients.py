@@ -48,7 +48,7 @@ FAMILIES: Mapping[str, Callable[[float], dise.Integrator]] = {
         f"Adams of order {order}": lambda tol, order=order: dise.Adams(
             rtol=tol, atol=tol, order=order, first_step="scale"
         )
-        for order in (3, 4, 5)
+        for order in (3, 4, 5, 6, 7)
     },
     "Dopri5": lambda tol: dise.Dopri5(rtol=tol, atol=tol, first_step="scale"),
     "Dopri8": lambda tol: dise.Dopri8(rtol=tol, atol=tol, first_step="scale"),

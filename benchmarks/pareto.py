@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from states import Samples, Trained, load
+from states import LEARN, Samples, Trained, load
 from torch import Tensor
 
 import dise
@@ -280,6 +280,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--best", action="store_true", help="only DOPRI and what is certified for ε up to 0.002")
     parser.add_argument("--images", type=int, help="take so many training, held-out and test images only")
+    parser.add_argument("--learn", type=int, default=LEARN, help="training images to learn policies from")
     parser.add_argument("--brief", action="store_true", help="only single candidates and what make_dynamic certifies")
     parser.add_argument(
         "--rows", type=Path, help="JSON file of an earlier run, whose rows are taken where they are there"
@@ -289,7 +290,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     args = parser.parse_args()
     console = Console(width=140)
-    trained = load(args.run, args.data_dir, args.images)
+    trained = load(args.run, args.data_dir, args.images, args.learn)
     known = {_key(row): row for row in strict_json.loads(args.rows.read_text())["rows"]} if args.rows else {}
     rows: list[dict[str, Any]] = []
     reference: dict[str, Tensor] = {}
@@ -323,7 +324,8 @@ def main() -> None:
     if times:
         print_timing(console, times)
     if args.out:
-        report = {"run": trained.name, "best": str(best), "rows": rows, "timing": times}
+        learn = len(trained.learn.label)
+        report = {"run": trained.name, "learn": learn, "best": str(best), "rows": rows, "timing": times}
         args.out.write_text(strict_json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if args.plot:
         plot(rows, times, trained.name, args.plot)

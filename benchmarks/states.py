@@ -38,16 +38,16 @@ class Trained(NamedTuple):
     test: Samples
 
 
-def load(run: Path, data_dir: Path | None, images: int | None) -> Trained:
-    """The run's model, and states of training, held-out and test images, the first `images` of each.
+def load(run: Path, data_dir: Path | None, images: int | None, learn: int = LEARN) -> Trained:
+    """The run's model, and states of `learn` training images, of all held-out and of all test images.
 
-    Default: LEARN training images, all others.
+    With `images` of the first so many of each.
     """
     config = open_run(run)
     task, settings = config.found
     model = load_model(run, config)
     splits = task.load(settings, data_dir)
-    parts = (splits.train[: images or LEARN], splits.held_out[:images], splits.test[:images])
+    parts = (splits.train[: images or learn], splits.held_out[:images], splits.test[:images])
     block_and_head = nn.Sequential(model.get_submodule("block"), model.get_submodule("head"))
     return Trained(config.name, model, block_and_head, *(_states(model, part) for part in parts))
 

@@ -14,6 +14,7 @@ from dise import (
     Adams,
     Bosh3,
     Dopri5,
+    Dopri8,
     Event,
     IController,
     KineticEnergy,
@@ -26,7 +27,7 @@ from dise import (
 )
 
 DOUBLE = torch.float64
-ORDERS = (2, 3, 4, 5)
+ORDERS = tuple(range(2, 9))
 TIGHT = Adams(5, rtol=1e-9, atol=1e-9)
 
 
@@ -58,11 +59,14 @@ def spans():
 def test_order_by_halving(order):
     """Steps of one length after a start so short that its lower order does not matter; every step is accepted."""
     y0, errors = torch.tensor([[1.0, 0.5]], dtype=DOUBLE), []
-    reference = solve(pendulum, y0, 0.0, 4.0, Dopri5(rtol=1e-12, atol=1e-12)).y
-    for h in (0.2, 0.1, 0.05):
-        method = Adams(order, rtol=1e6, atol=1e6, first_step=h / 512, dt_max=h, controller=IController(grow=2))
+    reference = solve(pendulum, y0, 0.0, 4.0, Dopri8(rtol=1e-14, atol=1e-14)).y
+    grow = 2 if order < 6 else 1.1  # a method of high order loses digits where its steps soon become longer
+    for h in (0.1, 0.05):
+        method = Adams(order, rtol=1e6, atol=1e6, first_step=h / 2**12, dt_max=h, controller=IController(grow=grow))
         errors.append((solve(pendulum, y0, 0.0, 4.0, method).y - reference).norm().item())
-    assert np.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.15)
+    seen = np.log2(errors[-2] / errors[-1])
+    assert seen > order - 0.15
+    assert seen < order + 0.15 or order > 5  # whose errors are still falling faster
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -172,7 +176,8 @@ def test_decay_does_not_blow_up(order, rate):
     y0 = torch.ones(3, 2, dtype=DOUBLE)
     solution = solve(lambda t, y: -rate * y, y0, 0.0, 3.0, Adams(order))
     assert (solution.y.abs() < 1e-2).all()
-    assert (solution.nfe < 30 * rate).all()
+    # the higher the order, the smaller the region of stability
+    assert (solution.nfe < (30 if order < 6 else 150) * rate).all()
 
 
 def test_a_stiff_relaxation_follows_its_slow_solution():
@@ -383,9 +388,9 @@ def test_values_print_and_compare():
     assert len({Adams(), Adams(3), Adams(order=3)}) == 2
 
 
-@pytest.mark.parametrize("order", [1, 6, 0, 2.0, True, "4"])
+@pytest.mark.parametrize("order", [1, 9, 0, 2.0, True, "4"])
 def test_orders_that_there_are_not(order):
-    with pytest.raises(ValueError, match="order: expected 2, 3, 4 or 5, got"):
+    with pytest.raises(ValueError, match="order: expected a whole number from 2 to 8, got"):
         Adams(order)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass, replace
 
 from dise.integrate.integrators import ErrorControlled
-from dise.integrate.multistep.own_steps import NODES, AdamsFormula
+from dise.integrate.multistep.own_steps import ORDERS, AdamsFormula
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
 from dise.integrate.problem.run import Run
@@ -23,7 +23,8 @@ class Adams(ErrorControlled):
     predictor is the error estimate. A sample starts with order 2 and raises it by one with each step, up to `order`;
     it starts again after an event that changed its state, and after a jump of f. Dense output has the method's order.
     The step that ends the span may be longer than the controller's by 1/safety, since no step follows it and the error
-    test still holds; where more is left but less than two steps, the last two are equal.
+    test still holds; where more is left but less than two steps, the last two are equal. What the sum of the steps
+    loses by rounding is kept and added again, so that many short steps are no less exact than a few long ones.
 
     For smooth fields, such as those of flow-matching samplers, it needs 0.5 to 0.8 times the evaluations of adaptive
     Runge–Kutta methods at equal error. Not for stiff fields: its stability region is smaller than theirs.
@@ -31,7 +32,8 @@ class Adams(ErrorControlled):
     NFE is 1 + steps, rejected steps included, 1 more with first_step="heuristic", and 1 more for each new start.
 
     Args:
-        order: of the method, 2 to 5.
+        order: of the method, 2 to 8. High ones are for smooth fields and tight tolerances: the higher the order, the
+            smaller the region of stability, and the more do differences of f's values consist of their roundings.
         first_step: "scale" by default, which needs no evaluation.
         controller: by default one that makes rejected steps rare.
         rtol, atol, max_steps, dt_min, dt_max, accept_at_dt_min, norm: see `ErrorControlled`. The estimate is that of
@@ -49,8 +51,8 @@ class Adams(ErrorControlled):
     controller: IController = STEADY
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order not in NODES:
-            raise ValueError(f"order: expected 2, 3, 4 or 5, got {self.order!r}")
+        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order not in ORDERS:
+            raise ValueError(f"order: expected a whole number from 2 to 8, got {self.order!r}")
         super().__post_init__()
 
     @property

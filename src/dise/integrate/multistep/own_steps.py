@@ -19,14 +19,10 @@ from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
 from dise.integrate.clock import real_dtype
+from dise.integrate.lobatto_nodes import lobatto_nodes
 from dise.integrate.runge_kutta.step import Step, StepError, within
 
-NODES: dict[int, tuple[float, ...]] = {  # of Lobatto's quadrature on [0, 1]
-    2: (0.0, 1.0),
-    3: (0.0, 0.5, 1.0),
-    4: (0.0, 0.5 - 0.5 / math.sqrt(5), 0.5 + 0.5 / math.sqrt(5), 1.0),
-    5: (0.0, 0.5 - 0.5 * math.sqrt(3 / 7), 0.5, 0.5 + 0.5 * math.sqrt(3 / 7), 1.0),
-}
+ORDERS = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class AdamsFormula:
     methods with fixed weights.
 
     Args:
-        order: of the corrector, 2 to 5; fewer points are used until a sample has order − 1.
+        order: of the corrector, 2 to 8; fewer points are used until a sample has order − 1.
     """
 
     order: int
@@ -53,7 +49,7 @@ class AdamsFormula:
     error_sum: ClassVar[None] = None  # a `Step` has its own estimate
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "c", NODES[self.order])
+        object.__setattr__(self, "c", lobatto_nodes(self.order))
         object.__setattr__(self, "interpolant", _integrals(self.c))
         object.__setattr__(self, "b", tuple(sum(row) for row in self.interpolant))
 
@@ -77,21 +73,30 @@ def _integrals(nodes: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
 
 
 class History(NamedTuple):
-    """The points before the present one at which n samples know f, the latest first."""
+    """What n samples know of the steps before: f at the points before the present one, the latest first.
+
+    The steps are many and short, so that the roundings of their sum would exceed those of f; they are kept and added to
+    the next step. Source: Møller, Quasi double-precision in floating point addition, 1965.
+    """
 
     values: Inexact[Tensor, "n P F"]
     t: Float[Tensor, "n P"]
     number: Int[Tensor, " n"]  # of points that count
+    rounding: Inexact[Tensor, "n F"]  # what the present state lacks of the steps' sum, without a gradient
 
     @classmethod
     def none(cls, formula: AdamsFormula, t: Tensor, y: Tensor) -> "History":
         """That of samples at their start, at times t [n] and states y [n, F]."""
         points = formula.order - 2
         values = y.detach().new_zeros(y.shape[0], points, y.shape[1])
-        return cls(values, t.detach().new_zeros(len(t), points), torch.zeros_like(t, dtype=torch.int64))
+        times, number = t.detach().new_zeros(len(t), points), torch.zeros_like(t, dtype=torch.int64)
+        return cls(values, times, number, torch.zeros_like(y.detach()))
 
-    def after(self, t: Tensor, k1: Tensor, accept: Tensor) -> "History":
-        """The history with the points (t [n], k1 [n, F]) added where `accept` [n] says so."""
+    def after(self, t: Tensor, k1: Tensor, accept: Tensor, rounding: Tensor, moved: Tensor) -> "History":
+        """The history with the points (t [n], k1 [n, F]) added where `accept` [n] says so.
+
+        `rounding` [n, F] is that of the new states of the samples that `moved` [n].
+        """
         points = self.t.shape[1]
         values = torch.cat([k1[:, None], self.values], 1)[:, :points]
         times = torch.cat([t[:, None], self.t], 1)[:, :points]
@@ -99,6 +104,7 @@ class History(NamedTuple):
             torch.where(accept[:, None, None], values, self.values),
             torch.where(accept[:, None], times, self.t),
             torch.where(accept, (self.number + 1).clamp(max=points), self.number),
+            torch.where(moved[:, None], rounding, self.rounding),
         )
 
 
@@ -129,6 +135,7 @@ class AdamsAttempt:
     ) -> None:
         self.formula, self.t, self.t_next, self.y, self.bounds = formula, t, t_next, y, bounds
         self.before_t1 = before_t1
+        self.rounding = history.rounding  # of y; once finished, that of the state at the step's end
         self.dt = t_next - t
         self.stages = [k1]
         self.evaluations = formula.evaluations
@@ -161,11 +168,14 @@ class AdamsAttempt:
             torch.addcmul(self._polynomial[i], self._residual[i, :, None], change)
             for i in range(1, self.formula.stages - 1)
         ]
+        increment = torch.addcmul(correction, self._dt, self._polynomial[0]) + self.rounding
+        y_next = self.y + increment
+        self.rounding = increment.detach() - (y_next.detach() - self.y.detach())
         return Step(
             self.t,
             self.dt,
             self.y,
-            self._predicted + correction,
+            y_next,
             (k1, *inside, last),
             self.formula,
             self.bounds,

@@ -1,31 +1,25 @@
 """Lobatto's rule of seven nodes, with the Legendre coefficients of the integrand and an error estimate from them."""
 
-import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dise.integrate.lobatto_nodes import lobatto_nodes
 
-def _pairs() -> tuple[tuple[float, float], ...]:
-    """Nodes in [−1, 1] and their weights. Source: Abramowitz, Stegun, Handbook of Mathematical Functions, 25.4.32."""
-    inner, outer = (math.sqrt(5 / 11 + sign * 2 / 11 * math.sqrt(5 / 3)) for sign in (-1, 1))
-    heavy, light = ((124 + sign * 7 * math.sqrt(15)) / 350 for sign in (1, -1))
-    half = ((inner, heavy), (outer, light), (1.0, 1 / 21))
-    return (*((-x, weight) for x, weight in reversed(half)), (0.0, 256 / 525), *half)
-
-
-NODES = tuple((1 + x) / 2 for x, _ in _pairs())  # in [0, 1]
-NUMBER = len(NODES)
+NUMBER = 7
+NODES = lobatto_nodes(NUMBER)  # in [0, 1]
 
 
 def _coefficient_rows() -> tuple[tuple[float, ...], ...]:
     """Weights of the coefficients of the Legendre polynomials P_0, P_1, … in the interpolant at the nodes."""
     columns = []
-    for x, weight in _pairs():
+    for node in NODES:
+        x = 2 * node - 1
         polynomials = [1.0, x]
         for k in range(1, NUMBER - 1):  # Bonnet's recursion
             polynomials.append(((2 * k + 1) * x * polynomials[k] - k * polynomials[k - 1]) / (k + 1))
+        weight = 2 / (NUMBER * (NUMBER - 1) * polynomials[-1] ** 2)
         norms = [2 / (2 * k + 1) for k in range(NUMBER - 1)] + [2 / (NUMBER - 1)]  # Σ weight P_k², not exact for P_6
         columns.append([weight * p / norm for p, norm in zip(polynomials, norms, strict=True)])
     return tuple(zip(*columns, strict=True))

@@ -109,9 +109,9 @@ class Method(NamedTuple):
             bounds=rows.bounds,
         )
         history = rows.history()
-        if history is not None:
+        if history is not None and isinstance(attempt, AdamsAttempt):
             long = step.dt.abs() >= SHORT_STEP * dt.abs()
-            after = after.with_history(history.after(rows.t, rows.k1, accept & long))
+            after = after.with_history(history.after(rows.t, rows.k1, accept & long, attempt.rounding, accept))
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
 
     def _outcome(

@@ -46,6 +46,7 @@ class LoopRows(NamedTuple):
     past: Inexact[Tensor, "n P F"] | None = None  # f at the points before t
     past_t: Float[Tensor, "n P"] | None = None
     n_past: Int[Tensor, " n"] | None = None
+    rounding: Inexact[Tensor, "n F"] | None = None
 
     def take(self, rows: Tensor) -> "LoopRows":
         """Some of the rows."""
@@ -60,21 +61,26 @@ class LoopRows(NamedTuple):
 
     def finished(self) -> "LoopRows":
         """The rows without the columns that matter to running rows only."""
-        return self._replace(t0=None, memory=None, piece=None, bounds=None, past=None, past_t=None, n_past=None)
+        kept = self._replace(t0=None, memory=None, piece=None, bounds=None)
+        return kept._replace(past=None, past_t=None, n_past=None, rounding=None)
 
     def history(self) -> History | None:
         """The points before t; None: a one-step method's."""
-        if self.past is None or self.past_t is None or self.n_past is None:
+        if self.past is None or self.past_t is None or self.n_past is None or self.rounding is None:
             return None
-        return History(self.past, self.past_t, self.n_past)
+        return History(self.past, self.past_t, self.n_past, self.rounding)
 
     def with_history(self, history: History) -> "LoopRows":
         """The rows with other points before t."""
-        return self._replace(past=history.values, past_t=history.t, n_past=history.number)
+        values, t, number, rounding = history
+        return self._replace(past=values, past_t=t, n_past=number, rounding=rounding)
 
     def forget(self, which: Tensor) -> "LoopRows":
         """The rows, of which some [R] start again without points before t."""
-        return self if self.n_past is None else self._replace(n_past=self.n_past.index_fill(0, which, 0))
+        if self.n_past is None or self.rounding is None:
+            return self
+        number, rounding = (x.index_fill(0, which, 0) for x in (self.n_past, self.rounding))
+        return self._replace(n_past=number, rounding=rounding)
 
 
 def changing(rows: LoopRows) -> tuple[str, ...]:
