@@ -66,15 +66,18 @@ class EventLog:
         self._starts = torch.zeros_like(problem.t0, dtype=torch.int64)  # [B] how often a sample started over
         self._happened: list[StepEvents] = []
         self._starts_then: list[Tensor] = []
+        self._sorted: StepEvents | None = None  # all of them
 
     def see(self, record: StepRecord) -> None:
         """Keep the events of a step."""
         if record.events is not None:
+            self._sorted = None
             self._happened.append(record.events)
             self._starts_then.append(self._starts[record.events.sample])
 
     def start_over(self, sample: Tensor) -> None:
         """Discard the events of these samples, which another integrator solves from the start."""
+        self._sorted = None
         self._starts = self._starts.index_add(0, sample, torch.ones_like(sample))
 
     def stopped_by(self) -> Tensor:
@@ -91,6 +94,11 @@ class EventLog:
         return _padded(events._replace(t=t, y=y), self._names, self._problem)
 
     def _all(self) -> StepEvents:
+        if self._sorted is None:
+            self._sorted = self._in_order()
+        return self._sorted
+
+    def _in_order(self) -> StepEvents:
         if not self._happened:
             none = self._starts[:0]
             return StepEvents(none, none, self._problem.t0[:0], self._problem.y0[:0], none.bool())
