@@ -214,6 +214,8 @@ class EventSearch:
         def value(theta: Tensor, pieces: PiecewisePolynomial) -> Tensor:
             """[M, X] each event's own value at θ [M, X]."""
             values, _ = self._values(sample, *_at(pieces, theta, sloped=self._sloped))
+            if len(self._events) == 1:
+                return values[..., 0]
             return values.gather(2, event[None, :, None].expand(len(theta), -1, 1))[..., 0]
 
         with torch.no_grad():
