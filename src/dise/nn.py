@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, solve
-from dise.integrate.arguments import check_options
+from dise.integrate.arguments import check_options, check_time
 from dise.integrate.clock import clock_dtype
 from dise.integrate.integrator import check_integrator
 from dise.integrate.options import SolveKeywords
@@ -62,6 +62,8 @@ class NeuralODE(nn.Module):
     ) -> None:
         super().__init__()
         check_options({}, {"f": f})
+        check_time("t0", t0)
+        check_time("t1", t1)
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.options = SolveOptions(**options)
         self.report: Any = None  # set by `dise.make_dynamic`

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.argument_types import checked_arguments
+
 
 class BaseDistribution(Protocol):
     """The methods that a flow's base distribution needs; every `torch.distributions.Distribution` has them."""
@@ -36,6 +38,7 @@ def base_log_prob(base: BaseDistribution, z: Tensor) -> Tensor:
     return base.log_prob(z)
 
 
+@checked_arguments
 class DiagonalNormal(nn.Module):
     """Normal distribution with independent components, as a module: `flow.to(...)` moves it, a checkpoint includes it.
 

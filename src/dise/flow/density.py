@@ -9,8 +9,10 @@ from dise.flow.conditions import Condition
 from dise.flow.divergences import HutchinsonDivergence
 from dise.flow.flow import Flow
 from dise.integrate.annotations import Float
+from dise.integrate.argument_types import checked_arguments
 
 
+@checked_arguments
 class FlowDensity(nn.Module):
     """The log-density of a flow: a model that `make_dynamic`, `calibrate` and `save_policy` take.
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.dependencies import auxiliary_leaf
 from dise.integrate.tracing import in_transform
 from dise.integrate.value import Value, check_whole
@@ -31,6 +32,7 @@ class Divergence(Protocol):
         ...
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class ExactDivergence(Value):
     """Σ_i ∂f_i/∂z_i by derivatives in the D coordinate directions, several at once.
@@ -73,6 +75,7 @@ class ExactDivergence(Value):
         return _with_gradients(f, t, z, lambda dz_of, z, graph: trace(dz_of, z, directions, chunk, event_dims, graph))
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class HutchinsonDivergence(Value):
     """Hutchinson's estimate, the mean of εᵀ (∂f/∂z) ε over random directions ε, by backward passes through f.

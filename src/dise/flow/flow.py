@@ -12,6 +12,7 @@ from dise.flow.conditions import Condition, as_conditions
 from dise.flow.divergences import AugmentedField, Divergence, Quadrature
 from dise.integrate import Integrator, Solution, State, Step, solve
 from dise.integrate.annotations import Float
+from dise.integrate.arguments import check_time
 from dise.integrate.options import SolveKeywords
 from dise.integrate.value import check_callable
 
@@ -84,6 +85,9 @@ class Flow(nn.Module):
         super().__init__()
         check_callable("f", f, "a vector field, called as f(t, z)")
         check_base(base)
+        check_callable("divergence", divergence, "a divergence", optional=True)
+        check_time("t0", t0)
+        check_time("t1", t1)
         self.base = base
         augmented = AugmentedField(f, divergence, len(base.event_shape), quadrature)
         self.block = FlowBlock(augmented, integrator, t0=t1, t1=t0, log_prob_tolerance=log_prob_tolerance, **options)

@@ -5,12 +5,14 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.multistep.paths import Path
 from dise.integrate.value import check_callable
 
 Prediction = Literal["velocity", "data", "noise", "score", "v"]
 
 
+@checked_arguments
 class PathField(nn.Module):
     """The vector field dx/dt of a path x_t = α x + σ ε, from a network that predicts some quantity of x_t.
 

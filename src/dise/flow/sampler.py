@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from dise.flow.conditions import Condition, as_conditions
 from dise.flow.flow import Flow
 from dise.integrate.annotations import Float
+from dise.integrate.argument_types import checked_arguments
 from dise.nn import NeuralODE
 
 
+@checked_arguments
 class FlowSampler(nn.Module):
     """The map from a flow's noise to its data: a model that `make_dynamic`, `calibrate` and `save_policy` take.
 

@@ -86,20 +86,28 @@ def check_sample_args(sample_args: Sequence[Tensor], y0: Tensor, *, batched: boo
     return tuple(sample_args)
 
 
+def check_time(name: str, t: object) -> None:
+    """Raise a TypeError or ValueError unless it is a real number or a tensor of them."""
+    if isinstance(t, Tensor):
+        if t.dtype.is_complex or t.dtype == torch.bool:
+            raise TypeError(f"{name}: expected real times, got {t.dtype}")
+    elif not isinstance(t, int | float) or not is_number(t):
+        raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
+    elif math.isnan(t):
+        raise ValueError(f"{name}: expected finite times, got {t}")
+
+
 def as_times(name: str, t: float | Tensor, y0: Tensor, *, batched: bool, endless: bool = False) -> Tensor:
     """[n] times in the clock's dtype, on the device of the packed state y0 [n, F].
 
     Raises:
         TypeError, ValueError: not real times, one or n of them; or infinite ones, unless `endless`.
     """
-    if not isinstance(t, Tensor) and not is_number(t):
-        raise TypeError(f"{name}: expected a number or a tensor, got {type(t).__name__}")
-    if isinstance(t, Tensor) and (t.dtype.is_complex or t.dtype == torch.bool):
-        raise TypeError(f"{name}: expected real times, got {t.dtype}")
+    check_time(name, t)
     if isinstance(t, Tensor) and t.is_meta:
         raise TypeError(f"{name}: expected times with data, got device meta")
     if not isinstance(t, Tensor):
-        if math.isnan(t) or not (endless or math.isfinite(t)):
+        if not (endless or math.isfinite(t)):
             raise ValueError(f"{name}: expected finite times, got {t}")
         return torch.full(y0.shape[:1], t, dtype=clock_dtype(y0.device), device=y0.device)
     time = t.to(y0.device, clock_dtype(y0.device))

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.clock import real_dtype
 from dise.integrate.integrator import Integrator
 from dise.integrate.integrators import FixedStep
@@ -59,6 +60,7 @@ class Multistep(Integrator):
             raise TypeError(f"reverse: expected a MultistepTable, got {type(self.reverse).__name__}")
 
     @classmethod
+    @checked_arguments
     def adams(cls, grid: int | TimeGrid, order: int = 2, *, corrector: bool = False) -> "Multistep":
         """The Adams–Bashforth method of order 1 to 4 with exact weights for the grid's steps.
 
@@ -78,11 +80,13 @@ class Multistep(Integrator):
         return cls._both_ways(lambda grid: table(grid, order), grid, name)
 
     @classmethod
+    @checked_arguments
     def ipndm(cls, grid: int | TimeGrid, order: int = 4) -> "Multistep":
         """Adams–Bashforth weights of equal steps on any grid, with lower orders in the first steps (iPNDM)."""
         return cls._both_ways(lambda grid: adams.ipndm(grid, order), grid, f"iPNDM{order}({grid})")
 
     @classmethod
+    @checked_arguments
     def dpmpp2m(cls, grid: int | TimeGrid, path: Path) -> "Multistep":
         """DPM-Solver++(2M), for the velocity field of a path from noise to data.
 
@@ -91,6 +95,7 @@ class Multistep(Integrator):
         return cls(exponential.dpmpp2m(_grid(grid), path), f"DPM++2M({grid})")
 
     @classmethod
+    @checked_arguments
     def unipc(
         cls,
         grid: int | TimeGrid,

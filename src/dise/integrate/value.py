@@ -3,6 +3,8 @@
 from dataclasses import MISSING, fields
 from typing import Any
 
+from torch import Tensor
+
 
 class Value:
     """Base of frozen dataclasses that print their name and the fields that differ from the defaults.
@@ -58,6 +60,18 @@ def check_seed(seed: object) -> None:
     """Raise a TypeError unless it is a whole number."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed: expected a whole number, got {seed!r}")
+
+
+def check_tensor(name: str, value: object, what: str = "") -> None:
+    """Raise a TypeError unless it is a tensor, for example what a user's function returned."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor{what and ' of '}{what}, got {type(value).__name__}")
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raise a ValueError unless all of these are whole numbers of at least 1."""
+    for name, size in sizes.items():
+        check_whole(name, size)
 
 
 def check_whole(name: str, value: object) -> None:

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 from dise.regularize.regularizer import NoRegularizer
 
 
+@checked_arguments
 class RandomEndTime(NoRegularizer):
     """R = 0: in training the span ends at a random time instead, t1 ~ U(t1 − width, t1 + width) (STEER).
 

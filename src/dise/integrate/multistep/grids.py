@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.value import check_above, check_whole, is_number
 
 _EPSS = {  # ends of the steps in 1/32
@@ -23,6 +24,7 @@ _EPSS = {  # ends of the steps in 1/32
 }
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class TimeGrid:
     """Ends of the steps of a fixed-step method, e.g. `Euler(grids.shift(28, 3.0))`.
@@ -69,7 +71,10 @@ def uniform(n: int) -> TimeGrid:
 
 def of(times: Sequence[float]) -> TimeGrid:
     """The grid of given times, from t0 to t1 of the solve, increasing or decreasing; other spans are refused."""
-    points = [float(t) for t in times]
+    try:
+        points = [float(t) for t in times]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"times: expected a sequence of numbers, got {times!r}") from error
     if len(points) < 2 or not all(map(math.isfinite, points)) or points[0] == points[-1]:
         raise ValueError(f"times: expected at least two finite times that differ, got {points}")
     first, last = points[0], points[-1]

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import zip_longest
 from typing import NamedTuple
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.runge_kutta.tableau import WeightedSum
 
 _SEARCHED = 16  # latest states that may be the base of an update: a step back, also for methods with many stages
@@ -52,6 +53,7 @@ class Update(NamedTuple):
     sum: WeightedSum | None  # over the values of f; None: no weight differs from 0
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class MultistepTable:
     r"""States x_j at which f is evaluated, at times t_j, and the state x_n at the end.

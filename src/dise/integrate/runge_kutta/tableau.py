@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple, Protocol
 
+from dise.integrate.argument_types import checked_arguments
+
 _ROUNDING = 1e-12  # tolerance of the checks: coefficients are quotients of small integers in double precision
 
 
@@ -58,6 +60,7 @@ class StageWeights(Protocol):
         ...
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class ButcherTableau:
     r"""Coefficients of an explicit Runge–Kutta method, checked on construction.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_above, check_callable
 from dise.nn import BlockSolve, NeuralODE
@@ -296,6 +297,7 @@ def check_levels(epsilon: float, delta: float) -> None:
         check_above(name, value, 0, 1)
 
 
+@checked_arguments
 def samples_needed(epsilon: float, delta: float) -> int:
     """Smallest number of samples that can certify a risk of at most ε with confidence 1 − δ: ⌈log δ / log(1 − ε)⌉.
 
@@ -306,6 +308,7 @@ def samples_needed(epsilon: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-epsilon))
 
 
+@checked_arguments
 def hoeffding_bentkus(mean: float, number: int, epsilon: float) -> float:
     """p-value of "the risk is above ε", valid for losses in [0, 1].
 
@@ -322,6 +325,7 @@ def hoeffding_bentkus(mean: float, number: int, epsilon: float) -> float:
     return min(math.exp(-number * divergence), math.e * _binomial_cdf(_loss_count(mean, number), number, epsilon), 1.0)
 
 
+@checked_arguments
 def exact_binomial(mean: float, number: int, epsilon: float) -> float:
     """p-value of "the risk is above ε", valid for losses that are 0 or 1: P[Binomial(n, ε) ≤ n·mean].
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Shaped
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.rules import CostRule
 from dise.select.model.finite import difference, has_nan, non_finite_loss
 from dise.select.model.logits import are_labels, class_logits, predicted_class
@@ -67,6 +68,7 @@ def risk_name(risk: Risk) -> str:
     return f"{getattr(risk, '__name__', type(risk).__name__)} (the mean of a loss of your own)"
 
 
+@checked_arguments
 def disagreement(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels.
 
@@ -77,6 +79,7 @@ def disagreement(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tenso
     return (differs | non_finite_loss(output, reference) | (nan != reference_nan)).double()
 
 
+@checked_arguments
 def lost_accuracy(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0; NaN predicts no class.
 
@@ -96,6 +99,7 @@ def lost_accuracy(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tens
     return (wrong & right).double()
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class ProbabilityShift:
     """Loss of 1 where a probability differs from the reference's by more than τ, else 0; needs no labels.
@@ -128,6 +132,7 @@ class ProbabilityShift:
         return (~small | non_finite_loss(output, reference)).double()
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class OutputDeviation:
     """Loss of 1 where an output differs from the reference's by more than a tolerance, else 0; for any outputs.
@@ -146,6 +151,7 @@ class OutputDeviation:
             raise ValueError(f"tolerance: expected a positive number, got {self.tolerance!r}")
 
     @classmethod
+    @checked_arguments
     def of_decibels(cls, decibels: float, *, span: float) -> Self:
         """The loss of outputs whose peak signal-to-noise ratio to the reference's is below `decibels`.
 
@@ -168,6 +174,7 @@ class OutputDeviation:
         return (~(distance <= self.tolerance)).double()  # 1 for NaN
 
 
+@checked_arguments
 class LogProbDeviation(OutputDeviation):
     """Loss of 1 where a log-density differs from the reference's by more than a tolerance, in nats, else 0.
 
@@ -181,6 +188,7 @@ class LogProbDeviation(OutputDeviation):
         return f"log p changes by more than {self.tolerance:g} nats"
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class RiskCost(CostRule):
     """Eq. 4 with a loss instead of labels: a candidate is adequate where its loss against the last candidate is 0.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 
 
@@ -42,34 +43,40 @@ class PolicyScore:
         return float(self.nfe.double().mean())
 
 
+@checked_arguments
 def assignment_score(name: str, costs: Costs, choice: Tensor) -> PolicyScore:
     """Score of the policy that gives each sample the candidate with index `choice` [N]."""
     return PolicyScore.of(name, costs, one_hot(choice, len(costs.candidates)).float())
 
 
+@checked_arguments
 def single_candidate(costs: Costs, index: int) -> PolicyScore:
     """Score of one candidate for all samples."""
     choice = torch.full((len(costs),), index, device=costs.nfe.device)
     return assignment_score(str(costs.candidates[index]), costs, choice)
 
 
+@checked_arguments
 def oracle_choice(costs: Costs) -> Tensor:
     """[N] index of each sample's cheapest adequate candidate, or of its cheapest candidate where none is adequate."""
     price = torch.where(costs.adequate, costs.delta.float(), torch.inf)
     return torch.where(costs.adequate.any(1), price.argmin(1), costs.delta.argmin(1))
 
 
+@checked_arguments
 def oracle(costs: Costs) -> PolicyScore:
     """Score of the `oracle_choice`, which `Dynamic(candidates, AssignedSelector(oracle_choice(costs), K))` runs."""
     return assignment_score("oracle", costs, oracle_choice(costs))
 
 
+@checked_arguments
 def random_mix(costs: Costs, shares: Tensor) -> PolicyScore:
     """Exact expected score of random choice with the given shares [K] of the candidates."""
     weights = (shares / shares.sum()).to(costs.nfe.device).float()
     return PolicyScore.of("random, same mix", costs, weights.expand(costs.nfe.shape))
 
 
+@checked_arguments
 def closed_gap_fraction(cost: Tensor, choice: Tensor) -> float | None:
     """Fraction of the gap between the best single candidate (0) and the oracle (1) that a policy closes.
 

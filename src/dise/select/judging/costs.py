@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.integrate.annotations import Float, Inexact, Num
+from dise.integrate.argument_types import checked_arguments
 from dise.nn import NeuralODE
 from dise.select.judging.rules import ClassificationCost, CostRule
 from dise.select.model.data import Data
@@ -106,6 +107,7 @@ class Costs:
         return len(self.nfe)
 
 
+@checked_arguments
 def collect_costs(
     model: nn.Module,
     data: Data,

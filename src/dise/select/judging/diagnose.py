@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 
 COLLAPSE = 0.99  # share of the samples from which a choice counts as collapsed
 
 
+@checked_arguments
 def diagnose(choice: Tensor, costs: Costs) -> str | None:
     """Explanation why one candidate gets at least 99 % of the samples; None if no candidate does.
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 
 
+@checked_arguments
 def pareto_front(price: Sequence[float] | Tensor, risk: Sequence[float] | Tensor) -> list[int]:
     """Indices of the points on the Pareto front, in order of rising price (and falling risk).
 
@@ -31,6 +33,7 @@ def pareto_front(price: Sequence[float] | Tensor, risk: Sequence[float] | Tensor
     return front
 
 
+@checked_arguments
 def prune(costs: Costs) -> Costs:
     """Costs of the candidates on the Pareto front of mean Δ and share of inadequate results, and of the reference.
 

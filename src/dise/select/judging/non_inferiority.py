@@ -5,7 +5,10 @@ from statistics import NormalDist
 
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 
+
+@checked_arguments
 def loss_bound(reference: Tensor, policy: Tensor, *, confidence: float = 0.95) -> float:
     """Upper bound of a one-sided confidence interval for the net share of adequate results that a policy loses.
 

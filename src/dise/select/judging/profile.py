@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Euler, Integrator
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.problem.state import Layout
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.judging.costs import Costs
@@ -90,6 +91,7 @@ class _InitialStates(NamedTuple):
         return _InitialStates(self.layout, self.args, y0, t0, t1, tuple(sample_args))
 
 
+@checked_arguments
 @torch.no_grad()
 def profile_candidates(
     model: nn.Module,

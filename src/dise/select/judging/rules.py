@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Bool, Float, Num
+from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import check_tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class CostRule(ABC):
         return torch.where(adequate, price, self.M) ** self.alpha
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class ClassificationCost(CostRule):
     """Eq. 4: Δ^α where the prediction is right, M^α where it is wrong."""
@@ -77,6 +80,7 @@ class ClassificationCost(CostRule):
         return delta
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class BinaryCost(ClassificationCost):
     """Eq. 4 for one logit per sample: the answer is yes if its probability is above the threshold.
@@ -98,6 +102,7 @@ class BinaryCost(ClassificationCost):
         return (((output.sigmoid() > self.threshold) != (answers[:, None] > 0)) | output.isnan()).float()
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class TaskErrorCost(CostRule):
     """Eq. 5: (Δ·Γ)^α where Γ ≤ β, M^α elsewhere. Mirrored, where larger is better: (Δ/Γ)^α where Γ ≥ β.
@@ -129,6 +134,7 @@ class TaskErrorCost(CostRule):
     def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
         """[N, K] Γ, from `task_error`."""
         error = self.task_error(output, _given(target, self))
+        check_tensor("task_error", error, "errors")
         if not self.larger_is_better and (error < 0).any():
             raise ValueError(f"task_error: expected errors of at least 0, got {float(error[error < 0].min())}")
         return error

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 from dise.select.learning.fit import FitData
 from dise.select.learning.selector import CostSelector
 
 
+@checked_arguments
 class AdequacySelector(CostSelector):
     """Selector by the expected price of every candidate: Δ_k + μ·(1 − p_k), with its probability p_k of being adequate.
 
@@ -98,6 +100,7 @@ def _check_dial(dial: float) -> float:
     return dial
 
 
+@checked_arguments
 def equivalent_dial(alpha: float, M: float, cheap: float, costly: float) -> float:
     """The dial μ that chooses between two candidates as Eq. 4 does, if the costly one is certainly adequate.
 
@@ -145,6 +148,7 @@ def platt_scaling(logits: Tensor, adequate: Tensor) -> tuple[Tensor, Tensor]:
     return slope.detach().to(logits.dtype), offset.detach().to(logits.dtype)
 
 
+@checked_arguments
 def calibration_error(p: Tensor, adequate: Tensor, *, bins: int = 10) -> float:
     """Calibration error: mean difference between predicted probabilities and observed frequencies.
 

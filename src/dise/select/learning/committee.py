@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.annotations import Float, Inexact, Shaped
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 from dise.select.learning.networks import FeatureNetwork
 from dise.select.learning.selector import CostSelector
 from dise.select.policies.dynamic import cheapest_candidate
 
 
+@checked_arguments
 class Committee(nn.Module):
     """Selector that predicts the cost of every candidate by the mean of its members' predictions.
 
@@ -52,6 +54,7 @@ class Committee(nn.Module):
         return torch.stack(predictions).mean(0)
 
 
+@checked_arguments
 def cross_fit(
     costs: Costs, network: Callable[[], nn.Module], *, folds: int = 4, seed: int = 0
 ) -> tuple[Committee, Tensor]:
@@ -91,8 +94,9 @@ def cross_fit(
     return Committee(members).eval(), choice
 
 
+@checked_arguments
 @torch.no_grad()
-def selector_choice(selector: nn.Module, costs: Costs) -> Tensor:
+def selector_choice(selector: Callable[..., Tensor], costs: Costs) -> Tensor:
     """[N] index of the candidate that the selector chooses for each sample."""
     scores = [selector(*inputs) for inputs in costs.input_batches(selector)]
     return cheapest_candidate(torch.cat(scores))

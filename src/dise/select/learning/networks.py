@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate.annotations import Float, Inexact, Shaped
+from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import check_above, check_sizes
 from dise.select.model.logits import log_probabilities
 from dise.select.model.states import by_channel
 
 
+@checked_arguments
 class FeatureNetwork(nn.Module):
     """Network of fixed features, which are standardised, and hidden layers.
 
@@ -31,6 +34,7 @@ class FeatureNetwork(nn.Module):
     conditional: bool  # whether conditions are among the arguments
 
     def __init__(self, size: int, candidates: int, *, hidden: int = 32, depth: int = 1) -> None:
+        check_sizes(size=size, candidates=candidates, hidden=hidden, depth=depth)
         super().__init__()
         self.conditional = False
         self.register_buffer("mean", torch.zeros(size))
@@ -61,6 +65,7 @@ class FeatureNetwork(nn.Module):
         return self.score(self.features(h0, k1, *conditions))
 
 
+@checked_arguments
 class PooledNetwork(FeatureNetwork):
     """Network whose features are the spatial mean and root mean square of every channel of h(0), k1 and conditions.
 
@@ -76,6 +81,9 @@ class PooledNetwork(FeatureNetwork):
     def __init__(
         self, channels: int, candidates: int, *, hidden: int = 32, derivative: bool = True, condition_channels: int = 0
     ) -> None:
+        check_sizes(channels=channels)
+        if condition_channels < 0:
+            raise ValueError(f"condition_channels: expected a number of at least 0, got {condition_channels}")
         number = (2 if derivative else 1) * channels + condition_channels
         super().__init__(2 * number, candidates, hidden=hidden)
         self.derivative, self.conditional = derivative, condition_channels > 0
@@ -105,6 +113,7 @@ class PooledNetwork(FeatureNetwork):
         return torch.cat([x.mean(2) for x in flat] + [x.square().mean(2).sqrt() for x in flat], dim=1)
 
 
+@checked_arguments
 class StateNetwork(FeatureNetwork):
     """Network of all coordinates of h(0), k1 and the conditions, for states of which each coordinate matters.
 
@@ -135,6 +144,7 @@ class StateNetwork(FeatureNetwork):
         self.settings = {"size": size, "candidates": candidates, "hidden": hidden, "depth": depth, "classes": classes}
 
     @classmethod
+    @checked_arguments
     def like(
         cls, h0: Tensor, conditions: Sequence[Tensor], candidates: int, *, hidden: int = 64, depth: int = 2
     ) -> "StateNetwork":
@@ -192,6 +202,7 @@ def _one_hot(labels: Tensor, number: int) -> Tensor:
     return labels.unsqueeze(1) == torch.arange(number, device=labels.device)
 
 
+@checked_arguments
 class ConfidenceNetwork(FeatureNetwork):
     """Network whose features are the model's confidence in the answer of one Euler step, head(h(0) + span·k1).
 
@@ -211,6 +222,8 @@ class ConfidenceNetwork(FeatureNetwork):
     TOP = 3
 
     def __init__(self, head: nn.Module, candidates: int, *, classes: int, span: float = 1.0, hidden: int = 16) -> None:
+        check_sizes(classes=classes)
+        check_above("span", span, 0)
         super().__init__(min(self.TOP, classes) + 1, candidates, hidden=hidden)
         self.settings = {"candidates": candidates, "classes": classes, "span": span, "hidden": hidden}
         self.head, self.span = deepcopy(head).eval().requires_grad_(False), span

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import nn
 
+from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.baselines import PolicyScore, assignment_score, single_candidate
 from dise.select.judging.costs import Costs
 from dise.select.judging.non_inferiority import loss_bound
@@ -60,6 +61,7 @@ class PenaltyChoice:
 _Fitted = tuple[PenaltyTrial, Committee]
 
 
+@checked_arguments
 def choose_penalty(
     costs: Costs,
     network: Callable[[], nn.Module],

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dise.integrate.annotations import Float, Inexact, Shaped
+from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import check_from_zero, check_sizes
 from dise.select.judging.baselines import closed_gap_fraction
 from dise.select.judging.costs import Costs
 from dise.select.learning.fit import FitData, FitHistory
@@ -17,6 +19,7 @@ from dise.select.learning.networks import FeatureNetwork
 from dise.select.policies.dynamic import cheapest_candidate, is_conditional
 
 
+@checked_arguments
 class CostSelector(nn.Module):
     """Selector that predicts the cost of every candidate by a network with standardised targets.
 
@@ -27,6 +30,7 @@ class CostSelector(nn.Module):
     scale: Tensor
 
     def __init__(self, network: nn.Module, *, candidates: int) -> None:
+        check_sizes(candidates=candidates)
         super().__init__()
         self.network = network
         self.history = FitHistory(initial_loss=nan)
@@ -53,6 +57,7 @@ class CostSelector(nn.Module):
         return prediction * self.scale + self.mean
 
     @classmethod
+    @checked_arguments
     def fit(
         cls,
         network: nn.Module,
@@ -92,6 +97,9 @@ class CostSelector(nn.Module):
         """
         if not 0 < validation < 1:
             raise ValueError(f"validation: expected a share between 0 and 1, got {validation!r}")
+        check_sizes(max_epochs=max_epochs, patience=patience, batch_size=batch_size)
+        check_from_zero("learning_rate", learning_rate)
+        check_from_zero("weight_decay", weight_decay)
         _held_out(len(costs), validation)
         generator = torch.Generator().manual_seed(seed)
         selector = cls(network, candidates=len(costs.candidates), **settings).to(costs.nfe.device)

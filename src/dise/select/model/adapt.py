@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator
+from dise.integrate.argument_types import checked_arguments
 from dise.nn import NeuralODE
 
 
@@ -51,6 +52,7 @@ def _rename(state: dict[str, Tensor], old: str, new: str) -> None:
         state[new + key.removeprefix(old)] = state.pop(key)
 
 
+@checked_arguments
 def adapt(
     module: nn.Module, integrator: Integrator, *, f: str | None = None, span: Sequence[float] | None = None
 ) -> AdaptedBlock:

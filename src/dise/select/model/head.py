@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.argument_types import checked_arguments
 from dise.nn import NeuralODE
 from dise.select.model.inputs import Inputs
 
 
+@checked_arguments
 @torch.no_grad()
 def find_head(model: nn.Module, block: NeuralODE, x: Any) -> nn.Module | None:
     """The head of a model with model(x) = head(h(t1)): the modules after the block, called in their registered order.

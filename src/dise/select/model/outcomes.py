@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dise.integrate import Integrator
 from dise.integrate.annotations import Bool, Float, Inexact, Int, Shaped
+from dise.integrate.argument_types import checked_arguments
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.block import device_of, find_block
 from dise.select.model.data import Data, as_batches
@@ -64,6 +65,7 @@ class Outcomes:
         return len(self.nfe)
 
 
+@checked_arguments
 @torch.no_grad()
 def run_candidates(
     model: nn.Module, data: Data, candidates: Sequence[Integrator], *, block: NeuralODE | str | None = None

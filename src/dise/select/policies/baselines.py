@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dise.integrate.annotations import Float, Inexact
+from dise.integrate.argument_types import checked_arguments
 
 
+@checked_arguments
 class AssignedSelector(nn.Module):
     """Selector of a given assignment for one batch, e.g. that of an oracle.
 
@@ -36,6 +38,7 @@ class AssignedSelector(nn.Module):
         return 1 - one_hot(self.choice, self.candidates).to(h0.real.dtype)
 
 
+@checked_arguments
 class RandomSelector(nn.Module):
     """Random selector with given shares of the candidates: a policy with the same shares must do better.
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.integrator import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Result, of_rows, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.problem.state import State
+from dise.integrate.value import check_callable
 from dise.select.policies.dynamic import with_candidates
 from dise.select.policies.judgement import judgement
 from dise.select.policies.shared_stage import SharedStage, second_node, share_stage
@@ -20,6 +22,7 @@ AcceptanceRule = Callable[[State], Tensor]
 FEW = 256  # samples
 
 
+@checked_arguments
 @dataclass(frozen=True, eq=False)
 class Cascade(Integrator):
     """Policy that gives each sample the first candidate whose answer is accepted; the last one is always accepted.
@@ -53,6 +56,8 @@ class Cascade(Integrator):
     def __post_init__(self) -> None:
         if not self.candidates or not all(isinstance(c, Integrator) for c in self.candidates):
             raise ValueError(f"candidates: expected at least one integrator, got {list(self.candidates)!r}")
+        for rule in self.accept if isinstance(self.accept, Sequence) else ():
+            check_callable("accept", rule, "rules, functions of states at t1")
         if isinstance(self.accept, Sequence) and len(self.accept) != len(self.candidates) - 1:
             raise ValueError(
                 f"accept: expected a rule for each candidate but the last, {len(self.candidates) - 1}, got "

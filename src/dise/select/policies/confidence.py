@@ -7,10 +7,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dise.integrate.annotations import Bool, Float
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.problem.state import State
 from dise.select.model.logits import class_logits, log_probabilities
 
 
+@checked_arguments
 @dataclass(frozen=True, eq=False)
 class Confidence:
     """Acceptance rule for a `Cascade` of a classifier: accept if the confidence of the answer reaches a threshold.

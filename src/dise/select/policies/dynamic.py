@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from dise.integrate.annotations import Float, Inexact, Int
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.integrator import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
 from dise.integrate.tracing import known_finite
+from dise.integrate.value import check_tensor
 from dise.select.model.states import concatenate_state
 
 Selector = Callable[..., Tensor]
@@ -45,6 +47,7 @@ def without_nan(scores: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
     return scores.nan_to_num(nan=torch.inf).masked_fill(unknown.all(1, keepdim=True) & last, 0)
 
 
+@checked_arguments
 @dataclass(frozen=True, eq=False)
 class Dynamic(Integrator):
     """Policy that gives each sample the candidate with the smallest score.
@@ -99,6 +102,7 @@ class Dynamic(Integrator):
         h0, slope = (concatenate_state(problem.layout.unpack(x)) for x in (problem.y0, k1))
         conditions = run.sample_args(problem) if is_conditional(self.selector) else ()
         scores = self.selector(h0, slope, *conditions)
+        check_tensor("selector", scores, "scores")
         # with batched=False the selector may return a row for each part of the system
         rows = len(problem) if problem.layout.batched else len(scores)
         if scores.shape != (rows, len(self.candidates)):

@@ -7,12 +7,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from dise.integrate.argument_types import checked_arguments
 from dise.integrate.problem.state import State
 from dise.select.model.logits import class_logits
 from dise.select.model.states import channel_means
 from dise.select.policies.forecast_fit import ForecastFit, fit_forecast, forecast_features, logit_margin
 
 
+@checked_arguments
 class Forecast(nn.Module):
     """Acceptance rule for a `Cascade` of a classifier: accept if the reference probably gives the same answer.
 
@@ -53,6 +55,7 @@ class Forecast(nn.Module):
         self.register_buffer("bias", torch.zeros(classes))
 
     @classmethod
+    @checked_arguments
     def fit(
         cls, head: nn.Module, logits: Tensor, reference: Tensor, *, means: Tensor | None = None, threshold: float = 0.0
     ) -> Self:
@@ -72,6 +75,7 @@ class Forecast(nn.Module):
         return cls.from_fit(head, fit_forecast(logits, reference, means), threshold)
 
     @classmethod
+    @checked_arguments
     def from_fit(cls, head: nn.Module, fit: ForecastFit, threshold: float) -> Self:
         """The rule of an existing fit."""
         rule = cls(head, threshold, classes=len(fit.bias), channels=fit.channels)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dise.integrate.argument_types import checked_arguments
 from dise.select.model.logits import class_logits
 from dise.select.policies.confidence import confidence
 
@@ -31,6 +32,7 @@ class ForecastFit:
     channels: int = 0
 
 
+@checked_arguments
 @torch.no_grad()
 def fit_forecast(
     logits: Tensor, reference: Tensor, means: Tensor | None = None, *, penalties: Sequence[float] = RIDGE_PENALTIES

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dise.integrate.problem.state import Layout, State
 from dise.integrate.tracing import times_changed
+from dise.integrate.value import check_tensor
 
 _IN_PLACE: WeakKeyDictionary[Callable[[State], Tensor], bool] = WeakKeyDictionary()
 """Whether a rule worked in place when it was called first."""
@@ -25,6 +26,7 @@ def judgement(rule: Callable[[State], Tensor], layout: Layout, y: Tensor) -> Ten
         y: [n, D] states, which are not changed.
 
     Raises:
+        TypeError: it returned no tensor.
         RuntimeError: the rule works in place, which it did not when it was called first.
     """
     counted = not (y.is_inference() or torch.compiler.is_compiling())
@@ -32,6 +34,7 @@ def judgement(rule: Callable[[State], Tensor], layout: Layout, y: Tensor) -> Ten
     states = y if known is False else y.clone()
     before = times_changed(states) if counted else 0
     answer = rule(layout.unpack(states))
+    check_tensor("accept", answer, "bool")
     if counted and known is not True:
         in_place = times_changed(states) != before
         if known is False and in_place:
