@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dise.integrate.argument_types import checked_arguments
 from dise.integrate.tracing import has_values
 from dise.integrate.value import is_number
 
@@ -28,7 +27,6 @@ class ModelCalls:
     rows: int = 0
 
 
-@checked_arguments
 class Guided(nn.Module):
     """A conditional vector field with classifier-free guidance.
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from dise.flow.conditions import Condition
 from dise.flow.flow import Flow
 from dise.integrate import Dopri5, Euler, Integrator, SolveError, TimeGrid
-from dise.integrate.argument_types import checked_arguments
 from dise.integrate.integrator import check_integrator
 from dise.integrate.value import check_callable, check_whole
 
@@ -18,7 +17,6 @@ EXPECTED = "a function of a grid such as dise.Midpoint"
 _FINE = (0.25, 0.125)  # steps around the best of them
 
 
-@checked_arguments
 def sharp_grid(
     flow: Flow,
     n: int,

@@ -297,7 +297,6 @@ def check_levels(epsilon: float, delta: float) -> None:
         check_above(name, value, 0, 1)
 
 
-@checked_arguments
 def samples_needed(epsilon: float, delta: float) -> int:
     """Smallest number of samples that can certify a risk of at most ε with confidence 1 − δ: ⌈log δ / log(1 − ε)⌉.
 
