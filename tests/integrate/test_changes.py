@@ -15,6 +15,7 @@ from dise.torchdiffeq import odeint_adjoint
 TIGHT = Dopri5(rtol=1e-9, atol=1e-9)
 WEIGHT = torch.tensor([[0.1, 0.5], [-0.7, 0.2]], dtype=torch.float64)
 GLOBAL = WEIGHT.clone()
+GLOBALS = {"weight": GLOBAL}
 Y0 = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64)
 TIMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 again = pytest.mark.parametrize("way", ["checkpoint", "backsolve", "odeint_adjoint"])
@@ -41,8 +42,23 @@ class Held:
         return torch.tanh(y @ self.weight)
 
 
+HELD = Held(GLOBAL)
+
+
 def of_the_file(t, y):
     return torch.tanh(y @ GLOBAL)
+
+
+def of_a_dict_of_the_file(t, y):
+    return torch.tanh(y @ GLOBALS["weight"])
+
+
+def in_a_comprehension(t, y):
+    return torch.stack([torch.tanh(row @ GLOBAL) for row in y])
+
+
+def of_an_object_of_the_file(t, y):
+    return HELD(t, y)
 
 
 def with_a_weight(t, y, weight):
@@ -111,6 +127,9 @@ PLACES = {
     "an object": (in_an_object, "f: its tensor weight"),
     "a partial": (in_a_partial, "f: a tensor"),
     "the file": (lambda trainable: (of_the_file, GLOBAL, {}), "f: a tensor"),
+    "a dict of the file": (lambda trainable: (of_a_dict_of_the_file, GLOBAL, {}), "f: a tensor"),
+    "a comprehension": (lambda trainable: (in_a_comprehension, GLOBAL, {}), "f: a tensor"),
+    "an object of the file": (lambda trainable: (of_an_object_of_the_file, GLOBAL, {}), "f: its tensor weight"),
 }
 
 

@@ -87,6 +87,16 @@ def test_within_a_step_nan_is_passed_over():
     assert ((solution.t >= 0.3 - 1e-12) & (solution.t <= 0.6)).all()
 
 
+@pytest.mark.parametrize("after", [-1.0, 1.0])
+def test_a_crossing_before_nan_is_remembered_after_it(after):
+    """The sign is 1, from t = 0.1 on −1, NaN from 0.45 to 0.6, and then −1, which is no second crossing, or 1."""
+    places, values = torch.tensor([0.1, 0.45, 0.6]).double(), torch.tensor([1.0, -1.0, torch.nan, after]).double()
+    side = lambda t, y: values[torch.bucketize(t[:, 0].contiguous(), places)]  # noqa: E731
+    solution = solve(decay, Y0, 0.0, 1.0, RK4(1), event=Event(side, terminal=False))
+    expected = [0.1] if after < 0 else [0.1, 0.6]
+    assert_close(solution.events.t, torch.tensor([expected] * 3).double())
+
+
 @kinds
 def test_at_the_start(compile):
     solution = solve(decay, Y0 - 0.4, 0.0, 3.0, TIGHT, event=logarithm, throw=False, compile=compile)

@@ -85,7 +85,7 @@ class EventSearch:
         before = torch.cat([sides[None], signs[:-1]])
         undefined = None
         if unknown:  # the dense output may overflow, or leave a function's domain, where the step does not
-            before = torch.where(before.isnan(), sides, before)
+            before = _last_known(before)
             undefined = (signs[-1].isnan() & accept).any(2)  # [rounds, n]
         crossed = self._crossed(before, signs) & accept
         side = last_side if n == len(memory.side) else memory.side.index_put((place,), last_side)
@@ -325,6 +325,12 @@ def _places(crossed: Tensor) -> tuple[Tensor, ...]:
 def _signs(values: Tensor) -> Tensor:
     """The signs of values; NaN where a value is NaN, whose sign is 0 in torch."""
     return torch.where(values.isnan(), torch.nan, values.sign())
+
+
+def _last_known(signs: Tensor) -> Tensor:
+    """Signs [M, R, n, E], with the last one before in place of NaN, if there is one."""
+    number = torch.arange(len(signs), device=signs.device).view(-1, 1, 1, 1)
+    return signs.gather(0, torch.where(signs.isnan(), 0, number).cummax(0).values)
 
 
 def _first(steps: Tensor | None) -> Tensor | None:

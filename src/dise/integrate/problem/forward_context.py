@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -195,7 +195,7 @@ def _beside_tables(module: nn.Module) -> list[object]:
     """What a module leads to beside the tensors in its tables and the modules below it."""
     if isinstance(module, torch.jit.ScriptModule):
         return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return [value for value in vars(module).values() if isinstance(value, list | tuple)]
+    return [value for value in vars(module).values() if isinstance(value, list | tuple | dict)]
 
 
 def _attributes(value: object) -> Table | None:
@@ -220,7 +220,7 @@ def _parts(value: object) -> Iterable[object]:
 
 
 def _captured(function: FunctionType) -> list[object]:
-    """What a Python function takes from outside: closure, defaults, and its globals' modules, tensors and functions."""
+    """What a Python function takes from outside: closure, defaults, and what it and functions in it use of a file."""
     captured = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     captured.append(getattr(function, "__wrapped__", None))
     for cell in function.__closure__ or ():
@@ -228,11 +228,17 @@ def _captured(function: FunctionType) -> list[object]:
             captured.append(cell.cell_contents)
         except ValueError:  # an empty cell
             continue
-    values = (function.__globals__.get(name) for name in function.__code__.co_names)
-    captured.extend(
-        x for x in values if isinstance(x, nn.Module | Tensor | MethodType | partial) or _is_beside(function, x)
-    )
+    values = (function.__globals__.get(name) for name in _names(function.__code__))
+    captured.extend(x for x in values if not isinstance(x, FunctionType | ModuleType) or _is_beside(function, x))
     return captured
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names that a function, and functions and comprehensions within it, may take from the file."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
 
 
 def _is_beside(function: FunctionType, value: object) -> bool:
