@@ -13,6 +13,7 @@ from dise.integrate.problem.changes import Changes
 
 _MAX_DEPTH = 6  # of the search for modules; f → functools.partial → method → object → module takes 4
 _MAX_ITEMS = 1000  # a longer container holds data
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # hooks, and tables that are looked through by themselves
 _ABSENT: Any = object()
 
 Table = MutableMapping[str, Any]
@@ -195,7 +196,8 @@ def _beside_tables(module: nn.Module) -> list[object]:
     """What a module leads to beside the tensors in its tables and the modules below it."""
     if isinstance(module, torch.jit.ScriptModule):
         return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return [value for value in vars(module).values() if isinstance(value, list | tuple | dict)]
+    own = ((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
+    return [value for _, value in own if isinstance(value, list | tuple | dict)]
 
 
 def _attributes(value: object) -> Table | None:
