@@ -1,15 +1,17 @@
 """Checks shape annotations while tests run: `install()` before dise is imported.
 
-Functions of dise whose parameters or results are annotated by jaxtyping's types, or by records with such fields
-(NamedTuples and dataclasses), are wrapped as their module is imported. The same letter is the same size within a call.
-What torch compiles or exports is not checked: a graph is to be that of the function alone. Checks are made at the calls
-1, 4, 16, … of each function in a test, so that long loops are not slowed down.
+Functions of dise whose parameters or results are annotated with shapes, or by records with such fields (NamedTuples and
+dataclasses), are wrapped as their module is imported; jaxtyping checks them. The same letter is the same size within a
+call. What torch compiles or exports is not checked: a graph is to be that of the function alone. Checks are made at the
+calls 1, 4, 16, … of each function in a test, so that long loops are not slowed down. Arguments of functions that check
+them in each call (`checked_arguments`) are left to these.
 """
 
 import functools
 import importlib.abc
 import importlib.machinery
 import inspect
+import operator
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +101,7 @@ def _call_checked(function: FunctionType, args: tuple[Any, ...], kwargs: dict[st
     given = inspect.signature(function).bind(*args, **kwargs).arguments
     with jaxtyping.jaxtyped("context"):
         for name, hint in hints.items():
-            if name in given:
+            if name in given and not hasattr(function, "checks_arguments"):
                 _check(given[name], hint, f"{function.__qualname__}: {name}")
         result = function(*args, **kwargs)
         if "return" in hints:
@@ -115,7 +117,19 @@ def _is_due(function: FunctionType) -> bool:
 @functools.cache
 def _hints(function: Any) -> dict[str, Any]:
     """The annotations of a function or record that have shapes in them."""
-    return {name: hint for name, hint in typing.get_type_hints(function).items() if _has_shapes(hint)}
+    found = typing.get_type_hints(function, include_extras=True)
+    return {name: hint for name, given in found.items() if _has_shapes(hint := _jaxtyped(given))}
+
+
+def _jaxtyped(hint: Any) -> Any:
+    """An annotation with jaxtyping's types in place of dise's shapes."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        shape = parts[1]
+        return getattr(jaxtyping, shape.kind)[parts[0], shape.dims] if hasattr(shape, "dims") else hint
+    if origin in (typing.Union, UnionType):
+        return functools.reduce(operator.or_, map(_jaxtyped, parts))
+    return origin[tuple(map(_jaxtyped, parts))] if origin in (tuple, list) else hint
 
 
 def _has_shapes(hint: Any) -> bool:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 import dise
 import dise.flow
 import dise.select
+from dise.integrate import annotations
+from dise.integrate.annotations import Int, Shaped
 from dise.integrate.argument_types import checked_arguments
 
 
@@ -91,6 +94,46 @@ def test_classes_and_further_arguments():
         Later(sizes=1)
     assert list(inspect.signature(Later).parameters) == ["size", "share"]
     assert function(1, 2.0, None, None, (), None, True, None, 4, 5)[-2] == (4, 5)
+
+
+# ---- shapes of tensors
+
+SHAPES = [(), (1,), (2,), (3,), (2, 1), (2, 2), (2, 3), (3, 2), (1, 2, 3), (2, 3, 4)]
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.complex64)
+
+
+@pytest.mark.parametrize("dims", ["", "n", "n F", "n n", "n 1", "n ...", "n *C", "*B", "*B K", "...", "N K ..."])
+@pytest.mark.parametrize("kind", annotations.KINDS)
+def test_a_shape_fits_where_jaxtyping_says_so(kind, dims):
+    """Two arguments of a call, in all pairs of shapes."""
+    theirs, ours = getattr(jaxtyping, kind)[Tensor, dims], annotations.Shape(kind, dims)
+    for dtype in DTYPES:
+        for first in SHAPES:
+            for second in SHAPES:
+                pair, sizes = [torch.zeros(shape, dtype=dtype) for shape in (first, second)], {}
+                with jaxtyping.jaxtyped("context"):
+                    expected = all(isinstance(tensor, theirs) for tensor in pair)
+                assert all(ours.fits(tensor, sizes) for tensor in pair) == expected, (dtype, first, second)
+
+
+Rows, Indices = Shaped[Tensor, "n *C"], Int[Tensor, "n"]
+
+
+@checked_arguments
+def compare(a: Rows, b: Rows | None = None, i: Indices | None = None):
+    """Tensors with a row per sample."""
+    return a, b, i
+
+
+def test_tensors_of_shapes_that_broadcast_are_refused():
+    assert compare(torch.ones(3, 2), torch.ones(3, 2), torch.arange(3))[0].shape == (3, 2)
+    assert compare(torch.ones(3), None)[1] is None
+    with pytest.raises(ValueError, match=r"^b: expected values \[n, \*C\] with n = 3, \*C = \(\), got .* \(3, 1\)$"):
+        compare(torch.ones(3), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"^i: expected whole numbers \[n\] with n = 3, got torch.int64 .* \(1,\)$"):
+        compare(torch.ones(3), i=torch.arange(1))
+    with pytest.raises(TypeError, match=r"^a: expected a tensor, got list$"):
+        compare([1.0])
 
 
 # ---- the library's own

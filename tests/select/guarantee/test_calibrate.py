@@ -152,6 +152,21 @@ def test_the_exact_p_value_is_for_losses_of_0_or_1():
         run([0, 0, 0], risk=lambda o, r, y: 0.5 * torch.ones(len(o)), p_value=exact_binomial)
 
 
+@pytest.mark.parametrize("p_value", [hoeffding_bentkus, exact_binomial])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((5.0, 100, 0.1), "mean: expected a mean loss from 0 to 1, got 5.0"),  # in percent
+        ((math.nan, 100, 0.1), "mean: expected a mean loss from 0 to 1, got nan"),
+        ((0.05, 0, 0.1), "number: expected a whole number of at least 1, got 0"),
+        ((0.05, 100, 5.0), "epsilon: expected a number between 0 and 1, got 5.0"),
+    ],
+)
+def test_p_values_of_what_is_no_test(p_value, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        p_value(*arguments)
+
+
 def test_too_few_samples():
     with pytest.raises(ValueError, match=r"at least 114 samples are needed to certify epsilon=0.02 .* got 100"):
         run([0, 0, 0], n=100)

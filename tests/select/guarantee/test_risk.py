@@ -71,6 +71,17 @@ def test_candidates_are_adequate_where_they_lose_nothing():
     assert labelled.adequate[:, 0].tolist() == [True, False, True, True]
 
 
+@pytest.mark.parametrize("shapes", [[(4,), (4, 1)], [(4, 1), (4,)], [(4,), (1,)], [(4, 2), (1, 2)], [(4, 4), (4,)]])
+def test_outputs_that_would_broadcast_are_refused(shapes):
+    """For a loss of the user's own too: [4] beside [4, 1] would be compared as [4, 4]."""
+    output, reference = (torch.ones(shape) for shape in shapes)
+    for risk in (disagreement, lost_accuracy, ProbabilityShift(0.1), OutputDeviation(0.1)):
+        with pytest.raises(ValueError, match=r"^reference: expected values"):
+            risk(output, reference, LABEL)
+    with pytest.raises(ValueError, match=r"^reference: expected values"):
+        losses(lambda output, reference, target: torch.zeros(4), output, reference, None)
+
+
 # ---- outputs that are not finite
 
 NAN, INF = float("nan"), float("inf")

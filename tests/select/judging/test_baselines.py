@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dise.select import closed_gap_fraction, oracle, random_mix, single_candidate
+from dise.select import assignment_score, closed_gap_fraction, oracle, random_mix, single_candidate
 
 NFE = [[1, 4, 14], [1, 4, 20], [1, 4, 14], [1, 4, 26], [1, 4, 26]]
 RIGHT = [
@@ -79,3 +79,20 @@ def test_the_closed_gap_by_hand():
     assert closed_gap_fraction(cost, torch.tensor([1, 1])) == pytest.approx(-0.5)
     assert closed_gap_fraction(cost, torch.tensor([1, 0])) == pytest.approx(-1.5)
     assert closed_gap_fraction(torch.ones(3, 2), torch.tensor([0, 1, 0])) is None
+
+
+def test_choices_and_shares_of_other_samples_or_candidates_are_refused(costs):
+    """One choice, or one share, would broadcast to all samples."""
+    for choice in (torch.tensor([2]), torch.zeros(4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"weights: expected \(5, 3\), a row per sample"):
+            assignment_score("one", costs, choice)
+    with pytest.raises(ValueError, match=r"choice: expected whole numbers \[N\] with N = 5, got .*\(4,\)"):
+        closed_gap_fraction(costs.cost, torch.zeros(4, dtype=torch.int64))
+    for index in (-1, 3):
+        with pytest.raises(ValueError, match="choice: expected indices of 3 candidates"):
+            assignment_score("beyond", costs, torch.full((5,), index))
+    with pytest.raises(ValueError, match=r"weights: expected \(5, 3\)"):
+        random_mix(costs, torch.ones(1))
+    for shares in ([1.0, -0.5, 2.0], [0.0, 0.0, 0.0], [1.0, float("nan"), 1.0]):
+        with pytest.raises(ValueError, match="shares: expected numbers of at least 0, not all 0"):
+            random_mix(costs, torch.tensor(shares))

@@ -74,3 +74,18 @@ def test_the_test_keeps_its_level(won):
 def test_no_samples():
     with pytest.raises(ValueError, match="reference: expected at least one sample"):
         loss_bound(torch.ones(0, dtype=torch.bool), torch.ones(0, dtype=torch.bool))
+
+
+def test_results_of_other_samples_are_refused():
+    """One result would be compared with each of a hundred."""
+    for shape in ((1,), (100, 1)):
+        with pytest.raises(ValueError, match=r"^policy: expected bool \[N\] with N = 100"):
+            loss_bound(torch.ones(100, dtype=torch.bool), torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^reference: expected bool \[N\], got torch.int64"):
+        loss_bound(torch.ones(100, dtype=torch.int64), torch.ones(100, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("confidence", [95, 1.0, 0.5, 0.05])
+def test_a_confidence_is_between_a_half_and_one(confidence):
+    with pytest.raises(ValueError, match=r"^confidence: expected a number between 0.5 and 1"):
+        loss_bound(*pairs(1, 1, 10), confidence=confidence)

@@ -123,6 +123,45 @@ def test_binary_answers_are_yes_above_the_threshold():
     assert BinaryCost().error(logits, torch.tensor([0.0, 1.0])).tolist() == [[0, 0, 1], [1, 1, 0]]
 
 
+@pytest.mark.parametrize("N", [3, 4])  # with N = K, [N, 1, 1] beside [N, K] broadcasts without an error
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [(ClassificationCost(), (3, 2)), (BinaryCost(), (3,)), (BinaryCost(), (3, 1)), (RULE, (3,))],
+    ids=["classes", "binary", "binary with a dimension", "task error"],
+)
+def test_targets_that_would_broadcast_are_refused(rule, shape, N):
+    output = torch.randn(N, *shape)
+    assert rule.error(output, torch.ones(N)).shape == (N, 3)
+    for target in (torch.ones(N, 1), torch.ones(N, 3)):
+        with pytest.raises(ValueError, match=r"^(data: expected labels \[N\]|task_error: expected errors \[N, K\])"):
+            rule.error(output, target)
+    with pytest.raises(ValueError, match=r"^target: expected values"):
+        rule.error(output, torch.ones(1))
+    with pytest.raises(ValueError, match=r"^error: expected numbers"):
+        rule(torch.ones(N, 3), torch.ones(N))
+
+
+@pytest.mark.parametrize(("rule", "shape"), [(ClassificationCost(), (3, 2)), (BinaryCost(), (3,))])
+@pytest.mark.parametrize("label", [-1.0, 2.0, 0.5, math.nan])
+def test_labels_that_are_no_class_are_refused(rule, shape, label):
+    with pytest.raises(ValueError, match=r"data: expected labels .*from 0 to 1, got"):
+        rule.error(torch.randn(2, *shape), torch.tensor([1.0, label]))
+
+
+def test_one_logit_is_no_class():
+    """Its argmax is 0 whatever it is."""
+    with pytest.raises(ValueError, match="output: expected logits of two or more classes; BinaryCost is for one"):
+        ClassificationCost().error(torch.randn(2, 3, 1), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"output: expected one logit per sample, .* got \(2, 3, 4\)"):
+        BinaryCost().error(torch.randn(2, 3, 4), torch.tensor([0, 1]))
+
+
+def test_one_logit_with_or_without_a_dimension():
+    logits = torch.tensor([[-1.0, 2.0], [3.0, -4.0]])
+    for output in (logits, logits[..., None]):
+        assert BinaryCost().error(output, torch.tensor([0, 1])).tolist() == [[0, 1], [0, 1]]
+
+
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, 2, float("nan")])
 def test_a_threshold_that_is_no_probability(threshold):
     with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1"):

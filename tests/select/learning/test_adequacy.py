@@ -92,6 +92,11 @@ def test_calibration_error_by_hand():
 # ---- the dial
 
 
+def test_probabilities_of_other_samples_have_no_calibration_error():
+    with pytest.raises(ValueError, match=r"^adequate: expected values \[\*B\] with \*B = \(10,\), got .*\(10, 1\)"):
+        calibration_error(torch.rand(10), torch.ones(10, 1))
+
+
 def test_scores_are_expected_prices(fitted):
     x = torch.linspace(-1, 1, 5)[:, None]
     with torch.no_grad():

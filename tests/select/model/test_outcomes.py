@@ -82,6 +82,18 @@ def test_no_candidates(toy_model, batches):
         run_candidates(toy_model, batches(1), [])
 
 
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([[0, 1, 2], [0, 1, 2]], "data: expected targets that are tensors in all batches, got list"),
+        ([torch.zeros(3), torch.zeros(3, 1)], r"data: expected targets of one shape in all batches, .*\(\), \(1,\)"),
+    ],
+)
+def test_targets_are_tensors_of_one_shape(toy_model, targets, message):
+    with pytest.raises(ValueError, match=message):
+        run_candidates(toy_model, [(torch.ones(3, 2), target) for target in targets], [Euler()])
+
+
 def test_no_data(toy_model):
     with pytest.raises(ValueError, match="data: expected batches"):
         run_candidates(toy_model, [], CANDIDATES)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dise.integrate import Integrator
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.integrator import as_integrators, check_integrator
-from dise.integrate.value import check_above, check_callable
+from dise.integrate.value import check_above, check_callable, check_whole
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.guarantee.kind import is_state, score_of, suitable_risk
 from dise.select.guarantee.risk import (
@@ -318,7 +318,11 @@ def hoeffding_bentkus(mean: float, number: int, epsilon: float) -> float:
 
     Returns:
         min(exp(−n·KL(min(mean, ε) ‖ ε)), e·P[Binomial(n, ε) ≤ ⌈n·mean⌉]), at most 1.
+
+    Raises:
+        ValueError: a mean not in [0, 1], no samples, or ε not in (0, 1).
     """
+    _check_test(mean, number, epsilon)
     a = min(mean, epsilon)
     divergence = sum(p * math.log(p / q) for p, q in ((a, epsilon), (1 - a, 1 - epsilon)) if p > 0)
     return min(math.exp(-number * divergence), math.e * _binomial_cdf(_loss_count(mean, number), number, epsilon), 1.0)
@@ -335,9 +339,20 @@ def exact_binomial(mean: float, number: int, epsilon: float) -> float:
         number: number of samples, n.
         epsilon: ε.
 
+    Raises:
+        ValueError: as for `hoeffding_bentkus`.
+
     Source: Clopper, Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial, 1934.
     """
+    _check_test(mean, number, epsilon)
     return min(_binomial_cdf(_loss_count(mean, number), number, epsilon), 1.0)
+
+
+def _check_test(mean: float, number: int, epsilon: float) -> None:
+    if not 0 <= mean <= 1:
+        raise ValueError(f"mean: expected a mean loss from 0 to 1, got {mean!r}")
+    check_whole("number", number)
+    check_above("epsilon", epsilon, 0, 1)
 
 
 def suitable_p_value(risk: Risk) -> PValue:

@@ -12,13 +12,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dise.integrate.annotations import Shaped
+from dise.integrate.annotations import Float, Shaped
 from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.rules import CostRule
 from dise.select.model.finite import difference, has_nan, non_finite_loss
 from dise.select.model.logits import are_labels, class_logits, predicted_class
 
 Risk = Callable[[Tensor, Tensor, Any], Tensor]
+Outputs = Shaped[Tensor, "n *C"]  # of one shape with the reference's
 
 
 def check_risk(risk: object) -> None:
@@ -27,13 +28,15 @@ def check_risk(risk: object) -> None:
         raise TypeError(f"risk: expected a function such as disagreement or OutputDeviation(0.03), got {risk!r}")
 
 
-def losses(risk: Risk, output: Tensor, reference: Tensor, target: Any) -> Tensor:
+@checked_arguments
+def losses(risk: Risk, output: Outputs, reference: Outputs, target: Any) -> Shaped[Tensor, " n"]:
     """[n] losses by `risk`, with 1 where an output is not finite and the reference's is.
 
     Where the reference's output has a NaN, a loss that is NaN counts as 1.
 
     Raises:
-        ValueError: losses of another shape, or outside of [0, 1]; a risk that fails on data without targets.
+        ValueError: outputs of different shapes; losses of another shape, or outside of [0, 1]; a risk that fails on
+            data without targets.
     """
     lost = non_finite_loss(output, reference)
     try:
@@ -69,7 +72,7 @@ def risk_name(risk: Risk) -> str:
 
 
 @checked_arguments
-def disagreement(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
+def disagreement(output: Outputs, reference: Outputs, target: Any) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class differs from the reference's, else 0; needs no labels.
 
     NaN predicts no class: if only one of the two has a NaN, they differ; if both have, they do not.
@@ -80,7 +83,7 @@ def disagreement(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tenso
 
 
 @checked_arguments
-def lost_accuracy(output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
+def lost_accuracy(output: Outputs, reference: Outputs, target: Any) -> Shaped[Tensor, " n"]:
     """[n] 1 where the predicted class is not the label [n] and the reference's is, else 0; NaN predicts no class.
 
     Raises:
@@ -125,7 +128,8 @@ class ProbabilityShift:
         """What a loss of 1 means."""
         return f"a probability changes by more than {self.tau:g}"
 
-    def __call__(self, output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
+    @checked_arguments
+    def __call__(self, output: Outputs, reference: Outputs, target: Any) -> Shaped[Tensor, " n"]:
         """[n] loss by the largest change of a probability, for logits [n, C], or one per sample, [n] or [n, 1]."""
         p, q = (class_logits(logits).double().softmax(1) for logits in (output, reference))
         small = difference(p, q).abs().amax(1) <= self.tau  # False for NaN
@@ -168,7 +172,8 @@ class OutputDeviation:
         """What a loss of 1 means."""
         return f"the outputs' root mean square change is more than {self.tolerance:g}"
 
-    def __call__(self, output: Tensor, reference: Tensor, target: Any) -> Shaped[Tensor, " n"]:
+    @checked_arguments
+    def __call__(self, output: Outputs, reference: Outputs, target: Any) -> Shaped[Tensor, " n"]:
         """[n] loss for outputs [n, ...]."""
         distance = difference(output, reference).abs().double().reshape(len(output), -1).square().mean(1).sqrt()
         return (~(distance <= self.tolerance)).double()  # 1 for NaN
@@ -199,7 +204,7 @@ class RiskCost(CostRule):
 
     risk: Risk = field(default=disagreement, kw_only=True)
 
-    def error(self, output: Tensor, target: Tensor | None) -> Tensor:
+    def error(self, output: Shaped[Tensor, "N K ..."], target: Any) -> Float[Tensor, "N K"]:
         """[N, K] losses of outputs [N, K, ...] against those of the last candidate."""
         columns = output.unbind(1)
         return torch.stack([losses(self.risk, column, columns[-1], target) for column in columns], 1).float()

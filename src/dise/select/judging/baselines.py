@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from dise.integrate.annotations import Int, Num
 from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 
@@ -28,7 +29,14 @@ class PolicyScore:
 
     @classmethod
     def of(cls, name: str, costs: Costs, weights: Tensor) -> "PolicyScore":
-        """Score of the policy with these probabilities `weights` [N, K] of the candidates."""
+        """Score of the policy with these probabilities `weights` [N, K] of the candidates.
+
+        Raises:
+            ValueError: weights of another number of samples or candidates than the costs.
+        """
+        if weights.shape != costs.nfe.shape:
+            expected, got = tuple(costs.nfe.shape), tuple(weights.shape)
+            raise ValueError(f"weights: expected {expected}, a row per sample and a column per candidate, got {got}")
         adequate, nfe = ((weights * column.float()).sum(1) for column in (costs.adequate, costs.nfe))
         return cls(name, weights, adequate, nfe)
 
@@ -44,9 +52,12 @@ class PolicyScore:
 
 
 @checked_arguments
-def assignment_score(name: str, costs: Costs, choice: Tensor) -> PolicyScore:
+def assignment_score(name: str, costs: Costs, choice: Int[Tensor, " N"]) -> PolicyScore:
     """Score of the policy that gives each sample the candidate with index `choice` [N]."""
-    return PolicyScore.of(name, costs, one_hot(choice, len(costs.candidates)).float())
+    candidates = len(costs.candidates)
+    if not ((choice >= 0) & (choice < candidates)).all():
+        raise ValueError(f"choice: expected indices of {candidates} candidates, got {choice!r}")
+    return PolicyScore.of(name, costs, one_hot(choice.long(), candidates).float())
 
 
 @checked_arguments
@@ -70,14 +81,16 @@ def oracle(costs: Costs) -> PolicyScore:
 
 
 @checked_arguments
-def random_mix(costs: Costs, shares: Tensor) -> PolicyScore:
+def random_mix(costs: Costs, shares: Num[Tensor, " K"]) -> PolicyScore:
     """Exact expected score of random choice with the given shares [K] of the candidates."""
+    if not (shares >= 0).all() or not 0 < float(shares.sum()) < float("inf"):
+        raise ValueError(f"shares: expected numbers of at least 0, not all 0, got {shares!r}")
     weights = (shares / shares.sum()).to(costs.nfe.device).float()
-    return PolicyScore.of("random, same mix", costs, weights.expand(costs.nfe.shape))
+    return PolicyScore.of("random, same mix", costs, weights.expand(len(costs), -1))
 
 
 @checked_arguments
-def closed_gap_fraction(cost: Tensor, choice: Tensor) -> float | None:
+def closed_gap_fraction(cost: Num[Tensor, "N K"], choice: Int[Tensor, " N"]) -> float | None:
     """Fraction of the gap between the best single candidate (0) and the oracle (1) that a policy closes.
 
     It is negative if the policy is worse than the best single candidate.
@@ -96,4 +109,4 @@ def closed_gap_fraction(cost: Tensor, choice: Tensor) -> float | None:
     best, oracle = float(cost.mean(0).min()), float(cost.min(1).values.mean())
     if best - oracle <= 1e-12 * abs(best):
         return None
-    return (best - float(cost.gather(1, choice[:, None]).mean())) / (best - oracle)
+    return (best - float(cost.gather(1, choice.long()[:, None]).mean())) / (best - oracle)

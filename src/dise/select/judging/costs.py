@@ -19,6 +19,7 @@ from dise.select.model.outcomes import Outcomes, run_candidates
 from dise.select.policies.dynamic import selector_inputs
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class Costs:
     """Costs of K candidates on N samples, with the inputs of a selector.

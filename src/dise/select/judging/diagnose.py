@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dise.integrate.annotations import Int
 from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 
@@ -10,7 +11,7 @@ COLLAPSE = 0.99  # share of the samples from which a choice counts as collapsed
 
 
 @checked_arguments
-def diagnose(choice: Tensor, costs: Costs) -> str | None:
+def diagnose(choice: Int[Tensor, " n"], costs: Costs) -> str | None:
     """Explanation why one candidate gets at least 99 % of the samples; None if no candidate does.
 
     A perfect regression of Eq. 4's costs prefers candidate e to d where p_e/p_d > (M^α − Δ_d^α)/(M^α − Δ_e^α),

@@ -5,11 +5,13 @@ from statistics import NormalDist
 
 from torch import Tensor
 
+from dise.integrate.annotations import Bool
 from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import check_above
 
 
 @checked_arguments
-def loss_bound(reference: Tensor, policy: Tensor, *, confidence: float = 0.95) -> float:
+def loss_bound(reference: Bool[Tensor, " N"], policy: Bool[Tensor, " N"], *, confidence: float = 0.95) -> float:
     """Upper bound of a one-sided confidence interval for the net share of adequate results that a policy loses.
 
     The bound is the smallest tolerance at which Tango's score test still rejects inferiority. The test keeps its level
@@ -24,8 +26,9 @@ def loss_bound(reference: Tensor, policy: Tensor, *, confidence: float = 0.95) -
         confidence: of the interval, in (0.5, 1).
 
     Raises:
-        ValueError: no samples.
+        ValueError: no samples, different numbers of them, or a confidence out of range.
     """
+    check_above("confidence", confidence, 0.5, 1)
     number = len(reference)
     if number == 0:
         raise ValueError("reference: expected at least one sample, got none")

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dise.integrate.annotations import Bool, Float, Num
+from dise.integrate.annotations import Bool, Float, Num, Shaped
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.value import check_tensor
+from dise.select.model.logits import are_labels
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class CostRule(ABC):
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
     @abstractmethod
-    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
+    def error(self, output: Shaped[Tensor, "N K ..."], target: Shaped[Tensor, "N ..."] | None) -> Float[Tensor, "N K"]:
         """[N, K] task error Γ of outputs [N, K, ...] for targets [N, ...], None without any; smaller is better."""
 
     @abstractmethod
@@ -42,6 +43,7 @@ class CostRule(ABC):
     def price(self, delta: Num[Tensor, "N K"], error: Num[Tensor, "N K"]) -> Num[Tensor, "N K"]:
         """[N, K] cost of an adequate candidate, before the exponent."""
 
+    @checked_arguments
     def __call__(self, delta: Num[Tensor, "N K"], error: Num[Tensor, "N K"]) -> Num[Tensor, "N K"]:
         """Costs [N, K].
 
@@ -66,9 +68,12 @@ class CostRule(ABC):
 class ClassificationCost(CostRule):
     """Eq. 4: Δ^α where the prediction is right, M^α where it is wrong."""
 
-    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
+    @checked_arguments
+    def error(self, output: Float[Tensor, "N K C"], target: Shaped[Tensor, "N ..."] | None) -> Float[Tensor, "N K"]:
         """[N, K] 1 where logits [N, K, C] do not predict the labels [N], else 0; NaN predicts nothing."""
-        labels = _given(target, self)
+        if output.shape[-1] < 2:
+            raise ValueError("output: expected logits of two or more classes; BinaryCost is for one logit per sample")
+        labels = _labels(target, self, output.shape[-1])
         return ((output.argmax(-1) != labels[:, None]) | output.isnan().any(-1)).float()
 
     def adequate(self, error: Num[Tensor, "N K"]) -> Bool[Tensor, "N K"]:
@@ -96,10 +101,13 @@ class BinaryCost(ClassificationCost):
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold: expected a number between 0 and 1, got {self.threshold!r}")
 
-    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
-        """[N, K] 1 where logits [N, K] do not predict the answers [N], 0 or 1; else 0. NaN predicts nothing."""
-        answers = _given(target, self)
-        return (((output.sigmoid() > self.threshold) != (answers[:, None] > 0)) | output.isnan()).float()
+    @checked_arguments
+    def error(self, output: Float[Tensor, "N K *C"], target: Shaped[Tensor, "N ..."] | None) -> Float[Tensor, "N K"]:
+        """[N, K] 1 where logits [N, K] or [N, K, 1] do not predict the answers [N], 0 or 1; NaN predicts nothing."""
+        if output.shape[2:] not in ((), (1,)):
+            raise ValueError(f"output: expected one logit per sample, [N, K] or [N, K, 1], got {tuple(output.shape)}")
+        logits, answers = output.flatten(1), _labels(target, self, 2)
+        return (((logits.sigmoid() > self.threshold) != (answers[:, None] > 0)) | logits.isnan()).float()
 
 
 @checked_arguments
@@ -131,10 +139,14 @@ class TaskErrorCost(CostRule):
                 f"beta, resolution: expected 0 < {order}, got beta={self.beta!r}, resolution={self.resolution!r}"
             )
 
-    def error(self, output: Tensor, target: Tensor | None) -> Float[Tensor, "N K"]:
+    @checked_arguments
+    def error(self, output: Shaped[Tensor, "N K ..."], target: Shaped[Tensor, "N ..."] | None) -> Float[Tensor, "N K"]:
         """[N, K] Γ, from `task_error`."""
         error = self.task_error(output, _given(target, self))
         check_tensor("task_error", error, "errors")
+        if error.shape != output.shape[:2]:
+            expected, got = (tuple(tensor.shape[:size]) for tensor, size in ((output, 2), (error, None)))
+            raise ValueError(f"task_error: expected errors [N, K] = {expected}, got shape {got}")
         if not self.larger_is_better and (error < 0).any():
             raise ValueError(f"task_error: expected errors of at least 0, got {float(error[error < 0].min())}")
         return error
@@ -148,6 +160,14 @@ class TaskErrorCost(CostRule):
         if self.larger_is_better:
             return delta / error.clamp(min=self.beta, max=self.resolution)
         return delta * error.clamp(min=self.resolution)
+
+
+def _labels(target: Tensor | None, rule: CostRule, classes: int) -> Tensor:
+    labels = _given(target, rule)
+    if not are_labels(labels, len(labels), classes):
+        got = f"shape {tuple(labels.shape)}" if labels.ndim != 1 else f"{labels.unique().tolist()[:20]}"
+        raise ValueError(f"data: expected labels [N], whole numbers from 0 to {classes - 1}, got {got}")
+    return labels
 
 
 def _given(target: Tensor | None, rule: CostRule) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dise.integrate.annotations import Float, Shaped
 from dise.integrate.argument_types import checked_arguments
 from dise.select.judging.costs import Costs
 from dise.select.learning.fit import FitData
@@ -149,12 +150,12 @@ def platt_scaling(logits: Tensor, adequate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @checked_arguments
-def calibration_error(p: Tensor, adequate: Tensor, *, bins: int = 10) -> float:
+def calibration_error(p: Float[Tensor, "*B"], adequate: Shaped[Tensor, "*B"], *, bins: int = 10) -> float:
     """Calibration error: mean difference between predicted probabilities and observed frequencies.
 
     Args:
-        p: [N, K] probabilities.
-        adequate: [N, K], 0 or 1.
+        p: [N, K] probabilities, or of any other shape.
+        adequate: of the same shape, 0 or 1.
         bins: number of bins, each with the same number of probabilities.
 
     Returns:

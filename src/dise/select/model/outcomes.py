@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from dise.integrate.argument_types import checked_arguments
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.block import device_of, find_block
 from dise.select.model.data import Data, as_batches
-from dise.select.model.inputs import Inputs
+from dise.select.model.inputs import Inputs, concatenate_batches
 from dise.select.model.rows import check_rows
 from dise.select.model.run import run_model
 from dise.select.model.states import channel_means, concatenate_state
@@ -81,7 +81,8 @@ def run_candidates(
         block: the NeuralODE or its name; default: the model's only one.
 
     Raises:
-        ValueError: no candidates, data of another form, no such block, or an f that mixes the samples of a batch.
+        ValueError: no candidates, data of another form, targets that are not tensors of one shape, no such block, or an
+            f that mixes the samples of a batch.
     """
     if not candidates:
         raise ValueError("candidates: expected at least one integrator, got none")
@@ -123,7 +124,8 @@ def _concatenate(batches: list[Outcomes]) -> Outcomes:
     tables: dict[str, Any] = {name: whole([getattr(batch, name) for batch in batches]) for name in TABLES}
     shapes = {tuple(condition.shape[1:] for condition in batch.conditions) for batch in batches}
     columns = zip(*(batch.conditions for batch in batches), strict=True) if len(shapes) == 1 else ()
-    target = None if batches[0].target is None else whole([cast(Tensor, batch.target) for batch in batches])
+    targets = [batch.target for batch in batches]
+    target = None if targets[0] is None else concatenate_batches("data: expected targets", targets).cpu()
     return replace(batches[0], **tables, target=target, conditions=tuple(whole(column) for column in columns))
 
 
