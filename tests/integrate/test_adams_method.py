@@ -248,6 +248,16 @@ def test_dense_output_is_as_accurate_as_the_steps(spans, order):
     assert_close(solution.saved, expected, rtol=0, atol=20 * tolerance)
 
 
+def test_what_is_read_within_steps_does_not_change_their_ends(spans):
+    """Values within a step are computed where something reads them."""
+    y0, t0, t1 = spans
+    plain = solve(linear, y0, t0, t1, TIGHT)
+    for options in ({"dense": True}, {"event": lambda t, y: y[:, 0] - 1e3}, {"accumulate": KineticEnergy.accumulate}):
+        other = solve(linear, y0, t0, t1, TIGHT, **options)
+        assert torch.equal(other.y, plain.y)
+        assert torch.equal(other.nfe, plain.nfe)
+
+
 def test_events_stop_and_change():
     """A ball of height 1 falls with g = 2: it lands at t = 1 with speed 2, and bounces with half the speed."""
     fall = lambda t, y: torch.stack([y[:, 1], torch.full_like(y[:, 1], -2.0)], 1)  # noqa: E731

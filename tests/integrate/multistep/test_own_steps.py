@@ -16,11 +16,26 @@ def double(values):
     return torch.as_tensor(np.asarray(values), dtype=torch.float64)
 
 
+def differences(slope, points):
+    """Π_{0<i≤j} (x_0 − x_i) f[x_0, …, x_j], j from 1: leading coefficients of interpolating polynomials, by NumPy."""
+    x, found = np.asarray(points) - points[0], []
+    for j in range(1, len(x)):
+        system = np.vander(x[: j + 1], increasing=True)
+        leading = np.linalg.solve(system, [slope(t) for t in points[: j + 1]])[-1]
+        found.append(leading * np.prod(-x[1 : j + 1]))
+    return found
+
+
+def history_of(slope, t, past_t, number=None):
+    """What one sample knows at t of f, a function of time, at earlier points."""
+    count = torch.tensor([len(past_t) if number is None else number])
+    separations = double([t - s for s in past_t]).reshape(1, -1)
+    return History(double(differences(slope, [t, *past_t])).reshape(1, -1, 1), separations, count, double([[0.0]]))
+
+
 def attempt_of(order, slope, t, t_next, past_t, number=None):
     """The step from t to t_next of one sample with y = 0, where f is a function of time; f at its end is given."""
-    values = double([slope(s) for s in past_t]).reshape(1, -1, 1)
-    count = torch.tensor([len(past_t) if number is None else number])
-    history = History(values, double(past_t).reshape(1, -1), count, double([[0.0]]))
+    history = history_of(slope, t, past_t, number)
     zero = torch.zeros(1, 1, dtype=torch.float64)
     attempt = AdamsAttempt(AdamsFormula(order), double([t]), double([t_next]), zero, double([[slope(t)]]), history)
     assert attempt.point()[0].item() == t_next
@@ -87,18 +102,50 @@ def test_a_step_of_no_length_changes_nothing():
     assert all(stage.isfinite().all() for stage in step.stages)
 
 
-def test_history_keeps_the_latest_points_of_rows_that_accept():
-    t, y = torch.zeros(2, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
-    history = History.none(AdamsFormula(4), t, y)
-    for k in range(3):
-        moved = torch.tensor([True, k == 1])
-        history = history.after(t + k, y + 10 * k, moved, y + 1e-9 * k, moved)
-    assert history.number.tolist() == [2, 1]
-    assert history.t[0].tolist() == [2, 1]
-    assert history.values[0, :, 0].tolist() == [20, 10]
-    assert history.t[1, 0] == 1
-    assert history.values[1, 0, 0] == 10
-    assert history.rounding.tolist() == [[2e-9], [1e-9]]
+@pytest.mark.parametrize("order", ORDERS)
+def test_histories_after_steps_know_the_latest_points(order):
+    """The second sample rejects every third step; the start of a short step is forgotten where there are others."""
+    t, formula, known = double([0.0, 0.5]), AdamsFormula(order), [[0.0], [0.5]]
+    history = History.none(formula, t, double([[0.0], [0.0]]))
+    draw = np.random.default_rng(0)
+    for k in range(12):
+        t_next = t + double(draw.uniform(0.3, 1.0, 2))
+        slope = lambda t: t.sin()[:, None]  # noqa: E731
+        attempt = AdamsAttempt(formula, t, t_next, double([[0.0], [0.0]]), slope(t), history)
+        attempt.stages.append(slope(t_next))
+        attempt.finish()
+        accept, short = torch.tensor([True, k % 3 != 2]), torch.tensor([k % 5 == 4, False])
+        history = attempt.history(None if accept.all() else accept, short)
+        t = torch.where(accept, t_next, t)
+        for i in range(2):
+            if accept[i]:
+                known[i] = [t[i].item(), *(known[i][1:] if short[i] else known[i])][: order - 1]
+            points = known[i]
+            assert history.number[i].item() == len(points) - 1
+            assert history.separations[i, : len(points) - 1].tolist() == pytest.approx(
+                [points[0] - x for x in points[1:]]
+            )
+            found = history.differences[i, : len(points) - 1, 0].tolist()
+            assert found == pytest.approx(differences(np.sin, points), abs=1e-9)
+
+
+def test_rejected_steps_keep_their_rounding():
+    t, y = double([0.0, 0.0]), torch.tensor([[1.0], [1.0]])
+    kept = torch.full_like(y, 3e-9)
+    history = History.none(AdamsFormula(3), t, y)._replace(rounding=kept)
+    attempt = AdamsAttempt(AdamsFormula(3), t, t + 1e-9, y, torch.ones_like(y), history)
+    attempt.stages.append(torch.ones_like(y))
+    attempt.finish()
+    after = attempt.history(torch.tensor([True, False]), torch.tensor([False, False]))
+    assert_close(after.rounding, torch.tensor([[4e-9], [3e-9]]), rtol=1e-5, atol=0)
+
+
+def test_without_values_inside_a_step_ends_the_same():
+    steps = [attempt_of(6, np.exp, 0.0, 0.5, [-0.2, -0.3, -0.7, -1.0]) for _ in range(2)]
+    whole, ends = steps[0].finish(), steps[1].finish(inside=False)
+    assert torch.equal(whole.y_next, ends.y_next)
+    assert torch.equal(whole.error(), ends.error())
+    assert torch.equal(torch.cat([whole.stages[0], whole.stages[-1]]), torch.cat(ends.stages))
 
 
 def test_the_rounding_of_a_sum_is_kept_for_the_next_step():
@@ -106,12 +153,11 @@ def test_the_rounding_of_a_sum_is_kept_for_the_next_step():
     t, y = torch.zeros(1), torch.ones(1, 1)
     formula, slope = AdamsFormula(4), torch.full((1, 1), 1e-6)
     history = History.none(formula, t, y)
-    every = torch.ones(1, dtype=torch.bool)
     for _ in range(1000):
         attempt = AdamsAttempt(formula, t, t + 1e-3, y, slope, history)
         attempt.stages.append(slope)
         y = attempt.finish().y_next
-        history = history.after(t, slope, every, attempt.rounding, every)
+        history = attempt.history(None, torch.zeros(1, dtype=torch.bool))
         t = t + 1e-3
     assert y.item() == pytest.approx(1 + 1e-6, abs=1.2e-7)
     assert (y.double() + history.rounding.double()).item() == pytest.approx(1 + 1e-6, rel=1e-10)

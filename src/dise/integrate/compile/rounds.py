@@ -247,6 +247,6 @@ def _normalized(rows: LoopRows) -> LoopRows:
     rows = _feature_major(rows._replace(**copies))
     if not torch.is_grad_enabled() or not (rows.y.requires_grad or rows.k1.requires_grad):
         return rows
-    named = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated", "past")}
+    named = {name: getattr(rows, name) for name in ("y", "k1", "error", "accumulated", "differences")}
     results = {name: x for name, x in named.items() if x is not None}
     return rows._replace(**{name: x if x.requires_grad else x.requires_grad_() for name, x in results.items()})

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from dise.integrate.problem.field import BoundField, Field
@@ -64,6 +65,12 @@ class Run:
     accumulate: Accumulator | None = None
     checkpoint: bool = False
     end_only: bool = False
+
+    @property
+    def reads_inside(self) -> bool:
+        """Whether something may read what happens within a step; a graph leaves out by itself what is not read."""
+        read = bool(self.observers) or self.events is not None or self.accumulate is not None
+        return torch.compiler.is_compiling() or read
 
     def answer(self, problem: Problem, request: Request) -> Tensor:
         """The values of f that a problem's integration requests.

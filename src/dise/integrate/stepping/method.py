@@ -71,7 +71,7 @@ class Method(NamedTuple):
         If all rows run and all are known to be accepted, new values replace old ones without a `torch.where`.
         """
         t_next = attempt.t_next
-        step = attempt.finish()
+        step = attempt.finish() if isinstance(attempt, Attempt) else attempt.finish(inside=run.reads_inside)
         error = None if self.control.test is None else (attempt if isinstance(attempt, Attempt) else step).error()
         verdict = self.control.judge(step, error, rows.memory, layout, run)
         every = running is None and (verdict.all_accepted or known_all(verdict.accept))
@@ -108,10 +108,9 @@ class Method(NamedTuple):
             piece=rows.piece,
             bounds=rows.bounds,
         )
-        history = rows.history()
-        if history is not None and isinstance(attempt, AdamsAttempt):
-            long = step.dt.abs() >= SHORT_STEP * dt.abs()
-            after = after.with_history(history.after(rows.t, rows.k1, accept & long, attempt.rounding, accept))
+        if isinstance(attempt, AdamsAttempt):
+            short = accept & (step.dt.abs() < SHORT_STEP * dt.abs())
+            after = after.with_history(attempt.history(None if every else accept, short))
         return after, StepRecord(rows.sample, step, t_next, verdict.error, accept)
 
     def _outcome(

@@ -43,8 +43,8 @@ class LoopRows(NamedTuple):
     piece: Int[Tensor, " n"] | None = None  # index of the row's piece
     bounds: Float[Tensor, "n 2"] | None = None  # of the times that f receives in it
     # only of multistep methods (see `History`)
-    past: Inexact[Tensor, "n P F"] | None = None  # f at the points before t
-    past_t: Float[Tensor, "n P"] | None = None
+    differences: Inexact[Tensor, "n P F"] | None = None
+    separations: Float[Tensor, "n P"] | None = None
     n_past: Int[Tensor, " n"] | None = None
     rounding: Inexact[Tensor, "n F"] | None = None
 
@@ -62,18 +62,18 @@ class LoopRows(NamedTuple):
     def finished(self) -> "LoopRows":
         """The rows without the columns that matter to running rows only."""
         kept = self._replace(t0=None, memory=None, piece=None, bounds=None)
-        return kept._replace(past=None, past_t=None, n_past=None, rounding=None)
+        return kept._replace(differences=None, separations=None, n_past=None, rounding=None)
 
     def history(self) -> History | None:
         """The points before t; None: a one-step method's."""
-        if self.past is None or self.past_t is None or self.n_past is None or self.rounding is None:
+        if self.differences is None or self.separations is None or self.n_past is None or self.rounding is None:
             return None
-        return History(self.past, self.past_t, self.n_past, self.rounding)
+        return History(self.differences, self.separations, self.n_past, self.rounding)
 
     def with_history(self, history: History) -> "LoopRows":
         """The rows with other points before t."""
-        values, t, number, rounding = history
-        return self._replace(past=values, past_t=t, n_past=number, rounding=rounding)
+        differences, separations, number, rounding = history
+        return self._replace(differences=differences, separations=separations, n_past=number, rounding=rounding)
 
     def forget(self, which: Tensor) -> "LoopRows":
         """The rows, of which some [R] start again without points before t."""
