@@ -523,6 +523,16 @@ def test_the_printed_module_and_the_state_dict():
     assert flow.dim == other.dim == 2
 
 
+@pytest.mark.parametrize("wrong", [lambda values: values[..., None], lambda values: values.sum()])
+def test_a_base_whose_densities_would_broadcast_is_refused(wrong):
+    base = standard(2)
+    base.log_prob = lambda z, right=base.log_prob: wrong(right(z))
+    flow = Flow(TanhNet(2), base, RK4())
+    for call in (lambda: flow.log_prob(noise(3, 2)), lambda: flow.sample(3, with_log_prob=True)):
+        with pytest.raises(ValueError, match=r"base: expected log-densities of shape \(3,\), one per point, got"):
+            call()
+
+
 def test_a_base_that_is_a_module_moves_with_the_flow():
     flow = flow_of(TanhNet(2), 2)
     assert flow.float().base.sample((3,)).dtype == torch.float32

@@ -201,6 +201,11 @@ def test_a_compiled_guided_field():
         (lambda: Guided(torch.sin, 2.0, null=(0,)), TypeError, "f: expected a module"),
         (lambda: Guided(Conditional(), "2", null=(0,)), TypeError, "scale: expected a number"),
         (lambda: Guided(Conditional(), 2.0, null=0), TypeError, "null: expected a tuple"),
+        (
+            lambda: Guided(Conditional(), 2.0, null=(None,)),
+            TypeError,
+            "null: expected a number or a tensor per condition",
+        ),
         (lambda: Guided(Conditional(), 2.0, null=(0,), rule="add"), ValueError, "rule: expected 'mix' or 'push'"),
         (lambda: Guided(Conditional(), 2.0, null=(0,), interval=(1, 0)), ValueError, "interval: expected a lower"),
         (lambda: Guided(Conditional(), 2.0, null=(0,))(Y0, Y0, *CONDITIONS), ValueError, "null: expected a value per"),
@@ -213,3 +218,18 @@ def test_a_compiled_guided_field():
 def test_bad_arguments_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+class Label(nn.Module):
+    """dy/dt is the label."""
+
+    def forward(self, t, y, label):
+        return label[:, None].to(y) * torch.ones_like(y)
+
+
+def test_a_null_condition_that_labels_do_not_have_is_refused():
+    """0.5 would become label 0; 2.0 is label 2, of weight 1 − scale."""
+    y, labels = torch.zeros(3, 1), torch.tensor([0, 1, 5])
+    with pytest.raises(ValueError, match=r"null: expected a value of the condition's torch.int64, got 0.5"):
+        Guided(Label(), 3.0, null=(0.5,))(y, y, labels)
+    assert Guided(Label(), 3.0, null=(2.0,))(y, y, labels)[:, 0].tolist() == [-4, -1, 11]

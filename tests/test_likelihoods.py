@@ -454,6 +454,61 @@ def test_transforms_of_torch_func_see_through_a_density(options):
         assert_close(torch.vmap(lambda point: flow.log_prob(point[None])[0])(x), values.detach())
 
 
+# ---- fields that autograd cannot see through
+
+
+class Growth(nn.Module):
+    """dz/dt = z/2, computed in one way or another: log p(0) = log N(0; 0, 1) − D/2."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.rate, self.value = nn.Parameter(torch.tensor(0.5, dtype=DOUBLE)), value
+
+    def forward(self, t, z):
+        return self.value(self.rate, z)
+
+
+HIDDEN = {
+    "no_grad": torch.no_grad()(lambda rate, z: rate * z),
+    "inference mode": torch.inference_mode()(lambda rate, z: rate * z),
+    "detached": lambda rate, z: rate * z.detach(),
+    "numpy": lambda rate, z: torch.as_tensor(0.5 * z.detach().numpy()),
+}
+DIVERGENCES = (ExactDivergence(), ExactDivergence(mode="forward"), HutchinsonDivergence())
+
+
+@pytest.mark.parametrize("how", DIVERGENCES, ids=str)
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_a_field_in_which_autograd_sees_no_z_has_no_divergence_of_zero(hidden, how):
+    """Forward derivatives see through no_grad."""
+    flow = Flow(Growth(HIDDEN[hidden]), standard(3), Dopri5(rtol=1e-8, atol=1e-8), divergence=how)
+    x = torch.zeros(2, 3, dtype=DOUBLE)
+    if hidden == "no_grad" and how == ExactDivergence(mode="forward"):
+        assert_close(flow.log_prob(x), standard(3).log_prob(x) - 1.5)
+        return
+    with pytest.raises((ValueError, RuntimeError), match=r"autograd sees no z in it|doesn't have storage"):
+        flow.log_prob(x)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("how", DIVERGENCES, ids=str)
+def test_constant_fields_have_no_divergence(how, grad):
+    """dz/dt = 1/2 moves all points by 1/2."""
+    fields = (lambda rate, z: torch.full_like(z, 0.5), lambda rate, z: rate * torch.ones_like(z))
+    for value in fields:
+        x = noise(2, 3)
+        with torch.set_grad_enabled(grad):
+            log_prob = Flow(Growth(value), standard(3), Euler(3), divergence=how).log_prob(x)
+        assert_close(log_prob.detach(), standard(3).log_prob(x - 0.5))
+
+
+@pytest.mark.parametrize("value", [lambda rate, z: (rate * z,), lambda rate, z: None], ids=["tuple", "None"])
+@pytest.mark.parametrize("how", DIVERGENCES, ids=str)
+def test_a_field_that_returns_no_tensor_is_named(value, how):
+    with pytest.raises(ValueError, match=r"f: expected dz/dt of shape \[2, 3\] like z, got (tuple|NoneType)"):
+        Flow(Growth(value), standard(3), Euler(1), divergence=how).log_prob(noise(2, 3))
+
+
 def test_no_images_have_no_log_densities():
     """Whatever torch.distributions makes of them."""
     normal = torch.distributions.Normal(torch.zeros(2, 3, 2), torch.ones(2, 3, 2))

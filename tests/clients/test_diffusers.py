@@ -153,6 +153,22 @@ def test_a_sample_changed_between_steps_counts():
     assert_close(x, torch.zeros(1, 2))
 
 
+def test_velocities_that_would_broadcast_are_refused():
+    """Also those of another batch than the steps before."""
+    scheduler, x = MultistepScheduler.of(TABLES[0]), torch.zeros(2, 3)
+    for shape in ((1, 3), (2, 1), (3,), (4, 2, 3)):
+        scheduler.set_timesteps(8)
+        with pytest.raises(
+            ValueError, match=r"model_output: expected the velocity in the sample's shape.*\(2, 3\), got"
+        ):
+            scheduler.step(torch.ones(shape), 1000.0, x)
+    scheduler.step(x, scheduler.timesteps[0], x)
+    with pytest.raises(ValueError, match=r"in each step \(2, 3\), got \(1, 3\) for a sample \(1, 3\)"):
+        scheduler.step(x[:1], scheduler.timesteps[1], x[:1])
+    with pytest.raises(ValueError, match=r"timestep: expected one for all samples, got shape \(2,\)"):
+        scheduler.step(x, scheduler.timesteps[1].expand(2), x)
+
+
 def test_what_does_not_fit_the_table_is_refused():
     scheduler = MultistepScheduler.of(TABLES[0])
     with pytest.raises(ValueError, match="num_inference_steps: the table has 8 steps, got 9"):

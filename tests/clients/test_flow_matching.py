@@ -144,6 +144,20 @@ def test_models_whose_rows_depend_on_each_other_are_noticed():
         ODESolver(lambda x, t: x - x.mean(0)).sample(points(), method="dopri5")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda z: log_p0(z)[:, None],
+        lambda z: log_p0(z).sum(),
+        torch.distributions.Normal(torch.zeros(2, dtype=torch.float64), 1.0).log_prob,  # as many points as coordinates
+    ],
+    ids=["column", "sum", "per coordinate"],
+)
+def test_densities_of_the_noise_that_would_broadcast_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"log_p0: expected log-densities of shape \(2,\), one per point, got"):
+        ODESolver(Velocity()).compute_likelihood(points(2), wrong, method="midpoint", step_size=0.5)
+
+
 def test_bad_arguments():
     solver, x = ODESolver(Velocity()), points()
     with pytest.raises(TypeError, match="velocity_model: expected a function or module, got int"):

@@ -165,6 +165,8 @@ def test_what_is_no_posterior_is_refused(posteriors):
         client.use(3)
     with pytest.raises(TypeError, match="integrator: expected an integrator"):
         client.use(posteriors["FMPE"], "zuko")
+    with pytest.raises(ValueError, match="log_prob_tolerance: expected a finite number above 0, got -1"):
+        client.use(posteriors["FMPE"], log_prob_tolerance=-1)
     other = copy.deepcopy(posteriors["FMPE"])
     client.use(other)
     with pytest.raises(ValueError, match=r"condition: expected shape \[..., 2\], got \[1, 3\]"):

@@ -140,6 +140,8 @@ def test_what_is_no_flow_is_refused():
         client.use(nn.Linear(2, 2))
     with pytest.raises(TypeError, match="integrator: expected an integrator"):
         client.use(cnf(), "dopri5")
+    with pytest.raises(ValueError, match="log_prob_tolerance: expected a finite number above 0, got -1"):
+        client.use(cnf(), log_prob_tolerance=-1)
 
 
 # ---- odeint

@@ -181,14 +181,22 @@ class MultistepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             others: not used.
 
         Raises:
-            ValueError: timesteps are not set, all used up, or another one is next.
+            ValueError: timesteps are not set, all used up, or another one is next; the velocity has another shape.
         """
         k = len(self._values)
         if self.num_inference_steps is None or k >= self.num_inference_steps:
             raise ValueError("timestep: expected a call of set_timesteps before the first step of a sample")
         expected = float(self.timesteps[k])
+        if isinstance(timestep, Tensor) and timestep.numel() != 1:
+            raise ValueError(f"timestep: expected one for all samples, got shape {tuple(timestep.shape)}")
         if not abs(float(timestep) - expected) <= 1e-3 * max(1.0, abs(expected)):  # NaN too
             raise ValueError(f"timestep: expected {expected}, the one of step {k}, got {float(timestep)}")
+        first = self._values[0].shape if self._values else sample.shape
+        if not model_output.shape == sample.shape == first:
+            raise ValueError(
+                f"model_output: expected the velocity in the sample's shape, in each step {tuple(first)}, got "
+                f"{tuple(model_output.shape)} for a sample {tuple(sample.shape)}"
+            )
         precise = torch.promote_types(sample.dtype, torch.float32)
         self._values.append(-model_output.to(precise))  # in the direction of the data
         scale, weights = self._steps[k]

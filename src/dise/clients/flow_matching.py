@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dise.clients.velocity import ADAPTIVE, Velocity, by_time, check_points, check_time_per_row, last
 from dise.flow import AugmentedField, ExactDivergence, HutchinsonDivergence
+from dise.flow.base import log_densities
 from dise.integrate import Integrator, State, solve
 from dise.integrate.clock import clock_dtype
 from dise.integrate.integrator import check_integrator
@@ -102,7 +103,7 @@ class ODESolver:
             exact_divergence: the exact divergence, else Hutchinson's estimate with one Rademacher direction per row.
 
         Raises:
-            TypeError, ValueError, SolveError: as in `sample`.
+            TypeError, ValueError, SolveError: as in `sample`; log_p0 returns another shape.
         """
         problem = _Problem(self, x_1, time_grid, method, step_size, atol, rtol, model_extras)
         if problem.times[0] != 1 or problem.times[-1] != 0:
@@ -115,7 +116,7 @@ class ODESolver:
         with torch.set_grad_enabled(enable_grad):
             points, change = problem.solve(augmented, start, rows, keep=return_intermediates)
             source, total = (points[-1], change[-1]) if return_intermediates else (points, change)
-            return points, log_p0(source) - total.squeeze(-1)
+            return points, log_densities("log_p0", log_p0, source, x_1.ndim - 1) - total.squeeze(-1)
 
 
 class _Problem:

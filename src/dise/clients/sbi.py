@@ -21,6 +21,7 @@ from dise.clients.transform import FlowTransform
 from dise.flow import DiagonalNormal, Flow, HutchinsonDivergence
 from dise.integrate import Dopri5, Integrator
 from dise.integrate.integrator import check_integrator
+from dise.integrate.value import check_above
 
 ATOL, RTOL = 1e-6, 1e-5  # sbi's
 LOG_PROB_TOLERANCE = 100.0  # of log-densities, in units of `atol`, as in zuko
@@ -41,6 +42,8 @@ def use(posterior: Any, integrator: Integrator | None = None, *, log_prob_tolera
         TypeError: an argument (named in the message) is not as described.
     """
     check_integrator(integrator, optional=True)
+    if log_prob_tolerance is not None:
+        check_above("log_prob_tolerance", log_prob_tolerance, 0)
     for part in getattr(posterior, "posteriors", [posterior]):
         old, potential = _neural_ode(part), part.potential_fn
         known = {name: old.params[name] for name in ("atol", "rtol", "exact") if name in old.params}

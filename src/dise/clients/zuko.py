@@ -21,6 +21,7 @@ from dise.flow import Divergence, Flow, HutchinsonDivergence
 from dise.flow.base import DiagonalNormal
 from dise.integrate import Dopri5, Integrator, max_norm, solve
 from dise.integrate.integrator import check_integrator
+from dise.integrate.value import check_above
 
 LOG_PROB_TOLERANCE = 100.0  # of log-densities, in units of the points'; zuko's `trace_scale`
 
@@ -41,6 +42,8 @@ def use(flow: nn.Module, integrator: Integrator | None = None, *, log_prob_toler
     if not isinstance(flow, nn.Module):
         raise TypeError(f"flow: expected a module such as zuko.flows.CNF, got {type(flow).__name__}")
     check_integrator(integrator, optional=True)
+    if log_prob_tolerance is not None:
+        check_above("log_prob_tolerance", log_prob_tolerance, 0)
     transforms = [module for module in flow.modules() if isinstance(module, FFJTransform)]
     if not transforms:
         raise ValueError("flow: expected a module with a zuko.flows.FFJTransform, got one without")

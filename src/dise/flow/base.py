@@ -1,7 +1,7 @@
 """Base distributions of flows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -35,7 +35,22 @@ def base_log_prob(base: BaseDistribution, z: Tensor) -> Tensor:
     """[...] log p of points [..., *event_shape] under a base, which may be no points at all."""
     if z.shape[0] == 0:  # torch.distributions cannot sum over the dimensions of no images
         return z.flatten(z.ndim - len(base.event_shape)).sum(-1)
-    return base.log_prob(z)
+    return log_densities("base", base.log_prob, z, len(base.event_shape))
+
+
+def log_densities(name: str, log_prob: Callable[[Tensor], Tensor], points: Tensor, event_dims: int) -> Tensor:
+    """[...] log p of points [..., *event_shape], a point having `event_dims` dimensions.
+
+    Raises:
+        ValueError: another shape, which would broadcast; `name` is that of the argument.
+    """
+    values, expected = log_prob(points), points.shape[: points.ndim - event_dims]
+    if values.shape != expected:
+        raise ValueError(
+            f"{name}: expected log-densities of shape {tuple(expected)}, one per point, got {tuple(values.shape)}; "
+            "torch.distributions.Independent(base, 1) makes a batch of D an event"
+        )
+    return values
 
 
 @checked_arguments

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.dependencies import auxiliary_leaf
-from dise.integrate.tracing import in_transform
+from dise.integrate.tracing import has_values, in_transform
 from dise.integrate.value import Value, check_whole
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
@@ -223,8 +223,9 @@ def _with_gradients(f: VectorField, t: Tensor, z: Tensor, trace: Trace) -> tuple
 
         def dz_of(z: Tensor) -> Tensor:
             dz = f(t, z)
-            if dz.shape != z.shape:
-                raise ValueError(f"f: expected dz/dt of shape {list(z.shape)} like z, got {list(dz.shape)}")
+            if not isinstance(dz, Tensor) or dz.shape != z.shape:
+                got = list(dz.shape) if isinstance(dz, Tensor) else type(dz).__name__
+                raise ValueError(f"f: expected dz/dt of shape {list(z.shape)} like z, got {got}")
             return dz
 
         dz, div = trace(dz_of, z, differentiable)
@@ -244,13 +245,18 @@ def _forward_trace(
     first = z.ndim - event_dims
 
     def product(direction: Tensor) -> tuple[Tensor, Tensor]:
-        dz, derivative, *_ = torch.func.jvp(dz_of, (z,), (direction.expand_as(z),))
+        dz, derivative, *_ = torch.func.jvp(dz_of, (z,), (direction.expand_as(z),), strict=True)
         return dz, (derivative * direction).flatten(first).sum(-1)
 
     total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
-    for some in directions.split(chunk):
-        values, products = torch.func.vmap(product)(some)  # out_dims=None would refuse what an outer vmap maps over
-        total = total + products.sum(0)
+    try:
+        for some in directions.split(chunk):
+            values, products = torch.func.vmap(product)(some)  # out_dims=None would refuse what an outer vmap maps over
+            total = total + products.sum(0)
+    except RuntimeError as error:
+        if "strict=True" not in str(error):
+            raise
+        return _constant(dz_of, z), total.unsqueeze(-1)
     return values[0], total.unsqueeze(-1)
 
 
@@ -265,11 +271,29 @@ def _reverse_trace(
         z = z if z.requires_grad else auxiliary_leaf(z)
         dz = dz_of(z)
         total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
-        if dz.requires_grad:
-            for some in directions.split(chunk):
-                products = _gradients(dz, z, some.expand(len(some), *z.shape), graph) * some
-                total = total + products.flatten(first + 1).sum((0, -1))
+        for some in directions.split(chunk):
+            gradients = _gradients(dz, z, some.expand(len(some), *z.shape), graph)
+            if gradients is None:
+                return _constant(dz_of, z), total.unsqueeze(-1)
+            total = total + (gradients * some).flatten(first + 1).sum((0, -1))
     return dz, total.unsqueeze(-1)
+
+
+def _constant(dz_of: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """f(t, z) of an f in which autograd sees no z.
+
+    Raises:
+        ValueError: f changes with z all the same, so its divergence is not 0.
+    """
+    dz = dz_of(z)
+    with torch.no_grad():
+        elsewhere = dz_of(z + 0.1 * (1 + z.abs()))
+    if has_values(dz) and not torch.allclose(dz, elsewhere, rtol=0, atol=0, equal_nan=True):
+        raise ValueError(
+            "f: it changes with z, but autograd sees no z in it, so its divergence would be taken for 0; expected an f "
+            "without torch.no_grad, inference_mode, detach or NumPy, or one with a method with_divergence"
+        )
+    return dz
 
 
 def _transformed_trace(
@@ -284,15 +308,21 @@ def _transformed_trace(
     return dz, total.unsqueeze(-1)
 
 
-def _gradients(dz: Tensor, z: Tensor, directions: Tensor, graph: bool) -> Tensor:
-    """εᵀ (∂f/∂z) for directions ε [K, ...] in z's shape: at once, or one by one where that is not possible."""
-    options: dict[str, Any] = {"retain_graph": True, "create_graph": graph, "materialize_grads": True}
+def _gradients(dz: Tensor, z: Tensor, directions: Tensor, graph: bool) -> Tensor | None:
+    """εᵀ (∂f/∂z) for directions ε [K, ...] in z's shape: at once, or one by one where that is not possible.
+
+    None where autograd sees no z in dz.
+    """
+    if not dz.requires_grad:
+        return None
+    options: dict[str, Any] = {"retain_graph": True, "create_graph": graph, "allow_unused": True}
     if len(directions) > 1 and not (graph and _has_group_norm(dz, z)):
         try:
             return torch.autograd.grad(dz, z, directions, is_grads_batched=True, **options)[0]
         except RuntimeError:
             pass  # not every backward pass can be mapped over; one that fails by itself raises below
-    return torch.stack([torch.autograd.grad(dz, z, direction, **options)[0] for direction in directions])
+    products = [torch.autograd.grad(dz, z, direction, **options)[0] for direction in directions]
+    return None if products[0] is None else torch.stack(products)
 
 
 def _has_group_norm(dz: Tensor, z: Tensor) -> bool:

@@ -78,7 +78,10 @@ class Guided(nn.Module):
         self.strength = self.scale - (rule == "mix")  # both rules are v_c + strength · (v_c − v_u)
         self.number = len(null)
         for i, value in enumerate(null):
-            self.register_buffer(f"null_{i}", torch.as_tensor(value))
+            try:
+                self.register_buffer(f"null_{i}", torch.as_tensor(value))
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise TypeError(f"null: expected a number or a tensor per condition of f, got {value!r}") from error
         self._counts: ModelCalls | None = None
 
     def forward(self, t: Tensor, y: Tensor, *conditions: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class Guided(nn.Module):
         chosen = slice(None) if rows is None else rows
         nulls = (getattr(self, f"null_{i}") for i in range(self.number))
         both = [
-            torch.cat([condition, null.to(condition).expand_as(condition[chosen])])
+            torch.cat([condition, _like(condition, null).expand_as(condition[chosen])])
             for condition, null in zip(conditions, nulls, strict=True)
         ]
         times = t if t.ndim == 0 else torch.cat([t, t[chosen]])
@@ -131,3 +134,16 @@ class Guided(nn.Module):
     def extra_repr(self) -> str:
         """Scale, rule and interval, for the printed module."""
         return f"scale={self.scale}, rule={self.rule!r}, interval={self.interval}"
+
+
+def _like(condition: Tensor, null: Tensor) -> Tensor:
+    """A null condition in the condition's dtype.
+
+    Raises:
+        ValueError: the dtype does not have the value, such as 0.5 among labels.
+    """
+    value = null.to(condition)
+    whole = null.is_floating_point() and not condition.is_floating_point()
+    if whole and has_values(null) and not torch.equal(value.to(null), null):
+        raise ValueError(f"null: expected a value of the condition's {condition.dtype}, got {null.tolist()}")
+    return value
