@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dise import RK4, Bosh3, Cascade, Dopri5, Dynamic, Euler, Midpoint, NeuralODE, SolveError
+from dise import RK4, Bosh3, Cascade, Dopri5, Dynamic, Euler, Midpoint, Multistep, NeuralODE, SolveError
 from dise.integrate.problem.forward_context import training_modes
 from dise.select import Confidence
 from dise.select.policies.cascade import FEW
@@ -31,6 +31,9 @@ POLICIES = {
     "with the reference": Cascade((Euler(1), Midpoint(1), TIGHT), small),
     "an attempt that may fail": Cascade((ONE_STEP, Euler(2), TIGHT), small),
     "by the error alone": Cascade((ONE_STEP, TIGHT)),
+    "tables": Dynamic((Multistep.adams(3), Multistep.adams(5, 3), Multistep.adams(8, 4)), scores),
+    "tables and others": Dynamic((Multistep.adams(3), RK4(1), TIGHT), scores),
+    "table": Multistep.adams(4),
     "chosen": Dynamic((Euler(1), RK4(1), TIGHT), scores),
     "single": RK4(3),
 }

@@ -162,7 +162,7 @@ class Multistep(Integrator):
         end = states[table.evaluations]
         if table.quadrature is not None and len(problem.layout.sizes) > 1:
             end = _with_integrals(end, problem, length, values, table.quadrature)
-        return _result(problem, end, table.evaluations)
+        return _result(problem, end, table.evaluations, end_only=run.end_only)
 
     def __str__(self) -> str:
         return self.name if self.name != "Multistep" else f"Multistep({self.table.evaluations} evaluations)"
@@ -243,14 +243,17 @@ def _with_integrals(
     return torch.cat([end[:, :points], problem.y0[:, points:] + length * total], dim=1)
 
 
-def _result(problem: Problem, y: Tensor, evaluations: int) -> Result:
+def _result(problem: Problem, y: Tensor, evaluations: int, *, end_only: bool) -> Result:
     """The end of the solve; samples that are not finite there stay at their start."""
+    finite = known_finite(y)
+    if finite and end_only:
+        return Result.of_end(y, problem.t1)
     number = torch.full_like(problem.t0, evaluations, dtype=torch.int64)
     status, t, accepted = torch.full_like(number, int(Status.SUCCESS)), problem.t1, number
-    if not known_finite(y):
-        finite = finite_rows(y)
-        status, accepted = torch.where(finite, status, int(Status.NON_FINITE)), number * finite
-        y, t = torch.where(finite[:, None], y, problem.y0), torch.where(finite, t, problem.t0)
+    if not finite:
+        rows = finite_rows(y)
+        status, accepted = torch.where(rows, status, int(Status.NON_FINITE)), number * rows
+        y, t = torch.where(rows[:, None], y, problem.y0), torch.where(rows, t, problem.t0)
     zero = torch.zeros_like(problem.t0, dtype=real_dtype(y))
     return Result(
         y=y,

@@ -42,6 +42,11 @@ class Result(NamedTuple):
     k1: Inexact[Tensor, "n F"] | None = None  # f(t, y); NaN where it is unknown, None if it is unknown for all
     choice: Int[Tensor, " n"] | None = None
 
+    @classmethod
+    def of_end(cls, y: Tensor, t: Tensor, status: Tensor | None = None) -> "Result":
+        """The result of a run of the end alone."""
+        return cls(y, t, None, None, None, None, status, None, None)
+
     @property
     def outcome(self) -> Int[Tensor, " n"]:
         """The status, with a number for each sample where None says that all have succeeded."""
@@ -65,10 +70,9 @@ def with_slopes(*results: Result) -> tuple[Result, ...]:
 
 
 def with_outcomes(*results: Result) -> tuple[Result, ...]:
-    """The results, with a status in all of them or in none."""
-    if all(result.status is None for result in results):
-        return results
-    return tuple(result._replace(status=result.outcome) for result in results)
+    """The ends alone, with a status in all of them or in none."""
+    known = any(result.status is not None for result in results)
+    return tuple(Result.of_end(r.y, r.t, r.outcome if known else None) for r in results)
 
 
 def of_rows(rows: Tensor, integration: Integration) -> Integration:

@@ -91,7 +91,7 @@ class CommonSteps(NamedTuple):
                 return reached
             reached = Reached(index + 1, t_next, y_next, attempt.stages[-1] if self.tableau.fsal else None)
             del attempt, y_next
-        return self._end(reached) if run.end_only else self._result(reached, dt)
+        return Result.of_end(reached.y, reached.t) if run.end_only else self._result(reached, dt)
 
     def _times(self, problem: Problem, index: int) -> StepTimes | None:
         """The times of a step, if they are known."""
@@ -108,10 +108,6 @@ class CommonSteps(NamedTuple):
     def _known_after(self, k1: Tensor | None) -> bool:
         """Whether the end of a step will tell if y0 and k1 [n, F] are finite; it always tells of y0."""
         return self.tableau.b[0] != 0 or (k1 is not None and known_finite(k1))
-
-    def _end(self, end: Reached) -> Result:
-        """The end alone of samples that have taken all steps."""
-        return Result(end.y, end.t, None, None, None, None, None, None, None)
 
     def _result(self, end: Reached, dt: Tensor) -> Result:
         """The result of samples that have taken all steps."""

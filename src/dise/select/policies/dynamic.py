@@ -146,7 +146,7 @@ def integrate_assigned(
         run: how to integrate.
     """
     # bincount would read from the device twice, this reads once
-    counts = (choice[:, None] == torch.arange(len(candidates), device=choice.device)).sum(0).tolist()
+    counts = (choice == torch.arange(len(candidates), device=choice.device)[:, None]).sum(1).tolist()
     if len(problem) in counts:  # one candidate for all: nothing to reorder
         result = yield from candidates[counts.index(len(problem))].integrate(problem.with_first_stage(k1), run)
         return result._replace(choice=choice)
@@ -157,8 +157,7 @@ def integrate_assigned(
         if len(rows)
     ]
     results = yield from merge(parts)
-    # the last field is `choice`, which is given
-    back, alike = order.argsort(), with_outcomes if run.end_only else with_slopes
-    columns = zip(*(result[:-1] for result in alike(*results)), strict=True)
-    whole = (None if any(part is None for part in column) else torch.cat(column)[back] for column in columns)
-    return Result._make((*whole, choice))
+    back = torch.zeros_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+    columns = zip(*(with_outcomes if run.end_only else with_slopes)(*results), strict=True)
+    whole = (None if any(x is None for x in column) else torch.cat(column).index_select(0, back) for column in columns)
+    return Result._make(whole)._replace(choice=choice)
