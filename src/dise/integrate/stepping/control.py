@@ -280,6 +280,8 @@ class ErrorControl:
             return dt
         left = t1 - t
         steps = left / dt
+        if known_min(steps) > max(2, self.stretch):
+            return dt
         ahead = torch.where(steps <= self.stretch, left, torch.where(steps <= 2, left / 2, dt))
         return torch.where(accept & (left != 0), self._limited(ahead), dt)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dise.integrate.tracing import known_all
 from dise.integrate.value import Value, check_above, check_from_zero
 
 _SMALLEST = 1e-10  # lower bound of the error ratio: 0^(−1/order) is infinite, and so is its gradient
@@ -96,6 +97,6 @@ class PIController(IController):
         before = torch.ones_like(ratio) if before is None else before
         size = ratio.clamp(min=_SMALLEST)
         both = size ** (-(self.integral + self.proportional) / order) * before ** (self.proportional / order)
-        factor = torch.where(accept, both, size ** (-1 / order))
+        factor = both if known_all(accept) else torch.where(accept, both, size ** (-1 / order))
         memory = torch.where(accept, ratio.clamp(min=_SMALLEST_BEFORE), before)
         return self._limited(factor), memory
