@@ -33,6 +33,7 @@ from dise_experiments.options import (
     Selectors,
     Targets,
     TaskName,
+    TaskOrFlows,
     Threads,
     Timing,
     Weight,
@@ -64,7 +65,7 @@ def about() -> None:
 @app.command()
 def run(
     context: typer.Context,
-    task: TaskName,
+    task: TaskOrFlows,
     target: Targets = [],  # noqa: B006
     preset: Preset = "sample",
     reg: Regularizers = ["none", "error"],  # noqa: B006

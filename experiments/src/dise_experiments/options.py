@@ -21,7 +21,8 @@ class Selectors(StrEnum):
     published = "published"
 
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet, circles or flows.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet or circles.")]
+TaskOrFlows = Annotated[str, typer.Argument(metavar="TASK", help="Experiment: mnist, physionet, circles or flows.")]
 Preset = Annotated[
     str,
     typer.Option(

@@ -65,7 +65,7 @@ def test_the_sample_trains_measures_reports_and_is_reused(dise, tmp_path):
     [
         (("flows", "--reg", "none"), "--reg: no option of the task flows"),
         (("flows", "--set", "epochs=3"), "--set: no option of the task flows"),
-        (("flows", "--target", "suns"), "task: there is no 'suns'; choose one of checkerboard"),
+        (("flows", "--target", "suns"), "target: there is no 'suns'; choose one of checkerboard"),
         (("flows", "--preset", "paper"), "preset: there is no 'paper'; choose one of sample, cpu"),
         (("mnist", "--target", "moons"), "--target: no option of the task mnist; other tasks have --set target=NAME"),
         (("suns",), "task: there is no 'suns'; choose one of mnist, physionet, circles, flows"),

@@ -117,7 +117,7 @@ def test_a_changed_run_is_read_as_it_was_made(tmp_path):
         ("learning_rate=-1", "set: learning_rate: Input should be greater than 0"),
         ("learning_rate=inf", "set: learning_rate: Input should be a finite number"),
         ("selection_sets=3", "set: selection_sets: Input should be greater than or equal to 4"),
-        ("foo=1", f"set: expected NAME=VALUE with a NAME of {SETTINGS}; got 'foo="),
+        ("foo=1", f"set: expected NAME=VALUE with a NAME of {SETTINGS}; got 'foo=1'"),
         ("epochs", f"set: expected NAME=VALUE with a NAME of {SETTINGS}; got 'epochs'"),
         ("=3", f"set: expected NAME=VALUE with a NAME of {SETTINGS}; got '="),
         ("", f"set: expected NAME=VALUE with a NAME of {SETTINGS}; got ''"),

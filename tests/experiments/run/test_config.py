@@ -160,7 +160,7 @@ def test_the_last_change_holds():
     ("change", "message"),
     [
         ("epochs", "set: expected NAME=VALUE with a NAME of data, epochs, .*; got 'epochs'"),
-        ("speed=3", "set: expected NAME=VALUE with a NAME of data, epochs, .*; got 'speed='"),
+        ("speed=3", "set: expected NAME=VALUE with a NAME of data, epochs, .*; got 'speed=3'"),
         ("", "set: expected NAME=VALUE"),
         ("epochs=", "set: epochs: "),
         ("epochs=0", "set: epochs: .*greater than or equal to 1"),

@@ -301,3 +301,16 @@ def test_a_block_that_is_given_spans_is_not_exported_with_those_of_its_own(tmp_p
     model.block.integrator = Cascade((Euler(1), RK4(3)), Confidence(model.head, 0.5))
     with pytest.raises(ValueError, match=r"a block that is called with a state and sample_args alone, got \['t1'\]"):
         export_policy(model, (torch.randn(4, 2), torch.rand(4, 1)), tmp_path)
+
+
+class FixedBatch(nn.Module):
+    """dy/dt = −y, with `len`, which is a plain number while a graph is traced."""
+
+    def forward(self, t, y):
+        return -y * t.expand(len(y), 1)
+
+
+def test_code_that_fixes_the_number_of_samples_is_named(tmp_path):
+    block = NeuralODE(FixedBatch(), Euler(2)).eval()
+    with pytest.raises(ValueError, match=r"model: its code fixes the number of samples .* take x.shape\[0\] there"):
+        export_policy(block, torch.randn(3, 2), tmp_path)

@@ -32,7 +32,7 @@ class FieldConfig(BaseModel):
             ExperimentError: an unknown task or preset.
         """
         settings = choose("preset", preset, PRESETS)
-        choose("task", task, dict.fromkeys(NAMES))
+        choose("target", task, dict.fromkeys(NAMES))
         kind = "digits" if task == "digits" else "points"
         return cls(task=task, preset=preset, seed=seed, **settings[kind])
 

@@ -129,10 +129,10 @@ def _reading(preset: str, reg: str, reduce: str | None) -> Literal["mean", "sum"
 def _changed(preset: BaseModel, changes: Sequence[str]) -> dict[str, Any]:
     """The preset's settings with the changes "name=value"."""
     pairs = [change.partition("=") for change in changes]
-    for name, equals, _ in pairs:
+    for change, (name, equals, _) in zip(changes, pairs, strict=True):
         if not equals or name not in type(preset).model_fields:
             names = ", ".join(type(preset).model_fields)
-            raise ExperimentError(f"set: expected NAME=VALUE with a NAME of {names}; got {name + equals!r}")
+            raise ExperimentError(f"set: expected NAME=VALUE with a NAME of {names}; got {change!r}")
     try:
         return type(preset)(**preset.model_dump() | {name: value for name, _, value in pairs}).model_dump()
     except ValidationError as error:

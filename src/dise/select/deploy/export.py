@@ -56,7 +56,8 @@ def export_policy(
         block: the NeuralODE or its name; default: the model's only one.
 
     Raises:
-        ValueError: a policy that cannot be exported (the message says why), an unknown head, or fewer than 2 inputs.
+        ValueError: a policy that cannot be exported (the message says why), a model whose code fixes the batch's size,
+            an unknown head, or fewer than 2 inputs.
     """
     own, path = find_block(model, block), Path(folder)
     policy = own.integrator
@@ -161,7 +162,14 @@ def _export(module: nn.Module, inputs: Tensors, file: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)
     given = inspect.signature(module.forward).bind(*inputs).arguments
     shapes = {name: tuple({0: batch} for _ in x) if isinstance(x, tuple) else {0: batch} for name, x in given.items()}
-    program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
+    try:
+        program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        if "specialized" not in str(error):
+            raise
+        raise ValueError(
+            "model: its code fixes the number of samples while it is traced, as len(x) does; take x.shape[0] there"
+        ) from error
     # torch keeps operations that no output depends on: step counts, and in the start what follows the block
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
