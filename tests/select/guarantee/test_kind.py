@@ -98,6 +98,7 @@ def test_the_risk_that_is_taken_is_named(call, size, target, options, expected):
         (2, REAL, {}, "OutputDeviation.tolerance. for numbers"),
         (3, None, {"risk": lost_accuracy}, r"risk: lost_accuracy needs labels; expected data \(x, label\) .* got None"),
         (3, LABEL + 1, {"risk": lost_accuracy}, "with one of 0 to 2 per sample"),
+        (3, LABEL + 1, {}, "no logits of classes by their shape and the targets, 1 to 3, while labels are 0 to 2"),
         (3, LABEL[:, None], {"risk": lost_accuracy}, r"got those of shape \(\d+, 1\)"),
         (
             3,
@@ -106,7 +107,7 @@ def test_the_risk_that_is_taken_is_named(call, size, target, options, expected):
             r"fails without targets .* expected data \(x, target\), got x alone",
         ),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_cannot_be_told_is_asked_for(call, size, target, options, message):
     data = X if target is None else [(X, target)]

@@ -90,7 +90,7 @@ def suitable_risk(risk: Risk | None, output: Tensor, target: object, *, is_state
         told = "cannot be told from a regression" if kind is None else "are no logits of classes"
         raise ValueError(
             f"risk: give one, since the outputs {tuple(output.shape)} {told} by their shape and "
-            f"{'the absence of targets' if not isinstance(target, Tensor) else 'the targets'}: "
+            f"{_targets_in_words(output, target)}: "
             "OutputDeviation(tolerance) for numbers, disagreement or ProbabilityShift(tau) for logits (one per sample: "
             "yes or no)"
         )
@@ -104,6 +104,16 @@ def suitable_risk(risk: Risk | None, output: Tensor, target: object, *, is_state
         )
     losses(risk, output, output, target)  # so that a risk that needs targets raises its error before any setting is run
     return risk
+
+
+def _targets_in_words(output: Tensor, target: object) -> str:
+    """What the targets are, with the range of whole numbers that are not 0, …, C − 1, such as labels from 1 to C."""
+    if not isinstance(target, Tensor):
+        return "the absence of targets"
+    whole = target.ndim == 1 and len(target) > 0 and not (target.is_floating_point() or target.is_complex())
+    if not whole or not are_logits(output) or output.shape[1:] in ((), (1,)):
+        return "the targets"
+    return f"the targets, {int(target.min())} to {int(target.max())}, while labels are 0 to {output.shape[1] - 1}"
 
 
 def score_of(output: Tensor, target: object) -> tuple[str, float] | None:
