@@ -76,6 +76,14 @@ def test_every_prediction_gives_the_field_of_a_gaussian(kind, path):
     torch.testing.assert_close(solution.y, path.alpha(end) + deviation(end) * z, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["velocity", "data", "noise", "score", "v"])
+@pytest.mark.parametrize("wrong", [lambda x: x[:, :1], lambda x: x.sum(), lambda x: (x,), lambda x: None])
+def test_predictions_that_would_broadcast_are_refused(kind, wrong):
+    field = PathField(lambda t, x: wrong(x), CosinePath(), predicts=kind)
+    with pytest.raises(ValueError, match=r"network: expected a prediction like x \(2, 3\), got"):
+        field(torch.full((2, 1), 0.5), torch.zeros(2, 3))
+
+
 def test_a_network_may_have_times_of_its_own():
     seen = []
     field = PathField(lambda t, x: seen.append(t) or x, CosinePath(), predicts="noise", time_scale=1000.0)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.multistep.paths import Path
+from dise.integrate.problem.state import shapes
 from dise.integrate.value import check_callable
 
 Prediction = Literal["velocity", "data", "noise", "score", "v"]
@@ -44,8 +45,14 @@ class PathField(nn.Module):
         self.network, self.path, self.predicts, self.time_scale = network, path, predicts, time_scale
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
-        """dx/dt at times t [n, 1, …, 1] and points x [n, ...]."""
+        """dx/dt at times t [n, 1, …, 1] and points x [n, ...].
+
+        Raises:
+            ValueError: the network returned no tensor of x's shape.
+        """
         prediction = self.network(t if self.time_scale == 1 else t * self.time_scale, x, *args)
+        if not isinstance(prediction, Tensor) or prediction.shape != x.shape:
+            raise ValueError(f"network: expected a prediction like x {shapes(x)}, got {shapes(prediction)}")
         if self.predicts == "velocity":
             return prediction
         data, noise = self._parts(t, x, prediction)
