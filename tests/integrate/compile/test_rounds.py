@@ -292,6 +292,20 @@ def test_a_failing_sample_fails_alone(y0):
     assert_close(compiled.y[:4, 0], y0[:4, 0] * math.exp(-1), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("integrator", [BOSH, RK4(8)], ids=str)
+def test_samples_that_fail_at_their_start_leave_with_their_arguments(y0, integrator):
+    """f gets the arguments of the others from the first round on."""
+    rate = torch.linspace(0.5, 2, 9, dtype=torch.float64)[:, None]
+    rate[[0, 3, 4]] = math.nan
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            eager, compiled = both(lambda t, y, rate: -rate * y, y0, 1.0, integrator, sample_args=(rate,), throw=False)
+        assert_equal(compiled, eager)
+        ok = compiled.status == int(Status.SUCCESS)
+        assert (~ok).nonzero().flatten().tolist() == [0, 3, 4]
+        assert_close(compiled.y[ok], (y0 * torch.exp(-rate))[ok], rtol=1e-2, atol=1e-2)
+
+
 # ---- gradients
 
 

@@ -74,15 +74,15 @@ class GraphRounds:
         yield
 
     def _attempt(self, rows: LoopRows, index: int, subset: Tensor | None, limit: float) -> RoundsDone:
-        if index == 0:
-            rows = _normalized(rows)
-            # views, so that the user's own tensors are not marked as dynamic
-            self._bound = self._bound._replace(sample_args=tuple(x.view_as(x) for x in self._bound.sample_args))
-        elif subset is not self._subset:
+        if subset is not self._subset:
             rows = _feature_major(rows)
             requested = self.problem.requested(subset)
             self._bound, self._subset = self.field.bound(requested), subset
             self.field.check_rows(Request(requested, rows.t, rows.y))
+        if index == 0:  # also of samples that others have left, which failed at their start
+            rows = _normalized(rows)
+            # views, so that the user's own tensors are not marked as dynamic
+            self._bound = self._bound._replace(sample_args=tuple(x.view_as(x) for x in self._bound.sample_args))
         # The first round of a method without "first same as last" knows k1, unlike the others: it is not in the loop.
         loop = self._while_loop if index > 0 or self.method.tableau.fsal else None
         try:
