@@ -277,6 +277,38 @@ def test_guards_of_the_solver_s_modules_are_left_out(monkeypatch, y0):
     assert any("stepping_dot_control'].StepEnd" in name for name in left_out)
 
 
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_hooks_of_modules_are_noticed(register, kind):
+    """torch does not guard them: registered and removed between solves, also on a module that a function calls."""
+    layer, y0 = torch.nn.Linear(1, 1, bias=False), torch.ones(3, 1)
+    torch.nn.init.constant_(layer.weight, 0.5)
+
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, t, y):
+            return self.layer(y)
+
+    f = Field() if kind == "module" else lambda t, y: layer(y)
+
+    def end():
+        with torch.no_grad():
+            return float(solve(f, y0, 0.0, 1.0, Euler(2), compile=TRACED).y[0])
+
+    def doubled(module, inputs, *output):
+        return 2 * output[0] if output else (2 * inputs[0],)
+
+    assert end() == pytest.approx(1.25**2)
+    for _ in range(2):
+        handle = getattr(layer, register)(doubled)
+        assert end() == pytest.approx(1.5**2)
+        handle.remove()
+        assert end() == pytest.approx(1.25**2)
+
+
 # ---- bad input
 
 

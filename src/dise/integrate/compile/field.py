@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dise.integrate.compile.cache import Graph, Setting, compiled
 from dise.integrate.problem.field import BoundField, Field, call
+from dise.integrate.problem.forward_context import hooks
 from dise.integrate.problem.requests import Request
 from dise.integrate.tracing import stops_recomputation
 
@@ -30,6 +31,7 @@ class CompiledField(Field):
         super().__init__(plain.f, plain.layout, plain.stand_ins, *own, whole=plain.whole)
         self._setting = setting
         self._evaluated = 0  # evaluations of f alone
+        self._hooks = hooks((plain.f, *plain.args))  # graphs contain them, and do not notice others
 
     def compiled(self, function: Callable[..., Any], *key: Hashable, name: str) -> Graph:
         """A function of a `BoundField` and of tensors, compiled.
@@ -40,7 +42,7 @@ class CompiledField(Field):
             name: what it computes, for the log.
         """
         layout = self.layout
-        structure = (layout.is_tuple, layout.names, layout.batched, layout.dtype)
+        structure = (layout.is_tuple, layout.names, layout.batched, layout.dtype, *self._hooks)
         f_name = getattr(self.f, "__qualname__", type(self.f).__qualname__)
         return compiled(function, self.f, (*key, structure), self._setting, f"{name} of {f_name}")
 

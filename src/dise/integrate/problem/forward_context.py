@@ -14,6 +14,7 @@ from dise.integrate.problem.changes import Changes
 _MAX_DEPTH = 6  # of the search for modules; f → functools.partial → method → object → module takes 4
 _MAX_ITEMS = 1000  # a longer container holds data
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # hooks, and tables that are looked through by themselves
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _ABSENT: Any = object()
 
 Table = MutableMapping[str, Any]
@@ -101,27 +102,37 @@ def module_tensors(sources: Iterable[object]) -> list[Tensor]:
 
 def training_modes(sources: Iterable[object]) -> tuple[bool, ...]:
     """Whether each module that f and its arguments lead to is in training mode."""
-    modes: list[bool] = []
+    modules, tables = _modules(sources)
+    return (*(module.training for module in modules), *(table["training"] for table in tables))
+
+
+def hooks(sources: Iterable[object]) -> tuple[int, ...]:
+    """The numbers, never used twice, of the hooks of all modules that f and its arguments lead to."""
+    modules, tables = _modules(sources)
+    return tuple(number for x in (*map(vars, modules), *tables) for kind in _HOOKS for number in x.get(kind, ()))
+
+
+def _modules(sources: Iterable[object]) -> tuple[list[nn.Module], list[Table]]:
+    """The modules among the sources and below these, and the attributes of others that the sources lead to."""
+    modules: list[nn.Module] = []
     others: list[object] = []
     for source in sources:
         if isinstance(source, nn.Module):
-            modes.extend(_modes_of_module(source))
+            modules.extend(_with_children(source))
         else:
             others.append(source)
-    if others:
-        modes.extend(table["training"] for table in _tables(others) if isinstance(table.get("training"), bool))
-    return tuple(modes)
+    return modules, [table for table in _tables(others) if isinstance(table.get("training"), bool)] if others else []
 
 
-def _modes_of_module(module: nn.Module) -> list[bool]:
-    """Those of a module and all below it; every solve asks, so without the names of `nn.Module.named_modules`."""
+def _with_children(module: nn.Module) -> list[nn.Module]:
+    """A module and all below it; every solve asks, so without the names of `nn.Module.named_modules`."""
     found, seen = [module], {module}
     for some in found:  # to which its children are added
         for child in some._modules.values():
             if child is not None and child not in seen:
                 found.append(child)
                 seen.add(child)
-    return [some.training for some in found]
+    return found
 
 
 class _Autocast(NamedTuple):
