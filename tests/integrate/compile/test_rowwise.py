@@ -212,6 +212,10 @@ def test_a_fixed_number_of_rows():
     assert_close(*both(lambda x: x * x.shape[0] + torch.zeros(x.shape, dtype=x.dtype), x, rows=N))
     with pytest.raises(UnsupportedError, match="rows"):
         kernel(lambda x: x.reshape(2, -1), x, rows=N)
+    others = torch.randn(N + 1, 2, dtype=torch.float64)
+    for add in (lambda x, y: x + y[:N], lambda x, y: torch.addmm(y[:N], x, y[:2])):
+        with pytest.raises(UnsupportedError, match="other rows"):
+            kernel(add, x, others, rows=N)
 
 
 def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):

@@ -233,8 +233,8 @@ class Tracer(TorchDispatchMode):
             if b.row is not None or a.row == 1:
                 raise UnsupportedError("a product with other rows")
             if func is PRODUCTS[1]:
-                added = [arguments["self"]] if arguments["self"].row is not None else []
-                if not arguments["beta"] == arguments["alpha"] == 1 or _aligned_row(added, 2) not in (None, 0):
+                plain = arguments["beta"] == arguments["alpha"] == 1
+                if not plain or _aligned_row([a, arguments["self"]], 2) != 0:
                     raise UnsupportedError("a scaled product")
             return a.row
         return NotImplemented
