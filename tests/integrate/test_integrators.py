@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -21,12 +22,16 @@ from dise import (
     FixedStep,
     Heun,
     HeunEuler,
+    HutchinsonDivergence,
     IController,
+    Integrator,
     Midpoint,
+    Multistep,
     PIController,
     Ralston,
     StepDoubling,
     Tsit5,
+    grids,
     max_norm,
     solve,
 )
@@ -45,6 +50,39 @@ def row(*values):
 def test_steps_must_be_a_positive_whole_number(method, steps):
     with pytest.raises(ValueError, match="steps: expected a whole number of at least 1"):
         method(steps)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.uint8])
+def test_whole_numbers_of_numpy_are_whole_numbers(number):
+    """They are kept as Python's, since integrators are printed, compared and saved as JSON."""
+    six, three = number(6), number(3)
+    for made, expected in {
+        Adams(six, max_steps=three): Adams(6, max_steps=3),
+        RK4(six): RK4(6),
+        RKC1(three, stages=six): RKC1(3, stages=6),
+        Euler(grids.sway(six)): Euler(grids.sway(6)),
+        Multistep.adams(six): Multistep.adams(6),
+        HutchinsonDivergence(six): HutchinsonDivergence(6),
+    }.items():
+        assert (made, hash(made), repr(made)) == (expected, hash(expected), repr(expected))
+    y0, f = torch.ones(2, 1), lambda t, y: -y
+    saved = [solve(f, y0, 0.0, 1.0, Dopri5(), save_every=n).saved_t for n in (2, number(2))]
+    assert torch.equal(*saved)
+    with pytest.raises(ValueError, match="order: expected a whole number from 2 to 8, got"):
+        Adams(number(9))
+
+
+def test_an_integrator_may_implement_a_protocol():
+    class Named(Protocol):
+        name: str
+
+    class Mine(Integrator, Named):
+        name = "mine"
+
+        def integrate(self, problem, run):
+            return Euler(2).integrate(problem, run)
+
+    assert solve(lambda t, y: -y, torch.ones(1, 1), 0.0, 1.0, Mine()).y.item() == 0.25
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch import Tensor
 from dise.flow.divergences import AugmentedField
 from dise.integrate import Step
 from dise.integrate.problem.field import BoundField
+from dise.integrate.value import as_whole
 from dise.regularize import KineticEnergy
 from dise.regularize.regularizer import Reduce, SampleRegularizer
 
@@ -38,9 +39,7 @@ class PointRegularizer(SampleRegularizer):
         function = regularizer.accumulate if isinstance(regularizer, SampleRegularizer) else None
         if function is None:
             raise TypeError(f"regularizer: expected one that the solver accumulates, got {regularizer!r}")
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"dim: expected a whole number of at least 1, got {dim!r}")
-        self.regularizer, self.dim, self._function = regularizer, dim, function
+        self.regularizer, self.dim, self._function = regularizer, as_whole("dim", dim), function
         calls_field = getattr(function, "calls_field", False)
         self.accumulate = self._with_field if calls_field else self._of_points
 

@@ -10,6 +10,7 @@ from dise.integrate.problem.run import Run
 from dise.integrate.stepping.control import ErrorControl
 from dise.integrate.stepping.controllers import IController, PIController
 from dise.integrate.stepping.loop import integrate
+from dise.integrate.value import as_whole
 
 STEADY = PIController(proportional=0.1, integral=0.9, safety=0.65)
 """Steps that are seldom rejected: a rejected one costs as much as an accepted one, and steps may shrink in between."""
@@ -51,8 +52,7 @@ class Adams(ErrorControlled):
     controller: IController = STEADY
 
     def __post_init__(self) -> None:
-        if isinstance(self.order, bool) or not isinstance(self.order, int) or self.order not in ORDERS:
-            raise ValueError(f"order: expected a whole number from 2 to 8, got {self.order!r}")
+        object.__setattr__(self, "order", as_whole("order", self.order, ORDERS[0], ORDERS[-1]))
         super().__post_init__()
 
     @property

@@ -1,6 +1,6 @@
 """`Integrator`: what solves initial value problems."""
 
-from abc import ABCMeta, abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -9,14 +9,7 @@ from dise.integrate.problem.requests import Integration
 from dise.integrate.problem.run import Run
 
 
-class _Abstract(ABCMeta):
-    """Abstract classes without virtual subclasses, which `isinstance` would look for in every solve."""
-
-    __instancecheck__ = type.__instancecheck__
-    __subclasscheck__ = type.__subclasscheck__
-
-
-class Integrator(metaclass=_Abstract):
+class Integrator(ABC):
     """How initial value problems are solved. `dise.solve` takes one."""
 
     chooses: ClassVar[bool] = False  # whether it assigns an integrator to each sample (`Solution.choice`)

@@ -1,6 +1,7 @@
 """Frozen values, such as integrators and controllers, and the checks of their fields."""
 
 from dataclasses import MISSING, fields
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -58,7 +59,7 @@ def check_callable(name: str, value: object, expected: str = "a function", *, op
 
 def check_seed(seed: object) -> None:
     """Raise a TypeError unless it is a whole number."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if not is_whole(seed):
         raise TypeError(f"seed: expected a whole number, got {seed!r}")
 
 
@@ -75,6 +76,22 @@ def check_sizes(**sizes: object) -> None:
 
 
 def check_whole(name: str, value: object) -> None:
-    """Raise a ValueError unless it is an int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    """Raise a ValueError unless it is a whole number of at least 1."""
+    as_whole(name, value)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is an int, or a whole number of another library such as NumPy, but no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def as_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number from `least` to `most` as an int. Values keep it so, since NumPy's have no JSON form.
+
+    Raises:
+        ValueError: it is none, or it does not fit into 64 bits.
+    """
+    if not is_whole(value) or not least <= value <= (2**63 - 1 if most is None else most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}: expected a whole number {limits}, got {value!r}")
+    return int(value)

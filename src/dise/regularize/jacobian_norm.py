@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dise.integrate.annotations import Float
 from dise.integrate.problem.field import BoundField
+from dise.integrate.value import as_whole
 from dise.regularize.path_integral import PathIntegral, squared_norm
 from dise.regularize.regularizer import Reduce
 
@@ -27,9 +28,7 @@ class JacobianNorm(PathIntegral):
 
     def __init__(self, probes: int | None = 1, *, reduce: Reduce = "mean") -> None:
         super().__init__(reduce=reduce)
-        if probes is not None and (isinstance(probes, bool) or not isinstance(probes, int) or probes < 1):
-            raise ValueError(f"probes: expected a whole number of at least 1, or None for all, got {probes!r}")
-        self.probes = probes
+        self.probes = None if probes is None else as_whole("probes", probes)
 
     def integrand(self, field: BoundField, t: Float[Tensor, " n"], y: Tensor) -> Float[Tensor, " n"]:
         """[n] ‖∂f/∂h‖_F², or its estimate."""

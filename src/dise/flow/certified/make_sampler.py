@@ -16,7 +16,7 @@ from dise.flow.flow import Flow
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator, Multistep
 from dise.integrate.integrator import as_integrators
-from dise.integrate.value import check_callable, check_whole
+from dise.integrate.value import as_whole, check_callable, check_whole
 from dise.select.guarantee.calibrate import check_levels, samples_needed
 from dise.select.guarantee.risk import LogProbDeviation, Risk, check_risk
 from dise.select.make_dynamic.families import FEWEST
@@ -152,9 +152,7 @@ def _fitted(
         return EVALUATIONS if useful and float(flow.t0) != float(flow.t1) else ()
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise TypeError(f"fitted: expected numbers of evaluations such as (4, 6), or (), got {given!r}")
-    for n in given:
-        check_whole("fitted", n)
-    return tuple(dict.fromkeys(given))
+    return tuple(dict.fromkeys(as_whole("fitted", n) for n in given))
 
 
 def _has_jumps(flow: Flow) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dise.integrate.argument_types import checked_arguments
-from dise.integrate.value import check_above, check_whole, is_number
+from dise.integrate.value import as_whole, check_above, check_whole, is_number
 
 _EPSS = {  # ends of the steps in 1/32
     5: (2, 4, 8, 16, 32),
@@ -65,7 +65,7 @@ class TimeGrid:
 
 def uniform(n: int) -> TimeGrid:
     """`n` equal steps."""
-    check_whole("n", n)
+    n = as_whole("n", n)
     return TimeGrid(tuple(i / n for i in range(n + 1)))
 
 
@@ -86,7 +86,7 @@ def of(times: Sequence[float]) -> TimeGrid:
 
 def power(n: int, exponent: float) -> TimeGrid:
     """Fractions (i/n)^exponent: an exponent above 1 makes the first steps short, one below 1 the last ones."""
-    check_whole("n", n)
+    n = as_whole("n", n)
     check_above("exponent", exponent, 0)
     return TimeGrid(tuple((i / n) ** exponent for i in range(n + 1)))
 
@@ -99,7 +99,7 @@ def sway(n: int, c: float = -1.0) -> TimeGrid:
     Raises:
         ValueError: c outside [−1, 2/(π − 2)], where times would not increase.
     """
-    check_whole("n", n)
+    n = as_whole("n", n)
     largest = 2 / (math.pi - 2)
     if not is_number(c) or not -1 <= c <= largest:
         raise ValueError(f"c: expected a number from -1 to {largest:.4f}, got {c!r}")
@@ -177,7 +177,7 @@ def edm(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 
 
     Only for solves from 1/(1 + sigma_max) to 1. Source: Karras et al., 2022, Eq. 5.
     """
-    check_whole("n", n)
+    n = as_whole("n", n)
     check_above("sigma_min", sigma_min, 0)
     check_above("sigma_max", sigma_max, sigma_min)
     check_above("rho", rho, 0)
@@ -197,7 +197,7 @@ def stretch(grid: TimeGrid, last: float) -> TimeGrid:
 
 def _falling(n: int) -> list[float]:
     """Noise levels 1, 1 − 1/n, …, 1/n."""
-    check_whole("n", n)
+    n = as_whole("n", n)
     return [1 - i / n for i in range(n)]
 
 

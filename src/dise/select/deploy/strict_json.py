@@ -4,6 +4,8 @@ import json
 import math
 from typing import Any
 
+from dise.integrate.value import is_whole
+
 NAMES = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 """As in the JSON form of Protocol Buffers."""
 
@@ -24,6 +26,8 @@ def to_json(values: Any) -> Any:
         return {key: to_json(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
         return [to_json(value) for value in values]
+    if is_whole(values):  # NumPy's, too
+        return int(values)
     if isinstance(values, float) and not math.isfinite(values):
         return "NaN" if math.isnan(values) else "Infinity" if values > 0 else "-Infinity"
     return values

@@ -79,7 +79,7 @@ def cross_fit(
     """
     if not 3 <= folds <= len(costs):
         raise ValueError(f"folds: expected 3 to {len(costs)} (the number of samples), got {folds}")
-    parts = torch.randperm(len(costs), generator=torch.Generator().manual_seed(seed)).tensor_split(folds)
+    parts = torch.randperm(len(costs), generator=torch.Generator().manual_seed(int(seed))).tensor_split(folds)
     pairs = list(combinations(range(folds), 2))
     members = []
     for index, pair in enumerate(pairs):

@@ -101,7 +101,7 @@ class CostSelector(nn.Module):
         check_from_zero("learning_rate", learning_rate)
         check_from_zero("weight_decay", weight_decay)
         _held_out(len(costs), validation)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         selector = cls(network, candidates=len(costs.candidates), **settings).to(costs.nfe.device)
         data = FitData.of(network, costs, selector._targets(costs))
         train, test = _split(data, validation, generator)

@@ -55,7 +55,7 @@ def split_samples(given: list[Samples], needed: int, *, fit_part: float, seed: i
         fit_part: that part of the data.
         seed: of the order.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     data, to_fit = given[0], given[-1]
     order = torch.randperm(len(data.inputs), generator=generator)
     if len(given) > 1:
