@@ -30,6 +30,7 @@ from dise import (
     PIController,
     Ralston,
     StepDoubling,
+    TimeGrid,
     Tsit5,
     grids,
     max_norm,
@@ -70,6 +71,25 @@ def test_whole_numbers_of_numpy_are_whole_numbers(number):
     assert torch.equal(*saved)
     with pytest.raises(ValueError, match="order: expected a whole number from 2 to 8, got"):
         Adams(number(9))
+
+
+def test_numbers_and_arrays_of_numpy_are_kept_as_pythons():
+    """torch's compiler takes others for tensors."""
+    numbers = {"rtol": 0.25, "dt_max": 0.5, "dt_min": 0.125, "first_step": 0.25}
+    theirs = {name: np.float32(x) for name, x in numbers.items()} | {"atol": np.array([0.5, 0.25])}
+    controller = PIController(safety=np.float64(0.5))
+    made, expected = Tsit5(**theirs, controller=controller), Tsit5(**numbers, atol=(0.5, 0.25), controller=controller)
+    assert (made, hash(made), repr(made)) == (expected, hash(expected), repr(expected))
+    assert repr(controller) == repr(PIController(safety=0.5))
+    grid = TimeGrid(np.array([0.0, 0.25, 1.0]))
+    assert repr(RK4(grid)) == repr(RK4(TimeGrid((0.0, 0.25, 1.0))))
+    y0, f = torch.ones(3, 2), lambda t, y: -y
+    with torch.no_grad():
+        for integrator in (made, RK4(grid)):
+            eager, traced = (
+                solve(f, y0, 0.0, 1.0, integrator, compile=c, throw=False) for c in (False, {"backend": "eager"})
+            )
+            assert_close(traced.y, eager.y)
 
 
 def test_an_integrator_may_implement_a_protocol():

@@ -275,9 +275,14 @@ def test_further_parts_of_a_state_have_weights_of_their_own(names):
         (((), (1.0,), ((),)), "times: expected at least one"),
         (((0.0,), (1.0,), ((), (1.0,))), "scales: expected 2 numbers, the first 1"),
         (((0.0,), (1.0, 1.0), ((), ())), "weights: expected rows of 0 to 1 numbers"),
-        (((0.0,), (1.0, 1.0), ((), (float("nan"),))), "expected finite numbers"),
+        (((0.0,), (1.0, 1.0), ((), (float("nan"),))), "weights: row 1: expected finite numbers"),
+        (((0.0,), (1.0, 1.0), ((), ("b",))), "weights: row 1: expected finite numbers, got .*b"),
+        (((0.0,), (1.0, 1.0), (1, (1.0,))), "weights: row 0: expected finite numbers, got 1"),
+        ((("a",), (1.0, 1.0), ((), (1.0,))), "times: expected finite numbers"),
+        (((0.0,), (1.0, 1.0), ((), (1.0,)), (0.0,)), "span: expected 2 numbers"),
+        (((0.0,), (1.0, 1.0), ((), (1.0,)), (0.0, None)), "span: expected finite numbers"),
         (((0.0,), (1.0, 1.0), ((), (1.0,)), None, (1.0, 0.0)), "quadrature: expected 1 numbers"),
-        (((0.0,), (1.0, 1.0), ((), (1.0,)), None, (float("inf"),)), "expected finite numbers"),
+        (((0.0,), (1.0, 1.0), ((), (1.0,)), None, (float("inf"),)), "quadrature: expected finite numbers"),
     ],
 )
 def test_bad_tables_are_refused(arguments, message):

@@ -174,6 +174,15 @@ def test_transforms_differentiate_direct_solves_only(y, gradient):
         assert_close(transform(end)(y, "direct"), torch.full_like(y, math.exp(-1)), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.vmap])
+def test_transforms_and_graphs_do_not_go_together(y, transform):
+    def end(y):
+        return solve(lambda t, y: -y, y.reshape(-1, 1), 0.0, 1.0, RK4(2), compile=True).y.sum()
+
+    with pytest.raises(ValueError, match=r"compile: torch.func's transforms .*compile=False"):
+        transform(end)(y)
+
+
 # ---- export
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.dependencies import auxiliary_leaf
 from dise.integrate.tracing import has_values, in_transform
-from dise.integrate.value import Value, as_whole
+from dise.integrate.value import Value, check_whole, keep_plain
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,8 +52,9 @@ class ExactDivergence(Value):
     mode: Literal["reverse", "forward"] = "reverse"
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         if self.chunk is not None:
-            object.__setattr__(self, "chunk", as_whole("chunk", self.chunk))
+            check_whole("chunk", self.chunk)
         if self.mode not in ("reverse", "forward"):
             raise ValueError(f"mode: expected 'reverse' or 'forward', got {self.mode!r}")
 
@@ -100,7 +101,8 @@ class HutchinsonDivergence(Value):
     generator: torch.Generator | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "number", as_whole("number", self.number))
+        keep_plain(self)
+        check_whole("number", self.number)
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution: expected 'rademacher' or 'gaussian', got {self.distribution!r}")
 

@@ -52,7 +52,7 @@ class Adams(ErrorControlled):
     controller: IController = STEADY
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "order", as_whole("order", self.order, ORDERS[0], ORDERS[-1]))
+        as_whole("order", self.order, ORDERS[0], ORDERS[-1])
         super().__post_init__()
 
     @property

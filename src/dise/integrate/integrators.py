@@ -19,7 +19,7 @@ from dise.integrate.stepping.controllers import ELEMENTARY, IController
 from dise.integrate.stepping.grids import EqualParts, Fractions
 from dise.integrate.stepping.loop import integrate
 from dise.integrate.stepping.tolerance import ErrorTest, Norm, Tolerance, check_tolerances, frozen, rms_norm
-from dise.integrate.value import Value, as_whole, check_above, check_from_zero, is_number
+from dise.integrate.value import Value, check_above, check_from_zero, check_whole, is_number, keep_plain
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class FixedStep(RungeKutta):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        keep_plain(self)
         if not isinstance(self.steps, TimeGrid):
-            object.__setattr__(self, "steps", as_whole("steps", self.steps))
+            check_whole("steps", self.steps)
 
     @property
     def grid(self) -> TimeGrid:
@@ -181,12 +182,13 @@ class ErrorControlled(Value, Integrator):
     norm: Norm = rms_norm
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         _check_error_test(self)
         step = self.first_step
         number = isinstance(step, int | float) and is_number(step) and 0 < step < math.inf
         if not number and not (isinstance(step, str) and step in ("heuristic", "scale", "span")):
             raise ValueError(f"first_step: expected 'heuristic', 'scale', 'span' or a positive number, got {step!r}")
-        object.__setattr__(self, "max_steps", as_whole("max_steps", self.max_steps))
+        check_whole("max_steps", self.max_steps)
         check_from_zero("dt_min", self.dt_min)
         if not (is_number(self.dt_max) and self.dt_min <= self.dt_max and self.dt_max > 0):
             raise ValueError(f"dt_max: expected a positive number of at least dt_min, got {self.dt_max!r}")
@@ -310,7 +312,7 @@ class RKC1(FixedStep):
     damping: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", as_whole("stages", self.stages))
+        check_whole("stages", self.stages)
         check_above("damping", self.damping, 0, 1)
         super().__post_init__()
 

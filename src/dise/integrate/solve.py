@@ -30,7 +30,7 @@ from dise.integrate.quadrature import Separated
 from dise.integrate.solution import Solution, all_succeeded
 from dise.integrate.start import Start
 from dise.integrate.stepping.statistics import Accumulate, Accumulators
-from dise.integrate.tracing import check_no_tangents, check_transforms
+from dise.integrate.tracing import check_compiled, check_transforms
 
 
 def solve(
@@ -293,7 +293,7 @@ def _compiled(field: Field, compile: Compile) -> tuple[Field, MakeRounds | None]
     """The field and the factory of the loop's rounds, compiled as `compile` says; None: eager rounds."""
     if compile is False:
         return field, None
-    check_no_tangents()
+    check_compiled()
     from dise.integrate.compile.rounds import CompiledField, graph_rounds  # they import torch's compiler
 
     graphs = CompiledField(field, compile)

@@ -65,7 +65,7 @@ def transformed() -> bool:
 
 def check_transforms(gradient: str) -> None:
     """Raise a ValueError if torch.func's transforms cannot differentiate a solve with this `gradient`."""
-    names = {interpreter.key().name for interpreter in (_interpreters() or ())} if _interpreters else set()
+    names = _transforms()
     if names if gradient == "backsolve" else names & {"Grad", "Jvp"}:
         raise ValueError(
             f"gradient: torch.func's transforms cannot differentiate {gradient!r}, which calls f again in the backward "
@@ -73,10 +73,17 @@ def check_transforms(gradient: str) -> None:
         )
 
 
-def check_no_tangents() -> None:
-    """Raise a ValueError in forward-mode differentiation, whose tangents compiled graphs drop."""
+def check_compiled() -> None:
+    """Raise a ValueError in forward-mode differentiation and in torch.func's transforms, which graphs do not see."""
     if _dual_level() >= 0:
         raise ValueError("compile: compiled graphs have no forward-mode derivatives; use compile=False for them")
+    if _transforms() & {"Grad", "Vmap"}:
+        raise ValueError("compile: torch.func's transforms cannot go through compiled graphs; use compile=False")
+
+
+def _transforms() -> set[str]:
+    """The names of torch.func's transforms that see what is called."""
+    return {interpreter.key().name for interpreter in (_interpreters() or ())} if _interpreters else set()
 
 
 def on_host(x: Tensor) -> bool:

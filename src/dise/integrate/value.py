@@ -1,5 +1,6 @@
 """Frozen values, such as integrators and controllers, and the checks of their fields."""
 
+import math
 from dataclasses import MISSING, fields
 from numbers import Integral
 from typing import Any
@@ -36,6 +37,32 @@ def is_number(value: object) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return isinstance(value, float) or abs(value) < 2**1023
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, and lists and arrays as tuples; anything else, also a tensor, as it is.
+
+    torch's compiler and JSON know no other numbers, and lists have no hash.
+    """
+    if type(value) in (int, float, str) or isinstance(value, Tensor):
+        return value
+    if type(value) in (list, tuple):
+        return tuple(map(plain, value))
+    as_list = getattr(value, "tolist", None)
+    return value if as_list is None else plain(as_list())
+
+
+def keep_plain(dataclass: Any) -> None:
+    """Make the fields of a frozen dataclass `plain`."""
+    for field in fields(dataclass):
+        if field.init:
+            object.__setattr__(dataclass, field.name, plain(getattr(dataclass, field.name)))
+
+
+def check_numbers(name: str, values: object) -> None:
+    """Raise a ValueError unless it is a tuple of finite numbers."""
+    if not isinstance(values, tuple) or not all(is_number(x) and math.isfinite(x) for x in values):
+        raise ValueError(f"{name}: expected finite numbers, got {values!r:.100}")
 
 
 def check_above(name: str, value: object, low: float, high: float = float("inf")) -> None:
@@ -86,7 +113,7 @@ def is_whole(value: object) -> bool:
 
 
 def as_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number from `least` to `most` as an int. Values keep it so, since NumPy's have no JSON form.
+    """A whole number from `least` to `most` as an int.
 
     Raises:
         ValueError: it is none, or it does not fit into 64 bits.

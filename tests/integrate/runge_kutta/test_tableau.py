@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from functools import lru_cache
 from itertools import combinations_with_replacement, groupby, product
 
@@ -238,6 +239,9 @@ TWO_STAGES = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"c": ("0", 0.5)}, "c: expected finite numbers"),
+        ({"a": ((), 0.5)}, "a: row 1: expected finite numbers, got 0.5"),
+        ({"b": (0.0, math.nan)}, "b: expected finite numbers"),
         ({"a": ((),)}, "a: expected 2 entries"),
         ({"b": (1.0,)}, "b: expected 2 entries"),
         ({"b_err": (0.0,)}, "b_err: expected 2 entries"),
@@ -257,6 +261,12 @@ TWO_STAGES = {"c": (0.0, 0.5), "a": ((), (0.5,)), "b": (0.0, 1.0), "order": 2}
 def test_a_wrong_coefficient_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         ButcherTableau(**(TWO_STAGES | change))
+
+
+def test_lists_and_arrays_are_a_tableau_like_tuples():
+    made = ButcherTableau(c=np.array([0.0, 0.5]), a=[[], [np.float64(0.5)]], b=[0.0, 1.0], order=np.int64(2))
+    expected = ButcherTableau(**TWO_STAGES)
+    assert (made, hash(made), repr(made)) == (expected, hash(expected), repr(expected))
 
 
 def test_a_tableau_cannot_be_changed():

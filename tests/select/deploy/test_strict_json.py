@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +41,7 @@ def test_all_numbers_survive():
     assert strictly(text)["b"] == {"c": "Infinity", "d": None, "e": "Infinite"}
     assert strict_json.loads(text) == values | {"a": [math.inf, -math.inf, 1.5, [0.1, 2]]}
     assert math.isnan(strict_json.loads(strict_json.dumps([math.nan]))[0])
+    assert strict_json.loads(strict_json.dumps({"hidden": np.int64(3)})) == {"hidden": 3}
 
 
 def test_files_with_bare_words_are_still_read():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dise.integrate.argument_types import checked_arguments
-from dise.integrate.value import as_whole, check_above, check_whole, is_number
+from dise.integrate.value import as_whole, check_above, check_whole, is_number, plain
 
 _EPSS = {  # ends of the steps in 1/32
     5: (2, 4, 8, 16, 32),
@@ -41,7 +41,7 @@ class TimeGrid:
     span: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        points = tuple(self.fractions)
+        points = tuple(map(plain, self.fractions))
         object.__setattr__(self, "fractions", points)
         object.__setattr__(self, "span", None if self.span is None else tuple(self.span))
         if len(points) < 2 or not all(is_number(x) for x in points) or (points[0], points[-1]) != (0, 1):

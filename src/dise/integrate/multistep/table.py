@@ -1,6 +1,5 @@
 """Tables of methods with a fixed number of evaluations of f, all linear in the start and in the values of f."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.runge_kutta.tableau import WeightedSum
+from dise.integrate.value import check_numbers, keep_plain
 
 _SEARCHED = 16  # latest states that may be the base of an update: a step back, also for methods with many stages
 _ROUNDING = 1e-14  # of a weight, relative to the largest; smaller differences of rows count as 0
@@ -88,6 +88,12 @@ class MultistepTable:
     blends: tuple[float, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        keep_plain(self)
+        for name in ("times", "scales", "span", "quadrature", "blends"):
+            if getattr(self, name) is not None:
+                check_numbers(name, getattr(self, name))
+        for j, row in enumerate(self.weights):
+            check_numbers(f"weights: row {j}", row)
         n = len(self.times)
         if n == 0:
             raise ValueError("times: expected at least one evaluation time")
@@ -99,9 +105,8 @@ class MultistepTable:
             raise ValueError(f"quadrature: expected {n} numbers, got {self.quadrature}")
         if self.blends is not None and len(self.blends) != n:
             raise ValueError(f"blends: expected {n} numbers, got {self.blends}")
-        numbers = [*self.times, *self.scales, *(weight for row in self.weights for weight in row)]
-        if not all(map(math.isfinite, [*numbers, *(self.quadrature or ()), *(self.blends or ())])):
-            raise ValueError("times, scales, weights, quadrature, blends: expected finite numbers")
+        if self.span is not None and len(self.span) != 2:
+            raise ValueError(f"span: expected 2 numbers, start and end, got {self.span}")
 
     @classmethod
     def of(

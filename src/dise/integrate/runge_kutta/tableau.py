@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple, Protocol
 
 from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import check_numbers, keep_plain
 
 _ROUNDING = 1e-12  # tolerance of the checks: coefficients are quotients of small integers in double precision
 
@@ -110,6 +111,8 @@ class ButcherTableau:
     last_at_end: bool = field(init=False, repr=False, compare=False)  # the last stage's state is the step's end
 
     def __post_init__(self) -> None:
+        keep_plain(self)
+        self._check_numbers()
         object.__setattr__(self, "stages", len(self.c))
         rows = {"a": self.a, "b": self.b, "b_err": self.b_err, "interpolant": self.interpolant}
         for name, row in rows.items():
@@ -134,6 +137,15 @@ class ButcherTableau:
             raise ValueError(f"reuse_last: needs a last stage at the end of the step, got the nodes c = {self.c}")
         object.__setattr__(self, "fsal", fsal or self.reuse_last)
         object.__setattr__(self, "last_at_end", fsal and not self.reuse_last)
+
+    def _check_numbers(self) -> None:
+        """Raise a ValueError unless all coefficients are finite numbers."""
+        for name, row in {"c": self.c, "b": self.b, "b_err": self.b_err}.items():
+            if row is not None:
+                check_numbers(name, row)
+        for name, matrix in {"a": self.a, "interpolant": self.interpolant}.items():
+            for i, row in enumerate(matrix or ()):
+                check_numbers(f"{name}: row {i}", row)
 
     def _check_interpolant(self, interpolant: tuple[tuple[float, ...], ...]) -> None:
         """Raise a ValueError unless b_i(1) = b_i and Σ_i b_i(θ) = θ."""

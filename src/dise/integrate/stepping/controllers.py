@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.tracing import known_all
-from dise.integrate.value import Value, check_above, check_from_zero
+from dise.integrate.value import Value, check_above, check_from_zero, keep_plain
 
 _SMALLEST = 1e-10  # lower bound of the error ratio: 0^(−1/order) is infinite, and so is its gradient
 _SMALLEST_BEFORE = 1e-4  # lower bound of the remembered ratio; FACOLD in Hairer and Wanner's DOPRI5
@@ -35,6 +35,7 @@ class IController(Value):
     grow: float = 10.0
 
     def __post_init__(self) -> None:
+        keep_plain(self)
         for name in ("safety", "shrink"):
             check_above(name, getattr(self, name), 0, 1)
         check_above("grow", self.grow, 1)

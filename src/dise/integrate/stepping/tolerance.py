@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dise.integrate.problem.state import Layout, State, leaves
 from dise.integrate.runge_kutta.step import Step
-from dise.integrate.value import is_number
+from dise.integrate.value import is_number, plain
 
 Norm = Callable[[State], Tensor]
 Tolerance = Any  # a number, numbers that broadcast to a sample's state, or one of these per tensor
@@ -92,8 +92,9 @@ def frozen(name: str, value: object) -> Tolerance:
     if isinstance(value, Tensor):
         if value.requires_grad:
             raise ValueError(f"{name}: a tolerance has no gradient, so it must not require one")
-        plain = value.layout is torch.strided and not value.is_meta and not value.dtype.is_complex
-        value = value.tolist() if plain else value
+        readable = value.layout is torch.strided and not value.is_meta and not value.dtype.is_complex
+        value = value.tolist() if readable else value
+    value = plain(value)
     if isinstance(value, Mapping):
         return tuple(sorted((str(key), frozen(name, part)) for key, part in value.items()))
     if isinstance(value, tuple | list):
