@@ -149,3 +149,9 @@ def test_following_the_advice_moves_the_break_even_past_the_data(make_costs):
         rule = ClassificationCost(alpha=alpha, M=M)
         costs = make_costs([[1, 14]], right(0.80, 1.0), rule=rule, **options)
         assert int(costs.cost.mean(0).argmin()) == 0
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_choice_beyond_the_candidates_is_named(make_costs, index):
+    with pytest.raises(ValueError, match="choice: expected indices of 3 candidates"):
+        diagnose(torch.full((N,), index), make_costs([[1, 4, 14]], right(0.9, 0.95, 1.0)))

@@ -57,7 +57,7 @@ def choose(**arguments):
         (1e-3, 0.9, 1e4, [1e6, 1e5, 1e4, 1e3]),  # the smallest that passes
         (7e-4, 0.9, 1e5, [1e6, 1e5, 1e4]),  # what comes after the first that fails is not tried
         (1e-3, 0.5, 1e4, [1e6, 1e5, 1e4, 1e3]),  # 1e6 passes, but is not within the budget
-        (1.0, 0.9, 1e3, [1e6, 1e5, 1e4, 1e3]),
+        (0.99, 0.9, 1e3, [1e6, 1e5, 1e4, 1e3]),
     ],
 )
 def test_penalties_are_tested_from_the_safest_until_one_fails(trials, tolerance, budget, expected, tried):
@@ -84,7 +84,7 @@ def test_nothing_passes_after_the_first_that_fails(trials):
     [
         (1e-4, 0.9, 1e6),  # none passes: the least lost
         (1e-4, 0.5, 1e5),  # within the budget of 2 NFE
-        (1.0, 0.25, 1e3),  # all pass, but none within 1 NFE: the cheapest
+        (0.99, 0.25, 1e3),  # all pass, but none within 1 NFE: the cheapest
     ],
 )
 def test_if_nothing_passes_the_best_there_is_is_taken_and_told(trials, tolerance, budget, expected):
@@ -193,3 +193,9 @@ def test_the_choice_depends_on_its_seed_alone():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         choose_penalty(sided(50, hard=0.3), network, **arguments)
+
+
+@pytest.mark.parametrize("tolerance", [5, 1.0, 0, -0.1])
+def test_a_tolerance_is_a_share_and_no_percentage(tolerance):
+    with pytest.raises(ValueError, match=f"tolerance: expected a number between 0 and 1, got {tolerance}"):
+        choose(tolerance=tolerance)

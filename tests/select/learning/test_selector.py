@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from dise import RK4, Dynamic, Euler, solve
-from dise.select import ClassificationCost, Costs, CostSelector, PooledNetwork
+from dise.select import AdequacySelector, ClassificationCost, Costs, CostSelector, PooledNetwork
 
 CHANNELS, K = 2, 2
 
@@ -173,3 +173,22 @@ def test_features_are_computed_once_and_the_fit_is_the_same():
     fits = [CostSelector.fit(network, costs, max_epochs=3) for network in (once, always)]
     assert not calls
     assert_close(fits[0](costs.h0, costs.k1), fits[1](costs.h0, costs.k1))
+
+
+class Broadcast(nn.Module):
+    """A network with one output per sample, or one row for all; either would broadcast to all targets."""
+
+    def __init__(self, *, rows):
+        super().__init__()
+        self.layer, self.rows = nn.Linear(1, 2 if rows else 1), rows
+
+    def forward(self, h0, k1):
+        outputs = self.layer(h0[:, 0, 0, :1])
+        return outputs[:1] if self.rows else outputs
+
+
+@pytest.mark.parametrize("selector", [CostSelector, AdequacySelector])
+@pytest.mark.parametrize("rows", [True, False])
+def test_networks_whose_outputs_would_broadcast_are_refused(selector, rows):
+    with pytest.raises(ValueError, match=r"network: expected outputs \(\d+, 2\), one per sample and candidate, got"):
+        selector.fit(Broadcast(rows=rows), sign_rule(100), max_epochs=1)

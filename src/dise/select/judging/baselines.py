@@ -54,10 +54,15 @@ class PolicyScore:
 @checked_arguments
 def assignment_score(name: str, costs: Costs, choice: Int[Tensor, " N"]) -> PolicyScore:
     """Score of the policy that gives each sample the candidate with index `choice` [N]."""
+    check_choice(choice, costs)
+    return PolicyScore.of(name, costs, one_hot(choice.long(), len(costs.candidates)).float())
+
+
+def check_choice(choice: Tensor, costs: Costs) -> None:
+    """Raise a ValueError unless all of a choice are indices of the costs' candidates."""
     candidates = len(costs.candidates)
     if not ((choice >= 0) & (choice < candidates)).all():
         raise ValueError(f"choice: expected indices of {candidates} candidates, got {choice!r}")
-    return PolicyScore.of(name, costs, one_hot(choice.long(), candidates).float())
 
 
 @checked_arguments

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dise.integrate.annotations import Int
 from dise.integrate.argument_types import checked_arguments
+from dise.select.judging.baselines import check_choice
 from dise.select.judging.costs import Costs
 
 COLLAPSE = 0.99  # share of the samples from which a choice counts as collapsed
@@ -22,7 +23,11 @@ def diagnose(choice: Int[Tensor, " n"], costs: Costs) -> str | None:
     Args:
         choice: [n] index of the candidate that each sample got.
         costs: the costs that the selector was fitted to.
+
+    Raises:
+        ValueError: indices outside of 0, …, K − 1.
     """
+    check_choice(choice, costs)
     shares = torch.bincount(choice, minlength=len(costs.candidates)) / max(len(choice), 1)
     winner = int(shares.argmax())
     if len(costs.candidates) < 2 or len(choice) == 0 or shares[winner] < COLLAPSE:

@@ -76,7 +76,7 @@ class AdequacySelector(CostSelector):
         self._standardise_inputs(data)
 
     def _error(self, data: FitData) -> Tensor:
-        return F.binary_cross_entropy_with_logits(data.predict(*data.inputs), data.target)
+        return F.binary_cross_entropy_with_logits(data.prediction(), data.target)
 
     @torch.no_grad()
     def _finish(self, data: FitData, costs: Costs) -> None:

@@ -44,10 +44,22 @@ class FitData(NamedTuple):
             rows = slice(start, start + size)
             yield self._replace(inputs=tuple(x[rows] for x in self.inputs), target=self.target[rows])
 
+    def prediction(self) -> Tensor:
+        """[N, K] outputs of the network.
+
+        Raises:
+            ValueError: no output per sample and candidate.
+        """
+        output = self.predict(*self.inputs)
+        if output.shape != self.target.shape:
+            expected, got = tuple(self.target.shape), tuple(output.shape)
+            raise ValueError(f"network: expected outputs {expected}, one per sample and candidate, got {got}")
+        return output
+
     @torch.no_grad()
     def predictions(self) -> Tensor:
         """[N, K] outputs of the network, without gradients."""
-        return torch.cat([batch.predict(*batch.inputs) for batch in self.split(512)])
+        return torch.cat([batch.prediction() for batch in self.split(512)])
 
 
 @dataclass

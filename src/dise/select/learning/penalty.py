@@ -7,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import check_above
 from dise.select.judging.baselines import PolicyScore, assignment_score, single_candidate
 from dise.select.judging.costs import Costs
 from dise.select.judging.non_inferiority import loss_bound
@@ -100,13 +101,15 @@ def choose_penalty(
         log: called with a line per trial.
 
     Raises:
-        ValueError: no penalties or exponents, an M not above the largest price, fewer than three folds, or fewer
-            samples than folds.
+        ValueError: no penalties or exponents, an M not above the largest price, a tolerance not in (0, 1), fewer than
+            three folds, or fewer samples than folds.
     """
     exponents = (costs.rule.alpha,) if alphas is None else tuple(alphas)
     for name, values in (("penalties", penalties), ("alphas", exponents)):
         if not values:
             raise ValueError(f"{name}: expected at least one, got none")
+    check_above("tolerance", tolerance, 0, 1)
+    check_above("budget", budget, 0)
     _ = costs.with_penalty(min(penalties)).cost  # raises an error at once if the smallest penalty is too small
     alone = single_candidate(costs, len(costs.candidates) - 1)
     test = partial(_trial, reference=alone, confidence=1 - LEVEL / len(exponents))

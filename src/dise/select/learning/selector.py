@@ -93,7 +93,8 @@ class CostSelector(nn.Module):
             the selector, in evaluation mode; the course of the fit is in `selector.history`.
 
         Raises:
-            ValueError: too few samples to split (with finite features), or `validation` not in (0, 1).
+            ValueError: too few samples to split (with finite features), `validation` not in (0, 1), or a network
+                without an output per sample and candidate.
         """
         if not 0 < validation < 1:
             raise ValueError(f"validation: expected a share between 0 and 1, got {validation!r}")
@@ -167,7 +168,7 @@ class CostSelector(nn.Module):
         return sum(float(self._error(part)) * len(part.target) for part in data.split(512)) / len(data.target)
 
     def _error(self, data: FitData) -> Tensor:
-        return F.mse_loss(data.predict(*data.inputs), (data.target - self.mean) / self.scale)
+        return F.mse_loss(data.prediction(), (data.target - self.mean) / self.scale)
 
 
 def _split(data: FitData, validation: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
