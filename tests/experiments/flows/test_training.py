@@ -35,7 +35,7 @@ def test_an_untrained_directory_is_reported(tmp_path):
         load_field(tmp_path)
 
 
-@pytest.mark.parametrize(("task", "preset", "reason"), [("sun", "cpu", "task"), ("moons", "huge", "preset")])
+@pytest.mark.parametrize(("task", "preset", "reason"), [("sun", "cpu", "target"), ("moons", "huge", "preset")])
 def test_unknown_names_are_refused(task, preset, reason):
     with pytest.raises(ExperimentError, match=reason):
         FieldConfig.of(task, preset)
