@@ -44,7 +44,7 @@ WEIGHTS = {
     "l2": 3e-4,
     "error": 4e-3,
     "raw-error": 4e-3,
-    # not the paper's: λ·R is about 0.05 on a model trained without regularizer, not swept
+    # not the paper's: λ·R is about 0.05 on a model trained without regularizer; results/README.md has other λ
     "weighted-error": 25.0,
     "stiffness": 7e-3,
     "jacobian": 0.02,
