@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from dise import (
     RK4,
     RKC1,
+    Adams,
     Bosh3,
     Cascade,
     Dopri5,
@@ -136,6 +137,7 @@ def test_bad_steps(change, error, message):
 
 @pytest.mark.host
 @pytest.mark.parametrize("integrator", [DOPRI, Tsit5(rtol=1e-6, atol=1e-6), Bosh3(rtol=1e-5, atol=1e-5)], ids=str)
+@torch.no_grad()
 def test_two_parts_cost_as_much_as_one(starts, integrator):
     """But for the step that the joint cuts short, and what follows from it."""
     y0 = starts(5, 2)
@@ -148,13 +150,17 @@ def test_two_parts_cost_as_much_as_one(starts, integrator):
     assert (first.nfe + second.nfe - whole.nfe).tolist() == (more * (integrator.tableau.stages - 1)).tolist()
 
 
-def test_the_joint_costs_no_evaluation(record, starts):
+@pytest.mark.parametrize(("gradients", "more"), [("off", 0), ("known", 0), ("new", 1)])
+def test_the_joint_costs_no_evaluation_but_for_a_gradient(record, starts, gradients, more):
+    """Of a value without one f's gradient at the joint is unknown."""
     f = record(van_der_pol)
-    first = solve(f, starts(5, 2), 0.0, 1.0, DOPRI)
+    with torch.set_grad_enabled(gradients == "known"):
+        first = solve(f, starts(5, 2).requires_grad_(), 0.0, 1.0, DOPRI)
     before = f.rows
-    second = resume(first, f, 2.0, DOPRI)
+    with torch.set_grad_enabled(gradients != "off"):
+        second = resume(first, f, 2.0, DOPRI)
     assert f.rows - before == second.nfe.sum()
-    assert (second.nfe == 6 * second.n_steps).all()
+    assert (second.nfe == 6 * second.n_steps + more).all()
 
 
 def test_a_method_that_does_not_know_k1_evaluates_it(record, starts):
@@ -212,6 +218,29 @@ def test_gradients_reach_the_first_part(gradient):
     (of_rate,) = torch.autograd.grad(end.sum(), f.rate)
     assert_close(of_y0, torch.full_like(y0, math.exp(-1)), rtol=1e-4, atol=0)
     assert of_rate.item() == pytest.approx(6 * math.exp(-1), rel=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve"])
+@pytest.mark.parametrize(
+    "structure", [lambda y: y, lambda y: (y, -y), lambda y: {"a": y}], ids=["one", "tuple", "dict"]
+)
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("integrator", [DOPRI, Adams(rtol=1e-6, atol=1e-6), RK4(20)], ids=str)
+def test_a_part_made_without_gradients_is_trained_on(gradient, structure, without, integrator):
+    rate = torch.nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+
+    def f(t, y):
+        if isinstance(y, dict):
+            return {name: rate * x for name, x in y.items()}
+        return tuple(rate * x for x in y) if isinstance(y, tuple) else rate * y
+
+    y0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    with without():
+        first = solve(f, structure(y0), 0.0, 1.0, integrator)
+    end = resume(first, f, 2.0, integrator, gradient=gradient).y
+    end = end if isinstance(end, torch.Tensor) else end["a"] if isinstance(end, dict) else end[0]
+    (of_rate,) = torch.autograd.grad(end.sum(), rate)
+    assert of_rate.item() == pytest.approx(3 * math.exp(-1), rel=1e-4)  # the first part has no gradient
 
 
 class Rate(torch.nn.Module):

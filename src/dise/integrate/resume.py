@@ -12,7 +12,7 @@ from dise.integrate.integrator import Integrator, check_integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration
 from dise.integrate.problem.run import Run
-from dise.integrate.problem.state import State
+from dise.integrate.problem.state import State, mapped
 from dise.integrate.solution import Solution
 from dise.integrate.solve import solve
 
@@ -24,7 +24,7 @@ def resume(
 
     The two parts need as many evaluations of f as one solve to the second t1, except where the end of the first part
     truncated a step: no first step is chosen again, and f is not evaluated again at the joint if the method evaluated
-    it there.
+    it there. With gradients on it is, unless the known value has one: it may come from a solve without gradients.
 
     Args:
         solution: the start: `y` at `t`, with steps of length `dt`. A failed sample starts from its last good state.
@@ -50,7 +50,19 @@ def resume(
         backsolve = gradient if isinstance(gradient, Backsolve) else Backsolve()
         # the backward solve starts elsewhere, so it cannot use the solution's step sizes
         options["gradient"] = replace(backsolve, integrator=backsolve.integrator or integrator)
+    if torch.is_grad_enabled():
+        solution = _outside_of_inference_mode(solution)
     return solve(f, solution.y, solution.t, t1, _Resumed(integrator, solution), **options)
+
+
+def _outside_of_inference_mode(solution: Solution) -> Solution:
+    """The solution with copies of what inference mode made, which autograd could not keep."""
+
+    def copied(x: Tensor) -> Tensor:
+        return x.clone() if x.is_inference() else x
+
+    k1 = None if solution.k1 is None else mapped(copied, solution.k1)
+    return replace(solution, y=mapped(copied, solution.y), t=copied(solution.t), dt=copied(solution.dt), k1=k1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +83,9 @@ class _Resumed(Integrator):
         k1 = None if self.solution.k1 is None else problem.layout.pack(self.solution.k1)
         if k1 is not None and samples is not None:
             k1 = k1[samples]
+        # without a gradient of its own k1 would silently leave out that of the joint's f
+        if k1 is not None and torch.is_grad_enabled() and not k1.requires_grad:
+            k1 = None
         known = k1 is not None and bool(k1.isfinite().all())
         result = yield from self.integrator.integrate(replace(problem, dt=dt, k1=k1 if known else None), run)
         return result._replace(nfe=result.nfe - 1) if known and result.nfe is not None else result

@@ -1,5 +1,6 @@
 """States: the user's tensors, and the single [n, F] tensor that the solver works on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,15 @@ def leaves(state: State) -> tuple[Tensor, ...]:
     if isinstance(state, Tensor):
         return (state,)
     return tuple(state.values()) if isinstance(state, dict) else state
+
+
+def mapped(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """A state of the function's values for the state's tensors."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, dict):
+        return {name: function(x) for name, x in state.items()}
+    return tuple(function(x) for x in state)
 
 
 @dataclass(frozen=True)
