@@ -106,6 +106,11 @@ def test_a_neural_cde_trains():
             lambda: cde.solve(lambda t, y: y, torch.zeros(1, 1), cde.linear_path(torch.zeros(1, 4, 1)), RK4()),
             r"f: expected shape \(1, 1, 1\)",
         ),
+        (lambda: cde.solve(abs, torch.zeros(1, 1), "x", RK4()), "path: expected what .* return, got str"),
+        (
+            lambda: cde.solve(None, torch.zeros(1, 1), cde.linear_path(torch.zeros(1, 4, 1)), RK4()),
+            "f: expected a function, got NoneType",
+        ),
     ],
 )
 def test_bad_arguments(given, message):

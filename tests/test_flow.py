@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchdiffeq
@@ -9,7 +10,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.testing import assert_close
 
 from dise import RK4, Dopri5, ErrorEstimate, Euler, KineticEnergy, SolveError, solve
-from dise.flow import AugmentedField, DiagonalNormal, Flow, TransportCost, divergence
+from dise.flow import AugmentedField, DiagonalNormal, Flow, FlowSampler, TransportCost, divergence
 from dise.select import find_block
 
 DOUBLE = torch.float64
@@ -608,11 +609,22 @@ def test_bad_points_are_refused_by_every_method():
         flow.log_prob(torch.zeros(3, 1))
 
 
-@pytest.mark.parametrize("shape", [-1, (2, -1), 1.5, "3", None, (1.5,)])
+@pytest.mark.parametrize("shape", [-1, (2, -1), 1.5, "3", None, (1.5,), True, (2, False)])
 @pytest.mark.parametrize("method", ["sample", "rsample"])
 def test_a_bad_shape_of_a_sample_is_refused(method, shape):
     with pytest.raises((TypeError, ValueError), match=r"shape: expected .* got"):
         getattr(flow_of(TanhNet(2), 2), method)(shape)
+
+
+@pytest.mark.parametrize("shape", [np.int64(3), (np.int64(3),), torch.Size([3])])
+def test_a_shape_of_another_library_makes_as_many_points(shape):
+    assert flow_of(TanhNet(2), 2).sample(shape).shape == (3, 2)
+
+
+@pytest.mark.parametrize("number", [(2, 3), True, -1, 1.5])
+def test_a_sampler_takes_a_number_of_points(number):
+    with pytest.raises(ValueError, match="number: expected a whole number of at least 0, got"):
+        FlowSampler(flow_of(TanhNet(2), 2)).sample(number)
 
 
 def test_an_empty_batch_has_no_densities():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dise.integrate import Integrator, Solution
 from dise.integrate import solve as solve_ode
+from dise.integrate.value import check_callable
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +105,12 @@ def solve(
     Raises:
         TypeError, ValueError, SolveError: see `dise.solve`; also if path has not as many samples as y0.
     """
+    if not isinstance(path, ControlPath):
+        raise TypeError(f"path: expected what dise.cde.linear_path and its like return, got {type(path).__name__}")
     if not isinstance(y0, Tensor) or y0.ndim != 2 or len(y0) != len(path.times):
         got = tuple(y0.shape) if isinstance(y0, Tensor) else type(y0).__name__
         raise ValueError(f"y0: expected a tensor [B, H] with B={len(path.times)} as the path has, got {got}")
+    check_callable("f", f)
     given = len(args) + len(sample_args)
     if not path.smooth:
         options.setdefault("jump_at", path.times)

@@ -14,7 +14,7 @@ from dise.integrate import Integrator, Solution, State, Step, solve
 from dise.integrate.annotations import Float
 from dise.integrate.arguments import check_time
 from dise.integrate.options import SolveKeywords
-from dise.integrate.value import check_callable
+from dise.integrate.value import as_whole, check_callable, is_whole
 
 
 class Flow(nn.Module):
@@ -288,13 +288,10 @@ class Flow(nn.Module):
 
 
 def _size(shape: int | Sequence[int]) -> torch.Size:
-    try:
-        size = torch.Size([shape] if isinstance(shape, int) else shape)
-    except TypeError as error:
-        raise TypeError(f"shape: expected a number of points or a tuple of numbers, got {shape!r}") from error
-    if any(number < 0 for number in size):
-        raise ValueError(f"shape: expected numbers of at least 0, got {shape!r}")
-    return size
+    numbers = (shape,) if is_whole(shape) else shape
+    if not isinstance(numbers, Sequence) or not all(is_whole(number) for number in numbers):
+        raise TypeError(f"shape: expected a number of points or a tuple of numbers, got {shape!r}")
+    return torch.Size([as_whole("shape", number, 0) for number in numbers])
 
 
 class ConditionedFlow:

@@ -9,6 +9,7 @@ from dise.flow.conditions import Condition, as_conditions
 from dise.flow.flow import Flow
 from dise.integrate.annotations import Float
 from dise.integrate.argument_types import checked_arguments
+from dise.integrate.value import as_whole
 from dise.nn import NeuralODE
 
 
@@ -54,5 +55,6 @@ class FlowSampler(nn.Module):
     @torch.no_grad()
     def sample(self, number: int, condition: Condition = None) -> Float[Tensor, "B ..."]:
         """[number, *event_shape] points, without gradients, from noise of torch's global generator."""
+        number = as_whole("number", number, 0)
         conditions = as_conditions(condition, number, batched=self.block.options.batched)
         return cast(Tensor, self(self.base.sample(torch.Size([number])), *conditions))

@@ -155,8 +155,9 @@ def test_each_input_keeps_its_shape_and_dtype_and_is_moved():
         ([((X, CONDITION), LABEL[:7])], Two(), r"a target per sample, got 250 inputs and targets of shape \(7,\)"),
         ((X, X, X), Two(), r"3 tensors of the same shape \(250, 2\) may be 3 batches, or inputs and their targets"),
         ("abc", One(), "got str as x"),
+        ((X.numpy(), LABEL), One(), "got ndarray as x; torch.as_tensor makes it one"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_other_batches_are_refused(data, model, message):
     if message is None:

@@ -74,14 +74,15 @@ def export_policy(
     if len(given) < 2:
         raise ValueError(f"x: expected at least 2 inputs, so that a batch's size is seen to vary, got {len(given)}")
     inputs = cast(Tensors, given.positional)
-    path.mkdir(parents=True, exist_ok=True)
     with _plain_solves(model):
         if isinstance(policy, Cascade | Dynamic):
             graphs, routing = _routed(model, own, policy, inputs, head)
         else:
             graphs, routing = {"model": (model, inputs)}, {"kind": "single", "candidates": [str(policy)]}
-        for name, (module, example) in graphs.items():
-            _export(module, example, path / f"{name}.pt2")
+        programs = {name: _exported(module, example) for name, (module, example) in graphs.items()}
+    path.mkdir(parents=True, exist_ok=True)  # only now, since what cannot be exported leaves no files
+    for name, program in programs.items():
+        torch.export.save(program, path / f"{name}.pt2")
     with atomic_write(path / SERVE) as file:
         file.write_text(strict_json.dumps(routing, indent=2) + "\n", encoding="utf-8")
 
@@ -157,7 +158,7 @@ def _rules(policy: Integrator) -> list[Rule]:
     return rules if len(rules) == number else []
 
 
-def _export(module: nn.Module, inputs: Tensors, file: Path) -> None:
+def _exported(module: nn.Module, inputs: Tensors) -> torch.export.ExportedProgram:
     # The example's batch is not 1, so that a batch of 1 stays possible; torch 2.6 needs a largest size.
     batch = torch.export.Dim("batch", min=1, max=2**31 - 1)
     given = inspect.signature(module.forward).bind(*inputs).arguments
@@ -173,4 +174,4 @@ def _export(module: nn.Module, inputs: Tensors, file: Path) -> None:
     # torch keeps operations that no output depends on: step counts, and in the start what follows the block
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
-    torch.export.save(program, file)
+    return program

@@ -66,9 +66,11 @@ class Inputs:
         parts = found._parts()
         for place, part in parts.items():
             if not is_input(part):
+                array = hasattr(part, "__array__")
+                hint = "torch.as_tensor makes it one" if array else "what all samples share belongs in the model"
                 raise ValueError(
                     f"{name}: expected inputs that are tensors [B, ...] with a row per sample, got "
-                    f"{type(part).__name__} as {place}; what all samples share belongs in the model"
+                    f"{type(part).__name__} as {place}; {hint}"
                 )
             if isinstance(part, Tensor) and part.ndim == 0:
                 raise ValueError(f"{name}: expected inputs [B, ...] with a row per sample, got a number as {place}")
