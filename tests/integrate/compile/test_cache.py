@@ -277,9 +277,10 @@ def test_guards_of_the_solver_s_modules_are_left_out(monkeypatch, y0):
     assert any("stepping_dot_control'].StepEnd" in name for name in left_out)
 
 
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("of", ["one", "all"])
+@pytest.mark.parametrize("register", ["forward_hook", "forward_pre_hook"])
 @pytest.mark.parametrize("kind", ["module", "function"])
-def test_hooks_of_modules_are_noticed(register, kind):
+def test_hooks_of_modules_are_noticed(register, kind, of):
     """torch does not guard them: registered and removed between solves, also on a module that a function calls."""
     layer, y0 = torch.nn.Linear(1, 1, bias=False), torch.ones(3, 1)
     torch.nn.init.constant_(layer.weight, 0.5)
@@ -301,9 +302,15 @@ def test_hooks_of_modules_are_noticed(register, kind):
     def doubled(module, inputs, *output):
         return 2 * output[0] if output else (2 * inputs[0],)
 
+    def on_layer_alone(module, *values):
+        return doubled(module, *values) if module is layer else None
+
     assert end() == pytest.approx(1.25**2)
     for _ in range(2):
-        handle = getattr(layer, register)(doubled)
+        if of == "one":
+            handle = getattr(layer, f"register_{register}")(doubled)
+        else:
+            handle = getattr(torch.nn.modules.module, f"register_module_{register}")(on_layer_alone)
         assert end() == pytest.approx(1.5**2)
         handle.remove()
         assert end() == pytest.approx(1.25**2)

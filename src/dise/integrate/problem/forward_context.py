@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_file
 
 from dise.integrate.problem.changes import Changes
 
@@ -107,9 +108,11 @@ def training_modes(sources: Iterable[object]) -> tuple[bool, ...]:
 
 
 def hooks(sources: Iterable[object]) -> tuple[int, ...]:
-    """The numbers, never used twice, of the hooks of all modules that f and its arguments lead to."""
+    """The numbers, never used twice, of the hooks of all modules that f and its arguments lead to, and of every one."""
     modules, tables = _modules(sources)
-    return tuple(number for x in (*map(vars, modules), *tables) for kind in _HOOKS for number in x.get(kind, ()))
+    places = (*map(vars, modules), *tables)
+    numbers = [number for place in places for kind in _HOOKS for number in place.get(kind, ())]
+    return (*numbers, *(number for kind in _HOOKS for number in getattr(module_file, f"_global{kind}", ())))
 
 
 def _modules(sources: Iterable[object]) -> tuple[list[nn.Module], list[Table]]:
