@@ -299,3 +299,26 @@ def test_a_task_can_draw_a_trained_model(folder, monkeypatch):
     assert "(figure.png)" in write_report(folder)[0].read_text()
     ((name, model),) = drawn
     assert (name, model.training, type(model).__name__) == ("odenet-error-seed0", False, "ImageClassifier")
+
+
+@pytest.mark.parametrize("name", ["training.json", "metrics.json"])
+def test_a_run_that_cannot_be_read_is_named_and_left_out(folder, run, name):
+    other = folder / "odenet-error-seed1"
+    shutil.copytree(folder / run.name, other)
+    complete = write_report(folder)
+    assert other.name in complete.file.read_text()
+    if name == "training.json":
+        (other / name).unlink()
+    else:
+        (other / name).write_text("{")
+    report = write_report(folder)
+    assert report.tables == [*TASKS["mnist"].tables([run]), over_seeds(TASKS["mnist"], [run])]
+    *_, line = report.conclusion
+    assert line.startswith(f"Left out: {other}")
+    assert name in line
+    for file in (report.file, report.page):
+        assert "Left out: " in file.read_text()
+        assert f"{other.name}/" not in file.read_text().replace(line, "")
+    shutil.rmtree(folder / run.name)
+    with pytest.raises(ExperimentError, match=name):
+        write_report(folder)

@@ -172,9 +172,16 @@ class Report(NamedTuple):
 
 
 def write_report(folder: Path) -> Report:
-    """Write `report.md` and the self-contained `report.html` of all evaluated runs into a preset's folder."""
+    """Write `report.md` and the self-contained `report.html` of all evaluated runs into a preset's folder.
+
+    Runs that cannot be read are named and left out.
+
+    Raises:
+        ExperimentError: there are no others.
+    """
     task, paths = evaluated(folder)
-    configs, runs = [open_run(path) for path in paths], [read_run(path) for path in paths]
+    runs, left_out = _readable(paths)
+    configs = [open_run(folder / run.name) for run in runs]
     headline = [*task.tables(runs), over_seeds(task, runs)]
     tables = list(headline)
     for run in runs:
@@ -186,14 +193,27 @@ def write_report(folder: Path) -> Report:
     drawn = _curves(runs, folder) + plots + _of_samples(runs, folder)
     figures = [(file, f"{file.stem} of {file.parent.name}") for file in drawn]
     title = f"{task.name}, preset {configs[0].preset}"
-    text = [f"# {title}\n", *(table.markdown() for table in tables)]
+    text = [f"# {title}\n", *(f"{line}\n" for line in left_out), *(table.markdown() for table in tables)]
     text.append("\n".join(f"![{caption}]({file.relative_to(folder)})\n" for file, caption in figures))
     file, html = folder / REPORT, folder / PAGE
-    lines = conclusion(task, configs[0].preset, runs, html, plots)
+    lines = conclusion(task, configs[0].preset, runs, html, plots) + left_out
     commands = [config.command for config in configs]
     write_text(file, "\n".join(text))
-    write_text(html, page(title, tables, figures, summary=lines[:1], commands=commands))
+    write_text(html, page(title, tables, figures, summary=[lines[0], *left_out], commands=commands))
     return Report(file, html, headline, lines)
+
+
+def _readable(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs that can be read, and a line on each other one, such as a run whose training was started again."""
+    runs, errors = [], []
+    for path in paths:
+        try:
+            runs.append(read_run(path))
+        except ExperimentError as error:
+            errors.append(error)
+    if not runs:
+        raise errors[0]
+    return runs, [f"Left out: {error}" for error in errors]
 
 
 def _curves(runs: Sequence[Run], folder: Path) -> list[Path]:
