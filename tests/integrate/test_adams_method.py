@@ -302,6 +302,7 @@ def test_sums_over_steps_are_those_of_other_methods(spans):
     assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
 def test_resume_continues(spans):
     y0, t0, t1 = (x[[0, 1, 3]] for x in spans)
     method = Adams(rtol=1e-7, atol=1e-7)

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from torch.testing._internal.two_tensor import TwoTensor
 
-from dise import RK4, Bosh3, Event, HeunEuler, PIController, solve
+from dise import RK4, Adams, Bosh3, Event, HeunEuler, PIController, solve
 from dise.integrate.compile import private
 from dise.integrate.compile.rounds import GraphRounds
 from dise.integrate.compile.rowwise.build import FLAGS, built
@@ -517,3 +517,20 @@ def test_forward_mode_is_refused(starts, setting):
     """Kernels and inductor would drop the tangents."""
     with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="forward-mode"):
         solve(field, torch.autograd.forward_ad.make_dual(starts(4, 2), starts(4, 2)), 0.0, 1.0, BOSH, compile=setting)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_gradients_of_one_row_by_adams(batched):
+    """What counts as contiguous in one row may be a part of another tensor."""
+    y0 = torch.tensor([[0.5, -0.25, 1.0]], dtype=torch.float64)
+
+    def f(t, y):
+        return torch.cos(2 * t) * y.tanh() - 0.3 * y
+
+    def solved(compile):
+        start = y0.clone().requires_grad_()
+        solution = solve(f, start, 0.0, 1.5, Adams(5, rtol=1e-5, atol=1e-5), batched=batched, compile=compile)
+        return solution.y, solution.nfe, torch.autograd.grad(solution.y.sum(), start)[0]
+
+    for compiled, eager in zip(solved(True), solved(False), strict=True):
+        assert_close(compiled, eager, rtol=1e-9, atol=1e-12)

@@ -207,8 +207,11 @@ class AdamsAttempt:
             separations = torch.where(accept[:, None], separations, before.separations)
             number = torch.where(accept, number, before.number)
             rounding = torch.where(accept[:, None], rounding, before.rounding)
-        if torch.compiler.is_compiling():  # the results of a graph are stored as its inputs are
-            differences, separations = differences.contiguous(), separations.contiguous()
+        if torch.compiler.is_compiling():
+            # A graph's results are stored as its inputs are. Those of one row count as contiguous, but are parts of
+            # larger tensors, so copy them in any case.
+            differences = differences.clone(memory_format=torch.contiguous_format)
+            separations = separations.clone(memory_format=torch.contiguous_format)
         return History(differences, separations, number, rounding)
 
 
