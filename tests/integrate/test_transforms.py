@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, RKC1, Cascade, Dopri5, Dynamic, Euler, Heun, HeunEuler, NeuralODE, StepDoubling, solve
+from dise import RK4, RKC1, Adams, Cascade, Dopri5, Dynamic, Euler, Heun, HeunEuler, NeuralODE, StepDoubling, solve
 
 fixed = pytest.mark.parametrize("integrator", [Euler(1), Heun(2), RK4(2), RKC1(2, 3)], ids=str)
 
@@ -77,6 +77,52 @@ def test_jacobians_are_matrix_exponentials(jacobian):
         return solve(lambda t, y: y @ A.T, y0[None], 0.0, 1.0, RK4(50)).y[0]
 
     assert_close(jacobian(end)(torch.ones(2, dtype=torch.float64)), torch.linalg.matrix_exp(A), rtol=1e-7, atol=1e-8)
+
+
+VAN_DER_POL = torch.tensor([[1.0, 0.5], [0.3, -1.0]], dtype=torch.float64)
+
+
+def van_der_pol(t, y):
+    return torch.stack((y[..., 1], 2 * (1 - y[..., 0] ** 2) * y[..., 1] - y[..., 0]), -1)
+
+
+def assert_forward_mode_is_reverse_mode(function, x):
+    """By `torch.func.jvp` and by dual numbers, in the direction of ones."""
+    direction = torch.ones_like(x)
+    leaf = x.clone().requires_grad_()
+    (backward,) = torch.autograd.grad(function(leaf).sum(), leaf)
+    _, tangent = torch.func.jvp(function, (x,), (direction,))
+    assert_close(tangent.sum(), backward.sum(), rtol=1e-9, atol=1e-9)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+    assert_close(tangent.sum(), backward.sum(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("differentiate_step_sizes", [False, True])
+@pytest.mark.parametrize("first_step", ["heuristic", "scale", 0.1])
+@pytest.mark.parametrize("method", [Dopri5, HeunEuler, Adams])
+def test_forward_mode_takes_step_sizes_as_reverse_mode_does(method, first_step, differentiate_step_sizes):
+    """At a loose tolerance the derivative of the step sizes would be as large as the rest."""
+    integrator = method(rtol=1e-3, atol=1e-3, first_step=first_step)
+    options = {"differentiate_step_sizes": differentiate_step_sizes}
+    assert_forward_mode_is_reverse_mode(lambda y: solve(van_der_pol, y, 0.0, 3.0, integrator, **options).y, VAN_DER_POL)
+
+
+def test_forward_mode_of_times():
+    """An event's time by the implicit function theorem, ends of spans, and points at and after the start."""
+    y0, integrator = VAN_DER_POL, Dopri5(rtol=1e-6, atol=1e-6)
+    time = lambda y: solve(van_der_pol, y, 0.0, 20.0, integrator, event=lambda t, y: y[..., 0] + 0.2).t  # noqa: E731
+    assert_forward_mode_is_reverse_mode(time, y0)
+    bound = torch.tensor(0.2, dtype=torch.float64)
+    time = lambda c: solve(van_der_pol, y0, 0.0, 20.0, integrator, event=lambda t, y: y[..., 0] + c).t  # noqa: E731
+    assert_forward_mode_is_reverse_mode(time, bound)
+    points = torch.tensor([0.0, 0.5, 1.7, 3.0], dtype=torch.float64)
+    saved = lambda t: solve(van_der_pol, y0, 0.0, 3.0, integrator, save_at=t).saved  # noqa: E731
+    assert_forward_mode_is_reverse_mode(saved, points)
+    for span in (lambda t: (t, 3.0), lambda t: (0.0, t)):
+        end = lambda t, span=span: solve(van_der_pol, y0, *span(t), integrator).y  # noqa: E731
+        assert_forward_mode_is_reverse_mode(end, torch.tensor(1.0, dtype=torch.float64))
 
 
 def test_jacobians_of_a_batch(y):

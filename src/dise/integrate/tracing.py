@@ -91,6 +91,11 @@ def on_host(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling() and not _is_mapped(x)
 
 
+def is_differentiated(x: Tensor) -> bool:
+    """Whether operations on a tensor may be differentiated, backwards or forwards; graphs have backwards alone."""
+    return x.requires_grad or (not torch.compiler.is_compiling() and _dual_level() >= 0)
+
+
 def untracked(x: Tensor) -> bool:
     """Whether nothing tracks operations on a tensor: no gradient, transform or graph; results may be overwritten."""
     tracked = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or _dual_level() >= 0

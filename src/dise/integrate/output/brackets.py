@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate.output.interpolation import PiecewisePolynomial
+from dise.integrate.tracing import is_differentiated
 
 PARTS_NUMEL = 2**13  # numbers in the states at which a search evaluates at once; more of them cost more than calls
 
@@ -47,12 +48,23 @@ def refined(theta: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
     derivative. A second Newton step makes second derivatives right too.
     """
     if not (torch.is_grad_enabled() and value(theta).requires_grad):
-        return theta
+        return _refined_forwards(theta, value) if is_differentiated(theta) else theta
     theta = theta.clone().requires_grad_()
     for _ in range(2):
         g = value(theta)
         (slope,) = torch.autograd.grad(g.sum(), theta, create_graph=True, materialize_grads=True)
-        # where the slope is 0 the time has no gradient; avoid 0/0, which would make the time itself NaN
-        slope = torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)
-        theta = theta - (g - g.detach()) / slope
+        theta = theta - (g - g.detach()) / _not_zero(slope)
     return theta
+
+
+def _refined_forwards(theta: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+    """θ [X] with its first derivative in forward mode."""
+    g = value(theta)
+    if not g.is_floating_point():
+        return theta
+    return theta - (g - g.detach()) / _not_zero(torch.func.grad(lambda theta: value(theta).sum())(theta))
+
+
+def _not_zero(slope: Tensor) -> Tensor:
+    """The slope; where it is 0 the time has no gradient, and 0/0 would make the time itself NaN."""
+    return torch.where(slope == 0, torch.finfo(slope.dtype).tiny, slope)

@@ -17,6 +17,7 @@ from dise.integrate.problem.hooks import StepRecord
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Result
 from dise.integrate.problem.state import leaves
+from dise.integrate.tracing import is_differentiated
 
 # Numbers in the steps that wait for a lookup: one for many steps costs less, and on a GPU it reads the device.
 WAITING_NUMEL, WAITING_NUMEL_GPU = 2**16, 2**20
@@ -131,7 +132,7 @@ class SavePoints:
     def _pass_starts(self) -> None:
         """Write the points at t0, unless gradients in time need the first step's polynomial."""
         t0 = self._problem.t0
-        if self._times.requires_grad or t0.requires_grad or not self._times.numel():
+        if is_differentiated(self._times) or is_differentiated(t0) or not self._times.numel():
             return
         at_start = self._mask & (self._times == t0[:, None])
         sample, point = at_start.nonzero().unbind(1)
@@ -148,10 +149,10 @@ class SavePoints:
 
         Times with gradients need the polynomials. Returns whether all was written.
         """
-        if self._times.requires_grad or not bool((number == 1).all()):
+        if is_differentiated(self._times) or not bool((number == 1).all()):
             return False
         t_next = torch.cat([record.t_next for record in records]).index_select(0, rows)
-        if t_next.requires_grad:
+        if is_differentiated(t_next):
             return False
         point = self._points(sample, first)
         times = self._at(sample, point)

@@ -11,6 +11,7 @@ from dise.integrate.annotations import Bool, Float, Inexact
 from dise.integrate.clock import real_dtype
 from dise.integrate.runge_kutta.running_sums import RunningSums
 from dise.integrate.runge_kutta.tableau import ButcherTableau, StageWeights, WeightedSum
+from dise.integrate.tracing import is_differentiated
 
 
 class StepError(NamedTuple):
@@ -221,7 +222,7 @@ def within(times: Tensor, bounds: Tensor) -> Tensor:
     """Times [n] moved into their bounds [n, 2], with the gradient of the times themselves."""
     low, high = bounds.to(times.dtype).unbind(-1)
     inside = times.clamp(low, high)
-    return times + (inside - times).detach() if times.requires_grad else inside
+    return times + (inside - times).detach() if is_differentiated(times) else inside
 
 
 @lru_cache(maxsize=64)  # every step needs them, and they may have to be copied to a device

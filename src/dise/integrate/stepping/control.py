@@ -18,7 +18,7 @@ from dise.integrate.status import Status
 from dise.integrate.stepping.controllers import IController
 from dise.integrate.stepping.grids import EqualParts, Fractions, FractionsByTime, Grid, WholePiece
 from dise.integrate.stepping.tolerance import ErrorTest
-from dise.integrate.tracing import known_finite, known_min
+from dise.integrate.tracing import is_differentiated, known_finite, known_min
 
 MAX_RESTARTS = 10_000  # as many as `Adaptive` takes steps: events may happen infinitely often in a finite time
 
@@ -227,9 +227,10 @@ class ErrorControl:
             _check_finite(problem, run)
             return self._first(span, problem), 0
         if self.initial == "scale":
-            return self._first(_resolved(_step_by_scale(problem, k1, self.test, run), problem), problem), 0
+            step = _constant(_step_by_scale(problem, k1, self.test, run), run)
+            return self._first(_resolved(step, problem), problem), 0
         if self.initial == "heuristic":
-            step = yield from _starting_step(problem, k1, order, self.test, run)
+            step = _constant((yield from _starting_step(problem, k1, order, self.test, run)), run)
             return self._first(_resolved(step, problem), problem), 1
         step = torch.copysign(span.abs().clamp(max=float(self.initial)), span)
         return self._first(_resolved(step, problem), problem), 0
@@ -261,7 +262,7 @@ class ErrorControl:
         """Accept if the scaled error is at most 1; a non-finite attempt is retried with a shorter step."""
         scaled = self.test.ratio(step, step.error() if error is None else error, layout)
         ratio, dt = scaled, step.dt
-        if scaled.requires_grad and not run.differentiate_step_sizes:
+        if not run.differentiate_step_sizes and is_differentiated(scaled):
             ratio, dt = scaled.detach(), step.dt.detach()
         accept = ratio <= 1
         if self.accept_at_dt_min:
@@ -313,6 +314,11 @@ def _check_finite(problem: Problem, run: Run) -> None:
             "t1: expected finite times, since the first step is a part of the span; for an infinite t1 use an adaptive "
             "integrator with another first_step than 'span'"
         )
+
+
+def _constant(step: Tensor, run: Run) -> Tensor:
+    """The first step without its forward-mode derivative, unless step sizes have one; `no_grad` leaves that."""
+    return step if run.differentiate_step_sizes else step.detach()
 
 
 def _resolved(step: Tensor, problem: Problem) -> Tensor:
