@@ -6,7 +6,8 @@
 
 Each row is one call on 10,000 points of a trained field (results/flows-cpu): theirs at its defaults, dise's fastest
 integrator with no larger error for 99 % of the points, and dise's policy with a certified error of 0.01
-(`make_sampler`, ε = 1 %, δ = 5 %), which is made once, in a minute or two, and kept in the folder of `--policies`.
+(`make_sampler`, ε = 1 %, δ = 5 %), with the field in float32 or under autocast in bfloat16, whichever is faster; these
+policies are made once, in a minute or two each, and kept in the folder of `--policies`.
 Errors are distances to a tight solve in float64: root mean squares over coordinates in standard deviations, or nats.
 Times are medians of alternating runs, in one process. "NFE, of" are the evaluations of the field per point, and as many
 as the bar's time is evaluations of all points at once and nothing else. Rows that the file of `--out` has are kept;
@@ -37,6 +38,7 @@ NUMBER = 10_000
 SHARE = 0.99
 CERTIFIED = 0.01  # error of the policy, and its bar beside theirs
 CERTIFIED_BAR = 1 / 8
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}  # of the certified policies
 REPEATS = 5
 COLUMNS = 12  # of the table
 TIGHT = dise.Dopri8(rtol=1e-9, atol=1e-9)
@@ -80,7 +82,7 @@ class Case:
         ours: integrator and a tolerance in nats → the call.
         exact: what the call returns in a tight solve.
         error: two returned values → errors per point [N].
-        certified: number of draws, the policy's folder → the call by a certified policy.
+        certified: number of draws, the policy's folder, the dtype of autocast → the call by a certified policy.
         density: whether it returns log-densities.
     """
 
@@ -91,7 +93,7 @@ class Case:
     ours: Callable[[dise.Integrator, float | None], Call]
     exact: Tensor
     error: Callable[[Tensor, Tensor], Tensor]
-    certified: Callable[[int, Path], Call]
+    certified: Callable[[int, Path, torch.dtype | None], Call]
     density: bool = False
 
     def missed(self, call: Call) -> float:
@@ -157,8 +159,8 @@ def sbi_case(task: str, n: int, *, density: bool) -> Case:
     def ours(integrator: dise.Integrator, nats: float | None) -> Call:
         return call(backend(DiseNeuralODE, draws.f, integrator=integrator, log_prob_tolerance=nats))
 
-    def certified(number: int, folder: Path) -> Call:
-        made = certify(Bound(draws.f, x_o), dim, number, folder, density=density)
+    def certified(number: int, folder: Path, autocast: torch.dtype | None) -> Call:
+        made = certify(Bound(draws.f, x_o), dim, number, folder, autocast, density=density)
         return lambda: made(inputs[:, 0])[:, None]
 
     def error(a: Tensor, b: Tensor) -> Tensor:
@@ -218,8 +220,8 @@ def _samples(
 ) -> Case:
     exact = draws.double().solve(TIGHT).y
 
-    def certified(number: int, folder: Path) -> Call:
-        made = certify(draws.f, draws.noise.shape[1], number, folder, density=False)
+    def certified(number: int, folder: Path, autocast: torch.dtype | None) -> Call:
+        made = certify(draws.f, draws.noise.shape[1], number, folder, autocast, density=False)
         return lambda: made(draws.noise)
 
     return Case(1 / 2, draws.f, _once(draws), theirs, ours, exact, rms, certified)
@@ -230,14 +232,16 @@ def _once(draws: Draws) -> Call:
     return lambda: draws.f(t, draws.noise, *draws.conditions)
 
 
-def certify(field: nn.Module, dim: int, number: int, folder: Path, *, density: bool) -> nn.Module:
+def certify(
+    field: nn.Module, dim: int, number: int, folder: Path, autocast: torch.dtype | None, *, density: bool
+) -> nn.Module:
     """A sampler or density of a field with a certified error: that of the folder, or a new one, saved there."""
     base = dise.DiagonalNormal(torch.zeros(dim), torch.ones(dim))
     flow = dise.Flow(field, base, dise.Dopri5(rtol=1e-6, atol=1e-6))
     if folder.exists():
         return load_policy(dise.FlowDensity(flow) if density else dise.FlowSampler(flow), folder)
     risk = LogProbDeviation(CERTIFIED) if density else OutputDeviation(CERTIFIED)
-    made = dise.make_sampler(flow, risk=risk, draws=number)
+    made = dise.make_sampler(flow, risk=risk, draws=number, autocast=autocast)
     print(made.block.report, flush=True)
     save_policy(made, folder)
     return made
@@ -279,14 +283,16 @@ def measure(case: Case, chosen: Mapping[str, Any], *, draws: int, repeats: int, 
         key: case.ours(*integrator(*(row[key][part] for part in ("method", "tolerance", "nats"))))
         for key in ("equal", "loose")
     }
-    if draws:
-        calls["certified"] = case.certified(draws, folder)
-        row["certified"] = {"error": case.missed(calls["certified"])}
+    for key, dtype in PRECISIONS.items() if draws else ():
+        calls[key] = case.certified(draws, folder.with_name(folder.name + ("" if dtype is None else f"-{key}")), dtype)
+        row[key] = {"error": case.missed(calls[key])}
     seconds = dict(zip([*calls, "once"], times([*calls.values(), case.once], repeats), strict=True))
     row["seconds"], row["evaluation seconds"] = seconds.pop("theirs"), seconds.pop("once")
     row["nfe"] = case.evaluations(calls["theirs"])
     for key, own in seconds.items():
         row[key] = row[key] | {"seconds": own, "ratio": own / row["seconds"], "nfe": case.evaluations(calls[key])}
+    if draws:
+        row["certified"] = min((row[key] | {"precision": key} for key in PRECISIONS), key=lambda own: own["seconds"])
     row["holds"] = row["equal"]["ratio"] <= case.bar
     row["certified holds"] = row["certified"]["ratio"] <= CERTIFIED_BAR if draws else None
     return row
@@ -350,7 +356,7 @@ def table(found: Mapping[str, Any]) -> str:
             continue
         row = found[name]
         equal, certified = row["equal"], row.get("certified", {})
-        policy = f"{certified['seconds']:.3f} s" if certified else "–"
+        policy = f"{certified.get('precision', 'float32')}, {certified['seconds']:.3f} s" if certified else "–"
         lines.append(
             f"| {name} | {row['error']:.2g} | {_number(row.get('nfe'))} | {row['seconds']:.3f} "
             f"| {_called(equal['method'], equal['tolerance'])}, {equal['seconds']:.3f} s "

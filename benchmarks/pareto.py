@@ -8,6 +8,8 @@ evaluations on held-out images, and what
 `make_dynamic` certifies at several ε beside them. NFE are a sample's, with what looks at it (a selector, the head of a
 cascade) in multiply–adds of f. `--timing` measures the ODE part at several batch sizes, all policies in one run,
 against torchdiffeq's dopri5: let nothing else run. `--rows` takes accuracies and NFE from what an earlier run wrote.
+With `--autocast` all policies run f in bfloat16; DOPRI, which they are compared with and certified against, and
+torchdiffeq do not.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from states import LEARN, Samples, Trained, load
 from torch import Tensor
 
 import dise
+from dise.nn import Autocast
 from dise.select import (
     ClassificationCost,
     Costs,
@@ -119,7 +122,15 @@ def certified(trained: Trained, epsilon: float, candidates: tuple[dise.Integrato
     block = find_block(trained.part)
     with block.using(REFERENCE):
         learn, held_out = trained.learn.batches(), trained.held_out.batches()
-        dise.make_dynamic(trained.part, held_out, learn_from=learn, epsilon=epsilon, candidates=candidates, log=print)
+        dise.make_dynamic(
+            trained.part,
+            held_out,
+            learn_from=learn,
+            epsilon=epsilon,
+            candidates=candidates,
+            autocast=None if block.autocast is None else block.autocast.dtype,
+            log=print,
+        )
         return block.integrator
 
 
@@ -191,6 +202,8 @@ def _calls(block: dise.NeuralODE, policies: dict[str, dise.Integrator]) -> dict[
     """What is timed: torchdiffeq, one evaluation of f, and the policies."""
     # a block each, as exchanging an integrator costs about as much as an evaluation of f on one sample
     own = {name: dise.NeuralODE(block.f, policy).eval() for name, policy in policies.items()}
+    for other in own.values():
+        other.autocast = block.autocast
     return {"torchdiffeq dopri5": TorchdiffeqBlock(block, REFERENCE), "f": block.first_stage} | own
 
 
@@ -285,12 +298,15 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=Path, help="JSON file of an earlier run, whose rows are taken where they are there"
     )
+    parser.add_argument("--autocast", action="store_true", help="f in bfloat16, but in what policies are compared with")
     parser.add_argument("--timing", action="store_true", help="also measure wall-clock")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     args = parser.parse_args()
     console = Console(width=140)
     trained = load(args.run, args.data_dir, args.images, args.learn)
+    if args.autocast:
+        find_block(trained.part).autocast = Autocast(torch.bfloat16, REFERENCE)
     known = {_key(row): row for row in strict_json.loads(args.rows.read_text())["rows"]} if args.rows else {}
     rows: list[dict[str, Any]] = []
     reference: dict[str, Tensor] = {}
@@ -326,6 +342,7 @@ def main() -> None:
     if args.out:
         learn = len(trained.learn.label)
         report = {"run": trained.name, "learn": learn, "best": str(best), "rows": rows, "timing": times}
+        report |= {"autocast": "bfloat16"} if args.autocast else {}
         args.out.write_text(strict_json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if args.plot:
         plot(rows, times, trained.name, args.plot)

@@ -1,8 +1,8 @@
 """`NeuralODE`: a solve as a module, to be used as a block of a model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Unpack, cast
 
 import torch
@@ -15,7 +15,7 @@ from dise.integrate.integrator import check_integrator
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
 from dise.integrate.output.functions import Values
-from dise.integrate.problem.state import Layout
+from dise.integrate.problem.state import Layout, leaves
 from dise.integrate.solve import end_state
 from dise.integrate.stepping.statistics import Accumulate
 
@@ -31,6 +31,40 @@ class BlockSolve(NamedTuple):
     solution: Solution
     args: tuple[Any, ...] = ()  # of f
     sample_args: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """A block's solves are under `torch.autocast`, but those with one integrator, what the others are compared with.
+
+    So f's products and convolutions run in a lower precision, as the networks of a policy do, while states, errors and
+    step sizes keep theirs.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16.
+        exact: the integrator that calls f as it is; None: none does.
+
+    Raises:
+        TypeError, ValueError: an argument (named in the message) is not as described.
+    """
+
+    dtype: torch.dtype
+    exact: Integrator | None = None
+
+    def __post_init__(self) -> None:
+        check_lower_precision(self.dtype)
+        check_integrator(self.exact, "exact", optional=True)
+
+    def around(self, integrator: Integrator, device: torch.device) -> AbstractContextManager[object]:
+        """The context of a solve with an integrator."""
+        return nullcontext() if integrator == self.exact else torch.autocast(device.type, self.dtype)
+
+
+def check_lower_precision(dtype: object, *, optional: bool = False) -> None:
+    """Raise an error unless autocast can run f in the dtype (or it is None, if it is optional)."""
+    if dtype not in (torch.bfloat16, torch.float16) and not (optional and dtype is None):
+        kind = ValueError if isinstance(dtype, torch.dtype) else TypeError
+        raise kind(f"autocast: expected torch.bfloat16 or torch.float16, got {dtype!r}")
 
 
 class NeuralODE(nn.Module):
@@ -66,6 +100,7 @@ class NeuralODE(nn.Module):
         check_time("t1", t1)
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.options = SolveOptions(**options)
+        self.autocast: Autocast | None = None  # set by `dise.make_dynamic` and `dise.make_sampler`
         self.report: Any = None  # set by `dise.make_dynamic`
         self._records: list[BlockSolve] | None = None
         self._throw = True
@@ -95,6 +130,8 @@ class NeuralODE(nn.Module):
             )
         if name == "options" and not isinstance(value, SolveOptions):
             raise TypeError(f"options: expected a dise.SolveOptions, got {value!r}")
+        if name == "autocast" and not (value is None or isinstance(value, Autocast)):
+            raise TypeError(f"autocast: expected a dise.nn.Autocast or None, got {value!r}")
         super().__setattr__(name, value)
 
     def solve(
@@ -125,30 +162,31 @@ class NeuralODE(nn.Module):
         The defaults of t0 and t1 are the block's.
         """
         t0, t1 = self.t0 if t0 is None else t0, self.t1 if t1 is None else t1
-        solution = solve(
-            self.f,
-            y0,
-            t0,
-            t1,
-            self._integrator_for(t0, t1),
-            args=args,
-            sample_args=sample_args,
-            save_at=save_at,
-            save_mask=save_mask,
-            jump_at=jump_at,
-            jump_mask=jump_mask,
-            step_at=step_at,
-            step_mask=step_mask,
-            save=save,
-            save_every=save_every,
-            dense=dense,
-            event=event,
-            accumulate=accumulate,
-            record=record,
-            progress=progress,
-            throw=throw and self._throw,
-            **self.options.keywords(),
-        )
+        with self._precision(y0):
+            solution = solve(
+                self.f,
+                y0,
+                t0,
+                t1,
+                self._integrator_for(t0, t1),
+                args=args,
+                sample_args=sample_args,
+                save_at=save_at,
+                save_mask=save_mask,
+                jump_at=jump_at,
+                jump_mask=jump_mask,
+                step_at=step_at,
+                step_mask=step_mask,
+                save=save,
+                save_every=save_every,
+                dense=dense,
+                event=event,
+                accumulate=accumulate,
+                record=record,
+                progress=progress,
+                throw=throw and self._throw,
+                **self.options.keywords(),
+            )
         return self._recorded(BlockSolve(y0, t0, t1, solution, tuple(args), tuple(sample_args)))
 
     def _integrator_for(self, t0: float | Tensor, t1: float | Tensor) -> Integrator:
@@ -175,7 +213,15 @@ class NeuralODE(nn.Module):
             return self.solve(y0, t0=t0, t1=t1, args=args, sample_args=sample_args).y
         t0, t1 = self.t0 if t0 is None else t0, self.t1 if t1 is None else t1
         integrator = self._integrator_for(t0, t1)
-        return end_state(self.f, y0, t0, t1, integrator, self.options, args=args, sample_args=sample_args)
+        with self._precision(y0):
+            return end_state(self.f, y0, t0, t1, integrator, self.options, args=args, sample_args=sample_args)
+
+    def _precision(self, y0: State) -> AbstractContextManager[object]:
+        """The context of solves from y0."""
+        if self.autocast is None:
+            return nullcontext()
+        Layout.of(y0, batched=self.options.batched)  # names what is no state
+        return self.autocast.around(self.integrator, leaves(y0)[0].device)
 
     def first_stage(
         self,
@@ -190,7 +236,8 @@ class NeuralODE(nn.Module):
         state = layout.pack(y0)
         t0 = torch.as_tensor(self.t0 if t0 is None else t0, dtype=clock_dtype(state.device), device=state.device)
         rows = state.shape[0]  # len would fix the size of a traced batch
-        return cast(State, self.f(layout.time(t0.expand(rows)), y0, *args, *sample_args))
+        with self._precision(y0):
+            return cast(State, self.f(layout.time(t0.expand(rows)), y0, *args, *sample_args))
 
     @contextmanager
     def recording(self, *, throw: bool = True) -> Iterator[list[BlockSolve]]:
@@ -210,6 +257,15 @@ class NeuralODE(nn.Module):
             yield self._records
         finally:
             self._records, self._throw = outer
+
+    @contextmanager
+    def without_autocast(self) -> Iterator[None]:
+        """A context in which `block.autocast` is None."""
+        before, self.autocast = self.autocast, None
+        try:
+            yield
+        finally:
+            self.autocast = before
 
     @contextmanager
     def using(self, integrator: Integrator, *, batched: bool | None = None) -> Iterator[None]:

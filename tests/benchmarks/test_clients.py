@@ -42,7 +42,7 @@ def decay(script):
         ours,
         exact,
         lambda a, b: (a - b).abs().flatten(),
-        lambda draws, folder: ours(dise.RK4(2), None),
+        lambda draws, folder, dtype: ours(dise.RK4(2), None),
     )
 
 
@@ -78,6 +78,7 @@ def test_rows_are_kept_and_written_as_a_table(script, monkeypatch, tmp_path):
     assert row["equal"]["error"] <= row["error"] < 1e-7
     assert row["loose"]["error"] <= 0.01
     assert (row["nfe"], row["certified"]["nfe"]) == (200, 8)
+    assert row["certified"]["seconds"] == min(row[key]["seconds"] for key in ("float32", "bfloat16"))
     assert row["certified"]["ratio"] == pytest.approx(row["certified"]["seconds"] / row["seconds"])
     before, *table, after = readme.PAGE.read_text().splitlines()
     assert (before, after) == ("before", "after")
@@ -91,7 +92,7 @@ def test_a_certified_policy_is_made_once(script, tmp_path, monkeypatch):
 
     def make_sampler(flow, **options):
         made.append(options["draws"])
-        assert set(options) == {"risk", "draws"}
+        assert set(options) == {"risk", "draws", "autocast"}
         sampler = dise.FlowSampler(flow)
         sampler.block.integrator = dise.Dynamic((dise.Euler(1), dise.Dopri5()), lambda h0, k1: h0)
         return sampler
@@ -100,7 +101,7 @@ def test_a_certified_policy_is_made_once(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script.dise, "make_sampler", make_sampler)
     monkeypatch.setattr(script, "save_policy", lambda sampler, folder: (folder.mkdir(), saved.append(folder)))
     monkeypatch.setattr(script, "load_policy", lambda sampler, folder: (sampler, folder))
-    first = script.certify(field, 2, 100, tmp_path / "policy", density=False)
-    second, folder = script.certify(field, 2, 100, tmp_path / "policy", density=False)
+    first = script.certify(field, 2, 100, tmp_path / "policy", None, density=False)
+    second, folder = script.certify(field, 2, 100, tmp_path / "policy", None, density=False)
     assert (made, saved, folder) == ([100], [tmp_path / "policy"], tmp_path / "policy")
     assert type(first) is type(second) is type(flow)

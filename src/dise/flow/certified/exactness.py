@@ -41,7 +41,9 @@ def own_losses(
         tight = tighter(reference, ours.dtype)
         if tight is None:
             return None
-        lost += float(losses(risk, ours, run_model(model, block, tight, inputs).output, batch.target).sum())
+        with block.without_autocast():
+            exact = run_model(model, block, tight, inputs).output
+        lost += float(losses(risk, ours, exact, batch.target).sum())
         number += len(inputs)
     if not lost:
         return None

@@ -17,6 +17,7 @@ from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator, Multistep
 from dise.integrate.integrator import as_integrators
 from dise.integrate.value import as_whole, check_callable, check_whole
+from dise.nn import Autocast, check_lower_precision
 from dise.select.guarantee.calibrate import check_levels, samples_needed
 from dise.select.guarantee.risk import LogProbDeviation, Risk, check_risk
 from dise.select.make_dynamic.families import FEWEST
@@ -34,6 +35,7 @@ class SamplerOptions(TypedDict, total=False):
     candidates: Sequence[Integrator] | None
     fitted: Sequence[int] | None
     families: Sequence[MakeFamily]
+    autocast: torch.dtype | None
     epsilon: float
     delta: float
     batch: int
@@ -61,6 +63,7 @@ def make_sampler(
     candidates: Sequence[Integrator] | None = None,
     fitted: Sequence[int] | None = None,
     families: Sequence[MakeFamily] = FAMILIES,
+    autocast: torch.dtype | None = None,
     epsilon: float = 0.01,
     delta: float = 0.05,
     batch: int = 1024,
@@ -95,6 +98,9 @@ def make_sampler(
             draws of their own: at most a tenth of `draws`, added to them. (): no tables. None:
             (2, 3, 4, 5, 6, 8) beside the default candidates; no tables if the flow has jumps, or for log-densities.
         families: makers of policies (see `dise.flow.certified.families`); () compares single candidates alone.
+        autocast: torch.bfloat16 or torch.float16: all solves but the reference's are under `torch.autocast` in it, in
+            use, too (`block.autocast`). Rounding then counts in the losses, so the guarantee covers it. None: they run
+            as the reference does.
         epsilon, delta: ε and δ, in (0, 1).
         batch: draws per solve; bounds the memory, and is the batch size of the times in the report.
         seed: of the draws and the fits; torch's global generators are left as they were.
@@ -113,6 +119,7 @@ def make_sampler(
     check_drawable(flow, condition, reference, seed)
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
     _check(risk, reference, families, batch, log)
+    check_lower_precision(autocast, optional=True)
     with torch.inference_mode(False):
         prepared = prepare(
             flow,
@@ -123,6 +130,7 @@ def make_sampler(
             candidates=_candidates(candidates, flow, risk),
             fitted=_fitted(fitted, candidates, flow, risk),
             families=families,
+            autocast=None if autocast is None else Autocast(autocast, reference),
             epsilon=epsilon,
             batch=batch,
             seed=seed,

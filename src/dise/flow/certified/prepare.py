@@ -16,7 +16,7 @@ from dise.flow.flow import Flow
 from dise.flow.guidance import Guided
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Integrator
-from dise.nn import NeuralODE
+from dise.nn import Autocast, NeuralODE
 from dise.select.guarantee.calibrate import Calibration, calibrate, suitable_p_value
 from dise.select.guarantee.risk import LogProbDeviation, Risk
 from dise.select.make_dynamic.comparison import Comparison
@@ -83,6 +83,7 @@ class Prepared:
             family=ONE_FOR_ALL if one else self.choice.family,
             families=self.choice.estimates,
             notes=[note for note in (ONE if one else None, self.fits.note, self.doubt) if note is not None],
+            autocast=self.block.autocast,
             timing=time_policy(
                 self.model,
                 self.block,
@@ -131,6 +132,7 @@ def prepare(
     batch: int,
     seed: int,
     log: Callable[[str], None],
+    autocast: Autocast | None = None,
 ) -> Prepared:
     """Draw, fit tables, run all candidates on the draws to learn from and to choose on, and choose a family.
 
@@ -138,6 +140,7 @@ def prepare(
         fitted: evaluations of f of the tables to fit, on draws of their own.
         flow, risk, condition, reference, candidates, families, epsilon, batch, seed, log: see `make_sampler`.
         numbers: of draws to learn from, to choose on and to test on.
+        autocast: of the model's block.
     """
     density = isinstance(risk, LogProbDeviation)
     model = (FlowDensity if density else FlowSampler)(flow).eval()
@@ -153,6 +156,7 @@ def prepare(
     inputs = _inputs(flow, noise[:number], tuple(part[:number] for part in conditions), reference, density, batch)
     learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
     candidates = list(dict.fromkeys([*candidates, *fits.solvers]))
+    model.block.autocast = autocast
     doubt = own_losses(model, model.block, choosing, reference, risk)
     if doubt is not None:
         log(doubt)

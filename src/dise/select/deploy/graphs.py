@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,7 @@ class Start(nn.Module):
         super().__init__()
         name = next(name for name, module in model.named_modules() if module is block)
         self.block = NeuralODE(block.f, Euler(), t0=float(block.t0))  # without the policy
+        self.block.autocast = block.autocast
         self.capture = _Capture(block.options)
         if name:
             model = copy.deepcopy(model)
@@ -79,13 +81,14 @@ class Candidate(nn.Module):
     def __init__(self, block: NeuralODE, integrator: Integrator, head: nn.Module, rule: Rule | None) -> None:
         super().__init__()
         self.f, self.t0, self.t1 = block.f, float(block.t0), float(block.t1)
-        self.integrator, self.head, self.rule = integrator, head, rule
+        self.integrator, self.head, self.rule, self.autocast = integrator, head, rule, block.autocast
 
     def forward(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """[n, ...] each → output [n, ...], score [n]."""
-        h1 = self.integrate(h0, k1, conditions)
-        # a copy, since a head may change its input in place
-        score = self.rule.score(h1.clone()) if self.rule is not None else torch.zeros_like(h1.flatten(1)[:, 0])
+        with nullcontext() if self.autocast is None else self.autocast.around(self.integrator, h0.device):
+            h1 = self.integrate(h0, k1, conditions)
+            # a copy, since a head may change its input in place
+            score = self.rule.score(h1.clone()) if self.rule is not None else torch.zeros_like(h1.flatten(1)[:, 0])
         return self.head(h1), score
 
     def integrate(self, h0: Tensor, k1: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:

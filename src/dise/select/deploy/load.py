@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from dise.integrate import Euler, Integrator
-from dise.nn import NeuralODE
+from dise.nn import Autocast, NeuralODE
 from dise.select.deploy.binding import fingerprint, other_blocks, reference_of, span_of
 from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
@@ -39,7 +40,7 @@ def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool
     content, weights = read_unit(path)
     try:
         integrator, reference, report = _policy(model, content)
-        networks = _networks(integrator, weights)
+        networks, autocast = _networks(integrator, weights), _autocast(content.get("autocast"), reference)
         name = content["block"]["name"]
         module, block = _block(model, content["block"], integrator)
         if check:
@@ -55,7 +56,7 @@ def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool
         networks.to(device_of(model)).eval()
     if module is not block:
         model.set_submodule(name, block)
-    block.integrator, block.report = integrator, report
+    block.integrator, block.autocast, block.report = integrator, autocast, report
     return model.eval()
 
 
@@ -67,6 +68,11 @@ def _policy(model: nn.Module, content: Content) -> tuple[Integrator, Integrator 
         raise TypeError(f"expected an integrator, got {integrator!r}")
     report = content["report"]
     return integrator, reference, None if report is None else Report.of_json(report, integrator, reference)
+
+
+def _autocast(dtype: str | None, reference: Integrator | None) -> Autocast | None:
+    """The precision of a policy's solves; files of older versions name none."""
+    return None if dtype is None else Autocast(getattr(torch, dtype), reference)
 
 
 def _networks(integrator: Integrator, weights: Weights | None) -> nn.Module | None:

@@ -10,7 +10,7 @@ from torch import nn
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
 from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_callable, check_seed, check_whole
-from dise.nn import NeuralODE
+from dise.nn import Autocast, NeuralODE, check_lower_precision
 from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
 from dise.select.guarantee.kind import is_state, suitable_risk
 from dise.select.guarantee.risk import Risk
@@ -47,6 +47,7 @@ def make_dynamic(
     settings: Sequence[Integrator] | None = None,
     learn_from: Data | None = None,
     batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
@@ -91,6 +92,9 @@ def make_dynamic(
             report has the times of such batches. Each kind is timed with its cheapest setting that would be certified
             if the tested samples lost as many as those for fitting. Default: by evaluations of f, which cost the most
             in large batches.
+        autocast: torch.bfloat16 or torch.float16: all of the block's solves but the reference's are under
+            `torch.autocast` in it, in use, too (`block.autocast`). Rounding then counts in the losses, so the guarantee
+            covers it. None: they run as the reference does.
         seed: of the split and the fits. torch's global generator is left alone.
         log: is called with lines on the progress.
 
@@ -102,6 +106,7 @@ def make_dynamic(
             or too few data (the message says how many are needed).
     """
     _check(model, reference, candidates, settings, head, seed, log)
+    check_lower_precision(autocast, optional=True)
     needed = samples_needed(epsilon, delta)
     given, fit_part = _collect(model, data, learn_from, settings, needed)
     model.eval()
@@ -109,6 +114,7 @@ def make_dynamic(
     own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
     reference = _suitable_reference(reference, own)
     risk = _suitable_risk(risk, model, own, reference, given[0])
+    own.autocast = None if autocast is None else Autocast(autocast, reference)
     notes: list[str] = []
     head = head or _find_head(model, own, reference, inputs[0], notes)
     part, given = (model, given) if head is None else without_stem(model, own, head, reference, given)
@@ -130,7 +136,13 @@ def make_dynamic(
     timing = time_policy(model, own, reference=reference, single=choice.single, batches=served)
     notes += choice.notes
     own.report = Report.of_calibration(
-        found, reference, family=choice.family.name, families=choice.estimates, notes=notes, timing=timing
+        found,
+        reference,
+        family=choice.family.name,
+        families=choice.estimates,
+        notes=notes,
+        autocast=own.autocast,
+        timing=timing,
     )
     log(str(own.report))
     return model

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from dise.integrate import Integrator
+from dise.nn import Autocast
 from dise.select.guarantee.calibrate import Calibration, SettingTest
 from dise.select.guarantee.risk import risk_name
 from dise.select.make_dynamic.comparison import Comparison
@@ -75,6 +76,7 @@ class Report:
         family: str,
         families: dict[str, float],
         notes: Sequence[str],
+        autocast: Autocast | None = None,
         timing: Timing | None = None,
         comparison: Comparison | None = None,
     ) -> Self:
@@ -83,7 +85,7 @@ class Report:
         chosen = next((t for t in tests if t.integrator is integrator and t.certified), None)
         if chosen is None:
             notes = [*notes, _why_the_reference(calibration)]
-        notes = [*notes, *_failures(calibration, chosen)]
+        notes = [*notes, *_failures(calibration, chosen), *_precision(autocast, chosen)]
         return cls(
             policy=integrator,
             family=family if chosen else "reference",
@@ -168,6 +170,16 @@ def _why_the_reference(calibration: Calibration) -> str:
         f"No certified setting is cheaper than the reference: {cheapest.integrator} takes {cheapest.nfe:.2f} "
         "evaluations of f per sample. Take cheaper candidates, more data or a larger epsilon."
     )
+
+
+def _precision(autocast: Autocast | None, chosen: SettingTest | None) -> list[str]:
+    """A note on the precision of f."""
+    if autocast is None:
+        return []
+    name = str(autocast.dtype).removeprefix("torch.")
+    if chosen is None:
+        return [f"Under autocast in {name} rounding counts as loss, too: try autocast=None."]
+    return [f"Solves are under autocast in {name}, those with the reference are not."]
 
 
 def _failures(calibration: Calibration, chosen: SettingTest | None) -> list[str]:

@@ -105,7 +105,8 @@ def _run_batch(
     runs = [run_model(model, block, candidate, inputs) for candidate in candidates]
     solves = [_only(run.solves) for run in runs]
     first = solves[0]
-    k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
+    with block.using(candidates[0]):  # in its precision
+        k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
     nfe = torch.stack([solve.solution.nfe for solve in solves], 1)
     output = torch.stack([run.output for run in runs], 1)
     failed = torch.stack([run.failed for run in runs], 1)

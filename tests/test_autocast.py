@@ -1,0 +1,208 @@
+"""Policies whose solves are under autocast, certified against a reference that is not."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import dise
+from dise import RK4, DiagonalNormal, Dopri5, Euler, Flow, FlowSampler, Midpoint, NeuralODE, SolveOptions, solve
+from dise.nn import Autocast
+from dise.select import LogProbDeviation, OutputDeviation
+
+HALF = torch.bfloat16
+TIGHT = Dopri5(rtol=1e-5, atol=1e-5)
+SERVE = Path(__file__).parents[1] / "examples" / "serve.py"
+
+
+class Turn(nn.Module):
+    """y' = ω J y with ω per draw, as a matrix product, which autocast rounds; notes the dtypes of its products."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Linear(2, 2, bias=False)
+        with torch.no_grad():
+            self.turn.weight.copy_(torch.tensor([[0.3, -1.1], [1.1, 0.3]]))
+        self.dtypes = set()
+
+    def forward(self, t, y, speed):
+        product = self.turn(y)
+        self.dtypes.add(product.dtype)
+        return speed[:, None] * product
+
+
+def speeds(number):
+    return torch.where(torch.rand(number) < 0.5, 0.01, 0.5 + torch.rand(number))
+
+
+def flow_of():
+    return Flow(Turn(), DiagonalNormal(torch.zeros(2), torch.ones(2)), TIGHT)
+
+
+def dtypes_of(f, call):
+    f.dtypes.clear()
+    call()
+    return set(f.dtypes)
+
+
+@pytest.fixture
+def start():
+    torch.manual_seed(3)
+    return torch.randn(6, 2), speeds(6)
+
+
+@pytest.fixture
+def block():
+    block = NeuralODE(Turn(), RK4(2))
+    block.autocast = Autocast(HALF, TIGHT)
+    return block
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_solves_are_those_of_the_users_own_autocast(block, start, compiled):
+    y0, speed = start
+    if compiled:
+        block.options = SolveOptions(compile=True)
+    with torch.no_grad(), torch.autocast("cpu", HALF):
+        expected = solve(block.f, y0, 0, 1, RK4(2), sample_args=(speed,), compile=compiled).y
+        k1 = block.f(torch.zeros(6, 1), y0, speed)
+    with torch.no_grad():
+        ends = block(y0, sample_args=(speed,)), block.solve(y0, sample_args=(speed,)).y
+        assert torch.equal(block.first_stage(y0, sample_args=(speed,)), k1)
+    assert all(torch.equal(end, expected) for end in ends)
+    assert not torch.equal(solve(block.f, y0, 0, 1, RK4(2), sample_args=(speed,)).y, expected)
+    assert ends[0].dtype == torch.float32
+
+
+def test_the_exact_integrator_is_spared(block, start):
+    y0, speed = start
+    block.integrator = Dopri5(rtol=1e-5, atol=1e-5)
+    assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {torch.float32}
+    assert dtypes_of(block.f, lambda: block.first_stage(y0, sample_args=(speed,))) == {torch.float32}
+    with block.using(Euler()):
+        assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {HALF}
+        with block.without_autocast():
+            assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {torch.float32}
+    assert block.autocast == Autocast(HALF, TIGHT)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", TypeError), (torch.float32, ValueError)])
+def test_other_precisions_are_named(dtype, error):
+    with pytest.raises(error, match=r"autocast: expected torch\.bfloat16 or torch\.float16, got"):
+        Autocast(dtype)
+    with pytest.raises(error, match="autocast: expected"):
+        dise.make_sampler(flow_of(), risk=OutputDeviation(0.1), condition=speeds, autocast=dtype)
+    with pytest.raises(error, match="autocast: expected"):
+        dise.make_dynamic(NeuralODE(Turn(), Euler()), [torch.zeros(4, 2)], autocast=dtype)
+
+
+def test_a_block_takes_no_bare_dtype(block):
+    with pytest.raises(TypeError, match=r"autocast: expected a dise\.nn\.Autocast or None, got torch\.bfloat16"):
+        block.autocast = HALF
+
+
+def sampler_of(tolerance, **options):
+    tables = (Euler(), Midpoint(1), RK4(1), RK4(2))
+    usual = {"reference": TIGHT, "candidates": tables, "draws": 2000, "epsilon": 0.05, "autocast": HALF}
+    return dise.make_sampler(flow_of(), risk=OutputDeviation(tolerance), condition=speeds, **usual | options)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return sampler_of(0.05)
+
+
+def fresh(f, number=20_000):
+    """Noise, conditions and the exact ends."""
+    torch.manual_seed(11)
+    z, speed = torch.randn(number, 2), speeds(number)
+    exact = torch.matrix_exp(speed[:, None, None] * f.turn.weight.detach()) @ z[:, :, None]
+    return z, speed, exact[:, :, 0]
+
+
+def test_a_sampler_keeps_its_risk_with_rounding(sampler):
+    """Against the closed form, on fresh draws."""
+    z, speed, exact = fresh(sampler.block.f)
+    with torch.no_grad():
+        assert dtypes_of(sampler.block.f, lambda: sampler(z, speed)) == {HALF}
+        error = (sampler(z, speed) - exact).square().mean(1).sqrt()
+    assert float((error > 0.05).double().mean()) <= 0.05
+    assert sampler.report.nfe < sampler.report.reference_nfe
+    assert "Solves are under autocast in bfloat16, those with the reference are not." in sampler.report.notes
+
+
+def test_rounding_counts_as_loss():
+    """RK4 is exact to the tolerance here, its products in bfloat16 are not: nothing can be certified."""
+    options = {"candidates": (RK4(4),), "reference": Dopri5(rtol=1e-6, atol=1e-6)}
+    plain, half = (sampler_of(2e-3, autocast=dtype, **options) for dtype in (None, HALF))
+    assert plain.block.integrator == RK4(4)
+    assert half.report.family == "reference"
+    assert "try autocast=None" in str(half.report)
+    z, speed, _ = fresh(half.block.f, 5)
+    with torch.no_grad():
+        assert dtypes_of(half.block.f, lambda: half(z, speed)) == {torch.float32}
+
+
+def test_a_saved_policy_keeps_its_precision(sampler, tmp_path):
+    z, speed, _ = fresh(sampler.block.f, 200)
+    dise.save_policy(sampler, tmp_path)
+    other = dise.load_policy(FlowSampler(flow_of()), tmp_path)
+    assert other.block.autocast == sampler.block.autocast == Autocast(HALF, TIGHT)
+    with torch.no_grad():
+        assert torch.equal(other(z, speed), sampler(z, speed))
+
+
+@pytest.mark.long
+def test_an_exported_policy_keeps_its_precision(sampler, tmp_path):
+    z, speed, exact = fresh(sampler.block.f, 200)
+    dise.export_policy(sampler, (z, speed), tmp_path)
+    spec = importlib.util.spec_from_file_location("serve", SERVE)
+    serve = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serve)
+    with torch.no_grad():
+        expected = sampler(z, speed)
+        assert_close(serve.Served(tmp_path)(z, speed), expected, rtol=0, atol=1e-6)
+        assert not torch.allclose(expected, exact, rtol=0, atol=1e-4)
+
+
+def test_densities_keep_their_risk_with_rounding():
+    options = {"condition": speeds, "reference": TIGHT, "draws": 2000, "epsilon": 0.05, "autocast": HALF}
+    made = dise.make_sampler(flow_of(), risk=LogProbDeviation(0.2), candidates=(RK4(1), RK4(2)), **options)
+    assert made.block.integrator in (RK4(1), RK4(2))
+    z, speed, x = fresh(made.flow.f, 5000)
+    with torch.no_grad():
+        assert dtypes_of(made.flow.f, lambda: made(x, speed)) == {HALF}
+        exact = made.flow.base.log_prob(z) - 0.6 * speed  # the trace
+        assert float(((made(x, speed) - exact).abs() > 0.2).double().mean()) <= 0.05
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = NeuralODE(Plain(), TIGHT)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.head(self.block(x))
+
+
+class Plain(Turn):
+    def forward(self, t, y):
+        return super().forward(t, y, torch.ones(len(y)))
+
+
+def test_make_dynamic_certifies_against_full_precision():
+    torch.manual_seed(0)
+    model, x = Classifier(), torch.randn(4000, 2)
+    with torch.no_grad():
+        exact = model(x).argmax(1)
+    made = dise.make_dynamic(model, x.split(500), epsilon=0.02, risk=dise.select.disagreement, autocast=HALF)
+    assert made.block.report.family != "reference"
+    assert made.block.autocast == Autocast(HALF, TIGHT)
+    with torch.no_grad():
+        assert dtypes_of(made.block.f, lambda: made(x)) == {HALF}
+        assert float((made(x).argmax(1) != exact).double().mean()) <= 0.02
+    assert "under autocast in bfloat16" in str(made.block.report)
