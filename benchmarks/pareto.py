@@ -8,7 +8,7 @@ evaluations on held-out images, and what
 `make_dynamic` certifies at several ε beside them. NFE are a sample's, with what looks at it (a selector, the head of a
 cascade) in multiply–adds of f. `--timing` measures the ODE part at several batch sizes, all policies in one run,
 against torchdiffeq's dopri5: let nothing else run. `--rows` takes accuracies and NFE from what an earlier run wrote.
-With `--autocast` all policies run f in bfloat16; DOPRI, which they are compared with and certified against, and
+With `--best --autocast` all policies run f in bfloat16; DOPRI, which they are compared with and certified against, and
 torchdiffeq do not.
 """
 
@@ -25,7 +25,7 @@ from states import LEARN, Samples, Trained, load
 from torch import Tensor
 
 import dise
-from dise.nn import Autocast
+from dise import Exact
 from dise.select import (
     ClassificationCost,
     Costs,
@@ -67,7 +67,7 @@ def policies(trained: Trained, *, brief: bool) -> Iterator[tuple[str, str, dise.
 
     A policy that is fitted for long is a function that fits it.
     """
-    yield "DOPRI, heuristic first step", "Dopri5 1e-03", REFERENCE
+    yield "DOPRI, heuristic first step", "Dopri5 1e-03", Exact(REFERENCE)
     for single in SINGLES:
         yield "single candidates", str(single), single
     for epsilon in EPSILONS:
@@ -128,7 +128,7 @@ def certified(trained: Trained, epsilon: float, candidates: tuple[dise.Integrato
             learn_from=learn,
             epsilon=epsilon,
             candidates=candidates,
-            autocast=None if block.autocast is None else block.autocast.dtype,
+            autocast=block.autocast,
             log=print,
         )
         return block.integrator
@@ -303,10 +303,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write")
     args = parser.parse_args()
+    if args.autocast and not args.best:
+        parser.error("--autocast: expected --best, too")
     console = Console(width=140)
     trained = load(args.run, args.data_dir, args.images, args.learn)
     if args.autocast:
-        find_block(trained.part).autocast = Autocast(torch.bfloat16, REFERENCE)
+        find_block(trained.part).autocast = torch.bfloat16
     known = {_key(row): row for row in strict_json.loads(args.rows.read_text())["rows"]} if args.rows else {}
     rows: list[dict[str, Any]] = []
     reference: dict[str, Tensor] = {}
@@ -324,7 +326,7 @@ def main() -> None:
                 continue
             policy = policy()
         if found is None:
-            reference = reference or execute(trained, REFERENCE, trained.test)
+            reference = reference or execute(trained, Exact(REFERENCE), trained.test)
             found = row(group, name, execute(trained, policy, trained.test), reference)
         rows.append(found)
         every[_key(found)] = policy

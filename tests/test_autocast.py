@@ -9,8 +9,21 @@ from torch import nn
 from torch.testing import assert_close
 
 import dise
-from dise import RK4, DiagonalNormal, Dopri5, Euler, Flow, FlowSampler, Midpoint, NeuralODE, SolveOptions, solve
-from dise.nn import Autocast
+from dise import (
+    RK4,
+    Cascade,
+    DiagonalNormal,
+    Dopri5,
+    Dynamic,
+    Euler,
+    Exact,
+    Flow,
+    FlowSampler,
+    Midpoint,
+    NeuralODE,
+    SolveOptions,
+    solve,
+)
 from dise.select import LogProbDeviation, OutputDeviation
 
 HALF = torch.bfloat16
@@ -57,7 +70,7 @@ def start():
 @pytest.fixture
 def block():
     block = NeuralODE(Turn(), RK4(2))
-    block.autocast = Autocast(HALF, TIGHT)
+    block.autocast = HALF
     return block
 
 
@@ -77,31 +90,78 @@ def test_solves_are_those_of_the_users_own_autocast(block, start, compiled):
     assert ends[0].dtype == torch.float32
 
 
-def test_the_exact_integrator_is_spared(block, start):
+@pytest.mark.parametrize("options", [{}, pytest.param({"compile": True}, marks=pytest.mark.long)])
+def test_an_exact_integrator_is_not_under_autocast(block, start, options):
     y0, speed = start
-    block.integrator = Dopri5(rtol=1e-5, atol=1e-5)
-    assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {torch.float32}
-    assert dtypes_of(block.f, lambda: block.first_stage(y0, sample_args=(speed,))) == {torch.float32}
-    with block.using(Euler()):
-        assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {HALF}
-        with block.without_autocast():
-            assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {torch.float32}
-    assert block.autocast == Autocast(HALF, TIGHT)
+    block.options = SolveOptions(**options)
+    with torch.no_grad(), block.using(Exact(TIGHT)):
+        expected = solve(block.f, y0, 0, 1, TIGHT, sample_args=(speed,), **options)
+        solution = block.solve(y0, sample_args=(speed,))
+        assert torch.equal(block.first_stage(y0, sample_args=(speed,)), block.f(0, y0, speed))
+    assert torch.equal(solution.y, expected.y)
+    assert torch.equal(solution.nfe, expected.nfe)
+    with block.autocasting(None):
+        assert dtypes_of(block.f, lambda: NeuralODE.solve(block, y0, sample_args=(speed,))) <= {torch.float32}
+    assert block.autocast is HALF
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["dynamic", "cascade"])
+def test_a_policy_may_fall_back_on_an_exact_candidate(block, start, compiled, kind):
+    """Each sample ends as with its candidate alone: rounded, or exact at the price of one more evaluation."""
+    y0, speed = start
+    slow = speed < 0.1
+    candidates = (RK4(2), Exact(Dopri5(rtol=1e-6, atol=1e-6)))
+    if kind == "dynamic":
+        block.integrator = Dynamic(candidates, lambda h0, k1: torch.stack([~slow, slow], 1).float())
+    else:
+        block.integrator = Cascade(candidates, lambda h1: slow)
+    block.options = SolveOptions(compile=compiled)
+    with torch.no_grad():
+        got = block.solve(y0, sample_args=(speed,))
+        rounded = solve_alone(block, RK4(2), y0, speed)
+        exact = solve(block.f, y0, 0, 1, candidates[1].integrator, sample_args=(speed,), compile=compiled)
+    assert_close(got.y, torch.where(slow[:, None], rounded.y, exact.y), rtol=0, atol=1e-6)
+    before = 1 if kind == "dynamic" else 8  # k1, or all evaluations of the candidate that was tried
+    assert torch.equal(got.nfe, torch.where(slow, 8, before + exact.nfe))
+    if not compiled:
+        assert dtypes_of(block.f, lambda: block(y0, sample_args=(speed,))) == {HALF, torch.float32}
+
+
+def solve_alone(block, integrator, y0, speed):
+    with block.using(integrator):
+        return block.solve(y0, sample_args=(speed,))
+
+
+def test_without_autocast_exact_is_the_integrator_itself(start):
+    y0, speed = start
+    f = Turn()
+    with torch.no_grad():
+        got, expected = (solve(f, y0, 0, 1, m, sample_args=(speed,)) for m in (Exact(TIGHT), TIGHT))
+        policy = Dynamic((Exact(TIGHT),), lambda h0, k1: torch.zeros(len(h0), 1))
+        chosen = solve(f, y0, 0, 1, policy, sample_args=(speed,))
+    assert torch.equal(got.y, expected.y)
+    assert torch.equal(got.nfe, expected.nfe)
+    assert torch.equal(chosen.nfe, expected.nfe)
+
+
+def test_exact_changes_and_turns_round_what_it_consists_of():
+    grid = dise.Multistep.adams(dise.grids.sway(4, 0.5), 2)
+    assert Exact(grid).reversed() == Exact(grid.reversed())
+    assert Exact(RK4(2)).mapped(lambda method: RK4(3)) == Exact(RK4(3))
+    assert str(Exact(RK4(2))) == "Exact(RK4(steps=2))"
+    with pytest.raises(TypeError, match="integrator: expected an integrator"):
+        Exact("RK4")
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", TypeError), (torch.float32, ValueError)])
 def test_other_precisions_are_named(dtype, error):
     with pytest.raises(error, match=r"autocast: expected torch\.bfloat16 or torch\.float16, got"):
-        Autocast(dtype)
+        NeuralODE(Turn(), Euler()).autocast = dtype
     with pytest.raises(error, match="autocast: expected"):
         dise.make_sampler(flow_of(), risk=OutputDeviation(0.1), condition=speeds, autocast=dtype)
     with pytest.raises(error, match="autocast: expected"):
         dise.make_dynamic(NeuralODE(Turn(), Euler()), [torch.zeros(4, 2)], autocast=dtype)
-
-
-def test_a_block_takes_no_bare_dtype(block):
-    with pytest.raises(TypeError, match=r"autocast: expected a dise\.nn\.Autocast or None, got torch\.bfloat16"):
-        block.autocast = HALF
 
 
 def sampler_of(tolerance, **options):
@@ -141,6 +201,8 @@ def test_rounding_counts_as_loss():
     assert plain.block.integrator == RK4(4)
     assert half.report.family == "reference"
     assert "try autocast=None" in str(half.report)
+    assert half.block.integrator == half.report.policy == half.report.reference == options["reference"]
+    assert half.block.autocast is None
     z, speed, _ = fresh(half.block.f, 5)
     with torch.no_grad():
         assert dtypes_of(half.block.f, lambda: half(z, speed)) == {torch.float32}
@@ -150,7 +212,7 @@ def test_a_saved_policy_keeps_its_precision(sampler, tmp_path):
     z, speed, _ = fresh(sampler.block.f, 200)
     dise.save_policy(sampler, tmp_path)
     other = dise.load_policy(FlowSampler(flow_of()), tmp_path)
-    assert other.block.autocast == sampler.block.autocast == Autocast(HALF, TIGHT)
+    assert other.block.autocast is sampler.block.autocast is HALF
     with torch.no_grad():
         assert torch.equal(other(z, speed), sampler(z, speed))
 
@@ -201,7 +263,7 @@ def test_make_dynamic_certifies_against_full_precision():
         exact = model(x).argmax(1)
     made = dise.make_dynamic(model, x.split(500), epsilon=0.02, risk=dise.select.disagreement, autocast=HALF)
     assert made.block.report.family != "reference"
-    assert made.block.autocast == Autocast(HALF, TIGHT)
+    assert made.block.autocast is HALF
     with torch.no_grad():
         assert dtypes_of(made.block.f, lambda: made(x)) == {HALF}
         assert float((made(x).argmax(1) != exact).double().mean()) <= 0.02

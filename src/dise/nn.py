@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, Unpack, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, solve
 from dise.integrate.arguments import check_options, check_time
 from dise.integrate.clock import clock_dtype
+from dise.integrate.exact import Exact, inner
 from dise.integrate.integrator import check_integrator
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
@@ -31,33 +32,6 @@ class BlockSolve(NamedTuple):
     solution: Solution
     args: tuple[Any, ...] = ()  # of f
     sample_args: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True)
-class Autocast:
-    """A block's solves are under `torch.autocast`, but those with one integrator, what the others are compared with.
-
-    So f's products and convolutions run in a lower precision, as the networks of a policy do, while states, errors and
-    step sizes keep theirs.
-
-    Args:
-        dtype: torch.bfloat16 or torch.float16.
-        exact: the integrator that calls f as it is; None: none does.
-
-    Raises:
-        TypeError, ValueError: an argument (named in the message) is not as described.
-    """
-
-    dtype: torch.dtype
-    exact: Integrator | None = None
-
-    def __post_init__(self) -> None:
-        check_lower_precision(self.dtype)
-        check_integrator(self.exact, "exact", optional=True)
-
-    def around(self, integrator: Integrator, device: torch.device) -> AbstractContextManager[object]:
-        """The context of a solve with an integrator."""
-        return nullcontext() if integrator == self.exact else torch.autocast(device.type, self.dtype)
 
 
 def check_lower_precision(dtype: object, *, optional: bool = False) -> None:
@@ -81,6 +55,9 @@ class NeuralODE(nn.Module):
             as in `dise.solve`. Kept as `block.options`, a frozen `dise.SolveOptions`; assign a changed copy to change
             them: `block.options = dataclasses.replace(block.options, compile=True)`.
 
+    With `block.autocast = torch.bfloat16` or float16 all of the block's solves are under `torch.autocast`, but those of
+    `Exact` integrators.
+
     Raises:
         TypeError, ValueError: an argument (named in the message) is not as described.
     """
@@ -100,7 +77,7 @@ class NeuralODE(nn.Module):
         check_time("t1", t1)
         self.f, self.integrator, self.t0, self.t1 = f, integrator, t0, t1
         self.options = SolveOptions(**options)
-        self.autocast: Autocast | None = None  # set by `dise.make_dynamic` and `dise.make_sampler`
+        self.autocast: torch.dtype | None = None  # set by `dise.make_dynamic` and `dise.make_sampler`
         self.report: Any = None  # set by `dise.make_dynamic`
         self._records: list[BlockSolve] | None = None
         self._throw = True
@@ -130,8 +107,8 @@ class NeuralODE(nn.Module):
             )
         if name == "options" and not isinstance(value, SolveOptions):
             raise TypeError(f"options: expected a dise.SolveOptions, got {value!r}")
-        if name == "autocast" and not (value is None or isinstance(value, Autocast)):
-            raise TypeError(f"autocast: expected a dise.nn.Autocast or None, got {value!r}")
+        if name == "autocast":
+            check_lower_precision(value, optional=True)
         super().__setattr__(name, value)
 
     def solve(
@@ -191,7 +168,7 @@ class NeuralODE(nn.Module):
 
     def _integrator_for(self, t0: float | Tensor, t1: float | Tensor) -> Integrator:
         """The integrator that solves from t0 to t1; a flow's depends on the direction."""
-        return self.integrator
+        return inner(self.integrator)
 
     def _recorded(self, solve: BlockSolve) -> Solution:
         """The solution of a solve, which is added to the records if they are kept."""
@@ -218,10 +195,10 @@ class NeuralODE(nn.Module):
 
     def _precision(self, y0: State) -> AbstractContextManager[object]:
         """The context of solves from y0."""
-        if self.autocast is None:
+        if self.autocast is None or isinstance(self.integrator, Exact):
             return nullcontext()
         Layout.of(y0, batched=self.options.batched)  # names what is no state
-        return self.autocast.around(self.integrator, leaves(y0)[0].device)
+        return torch.autocast(leaves(y0)[0].device.type, self.autocast)
 
     def first_stage(
         self,
@@ -259,9 +236,9 @@ class NeuralODE(nn.Module):
             self._records, self._throw = outer
 
     @contextmanager
-    def without_autocast(self) -> Iterator[None]:
-        """A context in which `block.autocast` is None."""
-        before, self.autocast = self.autocast, None
+    def autocasting(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """A context in which `block.autocast` is another."""
+        before, self.autocast = self.autocast, dtype
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from dise.integrate.backsolve import Backsolve
+from dise.integrate.exact import Exact
 from dise.integrate.integrator import Integrator
 from dise.integrate.integrators import (
     RK4,
@@ -62,6 +63,7 @@ __all__ = [
     "Euler",
     "Event",
     "Events",
+    "Exact",
     "Fehlberg2",
     "FixedStep",
     "Heun",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dise.integrate import Integrator
+from dise.integrate.exact import Exact, inner
 from dise.integrate.integrators import ErrorControlled
 from dise.nn import NeuralODE
 from dise.select.guarantee.risk import Risk, losses
@@ -41,9 +42,7 @@ def own_losses(
         tight = tighter(reference, ours.dtype)
         if tight is None:
             return None
-        with block.without_autocast():
-            exact = run_model(model, block, tight, inputs).output
-        lost += float(losses(risk, ours, exact, batch.target).sum())
+        lost += float(losses(risk, ours, run_model(model, block, Exact(tight), inputs).output, batch.target).sum())
         number += len(inputs)
     if not lost:
         return None
@@ -55,6 +54,7 @@ def own_losses(
 
 def tighter(reference: Integrator, dtype: torch.dtype) -> ErrorControlled | None:
     """The reference with a tenth of its tolerances; None if it has none, or so small ones that rounding is larger."""
+    reference = inner(reference)
     if not isinstance(reference, ErrorControlled):
         return None
     rtol, atol = reference.rtol, reference.atol

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dise.integrate import Integrator
+from dise.integrate.exact import inner
 from dise.integrate.integrators import ErrorControlled
 from dise.nn import NeuralODE
 from dise.select.judging.costs import Costs
@@ -102,7 +103,7 @@ def most_useful(costs: Costs, columns: list[int], most: int = MOST) -> list[int]
 
 def has_own_steps(candidate: Integrator) -> bool:
     """Whether a candidate chooses step sizes for each draw."""
-    return isinstance(candidate, ErrorControlled)
+    return isinstance(inner(candidate), ErrorControlled)
 
 
 FAMILIES: tuple[MakeFamily, ...] = (

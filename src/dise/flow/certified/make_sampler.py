@@ -15,9 +15,10 @@ from dise.flow.fitting.draws import DrawConditions, check_drawable
 from dise.flow.flow import Flow
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Dopri5, Integrator, Multistep
+from dise.integrate.exact import Exact
 from dise.integrate.integrator import as_integrators
 from dise.integrate.value import as_whole, check_callable, check_whole
-from dise.nn import Autocast, check_lower_precision
+from dise.nn import check_lower_precision
 from dise.select.guarantee.calibrate import check_levels, samples_needed
 from dise.select.guarantee.risk import LogProbDeviation, Risk, check_risk
 from dise.select.make_dynamic.families import FEWEST
@@ -120,17 +121,18 @@ def make_sampler(
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
     _check(risk, reference, families, batch, log)
     check_lower_precision(autocast, optional=True)
+    compared = reference if autocast is None else Exact(reference)
     with torch.inference_mode(False):
         prepared = prepare(
             flow,
             share_draws(draws, epsilon, delta),
             risk=risk,
             condition=condition,
-            reference=reference,
+            reference=compared,
             candidates=_candidates(candidates, flow, risk),
             fitted=_fitted(fitted, candidates, flow, risk),
             families=families,
-            autocast=None if autocast is None else Autocast(autocast, reference),
+            autocast=autocast,
             epsilon=epsilon,
             batch=batch,
             seed=seed,
@@ -139,6 +141,8 @@ def make_sampler(
     found = prepared.certify(epsilon, delta)
     prepared.block.integrator = found.integrator
     prepared.block.report = prepared.report(found)
+    if found.integrator is compared:
+        prepared.block.integrator, prepared.block.autocast = reference, None
     log(str(prepared.block.report))
     return prepared.model
 

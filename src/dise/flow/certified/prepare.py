@@ -16,7 +16,8 @@ from dise.flow.flow import Flow
 from dise.flow.guidance import Guided
 from dise.flow.sampler import FlowSampler
 from dise.integrate import Integrator
-from dise.nn import Autocast, NeuralODE
+from dise.integrate.exact import inner
+from dise.nn import NeuralODE
 from dise.select.guarantee.calibrate import Calibration, calibrate, suitable_p_value
 from dise.select.guarantee.risk import LogProbDeviation, Risk
 from dise.select.make_dynamic.comparison import Comparison
@@ -132,7 +133,7 @@ def prepare(
     batch: int,
     seed: int,
     log: Callable[[str], None],
-    autocast: Autocast | None = None,
+    autocast: torch.dtype | None = None,
 ) -> Prepared:
     """Draw, fit tables, run all candidates on the draws to learn from and to choose on, and choose a family.
 
@@ -140,7 +141,7 @@ def prepare(
         fitted: evaluations of f of the tables to fit, on draws of their own.
         flow, risk, condition, reference, candidates, families, epsilon, batch, seed, log: see `make_sampler`.
         numbers: of draws to learn from, to choose on and to test on.
-        autocast: of the model's block.
+        autocast: of the model's block; the reference is `Exact` then.
     """
     density = isinstance(risk, LogProbDeviation)
     model = (FlowDensity if density else FlowSampler)(flow).eval()
@@ -151,9 +152,10 @@ def prepare(
     if fitted:
         log(f"fitting {len(fitted)} tables to {further} draws")
         own = noise[number:], tuple(part[number:] for part in conditions)
-        fits = fit_tables(flow, *own, fitted, reference=reference, risk=risk, batch=batch, log=log)
+        fits = fit_tables(flow, *own, fitted, reference=inner(reference), risk=risk, batch=batch, log=log)
         log(fits.note or f"fitted in {fits.seconds:.0f} s")
-    inputs = _inputs(flow, noise[:number], tuple(part[:number] for part in conditions), reference, density, batch)
+    drawn = noise[:number], tuple(part[:number] for part in conditions)
+    inputs = _inputs(flow, *drawn, inner(reference), density, batch)
     learn, choosing, test = (_batches(part, batch) for part in _split(inputs, numbers))
     candidates = list(dict.fromkeys([*candidates, *fits.solvers]))
     model.block.autocast = autocast

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from dise.integrate.problem.requests import Request
+from dise.integrate.problem.requests import ExactRequest, Request
 from dise.integrate.problem.row_check import check_rows, checked, precision, remember
 from dise.integrate.problem.state import Layout, State, leaves, same_structure, shapes
 from dise.integrate.tracing import stops_recomputation, times_changed, transformed
@@ -124,6 +124,9 @@ class Field:
 
     def __call__(self, request: Request) -> Tensor:
         """The requested values of f."""
+        if isinstance(request, ExactRequest) and torch.is_autocast_enabled(device := request.y.device.type):
+            with torch.autocast(device, enabled=False):
+                return self(request)
         if request.rows is None:
             return self._checked(request)
         if self.whole:

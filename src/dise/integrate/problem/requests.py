@@ -23,6 +23,10 @@ class Request(NamedTuple):
     y: Inexact[Tensor, "n F"]
 
 
+class ExactRequest(Request):
+    """A request for values that are not under the solve's autocast."""
+
+
 class Result(NamedTuple):
     """The end of an integration, with a row per sample; the fields are those of `Solution`.
 
@@ -83,13 +87,25 @@ def of_rows(rows: Tensor, integration: Integration) -> Integration:
             request = next(integration) if value is None else integration.send(value)
         except StopIteration as stop:
             return cast(Result, stop.value)
-        value = yield Request(rows if request.rows is None else rows[request.rows], request.t, request.y)
+        value = yield request._replace(rows=rows if request.rows is None else rows[request.rows])
+
+
+def exactly(integration: Integration) -> Integration:
+    """An integration whose requests are `ExactRequest`s."""
+    value = None
+    while True:
+        try:
+            request = next(integration) if value is None else integration.send(value)
+        except StopIteration as stop:
+            return cast(Result, stop.value)
+        value = yield ExactRequest(*request)
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
     """Run integrations of disjoint samples in lockstep: their n-th evaluations of f are one call.
 
-    The number of batch calls is therefore the maximum over the parts, not the sum.
+    The number of batch calls is therefore the maximum over the parts, not the sum; requests for exact values are calls
+    of their own.
 
     Args:
         parts: pairs of rows [n_i] and their integration.
@@ -111,12 +127,22 @@ def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Ten
                 requests[i] = request._replace(rows=rows if request.rows is None else rows[request.rows])
         if not requests:
             return [result for result in results if result is not None]
-        if len(requests) == 1:
-            ((i, request),) = requests.items()
-            answers = {i: (yield request)}
-        else:
-            values = yield Request(*(torch.cat(column) for column in zip(*requests.values(), strict=True)))
-            answers = dict(zip(requests, values.split([len(r.y) for r in requests.values()]), strict=True))
+        answers = {}
+        for same in _by_kind(requests):
+            ((i, request), *others) = same.items()
+            if not others:
+                answers[i] = yield request
+            else:
+                values = yield type(request)(*(torch.cat(column) for column in zip(*same.values(), strict=True)))
+                answers.update(zip(same, values.split([len(r.y) for r in same.values()]), strict=True))
+
+
+def _by_kind(requests: dict[int, Request]) -> list[dict[int, Request]]:
+    """The requests that one call of f can answer, together."""
+    exact = {i for i, request in requests.items() if isinstance(request, ExactRequest)}
+    if not exact or len(exact) == len(requests):
+        return [requests]
+    return [{i: request for i, request in requests.items() if (i in exact) is kind} for kind in (False, True)]
 
 
 def drive(coroutine: Generator[Request, Tensor, T], answer: Callable[[Request], Tensor]) -> T:

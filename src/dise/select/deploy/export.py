@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator, Multistep
+from dise.integrate.exact import inner
 from dise.nn import NeuralODE
 from dise.select.deploy import strict_json
 from dise.select.deploy.atomic import atomic_write
@@ -142,6 +143,7 @@ def _check_policy(policy: Integrator) -> None:
 
 
 def _has_fixed_steps(integrator: Integrator) -> bool:
+    integrator = inner(integrator)
     if isinstance(integrator, Multistep):
         return True
     control = getattr(integrator, "control", None)  # only methods have one, policies do not

@@ -26,6 +26,7 @@ from dise.integrate import (
     max_norm,
     rms_norm,
 )
+from dise.integrate.exact import Exact
 from dise.select.deploy.registry import Form, Registry, arguments_form, fields_form, function_form
 from dise.select.learning.adequacy import AdequacySelector
 from dise.select.learning.committee import Committee
@@ -51,7 +52,7 @@ def _cost_selector(selector: CostSelector) -> dict[str, Any]:
 
 
 FORMS: tuple[Form, ...] = (
-    *map(fields_form, (*FIXED_STEPS, *ADAPTIVE_STEPS, Cascade, Dynamic, Confidence)),
+    *map(fields_form, (*FIXED_STEPS, *ADAPTIVE_STEPS, Exact, Cascade, Dynamic, Confidence)),
     *map(function_form, (rms_norm, max_norm)),
     arguments_form(Forecast, _forecast),
     arguments_form(CostSelector, _cost_selector),

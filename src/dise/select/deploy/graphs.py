@@ -85,7 +85,7 @@ class Candidate(nn.Module):
 
     def forward(self, h0: Tensor, k1: Tensor, *conditions: Tensor) -> tuple[Tensor, Tensor]:
         """[n, ...] each → output [n, ...], score [n]."""
-        with nullcontext() if self.autocast is None else self.autocast.around(self.integrator, h0.device):
+        with nullcontext() if self.autocast is None else torch.autocast(h0.device.type, self.autocast):
             h1 = self.integrate(h0, k1, conditions)
             # a copy, since a head may change its input in place
             score = self.rule.score(h1.clone()) if self.rule is not None else torch.zeros_like(h1.flatten(1)[:, 0])

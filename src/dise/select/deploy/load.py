@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dise.integrate import Euler, Integrator
-from dise.nn import Autocast, NeuralODE
+from dise.nn import NeuralODE, check_lower_precision
 from dise.select.deploy.binding import fingerprint, other_blocks, reference_of, span_of
 from dise.select.deploy.forms import POLICIES
 from dise.select.deploy.registry import PolicyJson
@@ -40,7 +40,7 @@ def load_policy(model: nn.Module, folder: str | os.PathLike[str], *, check: bool
     content, weights = read_unit(path)
     try:
         integrator, reference, report = _policy(model, content)
-        networks, autocast = _networks(integrator, weights), _autocast(content.get("autocast"), reference)
+        networks, autocast = _networks(integrator, weights), _autocast(content.get("autocast"))
         name = content["block"]["name"]
         module, block = _block(model, content["block"], integrator)
         if check:
@@ -70,9 +70,11 @@ def _policy(model: nn.Module, content: Content) -> tuple[Integrator, Integrator 
     return integrator, reference, None if report is None else Report.of_json(report, integrator, reference)
 
 
-def _autocast(dtype: str | None, reference: Integrator | None) -> Autocast | None:
+def _autocast(name: str | None) -> torch.dtype | None:
     """The precision of a policy's solves; files of older versions name none."""
-    return None if dtype is None else Autocast(getattr(torch, dtype), reference)
+    dtype: torch.dtype | None = None if name is None else getattr(torch, name)
+    check_lower_precision(dtype, optional=True)
+    return dtype
 
 
 def _networks(integrator: Integrator, weights: Weights | None) -> nn.Module | None:

@@ -42,7 +42,7 @@ def save_policy(model: nn.Module, folder: str | os.PathLike[str], *, block: Neur
         "weights": fingerprint(model),
         "reference": None if report is None else json.write(report.reference, "report.reference"),
         "integrator": json.write(own.integrator, "integrator"),
-        "autocast": None if own.autocast is None else str(own.autocast.dtype).removeprefix("torch."),
+        "autocast": None if own.autocast is None else str(own.autocast).removeprefix("torch."),
         "report": None if report is None else report.to_json(),
     }
     networks: nn.Module | None = getattr(own, "policy", None)

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
+from dise.integrate.exact import Exact, inner
 from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_callable, check_seed, check_whole
-from dise.nn import Autocast, NeuralODE, check_lower_precision
+from dise.nn import NeuralODE, check_lower_precision
 from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
 from dise.select.guarantee.kind import is_state, suitable_risk
 from dise.select.guarantee.risk import Risk
@@ -112,9 +113,8 @@ def make_dynamic(
     model.eval()
     inputs, served = given[0].inputs.split(given[0].size), _served(given[0], batch_size)
     own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
-    reference = _suitable_reference(reference, own)
+    reference = _suitable_reference(reference, own, autocast)
     risk = _suitable_risk(risk, model, own, reference, given[0])
-    own.autocast = None if autocast is None else Autocast(autocast, reference)
     notes: list[str] = []
     head = head or _find_head(model, own, reference, inputs[0], notes)
     part, given = (model, given) if head is None else without_stem(model, own, head, reference, given)
@@ -125,24 +125,20 @@ def make_dynamic(
         return p_value(loss, tested, epsilon) <= delta
 
     pick = partial(choose_family, risk=risk, epsilon=epsilon, seed=seed, log=log, passes=passes, batch_size=batch_size)
-    everyone = (*candidates, *_one_step_first(reference), reference)
-    choice = _as_given(settings) if settings else pick(part, own, head, fit, everyone)
-    family = choice.family.settings
-    log(f"testing {len(family)} settings of: {choice.family.name}")
-    found = calibrate(
-        part, family, test, reference=reference, epsilon=epsilon, delta=delta, risk=risk, p_value=p_value, block=own
-    )
-    own.integrator = found.integrator
-    timing = time_policy(model, own, reference=reference, single=choice.single, batches=served)
+    levels = {"epsilon": epsilon, "delta": delta}
+    with own.autocasting(autocast):
+        everyone = (*candidates, *_one_step_first(reference), reference)
+        choice = _as_given(settings) if settings else pick(part, own, head, fit, everyone)
+        name, family = choice.family.name, choice.family.settings
+        log(f"testing {len(family)} settings of: {name}")
+        found = calibrate(part, family, test, reference=reference, risk=risk, p_value=p_value, block=own, **levels)
+        with own.using(found.integrator):
+            timing = time_policy(model, own, reference=reference, single=choice.single, batches=served)
+    own.integrator = inner(found.integrator)
+    own.autocast = None if found.integrator is reference else autocast
     notes += choice.notes
     own.report = Report.of_calibration(
-        found,
-        reference,
-        family=choice.family.name,
-        families=choice.estimates,
-        notes=notes,
-        autocast=own.autocast,
-        timing=timing,
+        found, reference, family=name, families=choice.estimates, notes=notes, autocast=autocast, timing=timing
     )
     log(str(own.report))
     return model
@@ -199,8 +195,8 @@ def _collect(
     return given, fit_part
 
 
-def _suitable_reference(reference: Integrator | None, block: NeuralODE) -> Integrator:
-    """The reference as given, or the block's own integrator."""
+def _suitable_reference(reference: Integrator | None, block: NeuralODE, autocast: torch.dtype | None) -> Integrator:
+    """The reference as given, or the block's own integrator; exact if others are under autocast."""
     reference = reference or block.integrator
     if reference.chooses or not block.options.batched:
         what = f"one that chooses, {reference}" if reference.chooses else "a block with batched=False"
@@ -225,6 +221,8 @@ def _find_head(
 
 def _one_step_first(reference: Integrator) -> tuple[Integrator, ...]:
     """The reference without its heuristic first step, which may cost more than the integration of a smooth field."""
+    if isinstance(reference, Exact):
+        return tuple(map(Exact, _one_step_first(reference.integrator)))
     if not isinstance(reference, Adaptive) or reference.first_step == "span":
         return ()
     return (replace(reference, first_step="span"),)

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+import torch
+
 from dise.integrate import Integrator
-from dise.nn import Autocast
+from dise.integrate.exact import inner
 from dise.select.guarantee.calibrate import Calibration, SettingTest
 from dise.select.guarantee.risk import risk_name
 from dise.select.make_dynamic.comparison import Comparison
@@ -76,7 +78,7 @@ class Report:
         family: str,
         families: dict[str, float],
         notes: Sequence[str],
-        autocast: Autocast | None = None,
+        autocast: torch.dtype | None = None,
         timing: Timing | None = None,
         comparison: Comparison | None = None,
     ) -> Self:
@@ -87,7 +89,7 @@ class Report:
             notes = [*notes, _why_the_reference(calibration)]
         notes = [*notes, *_failures(calibration, chosen), *_precision(autocast, chosen)]
         return cls(
-            policy=integrator,
+            policy=inner(integrator),
             family=family if chosen else "reference",
             nfe=chosen.nfe if chosen else calibration.reference_nfe,
             reference_nfe=calibration.reference_nfe,
@@ -97,7 +99,7 @@ class Report:
             samples=calibration.samples,
             families=families,
             notes=tuple(notes),
-            reference=reference,
+            reference=inner(reference),
             risk_name=risk_name(calibration.risk),
             score=_score(calibration, chosen),
             timing=timing,
@@ -172,11 +174,11 @@ def _why_the_reference(calibration: Calibration) -> str:
     )
 
 
-def _precision(autocast: Autocast | None, chosen: SettingTest | None) -> list[str]:
+def _precision(autocast: torch.dtype | None, chosen: SettingTest | None) -> list[str]:
     """A note on the precision of f."""
     if autocast is None:
         return []
-    name = str(autocast.dtype).removeprefix("torch.")
+    name = str(autocast).removeprefix("torch.")
     if chosen is None:
         return [f"Under autocast in {name} rounding counts as loss, too: try autocast=None."]
     return [f"Solves are under autocast in {name}, those with the reference are not."]

@@ -34,7 +34,7 @@ def check_rows(model: nn.Module, block: NeuralODE, inputs: Inputs) -> None:
     if not (block.options.batched and block.options.drop_finished):
         return
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]), block.without_autocast():  # whose rounding depends on the number of rows
+    with torch.random.fork_rng(devices=[]), block.autocasting(None):  # whose rounding depends on the number of rows
         with block.using(Euler()), block.recording(throw=False) as solves:
             inputs.call(model)
         if not solves:
