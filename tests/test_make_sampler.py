@@ -285,6 +285,30 @@ def test_samplers_with_fitted_tables_are_saved_loaded_and_exported(fitted, tmp_p
     assert (tmp_path / "graphs" / "serve.json").exists()
 
 
+@pytest.mark.parametrize("policy", [1.0, 3.0])
+def test_for_batches_of_a_size_the_faster_is_taken(monkeypatch, policy):
+    """By a clock in which the single candidate takes 2 ms."""
+    sizes = set()
+
+    def time_served(model, block, policies, batches):
+        sizes.update(map(len, batches))
+        return {"policy": policy, "single": 2.0}
+
+    monkeypatch.setattr(prepare, "time_served", time_served)
+    made = make_sampler(flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, batch_size=3000, **FEW)
+    assert sizes == {3000}
+    assert made.report.timing.batch == 3000
+    one = made.block.integrator in TABLES
+    assert one == (policy > 2)
+    assert ("which is faster than the policy of" in str(made.report)) == one
+    assert made.report.comparison.single_nfe == made.report.nfe if one else made.report.family != ONE_FOR_ALL
+
+
+def test_a_batch_size_is_a_whole_number():
+    with pytest.raises(ValueError, match="batch_size: expected"):
+        make_sampler(flow_of(Swing()), risk=OutputDeviation(TOLERANCE), batch_size=0, **FEW)
+
+
 def test_tables_are_fitted_to_draws_that_are_used_for_nothing_else(monkeypatch):
     asked, seen = [], {}
 

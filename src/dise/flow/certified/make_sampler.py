@@ -40,6 +40,7 @@ class SamplerOptions(TypedDict, total=False):
     epsilon: float
     delta: float
     batch: int
+    batch_size: int | None
     seed: int
     log: Callable[[str], None]
 
@@ -68,6 +69,7 @@ def make_sampler(
     epsilon: float = 0.01,
     delta: float = 0.05,
     batch: int = 1024,
+    batch_size: int | None = None,
     seed: int = 0,
     log: Callable[[str], None] = lambda line: None,
 ) -> FlowSampler | FlowDensity:
@@ -103,7 +105,10 @@ def make_sampler(
             use, too (`block.autocast`). Rounding then counts in the losses, so the guarantee covers it. None: they run
             as the reference does.
         epsilon, delta: ε and δ, in (0, 1).
-        batch: draws per solve; bounds the memory, and is the batch size of the times in the report.
+        batch: draws per solve; bounds the memory.
+        batch_size: number of draws per batch in use. The result is then the faster of the cheapest certified single
+            candidate and the cheapest certified policy, by the times of such batches on this machine, which the report
+            has. Default: the one that needs fewer evaluations of f, and times of batches of `batch`.
         seed: of the draws and the fits; torch's global generators are left as they were.
         log: is called with lines on the progress.
 
@@ -119,7 +124,7 @@ def make_sampler(
     """
     check_drawable(flow, condition, reference, seed)
     reference = Dopri5(rtol=1e-6, atol=1e-6) if reference is None else reference
-    _check(risk, reference, families, batch, log)
+    _check(risk, reference, families, batch, batch_size, log)
     check_lower_precision(autocast, optional=True)
     compared = reference if autocast is None else Exact(reference)
     with torch.inference_mode(False):
@@ -139,8 +144,10 @@ def make_sampler(
             log=log,
         )
     found = prepared.certify(epsilon, delta)
+    if batch_size is not None:
+        found = prepared.faster(found, batch_size)
     prepared.block.integrator = found.integrator
-    prepared.block.report = prepared.report(found)
+    prepared.block.report = prepared.report(found, batch_size)
     if found.integrator is compared:
         prepared.block.integrator, prepared.block.autocast = reference, None
     log(str(prepared.block.report))
@@ -187,11 +194,15 @@ def share_draws(draws: int, epsilon: float, delta: float) -> Numbers:
     return learn, choosing, test
 
 
-def _check(risk: object, reference: Integrator, families: object, batch: int, log: object) -> None:
+def _check(
+    risk: object, reference: Integrator, families: object, batch: int, batch_size: int | None, log: object
+) -> None:
     check_risk(risk)
     if reference.chooses:
         raise ValueError(f"reference: expected an integrator that is the same for each draw, got {reference}")
     if not isinstance(families, Sequence) or not all(callable(make) for make in families):
         raise TypeError(f"families: expected a list of functions (see dise.flow.certified.families), got {families!r}")
     check_whole("batch", batch)
+    if batch_size is not None:
+        check_whole("batch_size", batch_size)
     check_callable("log", log)

@@ -1,7 +1,8 @@
 """What comes before the test of a sampler: draws, outcomes of all candidates, and the choice of what to test."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ from dise.flow.sampler import FlowSampler
 from dise.integrate import Integrator
 from dise.integrate.exact import inner
 from dise.nn import NeuralODE
-from dise.select.guarantee.calibrate import Calibration, calibrate, suitable_p_value
+from dise.select.guarantee.calibrate import Calibration, SettingTest, calibrate, suitable_p_value
 from dise.select.guarantee.risk import LogProbDeviation, Risk
 from dise.select.make_dynamic.comparison import Comparison
 from dise.select.make_dynamic.families import ONE_FOR_ALL
 from dise.select.make_dynamic.report import Report
-from dise.select.make_dynamic.timing import time_policy
+from dise.select.make_dynamic.timing import served_batches, time_policy, time_served
 from dise.select.model.data import Batch
 from dise.select.model.inputs import Inputs
 
@@ -72,25 +73,41 @@ class Prepared:
             block=self.block,
         )
 
-    def report(self, found: Calibration) -> Report:
-        """The report of a test, whose result the block has already."""
+    def faster(self, found: Calibration, size: int) -> Calibration:
+        """The test with the best single candidate as its result, if that takes less time on batches of a size."""
+        single, policy = self._single(found), found.integrator
+        if single is None or policy in (single.integrator, self.reference):
+            return found
+        served = served_batches([batch.inputs for batch in self.test], size)
+        times = time_served(self.model, self.block, {"policy": policy, "single": single.integrator}, served)
+        return replace(found, integrator=single.integrator) if times["single"] < times["policy"] else found
+
+    def _single(self, found: Calibration) -> SettingTest | None:
+        """The test of the cheapest single candidate that is certified."""
         singles = [test for test in found.tests if test.certified and test.integrator in self.choice.singles]
-        single = min(singles, key=lambda test: test.nfe) if singles else None
+        return min(singles, key=lambda test: test.nfe, default=None)
+
+    def report(self, found: Calibration, size: int | None = None) -> Report:
+        """The report of a test, whose result the block has already, with times of batches of a size."""
+        single = self._single(found)
         chosen = next((test for test in found.tests if test.integrator is found.integrator), None)
         one = found.integrator in self.choice.singles
+        inputs = [batch.inputs for batch in self.test]
         return Report.of_calibration(
             found,
             self.reference,
             family=ONE_FOR_ALL if one else self.choice.family,
             families=self.choice.estimates,
-            notes=[note for note in (ONE if one else None, self.fits.note, self.doubt) if note is not None],
+            notes=[
+                note for note in (self._why_one(found) if one else None, self.fits.note, self.doubt) if note is not None
+            ],
             autocast=self.block.autocast,
             timing=time_policy(
                 self.model,
                 self.block,
                 reference=self.reference,
                 single=None if single is None else single.integrator,
-                batches=[batch.inputs for batch in self.test],
+                batches=inputs if size is None else served_batches(inputs, size),
             ),
             comparison=Comparison(
                 single=None if single is None else str(single.integrator),
@@ -104,6 +121,14 @@ class Prepared:
                 fit_seconds=self.fits.seconds,
             ),
         )
+
+    def _why_one(self, found: Calibration) -> str:
+        """Why all draws have one integrator."""
+        certified = {test.integrator: test.nfe for test in found.tests if test.certified}
+        policy = min((nfe for setting, nfe in certified.items() if setting in self.choice.policies), default=math.inf)
+        if policy >= certified[found.integrator]:
+            return ONE
+        return f"All draws have one integrator, which is faster than the policy of {policy:.2f} evaluations."
 
     @torch.no_grad()
     def _model_calls(self) -> float:

@@ -14,7 +14,7 @@ from dise.select.guarantee.calibrate import PolicyRun, policy_losses, run_policy
 from dise.select.guarantee.risk import ProbabilityShift, Risk, RiskCost, disagreement, lost_accuracy
 from dise.select.judging.costs import Costs
 from dise.select.make_dynamic.families import ONE_FOR_ALL, Family, families
-from dise.select.make_dynamic.timing import time_served
+from dise.select.make_dynamic.timing import served_batches, time_served
 from dise.select.model.block import device_of
 from dise.select.model.data import Batch
 from dise.select.model.finite import non_finite_loss
@@ -22,7 +22,6 @@ from dise.select.model.inputs import Inputs
 from dise.select.model.outcomes import Outcomes, run_candidates
 
 MOST_JUDGED = 2000  # samples to choose the family on
-MOST_SERVED = 60  # batches to time the families on
 
 
 class Choice(NamedTuple):
@@ -108,7 +107,7 @@ def choose_family(
         log(f"{family.name}: {found[family.name].nfe:.2f} evaluations")
     times, notes = dict[str, float](), _lost_samples(outcomes)
     if batch_size is not None:
-        times = _times(model, block, found, _served(judged, batch_size))
+        times = _times(model, block, found, served_batches([batch.inputs for batch in judged], batch_size))
         notes = (*notes, _by_time(times, batch_size))
         log(notes[-1])
     best = min(tried, key=lambda family: (times.get(family.name, math.inf), found[family.name].nfe))
@@ -120,14 +119,6 @@ def _times(model: nn.Module, block: NeuralODE, found: dict[str, _Estimate], serv
     """Mean milliseconds per batch of the families with a setting that the test is expected to certify."""
     policies = {name: estimate.likely for name, estimate in found.items() if estimate.likely is not None}
     return time_served(model, block, policies, served) if policies else {}
-
-
-def _served(batches: list[Batch], size: int) -> list[Inputs]:
-    """At most MOST_SERVED batches of a size, of the samples in these batches, again from the first one if need be."""
-    inputs = Inputs.concatenate([batch.inputs for batch in batches], "data")
-    number = max(1, min(MOST_SERVED, len(inputs) // size))
-    rows = torch.arange(number * size) % len(inputs)
-    return [inputs.take(some) for some in rows.split(size)]
 
 
 def _by_time(times: dict[str, float], size: int) -> str:

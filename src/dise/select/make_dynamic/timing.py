@@ -15,6 +15,7 @@ from dise.select.model.block import device_of
 from dise.select.model.inputs import Inputs
 
 TIMED = 5  # batches, of whose times the median is taken
+MOST_SERVED = 60  # batches that policies are compared on
 TURNS = 3  # times that a batch is served, of which the shortest counts
 NOISE = 1.05  # times that differ by less are alike
 
@@ -79,6 +80,14 @@ def time_policy(
     times = time_side_by_side(calls, inputs, device=device)
     name = str(single) if "single" in times else None
     return Timing(len(inputs[0]), times["policy"], times["reference"], name, times.get("single"))
+
+
+def served_batches(parts: Sequence[Inputs], size: int) -> list[Inputs]:
+    """At most MOST_SERVED batches of a size, of the samples in these parts, again from the first one if need be."""
+    inputs = Inputs.concatenate(parts, "data")
+    number = max(1, min(MOST_SERVED, len(inputs) // size))
+    rows = torch.arange(number * size) % len(inputs)
+    return [inputs.take(some) for some in rows.split(size)]
 
 
 def time_served(
