@@ -261,10 +261,33 @@ def test_make_dynamic_certifies_against_full_precision():
     model, x = Classifier(), torch.randn(4000, 2)
     with torch.no_grad():
         exact = model(x).argmax(1)
+        reference_nfe = model.block.solve(x).nfe.double().mean()  # rounded values cost twice as many
     made = dise.make_dynamic(model, x.split(500), epsilon=0.02, risk=dise.select.disagreement, autocast=HALF)
     assert made.block.report.family != "reference"
+    assert made.block.report.reference_nfe == pytest.approx(float(reference_nfe), rel=0.02)
     assert made.block.autocast is HALF
     with torch.no_grad():
-        assert dtypes_of(made.block.f, lambda: made(x)) == {HALF}
+        assert dtypes_of(made.block.f, lambda: made(x)) == {HALF, torch.float32}  # few fall back on the reference
         assert float((made(x).argmax(1) != exact).double().mean()) <= 0.02
     assert "under autocast in bfloat16" in str(made.block.report)
+
+
+@pytest.mark.parametrize("autocast", [None, HALF])
+def test_make_dynamic_counts_rounding_as_loss(autocast):
+    """RK4 is exact to the tolerance here, its products in bfloat16 are not."""
+    model, x = NeuralODE(Plain(), Dopri5(rtol=1e-6, atol=1e-6)), torch.randn(400, 2)
+    usual = {"settings": (RK4(4),), "risk": OutputDeviation(2e-3), "epsilon": 0.05, "autocast": autocast}
+    dise.make_dynamic(model, x, **usual)
+    assert model.integrator == (Dopri5(rtol=1e-6, atol=1e-6) if autocast else RK4(4))
+    assert model.autocast is None
+    with torch.no_grad():
+        assert dtypes_of(model.f, lambda: model(x)) == {torch.float32}
+
+
+def test_make_dynamic_keeps_a_certified_exact_setting_exact():
+    cheaper = Exact(Dopri5(rtol=1e-4, atol=1e-4, first_step="span"))
+    model, x = NeuralODE(Plain(), Dopri5(rtol=1e-6, atol=1e-6)), torch.randn(400, 2)
+    dise.make_dynamic(model, x, settings=(cheaper,), risk=OutputDeviation(2e-3), epsilon=0.05, autocast=HALF)
+    assert model.integrator == model.report.policy == cheaper
+    with torch.no_grad():
+        assert dtypes_of(model.f, lambda: model(x)) == {torch.float32}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Adaptive, Bosh3, HeunEuler, Integrator
+from dise.integrate.exact import inner
 from dise.integrate.integrators import ErrorControlled
 from dise.select.judging.costs import Costs
 from dise.select.judging.front import pareto_front, prune
@@ -87,7 +88,7 @@ def families(
                 found.append(gap_cascades(some, head))
                 if int(_has_finite_logits(some).sum()) >= FEWEST_FORECASTS:
                     found.append(forecast_cascades(some, head, device))
-    if isinstance(reference, ErrorControlled):
+    if isinstance(inner(reference), ErrorControlled):
         found += [
             Family(f"embedded error of {method.__name__}", tuple(_probes(method, reference)))
             for method in (HeunEuler, Bosh3)
@@ -183,7 +184,7 @@ def _hard(gap: Tensor) -> Tensor:
     return gap <= gap.quantile(0.1)
 
 
-def _probes(method: type[Adaptive], reference: ErrorControlled) -> Iterator[Integrator]:
+def _probes(method: type[Adaptive], reference: Integrator) -> Iterator[Integrator]:
     """Cascades of one step over the whole span and the reference, which is used where the error estimate is large."""
     for tolerance in TOLERANCES:
         first = method(rtol=tolerance, atol=tolerance, first_step="span", max_steps=1)

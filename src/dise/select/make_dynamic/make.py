@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
-from dise.integrate.exact import Exact, inner
+from dise.integrate.exact import Exact
 from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_callable, check_seed, check_whole
 from dise.nn import NeuralODE, check_lower_precision
@@ -113,7 +113,8 @@ def make_dynamic(
     model.eval()
     inputs, served = given[0].inputs.split(given[0].size), _served(given[0], batch_size)
     own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
-    reference = _suitable_reference(reference, own, autocast)
+    plain = _suitable_reference(reference, own)
+    reference = plain if autocast is None else Exact(plain)
     risk = _suitable_risk(risk, model, own, reference, given[0])
     notes: list[str] = []
     head = head or _find_head(model, own, reference, inputs[0], notes)
@@ -134,8 +135,8 @@ def make_dynamic(
         found = calibrate(part, family, test, reference=reference, risk=risk, p_value=p_value, block=own, **levels)
         with own.using(found.integrator):
             timing = time_policy(model, own, reference=reference, single=choice.single, batches=served)
-    own.integrator = inner(found.integrator)
-    own.autocast = None if found.integrator is reference else autocast
+    kept = found.integrator is reference
+    own.integrator, own.autocast = (plain, None) if kept else (found.integrator, autocast)
     notes += choice.notes
     own.report = Report.of_calibration(
         found, reference, family=name, families=choice.estimates, notes=notes, autocast=autocast, timing=timing
@@ -195,8 +196,8 @@ def _collect(
     return given, fit_part
 
 
-def _suitable_reference(reference: Integrator | None, block: NeuralODE, autocast: torch.dtype | None) -> Integrator:
-    """The reference as given, or the block's own integrator; exact if others are under autocast."""
+def _suitable_reference(reference: Integrator | None, block: NeuralODE) -> Integrator:
+    """The reference as given, or the block's own integrator."""
     reference = reference or block.integrator
     if reference.chooses or not block.options.batched:
         what = f"one that chooses, {reference}" if reference.chooses else "a block with batched=False"

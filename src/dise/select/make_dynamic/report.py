@@ -89,7 +89,7 @@ class Report:
             notes = [*notes, _why_the_reference(calibration)]
         notes = [*notes, *_failures(calibration, chosen), *_precision(autocast, chosen)]
         return cls(
-            policy=inner(integrator),
+            policy=integrator if chosen else inner(integrator),
             family=family if chosen else "reference",
             nfe=chosen.nfe if chosen else calibration.reference_nfe,
             reference_nfe=calibration.reference_nfe,
