@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import dise
 from dise import (
     RK4,
+    Backsolve,
     Cascade,
     DiagonalNormal,
     Dopri5,
@@ -133,6 +134,58 @@ def solve_alone(block, integrator, y0, speed):
         return block.solve(y0, sample_args=(speed,))
 
 
+def test_an_exact_block_leaves_the_users_own_autocast(block, start):
+    y0, speed = start
+    f, block.autocast, block.integrator = block.f, None, Exact(RK4(2))
+    with torch.no_grad():
+        expected = solve(f, y0, 0, 1, RK4(2), sample_args=(speed,)).y
+        with torch.autocast("cpu", HALF):
+            ends = block(y0, sample_args=(speed,)), block.solve(y0, sample_args=(speed,)).y
+            assert not torch.equal(block.first_stage(y0, sample_args=(speed,)), f(0, y0, speed))
+            assert not torch.equal(solve(f, y0, 0, 1, RK4(2), sample_args=(speed,)).y, expected)
+    assert all(torch.equal(end, expected) for end in ends)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "backsolve", Backsolve(integrator=Exact(TIGHT))])
+def test_gradients_of_exact_solves_are_exact(start, gradient):
+    y0, speed = start
+
+    def gradients(integrator, autocast, gradient):
+        f, y = Turn(), y0.clone().requires_grad_()
+        with torch.autocast("cpu", HALF, enabled=autocast):
+            end = solve(f, y, 0, 1, integrator, sample_args=(speed,), gradient=gradient).y
+        end.square().sum().backward()
+        return f.turn.weight.grad, y.grad
+
+    plain = gradient if isinstance(gradient, str) else "backsolve"
+    for found, expected in zip(gradients(Exact(TIGHT), True, gradient), gradients(TIGHT, False, plain), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_an_exact_backward_solve_calls_f_without_autocast(start):
+    y0, speed = start
+    f, gradient = Turn(), Backsolve(integrator=Exact(TIGHT))
+    with torch.autocast("cpu", HALF):
+        end = solve(f, y0, 0, 1, RK4(2), sample_args=(speed,), gradient=gradient).y
+    assert f.dtypes == {HALF}
+    assert dtypes_of(f, end.sum().backward) == {torch.float32}
+
+
+def test_statistics_of_exact_candidates_call_f_without_autocast(block, start):
+    y0, speed = start
+    dtypes = set()
+
+    def slope(step, field):
+        dtypes.update(dtypes_of(block.f, lambda: field(step.t, step.y_next)))
+        return step.dt
+
+    slope.calls_field = True
+    block.integrator = Dynamic((Exact(TIGHT),), lambda h0, k1: torch.zeros(len(h0), 1))
+    with torch.no_grad():
+        block.solve(y0, sample_args=(speed,), accumulate=slope)
+    assert dtypes == {torch.float32}
+
+
 def test_without_autocast_exact_is_the_integrator_itself(start):
     y0, speed = start
     f = Turn()
@@ -149,6 +202,7 @@ def test_exact_changes_and_turns_round_what_it_consists_of():
     grid = dise.Multistep.adams(dise.grids.sway(4, 0.5), 2)
     assert Exact(grid).reversed() == Exact(grid.reversed())
     assert Exact(RK4(2)).mapped(lambda method: RK4(3)) == Exact(RK4(3))
+    assert Exact(Exact(RK4(2))) == Exact(RK4(2))
     assert str(Exact(RK4(2))) == "Exact(RK4(steps=2))"
     with pytest.raises(TypeError, match="integrator: expected an integrator"):
         Exact("RK4")
@@ -162,6 +216,28 @@ def test_other_precisions_are_named(dtype, error):
         dise.make_sampler(flow_of(), risk=OutputDeviation(0.1), condition=speeds, autocast=dtype)
     with pytest.raises(error, match="autocast: expected"):
         dise.make_dynamic(NeuralODE(Turn(), Euler()), [torch.zeros(4, 2)], autocast=dtype)
+
+
+@pytest.mark.parametrize("integrator", [RK4(2), Exact(RK4(2))])
+def test_what_is_no_state_is_named(block, integrator):
+    block.integrator = integrator
+    with pytest.raises(TypeError, match="y0: expected"):
+        block("state")
+
+
+def test_decisions_of_an_exact_policy_are_counted(start):
+    """A selector with as many multiply-adds as f costs one evaluation."""
+    y0, speed = start
+    selector = nn.Linear(2, 2, bias=False)
+    policy = Dynamic((RK4(1), RK4(2)), lambda h0, k1: selector(h0))
+    found = []
+    for integrator in (policy, Exact(policy)):
+        block = NeuralODE(Turn(), integrator)
+        with torch.no_grad(), block.recording() as records:
+            block(y0, sample_args=(speed,))
+        found.append(dise.select.nfe_with_overhead(block, integrator, records))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], records[0].solution.nfe + 1.0)
 
 
 def sampler_of(tolerance, **options):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dise.integrate import Integrator, Progress, Solution, SolveOptions, State, solve
-from dise.integrate.arguments import check_options, check_time
+from dise.integrate.arguments import check_options, check_state, check_time
 from dise.integrate.clock import clock_dtype
-from dise.integrate.exact import Exact, inner
+from dise.integrate.exact import Exact, precision_of
 from dise.integrate.integrator import check_integrator
 from dise.integrate.options import SolveKeywords
 from dise.integrate.output.events import EventArgument
@@ -168,7 +168,7 @@ class NeuralODE(nn.Module):
 
     def _integrator_for(self, t0: float | Tensor, t1: float | Tensor) -> Integrator:
         """The integrator that solves from t0 to t1; a flow's depends on the direction."""
-        return inner(self.integrator)
+        return self.integrator
 
     def _recorded(self, solve: BlockSolve) -> Solution:
         """The solution of a solve, which is added to the records if they are kept."""
@@ -195,10 +195,12 @@ class NeuralODE(nn.Module):
 
     def _precision(self, y0: State) -> AbstractContextManager[object]:
         """The context of solves from y0."""
-        if self.autocast is None or isinstance(self.integrator, Exact):
+        exact = isinstance(self.integrator, Exact)
+        if self.autocast is None and not exact:
             return nullcontext()
-        Layout.of(y0, batched=self.options.batched)  # names what is no state
-        return torch.autocast(leaves(y0)[0].device.type, self.autocast)
+        check_state("y0", y0, batched=self.options.batched)
+        device = leaves(y0)[0].device.type
+        return precision_of(self.integrator, device) if exact else torch.autocast(device, self.autocast)
 
     def first_stage(
         self,

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dise.flow.divergences import AugmentedField
 from dise.integrate import Integrator
-from dise.integrate.exact import inner
 from dise.integrate.options import SolveKeywords
 from dise.integrate.tracing import has_values
 from dise.integrate.value import check_above
@@ -74,7 +73,7 @@ class FlowBlock(NeuralODE):
         return bool((product > 0).any()), bool((product < 0).any())
 
     def _integrator_for(self, t0: float | Tensor, t1: float | Tensor) -> Integrator:
-        tolerance, integrator = self.log_prob_tolerance, inner(self.integrator_of_points(t0, t1))
+        tolerance, integrator = self.log_prob_tolerance, self.integrator_of_points(t0, t1)
         return integrator if tolerance is None else integrator.mapped(_with_tolerance(tolerance))
 
 

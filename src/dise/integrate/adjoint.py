@@ -13,6 +13,7 @@ from dise.integrate.backsolve import Backsolve
 from dise.integrate.backward_solve import BackwardSolve, Stops
 from dise.integrate.clock import real_dtype
 from dise.integrate.dependencies import dependencies
+from dise.integrate.exact import Exact, inner
 from dise.integrate.integrator import Integrator
 from dise.integrate.no_gradient import differentiable_once, without_gradient
 from dise.integrate.output.event_search import EventSearch
@@ -161,11 +162,11 @@ class ForwardAnswers:
             problem=problem,
             # it differentiates f more than once per graph, which compiled graphs do not allow
             answer=self._plain,
-            context=self._context,
+            context=self._context.without_autocast() if isinstance(integrator, Exact) else self._context,
             first=self._first,
             used=self._used,
             params=tuple({id(x): x for x in (*params, *self._arguments()) if x.requires_grad}.values()),
-            integrator=integrator,
+            integrator=inner(integrator),
             drop_finished=run.drop_finished,
             check=back.params is None,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dise.integrate.exact import inner
 from dise.integrate.integrator import Integrator, check_integrator
 from dise.integrate.integrators import FixedStep
 from dise.integrate.multistep.grids import TimeGrid
@@ -56,12 +57,13 @@ class Backsolve:
                 table, which is made for the forward direction.
         """
         chosen = integrator if self.integrator is None else self.integrator
-        if chosen.chooses:
+        method = inner(chosen)
+        if method.chooses:
             raise ValueError(
-                f"gradient: backsolve integrates with one integrator, but {type(chosen).__name__} chooses one per "
+                f"gradient: backsolve integrates with one integrator, but {type(method).__name__} chooses one per "
                 "sample; name one, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5())"
             )
-        if chosen.one_way or (isinstance(chosen, FixedStep) and isinstance(chosen.steps, TimeGrid)):
+        if method.one_way or (isinstance(method, FixedStep) and isinstance(method.steps, TimeGrid)):
             raise ValueError(
                 f"gradient: backsolve cannot use {chosen}, which is made for the forward direction; name another "
                 "integrator, e.g. gradient=dise.Backsolve(integrator=dise.Dopri5()), or use gradient='checkpoint'"

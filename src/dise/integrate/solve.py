@@ -12,6 +12,7 @@ from torch import Tensor
 from dise.integrate.arguments import as_breaks, as_save_points, check_options, check_saving
 from dise.integrate.backsolve import Backsolve
 from dise.integrate.empty_spans import integrate_nonempty
+from dise.integrate.exact import inner, precision_of
 from dise.integrate.integrator import Integrator
 from dise.integrate.integrators import Adaptive
 from dise.integrate.options import Compile, Gradient, SolveOptions
@@ -167,7 +168,9 @@ def solve(
         record=record,
         progress=progress,
     )
-    solution = _solved(f, start if breaks is None else start.with_breaks(breaks), integrator, options, wanted)
+    start = start if breaks is None else start.with_breaks(breaks)
+    with precision_of(integrator, start.problem.y0.device.type):
+        solution = _solved(f, start, inner(integrator), options, wanted)
     return solution.raise_for_status() if throw else solution
 
 
@@ -270,7 +273,7 @@ def end_state(
     """
     others = options.compile is not False or (options.gradient != "direct" and torch.is_grad_enabled())
     # fields that torch compiled, or others wrapped, have it by `__getattr__`, which takes time where it is absent
-    if others or (isinstance(integrator, Adaptive) and hasattr(f, "without_quadrature")):
+    if others or (isinstance(inner(integrator), Adaptive) and hasattr(f, "without_quadrature")):
         return solve(f, y0, t0, t1, integrator, args=args, sample_args=sample_args, **options.keywords()).y
     if not callable(f):
         check_options({}, {"f": f})
@@ -282,7 +285,8 @@ def end_state(
         differentiate_step_sizes=options.differentiate_step_sizes,
         end_only=True,
     )
-    result = _integrated(integrator, start.problem, run, field, None)
+    with precision_of(integrator, start.problem.y0.device.type):
+        result = _integrated(inner(integrator), start.problem, run, field, None)
     if result.status is None or all_succeeded(result.status):
         return start.problem.layout.unpack(result.y)
     # a complete solve says what failed

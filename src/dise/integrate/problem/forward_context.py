@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -50,6 +51,12 @@ class ForwardContext:
         subjects = [("f: a tensor", x) for x in others] + [(f"f: its tensor {name}", x) for _, name, x in self._slots]
         self._changes = Changes([*subjects, *((f"{name}: the tensor", x) for name, x in (named | state).items())])
         self._autocast = _Autocast.now(device)
+
+    def without_autocast(self) -> "ForwardContext":
+        """The same tensors, without autocast."""
+        exact = copy(self)
+        exact._autocast = self._autocast._replace(enabled=False)
+        return exact
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

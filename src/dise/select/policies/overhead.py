@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.profiler import profile
 
 from dise.integrate import Integrator, State
+from dise.integrate.exact import inner
 from dise.integrate.problem.state import leaves
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.states import concatenate_state
@@ -71,6 +72,7 @@ def _decisions(integrator: Integrator) -> list[tuple[Decision, int]]:
 
     Each comes with the smallest choice of the samples that it is called on.
     """
+    integrator = inner(integrator)
     if isinstance(integrator, Dynamic):
         return [(partial(_score, integrator.selector), 0)]
     if isinstance(integrator, Cascade) and integrator.accept is not None:
