@@ -240,6 +240,16 @@ def test_decisions_of_an_exact_policy_are_counted(start):
     assert torch.equal(found[1], records[0].solution.nfe + 1.0)
 
 
+def test_selectors_are_fitted_to_the_slopes_that_they_will_see(start):
+    y0, seen, candidates = start[0], [], (Exact(RK4(1)), RK4(2))
+    block = NeuralODE(Plain(), Dynamic(candidates, lambda h0, k1: seen.append(k1) or torch.zeros(len(h0), 2)))
+    block.autocast = HALF
+    with torch.no_grad():
+        block(y0)
+    outcomes = dise.select.run_candidates(block, y0, candidates)
+    assert torch.equal(outcomes.k1, seen[0])
+
+
 def sampler_of(tolerance, **options):
     tables = (Euler(), Midpoint(1), RK4(1), RK4(2))
     usual = {"reference": TIGHT, "candidates": tables, "draws": 2000, "epsilon": 0.05, "autocast": HALF}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dise.integrate import Integrator
 from dise.integrate.annotations import Bool, Float, Inexact, Int, Shaped
 from dise.integrate.argument_types import checked_arguments
+from dise.integrate.exact import inner
 from dise.nn import BlockSolve, NeuralODE
 from dise.select.model.block import device_of, find_block
 from dise.select.model.data import Data, as_batches
@@ -105,7 +106,7 @@ def _run_batch(
     runs = [run_model(model, block, candidate, inputs) for candidate in candidates]
     solves = [_only(run.solves) for run in runs]
     first = solves[0]
-    with block.using(candidates[0]):  # in its precision
+    with block.using(inner(candidates[0])):  # in the precision of a policy, which evaluates k1 for all candidates
         k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
     nfe = torch.stack([solve.solution.nfe for solve in solves], 1)
     output = torch.stack([run.output for run in runs], 1)
