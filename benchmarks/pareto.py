@@ -120,7 +120,8 @@ def _affordable(trained: Trained, setting: dise.Integrator) -> bool:
 def certified(trained: Trained, epsilon: float, candidates: tuple[dise.Integrator, ...] = FIXED) -> dise.Integrator:
     """What `make_dynamic` finds on the held-out images, with families that are learnt from training images."""
     block = find_block(trained.part)
-    with block.using(REFERENCE):
+    autocast = block.autocast
+    with block.using(REFERENCE), block.autocasting(autocast):
         learn, held_out = trained.learn.batches(), trained.held_out.batches()
         dise.make_dynamic(
             trained.part,
@@ -128,10 +129,11 @@ def certified(trained: Trained, epsilon: float, candidates: tuple[dise.Integrato
             learn_from=learn,
             epsilon=epsilon,
             candidates=candidates,
-            autocast=block.autocast,
+            autocast=autocast,
             log=print,
         )
-        return block.integrator
+        # where nothing is certified the block is left with the reference and without autocast
+        return block.integrator if block.autocast is autocast else Exact(block.integrator)
 
 
 def _paper(trained: Trained) -> dise.Dynamic:
