@@ -49,9 +49,9 @@ def test_the_report_has_the_risk_the_accuracy_and_the_times():
 def test_a_policy_that_chooses_is_timed_beside_the_best_single_candidate():
     model, x, _ = made(settings=[RK4(1)])
     options = {"reference": RK4(8), "single": RK4(1), "batches": Inputs.of(x).split(7)}
-    assert time_policy(model, model[0], **options).candidate is None  # it is the policy itself
+    assert time_policy(model, model[0], model[0].integrator, **options).candidate is None  # it is the policy itself
     model[0].integrator = Cascade((Euler(1), RK4(1)))
-    timing = time_policy(model, model[0], **options)
+    timing = time_policy(model, model[0], model[0].integrator, **options)
     assert (timing.batch, timing.candidate) == (7, "RK4")
     assert timing.single > 0
     assert model[0].integrator.chooses

@@ -105,6 +105,7 @@ class Prepared:
             timing=time_policy(
                 self.model,
                 self.block,
+                found.integrator,
                 reference=self.reference,
                 single=None if single is None else single.integrator,
                 batches=inputs if size is None else served_batches(inputs, size),

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from dise.integrate import RK4, Adaptive, Euler, Integrator, Midpoint
-from dise.integrate.exact import Exact
+from dise.integrate.exact import Exact, inner
 from dise.integrate.integrator import as_integrators, check_integrator
 from dise.integrate.value import check_callable, check_seed, check_whole
 from dise.nn import NeuralODE, check_lower_precision
-from dise.select.guarantee.calibrate import calibrate, samples_needed, suitable_p_value
+from dise.select.guarantee.calibrate import PValue, calibrate, samples_needed, suitable_p_value
 from dise.select.guarantee.kind import is_state, suitable_risk
 from dise.select.guarantee.risk import Risk
 from dise.select.make_dynamic.block import place_block
@@ -106,37 +106,30 @@ def make_dynamic(
         ValueError: a model, block or data that cannot be used, a risk that does not suit them, an f that mixes samples,
             or too few data (the message says how many are needed).
     """
-    _check(model, reference, candidates, settings, head, seed, log)
-    check_lower_precision(autocast, optional=True)
+    _check(model, reference, candidates, settings, head, autocast, seed, log)
     needed = samples_needed(epsilon, delta)
     given, fit_part = _collect(model, data, learn_from, settings, needed)
     model.eval()
     inputs, served = given[0].inputs.split(given[0].size), _served(given[0], batch_size)
     own = place_block(model, block, f=f, span=span, reference=reference, inputs=inputs[0])
-    plain = _suitable_reference(reference, own)
-    reference = plain if autocast is None else Exact(plain)
+    reference = _suitable_reference(reference, own, autocast)
     risk = _suitable_risk(risk, model, own, reference, given[0])
     notes: list[str] = []
     head = head or _find_head(model, own, reference, inputs[0], notes)
     part, given = (model, given) if head is None else without_stem(model, own, head, reference, given)
     fit, test = split_samples(given, needed, fit_part=fit_part, seed=seed)
-    p_value, tested = suitable_p_value(risk), sum(len(inputs) for inputs, _ in test)
-
-    def passes(loss: float) -> bool:
-        return p_value(loss, tested, epsilon) <= delta
-
+    p_value, levels = suitable_p_value(risk), {"epsilon": epsilon, "delta": delta}
+    passes = partial(_passes, p_value, sum(len(inputs) for inputs, _ in test), **levels)
     pick = partial(choose_family, risk=risk, epsilon=epsilon, seed=seed, log=log, passes=passes, batch_size=batch_size)
-    levels = {"epsilon": epsilon, "delta": delta}
     with own.autocasting(autocast):
         everyone = (*candidates, *_one_step_first(reference), reference)
         choice = _as_given(settings) if settings else pick(part, own, head, fit, everyone)
         name, family = choice.family.name, choice.family.settings
         log(f"testing {len(family)} settings of: {name}")
         found = calibrate(part, family, test, reference=reference, risk=risk, p_value=p_value, block=own, **levels)
-        with own.using(found.integrator):
-            timing = time_policy(model, own, reference=reference, single=choice.single, batches=served)
+        timing = time_policy(model, own, found.integrator, reference=reference, single=choice.single, batches=served)
     kept = found.integrator is reference
-    own.integrator, own.autocast = (plain, None) if kept else (found.integrator, autocast)
+    own.integrator, own.autocast = (inner(reference), None) if kept else (found.integrator, autocast)
     notes += choice.notes
     own.report = Report.of_calibration(
         found, reference, family=name, families=choice.estimates, notes=notes, autocast=autocast, timing=timing
@@ -146,9 +139,17 @@ def make_dynamic(
 
 
 def _check(
-    model: object, reference: object, candidates: object, settings: object, head: object, seed: object, log: object
+    model: object,
+    reference: object,
+    candidates: object,
+    settings: object,
+    head: object,
+    autocast: object,
+    seed: object,
+    log: object,
 ) -> None:
     check_model(model)
+    check_lower_precision(autocast, optional=True)
     check_integrator(reference, "reference", optional=True)
     for name, values in (("candidates", candidates), ("settings", settings)):
         if values is not None or name == "candidates":
@@ -156,6 +157,11 @@ def _check(
     check_callable("head", head, "a module", optional=True)
     check_seed(seed)
     check_callable("log", log)
+
+
+def _passes(p_value: PValue, samples: int, loss: float, *, epsilon: float, delta: float) -> bool:
+    """Whether the test certifies a setting with a mean loss on so many samples."""
+    return p_value(loss, samples, epsilon) <= delta
 
 
 def _as_given(settings: Sequence[Integrator]) -> Choice:
@@ -196,13 +202,13 @@ def _collect(
     return given, fit_part
 
 
-def _suitable_reference(reference: Integrator | None, block: NeuralODE) -> Integrator:
-    """The reference as given, or the block's own integrator."""
+def _suitable_reference(reference: Integrator | None, block: NeuralODE, autocast: torch.dtype | None) -> Integrator:
+    """The reference as given, or the block's own integrator; exact where other solves are under autocast."""
     reference = reference or block.integrator
     if reference.chooses or not block.options.batched:
         what = f"one that chooses, {reference}" if reference.chooses else "a block with batched=False"
         raise ValueError(f"reference: expected an integrator that is the same for each sample of a batch, got {what}")
-    return reference
+    return reference if autocast is None else Exact(reference)
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ class Timing:
 def time_policy(
     model: nn.Module,
     block: NeuralODE,
+    policy: Integrator,
     *,
     reference: Integrator,
     single: Integrator | None,
@@ -64,12 +65,13 @@ def time_policy(
 
     Args:
         model: contains the block.
-        block: has the policy.
+        block: the model's.
+        policy: to time.
         reference: the integrator to compare with.
         single: the best single candidate, if there is one.
         batches: inputs, of which the first few are used; the first gives the batch size.
     """
-    policy, device = block.integrator, device_of(model)
+    device = device_of(model)
     if policy is reference:
         return None
     inputs = [x.to(device) for x in batches if len(x) == len(batches[0])][:TIMED]
