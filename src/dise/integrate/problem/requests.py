@@ -81,24 +81,23 @@ def with_outcomes(*results: Result) -> tuple[Result, ...]:
 
 def of_rows(rows: Tensor, integration: Integration) -> Integration:
     """An integration of some samples, whose requests name these rows [n] of the samples it was taken from."""
-    value = None
-    while True:
-        try:
-            request = next(integration) if value is None else integration.send(value)
-        except StopIteration as stop:
-            return cast(Result, stop.value)
-        value = yield request._replace(rows=rows if request.rows is None else rows[request.rows])
+    return _changed(integration, lambda r: r._replace(rows=rows if r.rows is None else rows[r.rows]))
 
 
 def exactly(integration: Integration) -> Integration:
     """An integration whose requests are `ExactRequest`s."""
+    return _changed(integration, lambda request: ExactRequest(*request))
+
+
+def _changed(integration: Integration, change: Callable[[Request], Request]) -> Integration:
+    """An integration with each of its requests changed."""
     value = None
     while True:
         try:
             request = next(integration) if value is None else integration.send(value)
         except StopIteration as stop:
             return cast(Result, stop.value)
-        value = yield ExactRequest(*request)
+        value = yield change(request)
 
 
 def merge(parts: Sequence[tuple[Tensor, Integration]]) -> Generator[Request, Tensor, list[Result]]:
