@@ -203,6 +203,24 @@ def test_one_evaluation_of_f_per_divergence(shape, record):
         assert_close(found.squeeze(-1), z.cos().sum(-1))  # exact for both, since the Jacobian is diagonal
 
 
+@pytest.mark.parametrize(
+    ("shape", "graph", "passes"),
+    [((8, 6), False, 1), ((8, 3), False, 3), ((1024, 6), False, 6), ((1024, 6), True, 1), ((4, 256, 6), False, 6)],
+)
+def test_backward_passes_are_mapped_over_where_that_is_fast(shape, graph, passes):
+    seen = []
+
+    def f(t, z):
+        dz = torch.sin(z)
+        dz.register_hook(lambda gradient: seen.append(1))
+        return dz
+
+    with torch.set_grad_enabled(graph):
+        _, found = ExactDivergence()(f, torch.zeros(()), noise(*shape), (), 1)
+    assert len(seen) == passes
+    assert_close(found.detach().squeeze(-1), noise(*shape).cos().sum(-1))
+
+
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased(distribution):
     f, z, condition = Net(3), noise(2, 3), noise(2, seed=1)

@@ -15,6 +15,9 @@ from dise.integrate.value import Value, check_whole, keep_plain
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
 
+FEW = 4  # directions; mapping over fewer costs more than it saves
+MANY_POINTS = 1024
+
 
 class Divergence(Protocol):
     """How a flow computes the divergence of its vector field."""
@@ -39,7 +42,8 @@ class ExactDivergence(Value):
 
     Args:
         chunk: number of directions at once, which bounds the memory; None: as many as are fast, those of 2¹⁷
-            coordinates in all on the CPU, of 2²³ on other devices.
+            coordinates in all on the CPU (one by one for 1,024 points or more, without gradients), of 2²³ on other
+            devices.
         mode: "reverse" evaluates f once and takes backward passes, one by one where they cannot be mapped over;
             "forward" propagates directions along with the values (`torch.func.jvp`), for an f without a backward pass.
 
@@ -66,14 +70,15 @@ class ExactDivergence(Value):
         self, f: VectorField, t: Tensor, z: Tensor, probes: tuple[Tensor, ...], event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """f(t, z) and its divergence [..., 1]."""
-        chunk = self.chunk or _fast_chunk(z)
         event = z.shape[z.ndim - event_dims :]
         number = event.numel()
         # points are independent, so one direction serves all points
         directions = torch.eye(number, dtype=z.dtype, device=z.device)
         directions = directions.reshape(number, *(1,) * (z.ndim - event_dims), *event)
         trace = _reverse_trace if self.mode == "reverse" else _forward_trace
-        return _with_gradients(f, t, z, lambda dz_of, z, graph: trace(dz_of, z, directions, chunk, event_dims, graph))
+        return _with_gradients(
+            f, t, z, lambda dz_of, z, graph: trace(dz_of, z, directions, self.chunk, event_dims, graph)
+        )
 
 
 @checked_arguments
@@ -117,10 +122,10 @@ class HutchinsonDivergence(Value):
         self, f: VectorField, t: Tensor, z: Tensor, probes: tuple[Tensor, ...], event_dims: int
     ) -> tuple[Tensor, Tensor]:
         """f(t, z) and its divergence [..., 1]."""
-        directions, chunk = probes[0].movedim(1, 0), _fast_chunk(z)
+        directions = probes[0].movedim(1, 0)
 
         def trace(dz_of: Callable[[Tensor], Tensor], z: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-            dz, total = _reverse_trace(dz_of, z, directions, chunk, event_dims, graph)
+            dz, total = _reverse_trace(dz_of, z, directions, None, event_dims, graph)
             return dz, total / len(directions)
 
         return _with_gradients(f, t, z, trace)
@@ -237,11 +242,22 @@ def _with_gradients(f: VectorField, t: Tensor, z: Tensor, trace: Trace) -> tuple
 def _fast_chunk(z: Tensor) -> int:
     """Number of directions at once whose derivatives, of z's size each, stay in the processor's cache."""
     number = (2**17 if z.device.type == "cpu" else 2**23) // max(z.numel(), 1)
-    return number if number >= 4 else 1  # mapping over two or three costs more than it saves
+    return number if number >= FEW else 1
+
+
+def _fast_backward_chunk(z: Tensor, number: int, event_dims: int, graph: bool) -> int:
+    """As `_fast_chunk`, of `number` directions in all, for backward passes, which make graphs or do not.
+
+    On the CPU a backward pass through that many points is long beside its overhead, and mapping saves nothing else.
+    """
+    points = z.shape[: z.ndim - event_dims].numel()
+    if z.device.type == "cpu" and not graph and (number < FEW or points >= MANY_POINTS):
+        return 1
+    return _fast_chunk(z)
 
 
 def _forward_trace(
-    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int, event_dims: int, graph: bool
+    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int | None, event_dims: int, graph: bool
 ) -> tuple[Tensor, Tensor]:
     """f and Σ εᵀ (∂f/∂z) ε over directions ε [K, ...], which broadcast to z, by forward derivatives."""
     first = z.ndim - event_dims
@@ -252,7 +268,7 @@ def _forward_trace(
 
     total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
     try:
-        for some in directions.split(chunk):
+        for some in directions.split(chunk or _fast_chunk(z)):
             values, products = torch.func.vmap(product)(some)  # out_dims=None would refuse what an outer vmap maps over
             total = total + products.sum(0)
     except RuntimeError as error:
@@ -263,10 +279,11 @@ def _forward_trace(
 
 
 def _reverse_trace(
-    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int, event_dims: int, graph: bool
+    dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int | None, event_dims: int, graph: bool
 ) -> tuple[Tensor, Tensor]:
     """As `_forward_trace`, by one evaluation of f and backward passes from it; 0 if f is constant."""
     first = z.ndim - event_dims
+    chunk = chunk or _fast_backward_chunk(z, len(directions), event_dims, graph)
     if in_transform():
         return _transformed_trace(dz_of, z, directions, chunk, first)
     with torch.enable_grad():
