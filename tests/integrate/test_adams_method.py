@@ -1,6 +1,7 @@
 """`Adams`: own steps at one evaluation of f per step."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -395,8 +396,22 @@ def test_a_block_takes_it():
 def test_values_print_and_compare():
     assert str(Adams()) == "Adams"
     assert str(Adams(3, rtol=1e-2)) == "Adams(rtol=0.01, order=3)"
-    assert Adams(4, controller=PIController(safety=0.65, proportional=0.1, integral=0.9)) == Adams()
+    assert str(Adams(7)) == "Adams(order=7)"
+    assert replace(Adams(7), order=4) == Adams()
     assert len({Adams(), Adams(3), Adams(order=3)}) == 2
+
+
+def test_high_orders_take_longer_steps():
+    """Than with the controller of the others, which stays that of `Adams(4)`."""
+    steady = PIController(safety=0.65, proportional=0.1, integral=0.9)
+    y0 = torch.rand(6, 2, dtype=DOUBLE)
+    for order in (4, 7):
+        own, other = (
+            solve(Field(), y0, 0.0, 1.0, Adams(order, rtol=1e-8, atol=1e-8, controller=controller))
+            for controller in (None, steady)
+        )
+        assert_close(own.y, other.y, rtol=1e-6, atol=1e-6)
+        assert (own.nfe < other.nfe).all() if order == 7 else (own.nfe == other.nfe).all()
 
 
 @pytest.mark.parametrize("order", [1, 9, 0, 2.0, True, "4"])

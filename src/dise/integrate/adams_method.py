@@ -15,6 +15,10 @@ from dise.integrate.value import as_whole
 STEADY = PIController(proportional=0.1, integral=0.9, safety=0.65)
 """Steps that are seldom rejected: a rejected one costs as much as an accepted one, and steps may shrink in between."""
 
+BRISK_FROM = 5  # order
+BRISK = PIController(proportional=0.3, integral=0.7, safety=0.8)
+"""That of high orders, for which longer steps need fewer evaluations at equal error."""
+
 
 @dataclass(frozen=True)
 class Adams(ErrorControlled):
@@ -36,7 +40,7 @@ class Adams(ErrorControlled):
         order: of the method, 2 to 8. High ones are for smooth fields and tight tolerances: the higher the order, the
             smaller the region of stability, and the more do differences of f's values consist of their roundings.
         first_step: "scale" by default, which needs no evaluation.
-        controller: by default one that makes rejected steps rare.
+        controller: None: one that makes rejected steps rare, with longer steps from order 5 on.
         rtol, atol, max_steps, dt_min, dt_max, accept_at_dt_min, norm: see `ErrorControlled`. The estimate is that of
             the predictor, whose order is lower by one, so it exceeds the error of smooth solutions.
 
@@ -49,7 +53,7 @@ class Adams(ErrorControlled):
     order: int = 4
     _: KW_ONLY
     first_step: str | float = "scale"
-    controller: IController = STEADY
+    controller: IController | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         as_whole("order", self.order, ORDERS[0], ORDERS[-1])
@@ -63,7 +67,8 @@ class Adams(ErrorControlled):
     @property
     def control(self) -> ErrorControl:
         """Error control; a last step may be as long as the error test is expected to allow."""
-        return replace(super().control, stretch=1 / self.controller.safety)
+        controller = self.controller or (STEADY if self.order < BRISK_FROM else BRISK)
+        return replace(super().control, controller=controller, stretch=1 / controller.safety)
 
     @property
     def tableau(self) -> AdamsFormula:

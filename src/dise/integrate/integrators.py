@@ -195,7 +195,7 @@ class ErrorControlled(Value, Integrator):
         if not isinstance(self.accept_at_dt_min, bool) or (self.accept_at_dt_min and self.dt_min == 0):
             got = f"got {self.accept_at_dt_min!r} with dt_min={self.dt_min}"
             raise ValueError(f"accept_at_dt_min: expected False, or True with a positive dt_min, {got}")
-        if not isinstance(self.controller, IController):
+        if self.controller is not type(self).controller and not isinstance(self.controller, IController):
             raise ValueError(f"controller: expected one such as dise.PIController(), got {self.controller!r}")
 
     @property
