@@ -198,6 +198,15 @@ def test_free_rows_from_a_table_that_scales_the_state():
     assert fit.solver.table.scaled
 
 
+def test_free_rows_evaluate_the_start_at_a_later_time():
+    """There f is the mean of the data less the noise: the field at the start tells nothing of where a draw will go."""
+    given = {"draws": 256, "reference": LOOSER, "loss": "log", "iterations": 40}
+    consistent, free = (fit_solver(flow_of(Mixture()), 4, rows=rows, **given) for rows in ("consistent", "free"))
+    assert consistent.solver.table.times[0] == 0
+    assert 0.02 < free.solver.table.times[0] < free.solver.table.times[1]
+    assert free.after.geometric_mean < 0.8 * consistent.after.geometric_mean
+
+
 @pytest.mark.slow
 def test_logarithms_make_the_geometric_mean_small():
     fits = [

@@ -162,7 +162,8 @@ class Multistep(Integrator):
         end = states[table.evaluations]
         if table.quadrature is not None and len(problem.layout.sizes) > 1:
             end = _with_integrals(end, problem, length, values, table.quadrature)
-        return _result(problem, end, table.evaluations, end_only=run.end_only)
+        unused = problem.k1 is not None and table.times[0] != 0  # f at the start, which the policy needed
+        return _result(problem, end, table.evaluations + unused, end_only=run.end_only)
 
     def __str__(self) -> str:
         return self.name if self.name != "Multistep" else f"Multistep({self.table.evaluations} evaluations)"

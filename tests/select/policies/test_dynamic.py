@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dise import RK4, Dopri5, Dynamic, Euler, SolveError, Status, solve
+from dise import RK4, Cascade, Dopri5, Dynamic, Euler, Multistep, MultistepTable, SolveError, Status, solve
 
 CANDIDATES = (
     Euler(1),
@@ -104,6 +104,18 @@ def test_calls_are_the_maximum_and_rows_the_sum(tanh_field, starts, assign, reco
     # k1 is evaluated once for all: were each group to evaluate its own, f would get B more rows than NFE says
     assert f.rows == merged.nfe.sum()
     assert torch.equal(f.times[0], t0)
+
+
+@pytest.mark.parametrize("rule", [Dynamic, Cascade], ids=lambda kind: kind.__name__)
+def test_a_table_whose_first_time_is_not_the_start_needs_one_evaluation_more(rule, tanh_field, starts, assign, record):
+    """The policy has evaluated f at the start, of which the table makes no use."""
+    later = Multistep(MultistepTable((0.1, 0.5), (1.0, 1.0, 1.0), ((), (0.5,), (0.5, 0.5))))
+    f, y0 = record(tanh_field(3)), starts(4, 3)
+    assert solve(f, y0, 0.0, 1.0, later).nfe.tolist() == [2] * 4
+    f = record(tanh_field(3))
+    decision = assign([0, 1, 1, 0], 2) if rule is Dynamic else lambda end: torch.arange(4) % 2 > 0
+    solution = solve(f, y0, 0.0, 1.0, rule((later, Euler()), decision))
+    assert f.rows == solution.nfe.sum()
 
 
 def test_the_selector_costs_no_call(tanh_field, starts, assign, record):

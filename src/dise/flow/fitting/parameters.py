@@ -9,6 +9,7 @@ from dise.integrate import MultistepTable
 
 Rows = Literal["consistent", "free"]
 _NARROW = 1e-6  # of a gap between evaluation times that differ
+_LATEST = 0.9  # of a free first time
 
 
 class Coefficients(NamedTuple):
@@ -28,14 +29,17 @@ class Coefficients(NamedTuple):
 class TableParameters(nn.Module):
     """A table of n evaluations in free parameters, at first those of a given table, up to rounding.
 
-    Evaluation times keep their order: their gaps are a softmax of logits. The first time stays as it is, and times that
-    coincide in the given table still do. Weights are those of the differences x_{j+1} − x_j. With consistent rows the
-    weights of every state add up to the fraction of the span at which it is evaluated, those of the end to 1, so that
-    a constant f is integrated exactly; the newest value's weight follows from the others.
+    Evaluation times keep their order: their gaps are a softmax of logits, and times that coincide in the given table
+    still do. Weights are those of the differences x_{j+1} − x_j. With consistent rows the first time stays as it is,
+    and the weights of every state add up to the fraction of the span at which it is evaluated, those of the end to 1,
+    so that a constant f is integrated exactly; the newest value's weight follows from the others.
+
+    With free rows f may be evaluated at the start x_0 as if it were a later time: at the start of a flow its value is
+    the mean of the data less x_0, which tells nothing new.
 
     Args:
         table: where the parameters start.
-        rows: "consistent", for a table that has such rows, or "free": weights and scales are all free.
+        rows: "consistent", for a table that has such rows, or "free": weights, scales and the first time are all free.
 
     Source: Shaul et al., Bespoke Non-Stationary Solvers, 2024 (arXiv:2403.01329), section 3, for free rows; Wang et
     al., Differentiable Solver Search, 2025 (arXiv:2505.21114), for consistent ones and softmax times.
@@ -50,16 +54,18 @@ class TableParameters(nn.Module):
             weights[j, :j] = torch.tensor(row, dtype=torch.float64)
         distinct, self._place = torch.unique(times, return_inverse=True)
         gaps = torch.cat([distinct, distinct.new_ones(1)]).diff().clamp(min=_NARROW)
-        self._first = float(distinct[0])
+        self._first = distinct[:1]
         self.gap_logits = nn.Parameter(gaps.log())
         self.increments = nn.Parameter(weights.diff(dim=0))
         self.scales = nn.Parameter(torch.tensor(table.scales[1:], dtype=torch.float64)) if rows == "free" else None
+        self.delay = nn.Parameter(torch.zeros(1, dtype=torch.float64)) if rows == "free" else None
         self.rows = rows
 
     def forward(self) -> Coefficients:
         """The table's times, scales and increments."""
-        gaps = (1 - self._first) * self.gap_logits.softmax(0)
-        distinct = self._first + torch.cat([gaps.new_zeros(1), gaps[:-1].cumsum(0)])
+        first = self._first if self.delay is None else (self._first + self.delay).clamp(0, _LATEST)
+        gaps = (1 - first) * self.gap_logits.softmax(0)
+        distinct = first + torch.cat([gaps.new_zeros(1), gaps[:-1].cumsum(0)])
         times, increments = distinct[self._place], self.increments.tril()
         if self.scales is not None:
             return Coefficients(times, torch.cat([self.scales.new_ones(1), self.scales]), increments)
