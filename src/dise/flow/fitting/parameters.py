@@ -9,7 +9,7 @@ from dise.integrate import MultistepTable
 
 Rows = Literal["consistent", "free"]
 _NARROW = 1e-6  # of a gap between evaluation times that differ
-_LATEST = 0.9  # of a free first time
+_DELAY, _LATEST = 0.02, 0.9  # where a free first time begins, and the latest one
 
 
 class Coefficients(NamedTuple):
@@ -25,6 +25,16 @@ class Coefficients(NamedTuple):
     scales: Tensor | None
     increments: Tensor
 
+    @classmethod
+    def of(cls, table: MultistepTable) -> "Coefficients":
+        """Those of a table."""
+        n = table.evaluations
+        weights = torch.zeros(n + 1, n, dtype=torch.float64)
+        for j, row in enumerate(table.weights):
+            weights[j, :j] = torch.tensor(row, dtype=torch.float64)
+        times, scales = (torch.tensor(x, dtype=torch.float64) for x in (table.times, table.scales))
+        return cls(times, scales, weights.diff(dim=0))
+
 
 class TableParameters(nn.Module):
     """A table of n evaluations in free parameters, at first those of a given table, up to rounding.
@@ -34,8 +44,8 @@ class TableParameters(nn.Module):
     and the weights of every state add up to the fraction of the span at which it is evaluated, those of the end to 1,
     so that a constant f is integrated exactly; the newest value's weight follows from the others.
 
-    With free rows f may be evaluated at the start x_0 as if it were a later time: at the start of a flow its value is
-    the mean of the data less x_0, which tells nothing new.
+    With free rows f may be evaluated at the start x_0 as if it were a later time, at first one a little later: at the
+    start of a flow its value is the mean of the data less x_0, which tells nothing new.
 
     Args:
         table: where the parameters start.
@@ -47,23 +57,22 @@ class TableParameters(nn.Module):
 
     def __init__(self, table: MultistepTable, rows: Rows = "consistent") -> None:
         super().__init__()
-        n = table.evaluations
-        times = torch.tensor(table.times, dtype=torch.float64)
-        weights = torch.zeros(n + 1, n, dtype=torch.float64)
-        for j, row in enumerate(table.weights):
-            weights[j, :j] = torch.tensor(row, dtype=torch.float64)
-        distinct, self._place = torch.unique(times, return_inverse=True)
-        gaps = torch.cat([distinct, distinct.new_ones(1)]).diff().clamp(min=_NARROW)
-        self._first = distinct[:1]
-        self.gap_logits = nn.Parameter(gaps.log())
-        self.increments = nn.Parameter(weights.diff(dim=0))
-        self.scales = nn.Parameter(torch.tensor(table.scales[1:], dtype=torch.float64)) if rows == "free" else None
-        self.delay = nn.Parameter(torch.zeros(1, dtype=torch.float64)) if rows == "free" else None
+        given = Coefficients.of(table)
+        distinct, self._place = torch.unique(given.times, return_inverse=True)
+        later = torch.cat([distinct[1:], distinct.new_ones(1)])
+        first, free = distinct[:1], rows == "free"
+        if free:
+            first = first.clamp(min=_DELAY).minimum(later[:1] / 2)
+        self.first = nn.Parameter(first) if free else first
+        self.gap_logits = nn.Parameter(torch.cat([first, later]).diff().clamp(min=_NARROW).log())
+        self.increments = nn.Parameter(given.increments)
+        self.scales = nn.Parameter(given.scales[1:]) if free and given.scales is not None else None
         self.rows = rows
 
     def forward(self) -> Coefficients:
         """The table's times, scales and increments."""
-        first = self._first if self.delay is None else (self._first + self.delay).clamp(0, _LATEST)
+        # mirrored, since at a bound the gradients of a clamped time are 0 and keep it there
+        first = self.first.abs().clamp(max=_LATEST) if self.rows == "free" else self.first
         gaps = (1 - first) * self.gap_logits.softmax(0)
         distinct = first + torch.cat([gaps.new_zeros(1), gaps[:-1].cumsum(0)])
         times, increments = distinct[self._place], self.increments.tril()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dise.flow.fitting.draws import Draws, exact_field, known_log_prob
-from dise.flow.fitting.parameters import Rows, TableParameters
+from dise.flow.fitting.parameters import Coefficients, Rows
 from dise.flow.fitting.unroll import unroll
 from dise.flow.flow import Flow
 from dise.integrate import MultistepTable
@@ -53,7 +53,7 @@ def _divergences(
     flow: Flow, table: MultistepTable, draws: Draws, span: tuple[float, float], batch: int
 ) -> tuple[Tensor, Tensor]:
     """[N, n] slopes of the log-density at the table's states, times the span, and [N] its right change; on the CPU."""
-    field, coefficients = exact_field(flow), TableParameters(table, "free")()
+    field, coefficients = exact_field(flow), Coefficients.of(table)
     designs, changes = [], []
     for part in draws.batches(batch):
         slopes: list[Tensor] = []
