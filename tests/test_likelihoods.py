@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import nn
 from torch.testing import assert_close
 
@@ -450,6 +451,12 @@ def test_transforms_of_torch_func_see_through_a_density(options):
     _, slope = torch.func.jvp(flow.log_prob, (x,), (x,))
     # forward derivatives include those of the step sizes
     assert_close(slope, (gradient * x).sum(1), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():  # which does not apply to forward derivatives
+        assert_close(torch.func.jvp(flow.log_prob, (x,), (x,))[1], slope)
+        if options is not SOLVES["forward"]:  # torch does not nest dual numbers
+            with forward_ad.dual_level():
+                dual = flow.log_prob(forward_ad.make_dual(x, x))
+                assert_close(forward_ad.unpack_dual(dual).tangent, slope)
     if options["integrator"] == dise.RK4(3):
         assert_close(torch.vmap(lambda point: flow.log_prob(point[None])[0])(x), values.detach())
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.dependencies import auxiliary_leaf
-from dise.integrate.tracing import has_values, in_transform
+from dise.integrate.tracing import has_values, in_forward_mode, in_transform
 from dise.integrate.value import Value, check_whole, keep_plain
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
@@ -42,8 +42,8 @@ class ExactDivergence(Value):
 
     Args:
         chunk: number of directions at once, which bounds the memory; None: as many as are fast, those of 2¹⁷
-            coordinates in all on the CPU (one by one for 1,024 points or more, without gradients), of 2²³ on other
-            devices.
+            coordinates in all on the CPU, of 2²³ on other devices. Backward passes on the CPU that make no graph are
+            taken one by one for fewer than 4 directions, and for 1,024 points or more.
         mode: "reverse" evaluates f once and takes backward passes, one by one where they cannot be mapped over;
             "forward" propagates directions along with the values (`torch.func.jvp`), for an f without a backward pass.
 
@@ -236,7 +236,7 @@ def _with_gradients(f: VectorField, t: Tensor, z: Tensor, trace: Trace) -> tuple
             return dz
 
         dz, div = trace(dz_of, z, differentiable)
-    return (dz, div) if differentiable else (dz.detach(), div.detach())
+    return (dz, div) if differentiable or in_forward_mode() else (dz.detach(), div.detach())
 
 
 def _fast_chunk(z: Tensor) -> int:
@@ -284,7 +284,7 @@ def _reverse_trace(
     """As `_forward_trace`, by one evaluation of f and backward passes from it; 0 if f is constant."""
     first = z.ndim - event_dims
     chunk = chunk or _fast_backward_chunk(z, len(directions), event_dims, graph)
-    if in_transform():
+    if in_transform() or in_forward_mode():
         return _transformed_trace(dz_of, z, directions, chunk, first)
     with torch.enable_grad():
         z = z if z.requires_grad else auxiliary_leaf(z)

@@ -58,6 +58,11 @@ def in_transform() -> bool:
     return bool(_interpreters and _interpreters())
 
 
+def in_forward_mode() -> bool:
+    """Whether derivatives are taken forwards, by dual numbers or `torch.func.jvp`; graphs have backward ones alone."""
+    return not torch.compiler.is_compiling() and _dual_level() >= 0
+
+
 def transformed() -> bool:
     """Whether one of torch.func's transforms, or a graph, sees what is called."""
     return torch.compiler.is_compiling() or in_transform()
@@ -92,8 +97,8 @@ def on_host(x: Tensor) -> bool:
 
 
 def is_differentiated(x: Tensor) -> bool:
-    """Whether operations on a tensor may be differentiated, backwards or forwards; graphs have backwards alone."""
-    return x.requires_grad or (not torch.compiler.is_compiling() and _dual_level() >= 0)
+    """Whether operations on a tensor may be differentiated, backwards or forwards."""
+    return x.requires_grad or in_forward_mode()
 
 
 def untracked(x: Tensor) -> bool:
