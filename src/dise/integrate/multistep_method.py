@@ -163,7 +163,7 @@ class Multistep(Integrator):
         if table.quadrature is not None and len(problem.layout.sizes) > 1:
             end = _with_integrals(end, problem, length, values, table.quadrature)
         unused = problem.k1 is not None and table.times[0] != 0  # f at the start, which the policy needed
-        return _result(problem, end, table.evaluations + unused, end_only=run.end_only)
+        return _result(problem, end, table.evaluations, unused, end_only=run.end_only)
 
     def __str__(self) -> str:
         return self.name if self.name != "Multistep" else f"Multistep({self.table.evaluations} evaluations)"
@@ -244,12 +244,12 @@ def _with_integrals(
     return torch.cat([end[:, :points], problem.y0[:, points:] + length * total], dim=1)
 
 
-def _result(problem: Problem, y: Tensor, evaluations: int, *, end_only: bool) -> Result:
-    """The end of the solve; samples that are not finite there stay at their start."""
+def _result(problem: Problem, y: Tensor, steps: int, unused: int, *, end_only: bool) -> Result:
+    """The end of the solve, with `unused` evaluations beside the steps'; non-finite samples stay at their start."""
     finite = known_finite(y)
     if finite and end_only:
         return Result.of_end(y, problem.t1)
-    number = torch.full_like(problem.t0, evaluations, dtype=torch.int64)
+    number = torch.full_like(problem.t0, steps, dtype=torch.int64)
     status, t, accepted = torch.full_like(number, int(Status.SUCCESS)), problem.t1, number
     if not finite:
         rows = finite_rows(y)
@@ -259,7 +259,7 @@ def _result(problem: Problem, y: Tensor, evaluations: int, *, end_only: bool) ->
     return Result(
         y=y,
         t=t,
-        nfe=number,
+        nfe=number + unused if unused else number,
         n_steps=number,
         n_accepted=accepted,
         error=torch.full_like(zero, torch.nan),

@@ -111,11 +111,13 @@ def test_a_table_whose_first_time_is_not_the_start_needs_one_evaluation_more(rul
     """The policy has evaluated f at the start, of which the table makes no use."""
     later = Multistep(MultistepTable((0.1, 0.5), (1.0, 1.0, 1.0), ((), (0.5,), (0.5, 0.5))))
     f, y0 = record(tanh_field(3)), starts(4, 3)
-    assert solve(f, y0, 0.0, 1.0, later).nfe.tolist() == [2] * 4
+    alone = solve(f, y0, 0.0, 1.0, later)
+    assert alone.nfe.tolist() == alone.n_steps.tolist() == [2] * 4
     f = record(tanh_field(3))
     decision = assign([0, 1, 1, 0], 2) if rule is Dynamic else lambda end: torch.arange(4) % 2 > 0
     solution = solve(f, y0, 0.0, 1.0, rule((later, Euler()), decision))
     assert f.rows == solution.nfe.sum()
+    assert solution.n_steps[solution.choice == 0].tolist() == [2, 2]
 
 
 def test_the_selector_costs_no_call(tanh_field, starts, assign, record):
