@@ -20,6 +20,11 @@ BRISK = PIController(proportional=0.3, integral=0.7, safety=0.8)
 """That of high orders, for which longer steps need fewer evaluations at equal error."""
 
 
+def own_controller(order: int) -> PIController:
+    """The controller of `Adams(order)`."""
+    return STEADY if order < BRISK_FROM else BRISK
+
+
 @dataclass(frozen=True)
 class Adams(ErrorControlled):
     """The Adams–Bashforth–Moulton method with each sample's own steps: adaptive, one evaluation of f per step.
@@ -67,7 +72,7 @@ class Adams(ErrorControlled):
     @property
     def control(self) -> ErrorControl:
         """Error control; a last step may be as long as the error test is expected to allow."""
-        controller = self.controller or (STEADY if self.order < BRISK_FROM else BRISK)
+        controller = self.controller or own_controller(self.order)
         return replace(super().control, controller=controller, stretch=1 / controller.safety)
 
     @property

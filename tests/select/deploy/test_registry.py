@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import dise
-from dise import RK4, Euler, FixedStep, IController, Integrator, StepDoubling
+from dise import RK4, Adams, Euler, FixedStep, IController, Integrator, PIController, StepDoubling
 from dise.select import AssignedSelector, FeatureNetwork
 from dise.select.deploy.forms import FORMS, POLICIES
 from dise.select.deploy.registry import PolicyJson, Registry, fields_form
@@ -43,6 +43,23 @@ def test_a_kind_of_ones_own_is_one_registration():
     written = PolicyJson(registry, model).write(Twice(3), "integrator")
     assert written == {"kind": "Twice", "steps": 3}
     assert PolicyJson(registry, model).read(written) == Twice(3)
+
+
+@pytest.mark.parametrize(
+    ("order", "written"),
+    [
+        (4, PIController(safety=0.65, proportional=0.1, integral=0.9)),
+        (7, PIController(safety=0.8, proportional=0.3, integral=0.7)),
+    ],
+)
+def test_a_saved_adams_method_keeps_its_controller(order, written):
+    """Whatever the default will be; and read, the default is that of a method of one's own."""
+    json = PolicyJson(POLICIES, nn.Sequential())
+    saved = json.write(Adams(order), "integrator")
+    assert json.read(saved["controller"]) == written
+    assert json.read(saved) == Adams(order)
+    for other in (Adams(order, controller=IController()), Adams(11 - order, controller=written)):
+        assert json.read(json.write(other, "integrator")) == other
 
 
 def test_two_kinds_of_one_name_are_refused():

@@ -1,5 +1,6 @@
 """The kinds of values that a policy may consist of, each with its JSON form."""
 
+from dataclasses import fields
 from typing import Any
 
 from dise.integrate import (
@@ -26,6 +27,7 @@ from dise.integrate import (
     max_norm,
     rms_norm,
 )
+from dise.integrate.adams_method import own_controller
 from dise.integrate.exact import Exact
 from dise.select.deploy.registry import Form, Registry, arguments_form, fields_form, function_form
 from dise.select.learning.adequacy import AdequacySelector
@@ -39,7 +41,19 @@ from dise.select.policies.dynamic import Dynamic
 from dise.select.policies.forecast import Forecast
 
 FIXED_STEPS = (Euler, Midpoint, Heun, Ralston, RK4, RK38, RKC1, StepDoubling, Multistep, MultistepTable, TimeGrid)
-ADAPTIVE_STEPS = (HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Dopri8, Adams, IController, PIController)
+ADAPTIVE_STEPS = (HeunEuler, Fehlberg2, Bosh3, Dopri5, Tsit5, Dopri8, IController, PIController)
+
+
+def _adams(method: Adams) -> dict[str, Any]:
+    """Its fields; the controller is written down, so that a change of the default does not change a saved policy."""
+    return {field.name: getattr(method, field.name) for field in fields(method)} | {
+        "controller": method.control.controller
+    }
+
+
+def _made_adams(*, order: int = 4, controller: IController | None = None, **others: Any) -> Adams:
+    """The method; a controller that is its own is left to it, so that it prints and compares as the one saved."""
+    return Adams(order, controller=None if controller == own_controller(order) else controller, **others)
 
 
 def _forecast(rule: Forecast) -> dict[str, Any]:
@@ -53,6 +67,7 @@ def _cost_selector(selector: CostSelector) -> dict[str, Any]:
 
 FORMS: tuple[Form, ...] = (
     *map(fields_form, (*FIXED_STEPS, *ADAPTIVE_STEPS, Exact, Cascade, Dynamic, Confidence)),
+    Form(Adams, _adams, _made_adams),
     *map(function_form, (rms_norm, max_norm)),
     arguments_form(Forecast, _forecast),
     arguments_form(CostSelector, _cost_selector),
