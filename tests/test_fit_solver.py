@@ -78,6 +78,11 @@ def test_free_rows_start_as_a_table_that_scales_the_state():
     assert all(map(lambda a, b: torch.allclose(torch.tensor(a), torch.tensor(b)), table.weights, start.weights))
 
 
+def test_free_rows_start_at_a_given_first_time():
+    table = MultistepTable((0.3, 0.4), (1.0, 1.0, 1.0), ((), (0.4,), (0.5, 0.5)))
+    assert_close(TableParameters(table, "free").table(None).times, table.times)
+
+
 def test_consistent_rows_keep_constants_exact_whatever_the_parameters():
     parameters = TableParameters(Multistep.adams(6, 3).table)
     with torch.no_grad():
@@ -127,6 +132,14 @@ def test_two_evaluations_are_exact_for_a_linear_field():
     x = torch.randn(5, 2, dtype=DOUBLE)
     end = dise.solve(Growth(lambda t: -2.0), x, 0.0, 1.0, fit.solver).y
     assert_close(end, x * math.exp(-2), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["mse", "log"])
+def test_free_rows_of_a_field_that_does_not_depend_on_time(loss):
+    """Evaluation times make no difference, and f no gradients in them."""
+    flow = flow_of(Growth(lambda t: -2.0))
+    fit = fit_solver(flow, 2, draws=16, reference=TIGHT, rows="free", loss=loss, start=Midpoint(1))
+    assert fit.after.rms < 1e-3 * fit.before.rms
 
 
 @pytest.fixture(scope="module")

@@ -66,8 +66,8 @@ def fit_solver(
         condition: number of draws → their conditions (see `Flow`), one for each, drawn as in use; called once.
         draws: number of draws, at least 16.
         start: one or several methods of n evaluations to start from, of which the best is taken; None: `classical(n)`.
-        rows: "consistent": constants are integrated exactly; "free": any weights, factors of the start, and any time of
-            the first evaluation, which then is none that the candidates of a policy share.
+        rows: "consistent": constants are integrated exactly; "free": any weights, factors of the start, and another
+            time of the first evaluation, so that a policy's evaluation at the start is one more.
         loss: "mse", or "log", which is less sensitive to hard draws (see `FittingLoss`).
         tolerance: of samples, with the loss "log": errors far below it are as good as none, which leaves the table to
             the draws that are near it. The root mean square distance of `OutputDeviation`.

@@ -9,7 +9,7 @@ from dise.integrate import MultistepTable
 
 Rows = Literal["consistent", "free"]
 _NARROW = 1e-6  # of a gap between evaluation times that differ
-_DELAY, _LATEST = 0.02, 0.9  # where a free first time begins, and the latest one
+_DELAY, _LATEST = 0.02, 0.9  # where a free first time begins at the earliest, and the latest one
 
 
 class Coefficients(NamedTuple):
@@ -44,8 +44,8 @@ class TableParameters(nn.Module):
     and the weights of every state add up to the fraction of the span at which it is evaluated, those of the end to 1,
     so that a constant f is integrated exactly; the newest value's weight follows from the others.
 
-    With free rows f may be evaluated at the start x_0 as if it were a later time, at first one a little later: at the
-    start of a flow its value is the mean of the data less x_0, which tells nothing new.
+    With free rows f may be evaluated at the start x_0 as if it were a later time, at first a little later than 0 or at
+    the table's: at the start of a flow its value is the mean of the data less x_0, which tells nothing new.
 
     Args:
         table: where the parameters start.
@@ -62,7 +62,7 @@ class TableParameters(nn.Module):
         later = torch.cat([distinct[1:], distinct.new_ones(1)])
         first, free = distinct[:1], rows == "free"
         if free:
-            first = first.clamp(min=_DELAY).minimum(later[:1] / 2)
+            first = first.maximum((later[:1] / 2).clamp(max=_DELAY))
         self.first = nn.Parameter(first) if free else first
         self.gap_logits = nn.Parameter(torch.cat([first, later]).diff().clamp(min=_NARROW).log())
         self.increments = nn.Parameter(given.increments)
