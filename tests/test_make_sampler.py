@@ -115,6 +115,20 @@ def test_without_families_single_candidates_are_compared_alone():
     assert not made.block.integrator.chooses
 
 
+def test_tables_with_a_later_first_time_cost_one_evaluation_more_in_policies(sampler):
+    """The field does not depend on time, so nothing else changes."""
+    late = [Multistep(replace(method.table, times=(1e-3, *method.table.times[1:]))) for method in TABLES]
+    made = make_sampler(
+        flow_of(Rotation()), risk=OutputDeviation(TOLERANCE), condition=speeds, **FEW | {"candidates": late}
+    )
+    report, expected = made.report, sampler.report
+    assert report.nfe == pytest.approx(expected.nfe + 1, abs=0.1)
+    assert report.families[report.family] == pytest.approx(expected.families[expected.family] + 1, abs=0.1)
+    assert report.families[ONE_FOR_ALL] == expected.families[ONE_FOR_ALL]
+    assert report.comparison.single_nfe == expected.comparison.single_nfe
+    assert report.comparison.oracle == pytest.approx(expected.comparison.oracle + 1, abs=0.1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_result_never_costs_more_than_the_best_certified_single_candidate(seed):
     made = make_sampler(

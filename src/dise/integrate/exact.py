@@ -40,6 +40,11 @@ class Exact(Integrator):
         object.__setattr__(self, "chooses", self.integrator.chooses)
         object.__setattr__(self, "one_way", self.integrator.one_way)
 
+    @property
+    def uses_first_stage(self) -> bool:
+        """Whether the integrator does."""
+        return self.integrator.uses_first_stage
+
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Solve the problem with exact evaluations."""
         if not torch.is_autocast_enabled(problem.y0.device.type):

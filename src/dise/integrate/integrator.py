@@ -15,6 +15,11 @@ class Integrator(ABC):
     chooses: ClassVar[bool] = False  # whether it assigns an integrator to each sample (`Solution.choice`)
     one_way: ClassVar[bool] = False  # whether it is made for one direction of time
 
+    @property
+    def uses_first_stage(self) -> bool:
+        """Whether it needs f(t0, y0), which policies evaluate before they choose."""
+        return True
+
     @abstractmethod
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Solve the problem, as a coroutine that requests evaluations of f (see `dise.integrate.problem.problem`)."""

@@ -137,6 +137,11 @@ class Multistep(Integrator):
             )
         return self if self.reverse is self.table else replace(self, table=self.reverse, reverse=self.table)
 
+    @property
+    def uses_first_stage(self) -> bool:
+        """Whether the table's first time is that of the start."""
+        return self.table.times[0] == 0
+
     def integrate(self, problem: Problem, run: Run) -> Integration:
         """Compute the table's states one after the other."""
         self._check(problem, run)
@@ -145,7 +150,7 @@ class Multistep(Integrator):
         states: dict[int, Tensor] = {0: problem.y0}
         values: dict[int, Tensor] = {}
         for k, (time, update) in enumerate(zip(_times(table, problem), table.updates, strict=True)):
-            if k == 0 and table.times[0] == 0:
+            if k == 0 and self.uses_first_stage:
                 values[k] = yield from problem.first_stage()
             elif run.checkpoint and run.field is not None:
                 values[k] = _recomputed(Request(None, time, states[k]), problem, run)
@@ -162,7 +167,7 @@ class Multistep(Integrator):
         end = states[table.evaluations]
         if table.quadrature is not None and len(problem.layout.sizes) > 1:
             end = _with_integrals(end, problem, length, values, table.quadrature)
-        unused = problem.k1 is not None and table.times[0] != 0  # f at the start, which the policy needed
+        unused = problem.k1 is not None and not self.uses_first_stage  # the policy needed it
         return _result(problem, end, table.evaluations, unused, end_only=run.end_only)
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dise import RK4, Dopri5, Euler, NeuralODE, solve
+from dise import RK4, Dopri5, Dynamic, Euler, Exact, Multistep, MultistepTable, NeuralODE, solve
 from dise.select import channel_means, find_block, run_candidates
 
 CANDIDATES = (Euler(1), Euler(2), RK4(1))
@@ -30,6 +30,15 @@ def test_nfe_and_output_of_dopri_are_those_of_solving_alone(toy_model, batches):
     alone = solve(lambda t, y: -y, 2 * x, 0.0, 1.0, candidate)
     assert torch.equal(outcomes.nfe[:, 1], alone.nfe)
     assert_close(outcomes.output[:, 1], 6 * x / math.e, rtol=1e-5, atol=0)
+
+
+def test_candidates_that_do_not_need_the_first_stage_count_it_as_in_a_policy(toy_model, batches, assign):
+    later = Multistep(MultistepTable((0.1, 0.5), (1.0, 1.0, 1.0), ((), (0.5,), (0.5, 0.5))))
+    candidates = (later, Exact(later), Euler(2))
+    outcomes = run_candidates(toy_model, batches(3), candidates)
+    policy = Dynamic(candidates, assign([0, 1, 2], 3))
+    nfe = solve(lambda t, y: -y, torch.ones(3, 2), 0.0, 1.0, policy).nfe
+    assert outcomes.nfe.tolist() == [nfe.tolist()] * 3 == [[3, 3, 2]] * 3
 
 
 class Late:

@@ -96,7 +96,7 @@ def choose(
     judge = _Judge(model, block, judged, batches, risk)
     lost = (~costs.adequate).double().mean(0).tolist()
     price = costs.delta.double().mean(0).tolist()
-    singles = [Trial(costs.candidates[i], price[i], lost[i]) for i in one_for_all(costs)]
+    singles = [_alone(Trial(costs.candidates[i], price[i], lost[i])) for i in one_for_all(costs)]
     trials = {ONE_FOR_ALL: singles}
     for make in families:
         family = make(Material(learn, block, seed))
@@ -112,6 +112,11 @@ def choose(
         estimates=estimates,
         oracle=float(mean_oracle(costs)),
     )
+
+
+def _alone(trial: Trial) -> Trial:
+    """The trial of a candidate outside of a policy, which evaluates f at the start for all of them."""
+    return trial if trial.setting.uses_first_stage else trial._replace(nfe=trial.nfe - 1)
 
 
 def cheapest(trials: Sequence[Trial], epsilon: float) -> float:

@@ -31,7 +31,7 @@ class Outcomes:
         candidates: the K integrators.
         h0: [N, ...] states at t0; tuples and dicts as one tensor (`dise.select.concatenate_state`).
         k1: [N, ...] f(t0, h0), as one tensor too.
-        nfe: [N, K] evaluations of f.
+        nfe: [N, K] evaluations of f in a policy, with f(t0, h0) also for a candidate that does not need it.
         output: [N, K, ...] outputs of the model; NaN where the candidate failed.
         target: [N, ...] targets of the data; None if they have none.
         means: [N, K, D] channel means of the states at t1 (`dise.select.channel_means`); D is 0 if a state has more
@@ -109,6 +109,7 @@ def _run_batch(
     with block.using(inner(candidates[0])):  # in the precision of a policy, which evaluates k1 for all candidates
         k1 = block.first_stage(first.y0, t0=first.t0, args=first.args, sample_args=first.sample_args)
     nfe = torch.stack([solve.solution.nfe for solve in solves], 1)
+    nfe += torch.tensor([not candidate.uses_first_stage for candidate in candidates], device=nfe.device)
     output = torch.stack([run.output for run in runs], 1)
     failed = torch.stack([run.failed for run in runs], 1)
     means = torch.stack([channel_means(solve.solution.y) for solve in solves], 1)

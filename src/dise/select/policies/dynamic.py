@@ -59,10 +59,10 @@ class Dynamic(Integrator):
     Args:
         candidates: integrators to choose from.
         selector: (h0 [B, ...], k1 [B, ...]) → scores [B, K], e.g. a `CostSelector`; states of several tensors are
-            passed as one (`concatenate_state`). It costs no evaluation of f, because every candidate needs k1. If it
-            has an attribute `conditional = True`, the conditions follow, which are the rows of the solve's
-            `sample_args`: selector(h0, k1, *conditions). If it is a module, it becomes part of the block that the
-            policy is assigned to: it moves with the model and is in its `state_dict`.
+            passed as one (`concatenate_state`). It costs no evaluation of f where the candidate needs k1, as all but
+            some tables do. If it has an attribute `conditional = True`, the conditions follow, which are the rows of
+            the solve's `sample_args`: selector(h0, k1, *conditions). If it is a module, it becomes part of the block
+            that the policy is assigned to: it moves with the model and is in its `state_dict`.
         granularity: "sample", or "batch": the smallest mean score decides for all samples together. With batched=False
             only "batch" is possible; the selector then gets the state as it is, and may return [1, K].
 
