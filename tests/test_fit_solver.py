@@ -1,6 +1,7 @@
 """`fit_solver`, against closed forms, formulas of the literature and the table that a fit starts from."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,15 +84,18 @@ def test_free_rows_start_at_a_given_first_time():
     assert_close(TableParameters(table, "free").table(None).times, table.times)
 
 
-def test_consistent_rows_keep_constants_exact_whatever_the_parameters():
-    parameters = TableParameters(Multistep.adams(6, 3).table)
+@pytest.mark.parametrize("first", [0.0, 0.1])
+def test_consistent_rows_keep_constants_exact_whatever_the_parameters(first):
+    given = Multistep.adams(6, 3).table
+    parameters = TableParameters(replace(given, times=(first, *given.times[1:])))
+    assert_close(parameters.table(None).weights[-1], given.weights[-1], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         for p in parameters.parameters():
             p += torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     table = parameters.table(None)
     assert list(table.times) == sorted(table.times)
-    assert (table.times[0], table.times[-1] < 1) == (0, True)
-    for row, time in zip(table.weights, (*table.times, 1.0), strict=True):
+    assert (table.times[0], table.times[-1] < 1) == (first, True)
+    for row, time in zip(table.weights, (0.0, *table.times[1:], 1.0), strict=True):
         assert sum(row) == pytest.approx(time, abs=1e-12)
     y0 = torch.zeros(1, 1, dtype=DOUBLE)
     end = dise.solve(lambda t, y: torch.full_like(y, 3.0), y0, 1.0, 3.0, Multistep(table)).y

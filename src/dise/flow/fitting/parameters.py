@@ -41,8 +41,8 @@ class TableParameters(nn.Module):
 
     Evaluation times keep their order: their gaps are a softmax of logits, and times that coincide in the given table
     still do. Weights are those of the differences x_{j+1} − x_j. With consistent rows the first time stays as it is,
-    and the weights of every state add up to the fraction of the span at which it is evaluated, those of the end to 1,
-    so that a constant f is integrated exactly; the newest value's weight follows from the others.
+    and the weights of every later state add up to the fraction of the span at which it is evaluated, those of the end
+    to 1, so that a constant f is integrated exactly; the newest value's weight follows from the others.
 
     With free rows f may be evaluated at the start x_0 as if it were a later time, at first a little later than 0 or at
     the table's: at the start of a flow its value is the mean of the data less x_0, which tells nothing new.
@@ -78,7 +78,7 @@ class TableParameters(nn.Module):
         times, increments = distinct[self._place], self.increments.tril()
         if self.scales is not None:
             return Coefficients(times, torch.cat([self.scales.new_ones(1), self.scales]), increments)
-        covered = torch.cat([times, times.new_ones(1)]).diff()
+        covered = torch.cat([times.new_zeros(1), times[1:], times.new_ones(1)]).diff()  # from 0 to 1 in n steps
         lacking = covered - increments.sum(1)
         return Coefficients(times, None, increments + torch.diag(lacking))
 
