@@ -497,6 +497,17 @@ def test_a_field_in_which_autograd_sees_no_z_has_no_divergence_of_zero(hidden, h
         flow.log_prob(x)
 
 
+@pytest.mark.parametrize("hidden", ["no_grad", "detached"])
+def test_transforms_refuse_a_field_in_which_autograd_sees_no_z(hidden):
+    flow, x = Flow(Growth(HIDDEN[hidden]), standard(3), Euler(3)), noise(2, 3)
+    with pytest.raises(ValueError, match="autograd sees no z in it"):
+        torch.func.grad(lambda x: flow.log_prob(x).sum())(x)
+    with pytest.raises(ValueError, match="autograd sees no z in it"):
+        torch.func.jvp(flow.log_prob, (x,), (x,))
+    with pytest.raises(ValueError, match="autograd sees no z in it"), forward_ad.dual_level():
+        flow.log_prob(forward_ad.make_dual(x, x))
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("how", DIVERGENCES, ids=str)
 def test_constant_fields_have_no_divergence(how, grad):
@@ -506,7 +517,9 @@ def test_constant_fields_have_no_divergence(how, grad):
         x = noise(2, 3)
         with torch.set_grad_enabled(grad):
             log_prob = Flow(Growth(value), standard(3), Euler(3), divergence=how).log_prob(x)
+            slope = torch.func.jvp(Flow(Growth(value), standard(3), Euler(3), divergence=how).log_prob, (x,), (x,))[1]
         assert_close(log_prob.detach(), standard(3).log_prob(x - 0.5))
+        assert_close(slope, -((x - 0.5) * x).sum(1))
 
 
 @pytest.mark.parametrize("value", [lambda rate, z: (rate * z,), lambda rate, z: None], ids=["tuple", "None"])

@@ -319,8 +319,17 @@ def _transformed_trace(
     dz_of: Callable[[Tensor], Tensor], z: Tensor, directions: Tensor, chunk: int, first: int
 ) -> tuple[Tensor, Tensor]:
     """As `_reverse_trace` within torch.func's transforms, which autograd's own functions do not work in."""
-    dz, pull_back, *_ = torch.func.vjp(dz_of, z)
+    depends: list[bool] = []
+
+    def watched(z: Tensor) -> Tensor:
+        dz = dz_of(z)
+        depends.append(dz.requires_grad)  # on z alone: to the transform parameters are constants
+        return dz
+
+    dz, pull_back, *_ = torch.func.vjp(watched, z)
     total = torch.zeros(z.shape[:first], dtype=z.dtype, device=z.device)
+    if not depends[0]:
+        return _constant(dz_of, z), total.unsqueeze(-1)
     for some in directions.split(chunk):
         products = torch.func.vmap(pull_back)(some.expand(len(some), *z.shape))[0] * some
         total = total + products.flatten(first + 1).sum((0, -1))
