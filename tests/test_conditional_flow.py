@@ -221,6 +221,13 @@ def test_backward_passes_are_mapped_over_where_that_is_fast(shape, graph, passes
     assert_close(found.detach().squeeze(-1), noise(*shape).cos().sum(-1))
 
 
+@pytest.mark.parametrize("how", [ExactDivergence(), ExactDivergence(mode="forward"), HutchinsonDivergence()], ids=str)
+def test_complex_points_have_no_divergence(how):
+    z = noise(2, 3).to(torch.complex128)
+    with pytest.raises(TypeError, match=r"z: expected real points, got torch\.complex128"):
+        how(lambda t, z: z * z, torch.zeros(()), z, how.probes(z, 1), 1)
+
+
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased(distribution):
     f, z, condition = Net(3), noise(2, 3), noise(2, seed=1)

@@ -146,6 +146,7 @@ def divergence(f: VectorField, t: Tensor, z: Tensor) -> Tensor:
         [..., 1].
 
     Raises:
+        TypeError: complex points.
         ValueError: f returned another shape.
     """
     return ExactDivergence()(f, t, z, (), 1)[1]
@@ -223,6 +224,8 @@ def _with_gradients(f: VectorField, t: Tensor, z: Tensor, trace: Trace) -> tuple
 
     `trace` receives z → f(t, z), z, and whether to make graphs of derivatives.
     """
+    if z.is_complex():  # backward passes would give the conjugate
+        raise TypeError(f"z: expected real points, got {z.dtype}")
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         # autograd accepts no inference tensors, but it accepts their clones
