@@ -562,8 +562,12 @@ def test_diagonal_normal_matches_torch_distributions():
     [
         (torch.zeros(2), torch.ones(3), r"loc, scale: expected two tensors \[D\], got \[2\] and \[3\]"),
         (torch.zeros(()), torch.ones(()), r"loc, scale: expected two tensors \[D\], got \[\] and \[\]"),
-        (torch.zeros(2), torch.tensor([1.0, 0.0]), r"scale: expected positive numbers, got \[1.0, 0.0\]"),
-        (torch.zeros(1), torch.tensor([torch.nan]), "scale: expected positive numbers"),
+        (torch.zeros(2), torch.tensor([1.0, 0.0]), r"scale: expected positive, finite numbers, got 0 at \[1\]"),
+        (torch.zeros(1), torch.tensor([torch.nan]), "scale: expected positive, finite numbers, got nan"),
+        (torch.zeros(2, 2), torch.tensor([[1.0, torch.inf], [1.0, 1.0]]), r"scale: .* got inf at \[0, 1\]"),
+        (torch.tensor([0.0, -torch.inf]), torch.ones(2), r"loc: expected finite numbers, got -inf at \[1\]"),
+        (torch.zeros(2), torch.ones(2, dtype=torch.float64), "one dtype on one device, got torch.float32 on cpu and "),
+        (torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.int64), "expected floating-point tensors"),
     ],
 )
 def test_wrong_arguments_of_diagonal_normal_are_named(loc, scale, message):

@@ -62,7 +62,8 @@ class DiagonalNormal(nn.Module):
         scale: standard deviation in loc's shape, positive; of loc's dtype and device.
 
     Raises:
-        ValueError: loc and scale do not have the same shape, of at least one dimension, or scale is not positive.
+        ValueError: loc and scale do not have the same shape, of at least one dimension, dtype or device, loc is not
+            finite, or scale is not finite and positive.
     """
 
     loc: Tensor
@@ -72,8 +73,14 @@ class DiagonalNormal(nn.Module):
         super().__init__()
         if loc.ndim == 0 or loc.shape != scale.shape:
             raise ValueError(f"loc, scale: expected two tensors [D], got {list(loc.shape)} and {list(scale.shape)}")
-        if not (scale > 0).all():
-            raise ValueError(f"scale: expected positive numbers, got {scale.tolist()}")
+        if not loc.is_floating_point() or loc.dtype != scale.dtype or loc.device != scale.device:
+            got = f"{loc.dtype} on {loc.device} and {scale.dtype} on {scale.device}"
+            raise ValueError(f"loc, scale: expected floating-point tensors of one dtype on one device, got {got}")
+        if not loc.isfinite().all():
+            raise ValueError(f"loc: expected finite numbers, got {_unusable(loc, loc.isfinite())}")
+        usable = (scale > 0) & scale.isfinite()
+        if not usable.all():
+            raise ValueError(f"scale: expected positive, finite numbers, got {_unusable(scale, usable)}")
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
 
@@ -113,3 +120,9 @@ def check_base(base: BaseDistribution) -> None:
             f"base: expected a distribution with event_shape (D,) and batch_shape (), got {event} and {batch}; "
             "torch.distributions.Independent(base, 1) makes a batch of D an event"
         )
+
+
+def _unusable(x: Tensor, usable: Tensor) -> str:
+    """The first number that is not usable, and where it is."""
+    place = (~usable).nonzero()[0]
+    return f"{float(x[tuple(place)]):g} at {place.tolist()}"
