@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import dise
 from dise import Adams, DiagonalNormal, Dopri5, Euler, Flow, FlowDensity, FlowSampler, Midpoint, Multistep, make_sampler
 from dise.flow.certified import prepare
+from dise.flow.certified.candidates import default_candidates
 from dise.flow.certified.choice import Trial, worth_testing
 from dise.flow.certified.exactness import tighter
 from dise.flow.certified.families import Material, mean_oracle, most_useful
@@ -365,6 +366,18 @@ def test_a_seed_fixes_the_fitted_tables():
     assert first.block.integrator == again.block.integrator
     assert "Fitted(6" in str(first.block.integrator)
     assert first.block.integrator != other.block.integrator
+
+
+def test_tight_risks_get_methods_of_high_order():
+    tight, loose = (default_candidates(OutputDeviation(tolerance)) for tolerance in (1e-5, TOLERANCE))
+    orders = [{c.order for c in candidates if isinstance(c, Adams)} for candidates in (tight, loose)]
+    assert orders == [{4, 6}, {3, 4}]
+    options = {"risk": OutputDeviation(1e-5), "condition": speeds, "draws": 500, "epsilon": EPSILON, "families": ()}
+    options |= {"reference": Adams(6, rtol=1e-7, atol=1e-7), "fitted": ()}
+    low = [c for c in tight if not isinstance(c, Adams) or c.order == 4]
+    given, without = (make_sampler(flow_of(Rotation()).double(), candidates=c, **options).block for c in (tight, low))
+    assert given.integrator.order == 6
+    assert given.report.comparison.single_nfe < without.report.comparison.single_nfe
 
 
 def test_tables_are_fitted_beside_the_default_candidates_alone():
