@@ -17,7 +17,7 @@ STEADY = PIController(proportional=0.1, integral=0.9, safety=0.65)
 
 BRISK_FROM = 5  # order
 BRISK = PIController(proportional=0.3, integral=0.7, safety=0.8)
-"""That of high orders, for which longer steps need fewer evaluations at equal error."""
+"""That of high orders: longer steps."""
 
 
 def own_controller(order: int) -> PIController:
