@@ -2,9 +2,12 @@
 
 import cmath
 import math
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Named = TypeVar("Named", bound=NamedTuple)
 
 # torch 2.6 has no is_exporting; there, a compiled graph counts as exported
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -21,6 +24,12 @@ _interpreters = getattr(_functorch, "get_interpreter_stack", None)
 def _dual_level() -> int:
     """The level of forward-mode differentiation; -1 outside of it, or if torch does not say (it is private)."""
     return getattr(torch.autograd.forward_ad, "_current_level", -1)
+
+
+def replaced(values: Named, **changes: Any) -> Named:
+    """A named tuple with some fields changed, in graphs, too: torch 2.6 cannot compile its `_replace`."""
+    kind = type(values)
+    return kind(*[changes.get(name, getattr(values, name)) for name in kind._fields])
 
 
 def has_values(x: Tensor) -> bool:

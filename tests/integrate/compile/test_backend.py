@@ -119,6 +119,7 @@ def test_backend_takes_options_of_torch():
 
 
 @pytest.mark.long
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 keeps no graphs of this backend")
 def test_graphs_are_kept_on_disk(tmp_path, monkeypatch):
     """One backend's graphs are not the other's, which torch's cache would not tell apart by itself.
 

@@ -519,6 +519,7 @@ def test_forward_mode_is_refused(starts, setting):
         solve(field, torch.autograd.forward_ad.make_dual(starts(4, 2), starts(4, 2)), 0.0, 1.0, BOSH, compile=setting)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="torch 2.6 compiles one row's history wrongly")
 @pytest.mark.parametrize("batched", [True, False])
 def test_gradients_of_one_row_by_adams(batched):
     """What counts as contiguous in one row may be a part of another tensor."""

@@ -21,6 +21,7 @@ from dise.integrate.problem.run import Run
 from dise.integrate.stepping.method import Method
 from dise.integrate.stepping.rounds import EagerRounds, Rounds, RoundsDone
 from dise.integrate.stepping.rows import RUNNING, LoopRows, changing
+from dise.integrate.tracing import replaced
 
 # of a kernel that keeps its rounds: as many as were done before, but at least so many as cost less than another call;
 # rounds after an event that stops all samples are wasted
@@ -121,7 +122,7 @@ class GraphRounds:
         number = 1 if most is None else most - int(left)
         self.field.calls += calls * number
         names, samples = changing(rows), rows.sample
-        rows = _updated(rows, dict(zip(names, columns, strict=True)))
+        rows = replaced(rows, **dict(zip(names, columns, strict=True)))
         if record is not None and number > 1:
             record = record._replace(sample=samples.repeat(number), rounds=number)
         counts = dict(zip(_counts(rows), after, strict=False)) if number > 1 else None
@@ -160,7 +161,7 @@ def some_rounds(
     """
     after, record, calls = _one_round(f, method, run, rows, index)
     if not method.tableau.fsal and index > 0:  # the round does not read k1; a kernel wants what changes as an input
-        after = _updated(after, {"k1": torch.where((rows.status == RUNNING)[:, None], after.k1, rows.k1)})
+        after = replaced(after, k1=torch.where((rows.status == RUNNING)[:, None], after.k1, rows.k1))
     after = _feature_major(after)
     before = [getattr(rows, name) for name in changing(rows)]
     columns = [getattr(after, name) for name in changing(rows)]
@@ -170,8 +171,8 @@ def some_rounds(
         return columns, record if any(kept) else None, [], None, calls
     if any(kept):
         step = record.step
-        step = step._replace(t=step.t.clone(), y=step.y.clone(), stages=tuple(x.clone() for x in step.stages))
-        record = record._replace(step=step)
+        step = replaced(step, t=step.t.clone(), y=step.y.clone(), stages=tuple(x.clone() for x in step.stages))
+        record = replaced(record, step=step)
     copies = [getattr(after, name).clone() for name in _counts(rows)] if kept[1] else []
     return columns, record if any(kept) else None, copies, limit - 1, calls
 
@@ -195,7 +196,7 @@ def _rounds_until(
         return (running >= bounds[0]) & (left > 0)
 
     def body(_: Tensor, left: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
-        before = _updated(rows, dict(zip(names, columns, strict=True)))
+        before = replaced(rows, **dict(zip(names, columns, strict=True)))
         after = _feature_major(_one_round(f, method, run, before, 1)[0])
         results = [getattr(after, name) for name in names]
         # torch does not allow a loop's body to return one of its inputs
@@ -205,7 +206,7 @@ def _rounds_until(
     start = (rows.status == RUNNING).sum(), bounds[1].clone(), *(getattr(rows, name) for name in names)
     running, left, *columns = while_loop(unfinished, body, start)
     calls = method.tableau.evaluations + (not method.tableau.fsal)
-    return _updated(rows, dict(zip(names, columns, strict=True))), torch.stack([running, bounds[1] - left]), calls
+    return replaced(rows, **dict(zip(names, columns, strict=True))), torch.stack([running, bounds[1] - left]), calls
 
 
 def _one_round(f: BoundField, method: Method, run: Run, rows: LoopRows, index: int) -> tuple[LoopRows, StepRecord, int]:
@@ -229,12 +230,7 @@ def _compaction_threshold(rows: int) -> int:
 
 def _feature_major(rows: LoopRows) -> LoopRows:
     """The rows, with states and slopes stored as by `feature_major`."""
-    return _updated(rows, {"y": feature_major(rows.y), "k1": feature_major(rows.k1)})
-
-
-def _updated(rows: LoopRows, columns: dict[str, Tensor]) -> LoopRows:
-    """The rows with some columns replaced; torch 2.6 cannot compile their own `_replace`."""
-    return LoopRows(*[columns.get(name, getattr(rows, name)) for name in LoopRows._fields])
+    return replaced(rows, y=feature_major(rows.y), k1=feature_major(rows.k1))
 
 
 def _normalized(rows: LoopRows) -> LoopRows:

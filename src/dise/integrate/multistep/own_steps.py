@@ -141,7 +141,7 @@ class AdamsAttempt:
         before = history.differences.permute(1, 2, 0).contiguous()
         self._k1, self._scaled = _samples_last(k1), weights.growth[:, None] * before  # [F, n] Φ_0 and [P, F, n] others
         slope = self._k1
-        for weight, difference in zip(weights.integrals, self._scaled, strict=False):
+        for weight, difference in zip(weights.integrals[:-1], self._scaled, strict=True):
             slope = torch.addcmul(slope, weight, difference)
         self._increment = _samples_first(slope * self._dt)
         self._predicted = y + self._increment

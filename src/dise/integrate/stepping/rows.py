@@ -10,6 +10,7 @@ from dise.integrate.annotations import Bool, Float, Inexact, Int
 from dise.integrate.multistep.own_steps import History
 from dise.integrate.problem.hooks import EventMemory, EventSteps
 from dise.integrate.status import Status
+from dise.integrate.tracing import replaced
 
 RUNNING = int(Status.RUNNING)
 # of dropped rows that wait to be taken out: numbers in the state that their rows have, and how often rows were dropped
@@ -73,7 +74,7 @@ class LoopRows(NamedTuple):
     def with_history(self, history: History) -> "LoopRows":
         """The rows with other points before t."""
         differences, separations, number, rounding = history
-        return self._replace(differences=differences, separations=separations, n_past=number, rounding=rounding)
+        return replaced(self, differences=differences, separations=separations, n_past=number, rounding=rounding)
 
     def forget(self, which: Tensor) -> "LoopRows":
         """The rows, of which some [R] start again without points before t."""

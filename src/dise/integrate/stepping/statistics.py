@@ -10,6 +10,7 @@ from torch import Tensor
 from dise.integrate.clock import real_dtype
 from dise.integrate.problem.field import BoundField
 from dise.integrate.runge_kutta.step import Step
+from dise.integrate.tracing import replaced
 
 REDUCTIONS = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}  # and the value of each without a step
 REDUCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
@@ -98,7 +99,7 @@ class Accumulators:
             ValueError: one is no tensor of real numbers with a row, or a number, per sample.
         """
         dtype = real_dtype(step.y)
-        step = step._replace(t=step.t.to(dtype), dt=step.dt.to(dtype))
+        step = replaced(step, t=step.t.to(dtype), dt=step.dt.to(dtype))
         number, values = step.t.shape[0], []
         for part in self.parts:
             further = (field,) if getattr(part.function, "calls_field", False) else ()

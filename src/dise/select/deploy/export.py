@@ -24,6 +24,7 @@ from dise.select.policies.cascade import Cascade
 from dise.select.policies.dynamic import Dynamic
 
 SERVE = "serve.json"
+FIXED_BATCH = ("specialized", "inferred to be a constant")  # words of torch's errors
 Tensors = tuple[Tensor, ...]
 Graphs = dict[str, tuple[nn.Module, Tensors]]  # by name, each with inputs to trace it with
 
@@ -168,7 +169,7 @@ def _exported(module: nn.Module, inputs: Tensors) -> torch.export.ExportedProgra
     try:
         program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        if "specialized" not in str(error):
+        if not any(words in str(error) for words in FIXED_BATCH):
             raise
         raise ValueError(
             "model: its code fixes the number of samples while it is traced, as len(x) does; take x.shape[0] there"

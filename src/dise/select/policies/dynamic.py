@@ -13,7 +13,7 @@ from dise.integrate.integrator import Integrator
 from dise.integrate.problem.problem import Problem
 from dise.integrate.problem.requests import Integration, Request, Result, merge, with_outcomes, with_slopes
 from dise.integrate.problem.run import Run
-from dise.integrate.tracing import known_finite
+from dise.integrate.tracing import in_transform, known_finite
 from dise.integrate.value import check_tensor
 from dise.select.model.states import concatenate_state
 
@@ -146,7 +146,8 @@ def integrate_assigned(
         run: how to integrate.
     """
     # bincount would read from the device twice, this reads once
-    counts = (choice == torch.arange(len(candidates), device=choice.device)[:, None]).sum(1).tolist()
+    chosen = (choice == torch.arange(len(candidates), device=choice.device)[:, None]).sum(1)
+    counts = [int(count) for count in chosen] if in_transform() else chosen.tolist()  # which torch 2.6 cannot transform
     if len(problem) in counts:  # one candidate for all: nothing to reorder
         result = yield from candidates[counts.index(len(problem))].integrate(problem.with_first_stage(k1), run)
         return result._replace(choice=choice)
