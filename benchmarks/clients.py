@@ -313,7 +313,7 @@ class Scan:
         """The fastest of those with an error of at most `error`."""
         rows = []
         for name, scanned in [*((name, SCAN) for name in FAMILIES), *FIXED_SCAN.items()]:
-            for factor in (1.0, 3.0, 10.0) if self.case.density and name in FAMILIES else (1.0,):
+            for factor in (1.0, 2.0, 10.0) if self.case.density and name in FAMILIES else (1.0,):
                 low = bisect.bisect_left(
                     scanned, 0, key=lambda tol: -1 if self.missed(name, tol, factor) > error else 0
                 )
