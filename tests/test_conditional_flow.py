@@ -228,6 +228,23 @@ def test_complex_points_have_no_divergence(how):
         how(lambda t, z: z * z, torch.zeros(()), z, how.probes(z, 1), 1)
 
 
+@pytest.mark.parametrize("divergence", [None, HutchinsonDivergence(2)], ids=str)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_derivatives_of_many_points_are_taken_in_parts(divergence, enabled, record):
+    """Without gradients: what a graph keeps, it keeps anyway."""
+    f, number = record(Net(3)), 9000
+    field = AugmentedField(f, divergence, 1)
+    t, z, condition = torch.rand(number, 1, dtype=DOUBLE), noise(number, 3), noise(number, seed=1)
+    further = (condition, *field.probes(z))
+    with torch.set_grad_enabled(enabled):
+        dz, change = field(t, (z, torch.zeros(number, 1)), *further)
+    assert f.calls == (1 if enabled else 4)
+    assert_close(dz, Net(3)(t, z, condition))
+    some = slice(4321, 4326)
+    alone = AugmentedField(Net(3), divergence, 1)(t[some], (z[some], torch.zeros(5, 1)), *(x[some] for x in further))
+    assert_close((dz[some], change[some]), alone)
+
+
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased(distribution):
     f, z, condition = Net(3), noise(2, 3), noise(2, seed=1)

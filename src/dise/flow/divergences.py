@@ -1,5 +1,6 @@
 """Divergence of vector fields, exact or estimated, and the field of points together with their log-density."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 
 from dise.integrate.argument_types import checked_arguments
 from dise.integrate.dependencies import auxiliary_leaf
-from dise.integrate.tracing import has_values, in_forward_mode, in_transform
+from dise.integrate.tracing import has_values, in_forward_mode, in_transform, untracked
 from dise.integrate.value import Value, check_whole, keep_plain
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
 
 FEW = 4  # directions; mapping over fewer costs more than it saves
 MANY_POINTS = 1024
+AT_ONCE = 2**13  # numbers in the points whose derivatives are taken at once, of many on the CPU
 
 
 class Divergence(Protocol):
@@ -205,10 +207,32 @@ class AugmentedField(nn.Module):
         if closed_form is not None:
             dz, div = closed_form(t, z, *further)
             return dz, -div
+        rows = _rows_at_once(t, z)
+        if rows == len(z):
+            dz, div = self._by_derivatives(t, z, *further)
+        else:
+            parts = zip(*(x.split(rows) for x in (t, z, *further)), strict=True)
+            dz, div = map(torch.cat, zip(*(self._by_derivatives(*part) for part in parts), strict=True))
+        return dz, -div
+
+    def _by_derivatives(self, t: Tensor, z: Tensor, *further: Tensor) -> tuple[Tensor, Tensor]:
+        """f [n, ...] and its divergence [n, ..., 1]."""
         how = self.divergence or ExactDivergence()
         probes, conditions = (further[-1:], further[:-1]) if how.draws else ((), further)
-        dz, div = how(lambda t, z: self.f(t, z, *conditions), t, z, probes, self.event_dims)
-        return dz, -div
+        return how(lambda t, z: self.f(t, z, *conditions), t, z, probes, self.event_dims)
+
+
+def _rows_at_once(t: Tensor, z: Tensor) -> int:
+    """How many rows of points z [n, ...] have their derivatives taken at once: n, or fewer of very many on the CPU.
+
+    What backward passes keep of more rows would leave the processor's cache, and be given back to the system and taken
+    again with each pass.
+    """
+    number = len(z) if t.ndim else 0  # one system has no rows
+    if number <= MANY_POINTS or z.numel() <= AT_ONCE or z.device.type != "cpu" or not untracked(z):
+        return len(z)
+    most = max(MANY_POINTS, AT_ONCE * number // z.numel())
+    return math.ceil(number / math.ceil(number / most))  # parts of equal size
 
 
 def _without_probes(f: nn.Module, t: Tensor, z: Tensor, *further: Tensor) -> Tensor:
